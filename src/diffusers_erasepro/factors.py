@@ -1,0 +1,69 @@
+"""A weight change held as two thin factors; the full matrix is never stored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """The matrix `B @ A`."""
+
+    B: Tensor
+    """`(d_out, r)`"""
+    A: Tensor
+    """`(r, d_in)`"""
+
+    @property
+    def rank(self) -> int:
+        return self.A.shape[0]
+
+    def dense(self) -> Tensor:
+        """`(d_out, d_in)`; for applying to a weight and for tests, never for storage."""
+        return self.B @ self.A
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """`B A x` for inputs `(..., d_in)`."""
+        return (x @ self.A.T.to(x)) @ self.B.T.to(x)
+
+    def to(self, dtype: torch.dtype) -> LowRank:
+        return LowRank(self.B.to(dtype), self.A.to(dtype))
+
+    def padded(self, rank: int) -> LowRank:
+        """The same matrix with `rank` rows and columns, the surplus zero."""
+        more = rank - self.rank
+        return LowRank(
+            torch.nn.functional.pad(self.B, (0, more)).contiguous(),
+            torch.nn.functional.pad(self.A, (0, 0, 0, more)).contiguous(),
+        )
+
+
+def stack(parts: Sequence[LowRank]) -> LowRank:
+    """The sum of several low-rank matrices, without forming any of them."""
+    return LowRank(torch.cat([p.B for p in parts], dim=1), torch.cat([p.A for p in parts], dim=0))
+
+
+def orthonormal(factors: LowRank, *, rtol: float = 0.0, max_rank: int | None = None) -> LowRank:
+    """The same matrix as `U sqrt(S)`, `sqrt(S) V'`, at the cost of two thin QRs and one small SVD.
+
+    Orthogonal factors survive rounding to 16 bits; natural ones lose up to 250 % on near-duplicate prompts.
+    Signs are fixed by each direction's largest entry, so the same input gives the same bytes.
+
+    Args:
+        factors: `(d_out, n)` and `(n, d_in)`.
+        rtol: Directions below `rtol` of the largest singular value are dropped; larger is smaller and less exact.
+        max_rank: Keep at most so many directions.
+    """
+    Qb, Rb = torch.linalg.qr(factors.B)
+    Qa, Ra = torch.linalg.qr(factors.A.T)
+    U, S, Vh = torch.linalg.svd(Rb @ Ra.T, full_matrices=False)
+    keep = max(1, int((S > rtol * S[0]).sum())) if len(S) else 0
+    keep = min(keep, max_rank or keep)
+    U, S, V = Qb @ U[:, :keep], S[:keep], Qa @ Vh[:keep].T
+    peak = V.gather(0, V.abs().argmax(0, keepdim=True)).sign()
+    root = S.sqrt()
+    return LowRank(U * peak * root, (V * peak * root).T)

@@ -1,0 +1,64 @@
+"""How to erase: every choice of the method as one validated record that the adapter keeps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .errors import ConceptSpecError
+from .prompts import ALIGNMENTS
+
+METRICS = ("covariance", "identity")
+READERS = "kv"
+"""The name that stands for the denoiser's K/V linears among `layers`."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """The choices `erase` takes as keywords; `erase` documents them."""
+
+    layers: tuple[int | str, ...] = (1, -1)
+    metric: str = "covariance"
+    alignment: str = "last_subject+eos"
+    ridge: float = 0.01
+    soft_weight: float = 0.03
+    rtol: float = 1e-7
+    max_rank: int | None = None
+    max_edit_size: float = 10.0
+
+    def __post_init__(self) -> None:
+        one = isinstance(self.layers, (int, str))
+        object.__setattr__(self, "layers", (self.layers,) if one else tuple(self.layers))
+        _one_of("metric", self.metric, METRICS)
+        _one_of("alignment", self.alignment, tuple(ALIGNMENTS))
+        for name in ("ridge", "soft_weight", "rtol", "max_edit_size"):
+            _number(name, getattr(self, name))
+        if self.max_rank is not None and (type(self.max_rank) is not int or self.max_rank < 1):
+            raise ConceptSpecError(f"max_rank must be a whole number of at least 1, got {self.max_rank!r}")
+        if not self.layers:
+            raise ConceptSpecError("layers is empty; name encoder blocks (such as 1, -1) or 'kv'")
+        for layer in self.layers:
+            if type(layer) is not int and layer != READERS:
+                raise ConceptSpecError(f"unknown layer {layer!r}; layers are encoder blocks (0, 1, ..., -1) or {READERS!r}")
+
+    def blocks(self, count: int) -> list[int]:
+        """The encoder blocks asked for, shallow to deep, of an encoder with `count` blocks."""
+        asked = [b for b in self.layers if isinstance(b, int)]
+        for block in asked:
+            if not -count <= block < count:
+                raise ConceptSpecError(f"unknown layer {block}: the text encoder has blocks 0 to {count - 1} (or -1 for the last)")
+        return sorted({b % count for b in asked})
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"layers": list(self.layers)}
+
+
+def _one_of(name: str, value: object, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ConceptSpecError(f"{name} {value!r} is not known (known: {', '.join(known)})")
+
+
+def _number(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+        raise ConceptSpecError(f"{name} must be a finite number of at least 0, got {value!r}")

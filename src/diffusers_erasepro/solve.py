@@ -1,0 +1,99 @@
+"""The core: the smallest weight change that meets its constraints exactly. Pure tensors in, factors out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .errors import IllPosedError
+from .factors import LowRank, orthonormal, stack
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A solved layer: the factors and what the solve has to say for itself."""
+
+    factors: LowRank
+    constraints: int
+    """Columns of X asked for."""
+    dropped: int
+    """Directions of X too close to the others to count (relative tolerance)."""
+    condition: float
+    """Of the whitened X, over the directions kept."""
+    residual: float
+    """||D X - R|| / ||R||, the worst column."""
+    norm: float
+    """||D||_F"""
+
+
+def solve(
+    X: Tensor, R: Tensor, C: Tensor | None = None, *, Xs: Tensor | None = None, Rs: Tensor | None = None,
+    mu: float = 0.03, rtol: float = 1e-7, soft_rtol: float = 1e-3, max_rank: int | None = None, where: str = "layer",
+) -> Edit:  # fmt: skip
+    """Minimise  tr(D C D') + mu ||D Xs - Rs||^2 / ns   subject to   D X = R.
+
+    With C' = C + mu Xs Xs'/ns, its Cholesky factor L and the whitened keys  L^-1 X = U S V':
+
+        G  = (X' C'^-1 X)^-1 X' C'^-1 = V S^-1 U' L^-1
+        D0 = mu Rs Xs' C'^-1 / ns                                (the soft prompts alone)
+        D  = D0 + (R - D0 X) G = R G + D0 (I - X G)
+
+    The first term has rank <= n; the second vanishes on X, so truncating it leaves the constraint exact.
+    Without C, Xs this is the paper's closed form  R (X'X)^-1 X'.
+
+    Args:
+        X: `(d_in, n)` what the layer receives at the constrained positions.
+        R: `(d_out, n)` what must be added to its output there.
+        C: `(d_in, d_in)` the metric; None is the identity. Directions with little C are cheap to change.
+        Xs: `(d_in, ns)` keys met by least squares only.
+        Rs: `(d_out, ns)` what should be added there.
+        mu: Weight of the soft term against the metric; larger meets it better and drifts more.
+        rtol: Directions of the whitened X below `rtol` of the largest count as duplicates.
+        soft_rtol: The same for the singular values of the soft part; larger gives a smaller file.
+        max_rank: Upper bound of the rank of D; at least the number of constraints.
+        where: Name of the layer, for messages.
+
+    Raises:
+        IllPosedError: Values that are not finite, more constraints than dimensions, constraints that contradict.
+    """
+    check_finite(where, X=X, R=R, C=C, Xs=Xs, Rs=Rs)
+    X, R = X.double(), R.double()
+    d_in, n = X.shape
+    if n > d_in:
+        raise IllPosedError(f"{where}: {n} constraints on {d_in} input dimensions; use fewer exact templates or concepts")
+    metric = torch.eye(d_in, dtype=torch.float64) if C is None else C.double().clone()
+    if Xs is not None and Rs is not None and Xs.shape[1]:
+        Xs, Rs = Xs.double(), Rs.double()
+        weight = mu / Xs.shape[1]
+        metric += weight * Xs @ Xs.T
+    L, bad = torch.linalg.cholesky_ex(metric)
+    if bad:
+        raise IllPosedError(f"{where}: the metric has no Cholesky factor; raise `ridge` or give more preserve prompts")
+
+    U, S, Vh = torch.linalg.svd(torch.linalg.solve_triangular(L, X, upper=False), full_matrices=False)
+    kept = S > rtol * S[0]
+    U, S, V = U[:, kept], S[kept], Vh[kept].T
+    G = V / S @ torch.linalg.solve_triangular(L.T, U, upper=True).T  # (n, d_in)
+
+    parts = [LowRank(R, G)]
+    if Xs is not None and Rs is not None and Xs.shape[1]:
+        rows = torch.cholesky_solve(weight * Xs, L).T  # (ns, d_in), so that D0 = Rs rows
+        soft = LowRank(Rs, rows - (rows @ X) @ G)
+        parts.append(orthonormal(soft, rtol=soft_rtol, max_rank=max_rank - n if max_rank else None))
+    factors = orthonormal(stack(parts), rtol=1e-12)
+
+    gap = (factors.B @ (factors.A @ X) - R).norm(dim=0) / R.norm(dim=0).clamp_min(1e-9 * R.norm() + 1e-300)
+    return Edit(
+        factors=factors, constraints=n, dropped=n - len(S), condition=float(S[0] / S[-1]),
+        residual=float(gap.max()), norm=float(torch.linalg.norm(factors.A * factors.B.norm(dim=0)[:, None])),
+    )  # fmt: skip
+
+
+def check_finite(where: str, **tensors: Tensor | None) -> None:
+    """Raise IllPosedError naming the first tensor with a NaN or an infinity."""
+    for name, tensor in tensors.items():
+        if tensor is not None and not torch.isfinite(tensor).all():
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise IllPosedError(f"{where}: {name} has {bad} values that are not finite; check the base weights")

@@ -1,0 +1,72 @@
+"""What a base model's layers usually receive: one covariance per site, cached by content."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+BATCH = 64
+CACHE_SIZE = 8
+_cache: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
+
+
+@contextmanager
+def record_inputs(sites: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
+    """Collect what each named layer receives; every hook is gone afterwards."""
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str) -> object:
+        return lambda _, args: seen.__setitem__(name, args[0].detach())
+
+    handles = [m.register_forward_pre_hook(keep(name)) for name, m in sites.items()]  # type: ignore[arg-type]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def second_moments(encoder: nn.Module, ids: Tensor, sites: Mapping[str, nn.Module], *, key: str) -> dict[str, Tensor]:
+    """`K K' / m (d_in, d_in)` in float64 of every site's inputs over all positions of `ids`, and of the final states.
+
+    The final states go by the name "states". All positions count, the padding too: the denoiser reads them all.
+
+    Args:
+        encoder: Runs unedited on `ids`.
+        ids: `(n, length)` token ids of the preserve captions.
+        sites: The linears to watch, by name.
+        key: Fingerprint of the encoder; with the ids and the names it is the key of a small cache.
+    """
+    content = hashlib.sha256(ids.cpu().numpy().tobytes() + repr((key, sorted(sites), ids.shape)).encode()).hexdigest()
+    if content in _cache:
+        _cache.move_to_end(content)
+        return _cache[content]
+    sums: dict[str, Tensor] = {}
+    batches = ids.split(BATCH)
+    for batch in tqdm(batches, desc="statistics", leave=False, delay=2):
+        with record_inputs(sites) as seen:
+            states = encoder(batch.to(_device(encoder))).last_hidden_state
+        for name, x in (*seen.items(), ("states", states)):
+            flat = x.reshape(-1, x.shape[-1]).double()
+            sums[name] = sums.get(name, 0) + flat.T @ flat
+    moments = {name: total / ids.numel() for name, total in sums.items()}
+    _cache[content] = moments
+    while len(_cache) > CACHE_SIZE:
+        _cache.popitem(last=False)
+    return moments
+
+
+def ridge(moment: Tensor, lam: float) -> Tensor:
+    """`C = K K'/m + lam mean(diag) I`: directions the corpus never uses stay cheap, but not free."""
+    return moment + lam * moment.diagonal().mean() * torch.eye(len(moment), dtype=moment.dtype)
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device

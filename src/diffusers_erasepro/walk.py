@@ -1,0 +1,107 @@
+"""One forward pass, shallow to deep: every site solves on the way through, no weight is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .factors import LowRank
+from .families import base_linear, blocks_of, writer_path
+from .prompts import Rows
+from .solve import Edit
+
+Solver = Callable[[str, Tensor, Tensor, Tensor, Tensor], Edit]
+"""`(site, X, R, Xs, Rs) -> Edit`, with exact columns X, R and soft columns Xs, Rs."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What happened at one site of the walk."""
+
+    site: str
+    edit: Edit
+    X: Tensor
+    """`(d_in, n)` the keys: inputs at the exact positions, in the edited stream."""
+    gap: float
+    """Mean ||anchor - target|| / ||anchor|| at the exact positions, before this site's edit."""
+
+
+def _hidden(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def _replace(output: Tensor | tuple[Tensor, ...], hidden: Tensor) -> Tensor | tuple[Tensor, ...]:
+    return hidden if isinstance(output, Tensor) else (hidden, *output[1:])
+
+
+@torch.no_grad()
+def walk(encoder: nn.Module, exact: Rows, soft: Rows | None, blocks: Sequence[int], solver: Solver) -> list[Step]:
+    """Run targets and anchors side by side through `encoder`, and solve at each of `blocks` on the way.
+
+    At a block the target rows' stream is `h`, the anchor rows' is `h0`; the edit D of the block's last linear
+    must add `R = h0 - h` at the aligned positions of the exact rows. The target rows then go on with
+    `h + D x` (at every position, as the edited weight would), so the next block sees the edited stream.
+    """
+    ids = [exact.target_ids, *([soft.target_ids] if soft else []), exact.anchor_ids, *([soft.anchor_ids] if soft else [])]
+    half, n = len(exact) + (len(soft) if soft else 0), len(exact)
+    modules = blocks_of(encoder)
+    steps: list[Step] = []
+    inputs: dict[int, Tensor] = {}
+
+    def columns(rows: Rows, first: int, x: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+        """X `(d_in, k)` and R `(d_out, k)` of one set of rows."""
+        target, anchor = rows.row + first, rows.row + first + half
+        return x[target, rows.target_at].T, (out[anchor, rows.anchor_at] - out[target, rows.target_at]).T
+
+    def solve_here(block: int) -> Callable[..., object]:
+        def hook(_: nn.Module, __: object, output: Tensor | tuple[Tensor, ...]) -> object:
+            out, x = _hidden(output).clone(), inputs.pop(block)
+            X, R = columns(exact, 0, x, out)
+            Xs, Rs = columns(soft, n, x, out) if soft else (X[:, :0], R[:, :0])
+            edit = solver(writer_path(encoder, block), X, R, Xs, Rs)
+            goal = out[exact.row + half, exact.anchor_at].norm(dim=-1)
+            steps.append(Step(writer_path(encoder, block), edit, X.double(), float((R.norm(dim=0) / goal).mean())))
+            out[:half] += edit.factors(x[:half].double()).to(out)
+            return _replace(output, out)
+
+        return hook
+
+    handles = []
+    try:
+        for block in blocks:
+            writer = base_linear(encoder.get_submodule(writer_path(encoder, block)))
+            keep = lambda _, args, block=block: inputs.__setitem__(block, args[0])  # noqa: E731
+            handles += [writer.register_forward_pre_hook(keep), modules[block].register_forward_hook(solve_here(block))]
+        encoder(torch.cat(ids).to(next(encoder.parameters()).device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return steps
+
+
+@contextmanager
+def edited(root: nn.Module, edits: Mapping[str, LowRank]) -> Iterator[None]:
+    """Inside, each named linear of `root` also adds its edit's `B A x`; the weights stay as they are."""
+
+    def add(factors: LowRank) -> Callable[..., Tensor]:
+        return lambda _, args, out: out + factors(args[0])
+
+    handles = []
+    try:
+        for name, factors in edits.items():
+            handles.append(base_linear(root.get_submodule(name)).register_forward_hook(add(factors)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def final_states(encoder: nn.Module, ids: Tensor, *, batch: int = 64) -> Tensor:
+    """Last hidden states `(n, length, d)`, what the denoiser reads."""
+    device = next(encoder.parameters()).device
+    return torch.cat([encoder(part.to(device)).last_hidden_state for part in ids.split(batch)])
