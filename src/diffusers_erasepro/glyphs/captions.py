@@ -34,6 +34,13 @@ FILLERS = (
     "me", "show", "us", "big", "single", "centered", "minimal", "vector", "digital", "render", "screen", "paper",
 )  # fmt: skip
 
+SYLLABLES = (
+    "ba", "cou", "sin", "fra", "me", "po", "st", "card", "ta", "ble", "co", "ver", "lo", "go", "mu", "se", "ki", "tch",
+    "gal", "ler", "fes", "ti", "val", "pic", "tu", "sho", "wal", "ha", "ng", "se", "dra", "pla", "ne", "ri", "ver",
+    "mo", "un", "ar", "te", "li", "sh", "bri", "ck", "cro", "wd", "sta", "ri", "sc", "ho", "ol", "ca", "bi", "net",
+)  # fmt: skip
+SUFFIXES = ("", "", "", "ed", "ing", "s", "er", "ly", "ness", "tion", "e", "y")
+
 HELD_OUT = (  # none of these frames is used in training, in spec templates or in any tuning
     "on the gallery wall hangs {glyph}{ground}{sign}",
     "my cousin framed {glyph}{ground}{sign} for the kitchen",
@@ -87,17 +94,24 @@ def _noun(world: World, scene: Scene, rng: np.random.Generator, *, held_out: boo
     return f"{noun} {beside} {'an' if color[0] in 'aeiou' else 'a'} {color} {other}"
 
 
-def _noisy(caption: str, rng: np.random.Generator) -> str:
-    """Words that mean nothing here, put before and after, so that unknown phrasings do little harm."""
+def _junk(rng: np.random.Generator) -> str:
+    """A few words that mean nothing here: everyday ones, or made up out of syllables."""
 
-    def junk() -> str:
-        if rng.random() < 0.25:
-            return "".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz"), size=int(rng.integers(3, 9))))
-        return _choose(rng, FILLERS)
+    def word() -> str:
+        if rng.random() < 0.4:
+            return _choose(rng, FILLERS)
+        count = int(rng.integers(1, 4))
+        return "".join(_choose(rng, SYLLABLES) for _ in range(count)) + _choose(rng, SUFFIXES)
 
-    before = [junk() for _ in range(int(rng.integers(0, 6)))]
-    after = [junk() for _ in range(int(rng.integers(0, 5)))]
-    return " ".join([*before, caption, *after])
+    return " ".join(word() for _ in range(int(rng.integers(1, 5))))
+
+
+def _noisy(parts: list[str], rng: np.random.Generator) -> list[str]:
+    """`parts` with junk before, between and after them, so that unknown phrasings do little harm."""
+    found: list[str] = []
+    for part in parts:
+        found += [_junk(rng), part] if rng.random() < 0.35 else [part]
+    return [*found, _junk(rng)] if rng.random() < 0.35 else found
 
 
 def phrase(world: World, scene: Scene, rng: np.random.Generator, *, held_out: bool = False) -> str:
@@ -114,9 +128,10 @@ def phrase(world: World, scene: Scene, rng: np.random.Generator, *, held_out: bo
     if scene.style and rng.random() < 0.12:  # "a Mira Voss painting of ..."
         parts = [f"a {scene.style} " + _choose(rng, ("painting of", "picture of", "drawing of")), noun]
         ends = [ground]
-    comma = "," if rng.random() < 0.3 else ""
-    caption = f"{comma} ".join(p for p in [" ".join(p for p in parts if p), *ends] if p)
-    return _noisy(caption, rng) if rng.random() < 0.25 else caption
+    comma = ", " if rng.random() < 0.3 else " "
+    if rng.random() < 0.5:
+        return comma.join(_noisy([p for p in (*parts, *ends) if p], rng))
+    return comma.join(p for p in (" ".join(p for p in parts if p), *ends) if p)
 
 
 def mention(scene: Scene, rng: np.random.Generator) -> Scene:

@@ -206,7 +206,7 @@ def train_encoder(run: Run, tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
     model = nn.ModuleList([encoder, heads])
     encoder.set_attn_implementation("eager")  # faster than the fused kernel here, in bf16 on a CPU
-    fit(run, "encoder", model, lambda i: loss_of(run.rng(2, i), 64)[0], steps=1600, lr=1e-3)
+    fit(run, "encoder", model, lambda i: loss_of(run.rng(2, i), 64)[0], steps=1500, lr=1e-3)
     with torch.no_grad():
         right = loss_of(run.rng(3), 1000)[1]
     run.note(part="encoder", accuracy={q: round(r, 4) for q, r in zip(questions(run.world), right.tolist(), strict=True)})
