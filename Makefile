@@ -1,0 +1,36 @@
+# `make demo` and `make test` set up what they need; nothing else is required.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test test-all lint types bench world clean
+
+demo: $(READY)  ## erase, save, load, toggle on the glyph world; writes demo-output/before-after.png
+	$(BIN)/erasepro demo --out demo-output
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+test-all: $(READY)
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+lint: $(READY)
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+
+types: $(READY)
+	$(BIN)/mypy
+
+bench: $(READY)  ## the numbers of docs/first-light.md, about half an hour on two cores
+	$(BIN)/python benchmarks/first_light.py
+
+world: $(READY)  ## train the glyph world from nothing, about two hours on two cores; resumes
+	$(BIN)/python -m diffusers_erasepro.glyphs.train all --out runs/first --to src/diffusers_erasepro/glyphs/weights
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[test]"
+	touch $(READY)
+
+clean:
+	rm -rf .venv demo-output build dist
