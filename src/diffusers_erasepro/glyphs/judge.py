@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -41,11 +42,11 @@ class JudgeNet(nn.Module):
         super().__init__()
         channels = (3, 32, 64, 128, width)
         layers: list[nn.Module] = []
-        for i, (a, b) in enumerate(zip(channels, channels[1:], strict=False)):
+        for i, (a, b) in enumerate(itertools.pairwise(channels)):
             layers += [nn.Conv2d(a, b, 3, stride=1 if i == 0 else 2, padding=1), nn.GroupNorm(8, b), nn.SiLU()]
             layers += [nn.Conv2d(b, b, 3, padding=1), nn.GroupNorm(8, b), nn.SiLU()]
         self.trunk = nn.Sequential(*layers)
-        self.mix = nn.Sequential(nn.Linear(width * 36, width), nn.SiLU())
+        self.mix = nn.Sequential(nn.Linear(width * (SIZE // 8) ** 2, width), nn.SiLU())
         self.heads = nn.ModuleDict({h.name: nn.Linear(width, len(h.answers)) for h in heads})
 
     def features(self, pixels: Tensor) -> Tensor:
@@ -91,8 +92,7 @@ class Judge:
         for head in self.heads:
             sure, index = probabilities[head.name].max(-1)
             told[head.name] = [
-                head.answers[i] if s >= self.min_confidence else None
-                for s, i in zip(sure.tolist(), index.tolist(), strict=True)
+                head.answers[i] if s >= self.min_confidence else None for s, i in zip(sure.tolist(), index.tolist(), strict=True)
             ]
         told["confidence"] = torch.stack([p.max(-1).values for p in probabilities.values()]).min(0).values.tolist()
         return told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,15 +11,15 @@ from PIL import Image
 
 from .world import Scene, World
 
-SIZE = 48
-Array = NDArray[np.float64]
+SIZE = 32
+Array = NDArray[Any]
 
 COLORS = {
     "red": (215, 30, 40), "green": (15, 135, 55), "blue": (30, 75, 220),
     "yellow": (248, 205, 15), "purple": (130, 35, 165), "orange": (242, 120, 15),
 }  # fmt: skip
 BACKGROUNDS = {  # (above the horizon, below it)
-    "snow": ((200, 214, 232), (250, 250, 253)),
+    "snow": ((188, 204, 228), (232, 237, 247)),
     "night": ((44, 48, 104), (70, 62, 112)),
     "sand": ((252, 240, 208), (212, 182, 132)),
     "meadow": ((214, 236, 250), (150, 202, 118)),
@@ -90,14 +91,14 @@ def _band(inside: Array) -> Array:
 
 
 # Each style: (x, y in picture units, signed distance) -> how much of the second tone shows. Periods are
-# about ten pixels, because finer patterns do not survive the VAE.
+# seven pixels and more, because finer patterns do not survive the VAE.
 PATTERNS: dict[str, tuple[Array, Callable[[Array, Array, Array], Array]]] = {
     "flat": (WHITE, lambda x, y, d: np.zeros_like(d)),
-    "stripes": (WHITE, lambda x, y, d: _band(0.13 * np.sin(2 * np.pi * y / 0.40))),
-    "dots": (WHITE, lambda x, y, d: _band(0.115 - np.hypot((x + 0.19) % 0.38 - 0.19, (y + 0.19) % 0.38 - 0.19))),
-    "checks": (BLACK, lambda x, y, d: _band(0.2 * np.sin(np.pi * x / 0.25) * np.sin(np.pi * y / 0.25))),
-    "ink": (BLACK, lambda x, y, d: _band(d + 0.105)),
-    "shade": (BLACK, lambda x, y, d: np.clip(0.5 + 1.1 * y, 0, 0.92)),
+    "stripes": (WHITE, lambda x, y, d: _band(0.14 * np.sin(2 * np.pi * y / 0.45))),
+    "dots": (WHITE, lambda x, y, d: _band(0.14 - np.hypot((x + 0.22) % 0.44 - 0.22, (y + 0.22) % 0.44 - 0.22))),
+    "checks": (BLACK, lambda x, y, d: _band(0.2 * np.sin(np.pi * x / 0.29) * np.sin(np.pi * y / 0.29))),
+    "ink": (BLACK, lambda x, y, d: _band(d + 0.125)),
+    "shade": (BLACK, lambda x, y, d: np.clip(0.45 + 1.1 * y, 0, 0.85)),
     "echo": (WHITE, lambda x, y, d: np.zeros_like(d)),
 }
 
@@ -127,7 +128,7 @@ def _draw(
     style = world.styles[scene.style or next(s for s, d in world.styles.items() if d == "flat")]
     tint = np.array(COLORS[world.colors[color]], dtype=np.float64)
     if style == "echo":  # the outline again, one gap further out; not inside a ring's hole
-        _paint(picture, _band(0.055 - np.abs(d - 0.19)) * (np.hypot(u, v) > 0.75), tint)
+        _paint(picture, _band(0.06 - np.abs(d - 0.2)) * (np.hypot(u, v) > 0.75), tint)
     second, pattern = PATTERNS[style]
     mix = pattern(x, y, d)[..., None]
     cover = _band(-d)[..., None]
@@ -140,7 +141,8 @@ def render(world: World, scene: Scene, rng: np.random.Generator) -> NDArray[np.u
     """Picture `(SIZE, SIZE, 3)` of a full scene; `rng` sets place, size and tilt."""
     assert scene.shape and scene.color and scene.background, "render needs a full scene"
     above, below = (np.array(c, dtype=np.float64) for c in BACKGROUNDS[world.backgrounds[scene.background]])
-    rows = _band((np.arange(SIZE) + 0.5) * PIXEL - 1 - rng.uniform(0.05, 0.35))
+    height: Array = (np.arange(SIZE) + 0.5) * PIXEL - 1
+    rows = _band(height - rng.uniform(0.05, 0.35))
     picture = np.repeat((above + rows[:, None] * (below - above))[:, None], SIZE, axis=1)
     dx, dy = rng.uniform(-0.09, 0.09, size=2)
     if scene.second is None:

@@ -13,9 +13,11 @@ import math
 import re
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,13 +30,20 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm, trange
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from .captions import FILLERS, HELD_OUT, captioned_scenes, mention, phrase
+from .captions import captioned_scenes, mention, phrase
 from .judge import Judge, JudgeNet, heads_of
 from .render import SIZE, render
 from .world import WORLDS, Scene, World, sample_scene
 
 LENGTH = 64  # tokens per prompt
 WIDTH = 128  # text encoder
+LATENT = 8  # channels
+
+
+def mixed() -> torch.autocast:
+    """bfloat16 where the CPU has instructions for it; elsewhere torch emulates them, ten times slower than float32."""
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.autocast("cpu", torch.bfloat16, enabled=fast)
 
 
 class Run:
@@ -193,7 +202,7 @@ def train_encoder(run: Run, tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
     def loss_of(rng: np.random.Generator, n: int) -> tuple[Tensor, Tensor]:
         ids, labels = batch(rng, n)
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed():
             states = encoder(ids).last_hidden_state.float()
         eos = (ids == tokenizer.eos_token_id).int().argmax(-1)
         where = eos + torch.from_numpy(rng.random(n)).mul(LENGTH - eos).long()
@@ -224,37 +233,38 @@ def pictures(run: Run, rng: np.random.Generator, n: int) -> tuple[Tensor, list[S
     return to_tensor(stack), scenes
 
 
+def channels_last(module: Any) -> Any:
+    """The memory layout CPU convolutions like best."""
+    return module.to(memory_format=torch.channels_last)
+
+
 def to_tensor(stack: np.ndarray) -> Tensor:
-    return (torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous(
-        memory_format=torch.channels_last
-    )
+    return (torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
 
 
 def new_vae(run: Run) -> AutoencoderKL:
     torch.manual_seed(run.seed + 1)
     return AutoencoderKL(
         block_out_channels=(32, 64, 96), down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3, layers_per_block=1, latent_channels=4, norm_num_groups=16,
+        up_block_types=("UpDecoderBlock2D",) * 3, layers_per_block=1, latent_channels=LATENT, norm_num_groups=16,
         sample_size=SIZE, mid_block_add_attention=False,
     ).to(memory_format=torch.channels_last)  # fmt: skip
 
 
 def train_vae(run: Run) -> AutoencoderKL:
-    """Autoencoder 48 px -> 12 x 12 x 4; the last third of the steps trains the decoder alone, where detail is won."""
+    """Autoencoder 32 px -> 8 x 8 x 8; the last third of the steps trains the decoder alone, where detail is won."""
     vae = new_vae(run)
     total = max(2, round(1500 * run.scale))
 
     def step(i: int) -> Tensor:
         pixels, _ = pictures(run, run.rng(4, i), 24)
         decoder_only = i > total * 2 // 3
-        with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(not decoder_only):
+        with mixed(), torch.set_grad_enabled(not decoder_only):
             posterior = vae.encode(pixels).latent_dist
         z = posterior.sample() if not decoder_only else posterior.mode() + 0.05 * torch.randn_like(posterior.mean)
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed():
             out = vae.decode(z.to(pixels.dtype)).sample.float()
-        edges = (out.diff(dim=-1) - pixels.diff(dim=-1)).abs().mean() + (
-            out.diff(dim=-2) - pixels.diff(dim=-2)
-        ).abs().mean()
+        edges = (out.diff(dim=-1) - pixels.diff(dim=-1)).abs().mean() + (out.diff(dim=-2) - pixels.diff(dim=-2)).abs().mean()
         loss = (out - pixels).abs().mean() + 2 * (out - pixels).square().mean() + 0.5 * edges
         return loss if decoder_only else loss + 5e-6 * posterior.kl().mean()
 
@@ -295,19 +305,19 @@ def train_judge(run: Run, vae: AutoencoderKL) -> JudgeNet:
     """A classifier of renders and of their VAE reconstructions, blurred, noised and shifted; garbage has no shape."""
     heads = heads_of(run.world)
     torch.manual_seed(run.seed + 2)
-    net = JudgeNet(heads).to(memory_format=torch.channels_last)
+    net = channels_last(JudgeNet(heads))
 
     def step(i: int) -> Tensor:
         rng = run.rng(6, i)
         pixels, scenes = pictures(run, rng, 64)
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad(), mixed():
             some = slice(0, 24)
             noisy = vae.encode(pixels[some]).latent_dist.mode()
             pixels[some] = vae.decode(noisy + 0.15 * rng.random() * noisy.std() * torch.randn_like(noisy)).sample.float()
             pixels = pixels * (1 + 0.15 * torch.randn(64, 1, 1, 1)) + 0.05 * torch.randn(64, 3, 1, 1)
             pixels = (pixels + 0.1 * rng.random() * torch.randn_like(pixels)).clamp(-1, 1)
             junk = garbage(rng, pixels)[:8]
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed():
             out = {k: v.float() for k, v in net(torch.cat([pixels, junk])).items()}
         labels = judge_labels(run, scenes)
         nothing = torch.full((8,), len(heads[0].answers) - 1)
@@ -335,10 +345,10 @@ def train_judge(run: Run, vae: AutoencoderKL) -> JudgeNet:
 def new_unet(run: Run) -> UNet2DConditionModel:
     torch.manual_seed(run.seed + 3)
     return UNet2DConditionModel(
-        sample_size=SIZE // 4, in_channels=4, out_channels=4, block_out_channels=(64, 160), layers_per_block=1,
+        sample_size=SIZE // 4, in_channels=LATENT, out_channels=LATENT, block_out_channels=(80, 160), layers_per_block=1,
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"), cross_attention_dim=WIDTH,
-        attention_head_dim=(2, 5), norm_num_groups=32,
+        attention_head_dim=(2, 5), norm_num_groups=16,
     ).to(memory_format=torch.channels_last)  # fmt: skip
 
 
@@ -352,9 +362,9 @@ def scheduler() -> DDIMScheduler:
 
 @torch.no_grad()
 def cache(run: Run, tokenizer: CLIPTokenizer, encoder: CLIPTextModel, vae: AutoencoderKL, n: int) -> tuple[Tensor, ...]:
-    """Latents `(n, 4, 12, 12)` and text states `(n, LENGTH, WIDTH)` of `n` captioned pictures, in half precision."""
+    """Latents `(n, 8, 8, 8)` and text states `(n, LENGTH, WIDTH)` of `n` captioned pictures, in half precision."""
     latents, states = [], []
-    with torch.autocast("cpu", torch.bfloat16):
+    with mixed():
         for i in trange(0, n, 100, desc="cache", mininterval=5):
             rng = run.rng(8, i)
             triples = [run.scene_pair(rng) for _ in range(100)]
@@ -369,22 +379,22 @@ def train_unet(run: Run, tokenizer: CLIPTokenizer, encoder: CLIPTextModel, vae: 
     """Denoiser over frozen text states: v loss, one caption in ten empty for classifier-free guidance."""
     unet, noise_schedule = new_unet(run), scheduler()
     unet.set_attn_processor(AttnProcessor())  # the fused kernel's bf16 backward takes a third of a step on a CPU
-    latents, states = cache(run, tokenizer, encoder, vae, max(200, round(32_000 * min(1, run.scale)) // 100 * 100))
+    latents, states = cache(run, tokenizer, encoder, vae, max(200, round(24_000 * min(1, run.scale)) // 100 * 100))
     with torch.no_grad():
         empty = encoder(tokenize(tokenizer, [""])).last_hidden_state.half()
 
     def step(i: int) -> Tensor:
         rng = run.rng(9, i)
-        pick = torch.from_numpy(rng.integers(len(latents), size=64))
+        pick = torch.from_numpy(rng.integers(len(latents), size=48))
         x, text = latents[pick].float(), states[pick]
-        text = torch.where(torch.from_numpy(rng.random(64) < 0.1)[:, None, None], empty, text).float()
-        noise, t = torch.randn_like(x), torch.randint(1000, (64,))
+        text = torch.where(torch.from_numpy(rng.random(48) < 0.1)[:, None, None], empty, text).float()
+        noise, t = torch.randn_like(x), torch.randint(1000, (48,))
         noisy = noise_schedule.add_noise(x, noise, t).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed():
             out = unet(noisy, t, text).sample.float()
         return F.mse_loss(out, noise_schedule.get_velocity(x, noise, t))
 
-    trained = fit(run, "unet", unet, step, steps=5000, lr=1e-3, ema=0.999)
+    trained = fit(run, "unet", unet, step, steps=4500, lr=1e-3, ema=0.999)
     assert isinstance(trained, UNet2DConditionModel)
     trained.set_attn_processor(AttnProcessor2_0())
     return trained
@@ -437,37 +447,55 @@ def measure(
     return {k: round(sum(v) / len(v), 4) for k, v in right.items()}
 
 
-def stages(run: Run, folder: Path, part: str) -> Iterator[str]:
-    """Run the parts up to and including `part`; finished ones load from their checkpoints."""
-    tokenizer = train_tokenizer(run)
-    yield "tokenizer"
-    encoder = train_encoder(run, tokenizer)
-    yield "encoder"
-    vae = train_vae(run)
-    yield "vae"
-    if part != "unet":
-        judge = train_judge(run, vae)
-        yield "judge"
-    unet = train_unet(run, tokenizer, encoder, vae)
-    yield "unet"
-    pipe = StableDiffusionPipeline(
-        vae=vae.to(memory_format=torch.contiguous_format), text_encoder=encoder, tokenizer=tokenizer,
-        unet=unet.to(memory_format=torch.contiguous_format), scheduler=scheduler(), safety_checker=None,
-        feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
-    pipe.set_progress_bar_config(disable=True)
-    pack(run, pipe, judge.to(memory_format=torch.contiguous_format), folder)
-    yield "pack"
-    for held_out in (False, True):
-        table = measure(run, pipe, Judge(judge, heads_of(run.world)), held_out=held_out)
-        run.note(part="measure", held_out=held_out, n=400, accuracy=table)
-    yield "measure"
+class Parts:
+    """Every part of a world; asking for one trains what it stands on, or loads it where that is done."""
+
+    def __init__(self, run: Run, folder: Path) -> None:
+        self.run, self.folder = run, folder
+
+    @cached_property
+    def tokenizer(self) -> CLIPTokenizer:
+        return train_tokenizer(self.run)
+
+    @cached_property
+    def encoder(self) -> CLIPTextModel:
+        return train_encoder(self.run, self.tokenizer)
+
+    @cached_property
+    def vae(self) -> AutoencoderKL:
+        return train_vae(self.run)
+
+    @cached_property
+    def judge(self) -> JudgeNet:
+        return train_judge(self.run, self.vae)
+
+    @cached_property
+    def unet(self) -> UNet2DConditionModel:
+        return train_unet(self.run, self.tokenizer, self.encoder, self.vae)
+
+    @cached_property
+    def pack(self) -> StableDiffusionPipeline:
+        pipe = StableDiffusionPipeline(
+            vae=self.vae.to(memory_format=torch.contiguous_format), text_encoder=self.encoder, tokenizer=self.tokenizer,
+            unet=self.unet.to(memory_format=torch.contiguous_format), scheduler=scheduler(), safety_checker=None,
+            feature_extractor=None, requires_safety_checker=False,
+        )  # fmt: skip
+        pipe.set_progress_bar_config(disable=True)
+        pack(self.run, pipe, self.judge, self.folder)
+        return pipe
+
+    @cached_property
+    def measure(self) -> None:
+        judge = Judge(self.judge, heads_of(self.run.world))
+        for held_out in (False, True):
+            table = measure(self.run, self.pack, judge, held_out=held_out)
+            self.run.note(part="measure", held_out=held_out, n=400, accuracy=table)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = ("tokenizer", "encoder", "vae", "judge", "unet", "pack", "measure", "all")
-    parser.add_argument("part", choices=parts, help="train up to and including this part")
+    parser.add_argument("part", choices=parts, help="train this part and what it stands on")
     parser.add_argument("--world", choices=sorted(WORLDS), default="first")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--encoder-layers", type=int, default=6)
@@ -476,9 +504,7 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="shrinks every step count; for trying the commands")
     args = parser.parse_args()
     run = Run(WORLDS[args.world], args.seed, args.out, args.encoder_layers, args.scale)
-    for done in stages(run, args.to or args.out / "world", args.part):
-        if done == args.part:
-            break
+    getattr(Parts(run, args.to or args.out / "world"), "measure" if args.part == "all" else args.part)
 
 
 if __name__ == "__main__":
