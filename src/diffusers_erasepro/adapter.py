@@ -8,7 +8,7 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,54 +22,15 @@ from .errors import AdapterFormatError, AdapterIntegrityError, UnsafeFileError
 from .factors import LowRank
 from .families import ENCODERS, file_name
 from .options import Options
+from .report import Report
 from .spec import ErasureSpec
 
 WEIGHT_NAME = "pytorch_lora_weights.safetensors"
 SCHEMA = 1
 HEADER_LIMIT = 8 * 2**20
+NOT_WEIGHTS = {b"version ": "a Git-LFS pointer", b"<!doctyp": "a web page", b"<html": "a web page"}
 KEYS, GOAL = "erasepro.lora_keys.", "erasepro.lora_goal."
 """Prefixes of our own tensors; stock loaders ignore a tensor whose name holds "lora" and no component (diffusers 0.42)."""
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """One edited layer."""
-
-    name: str
-    rank: int
-    edit_size: float
-    """||D||_F / ||W||_F"""
-    condition: float
-    """Of the whitened keys."""
-    gap: float
-    """Mean relative distance between target and anchor before this edit."""
-    constraints: int
-    dropped: int
-
-
-@dataclass(frozen=True)
-class Report:
-    """What an erasure measured when it was made; residuals and drift are relative norms at what the denoiser reads."""
-
-    listed_residual: float
-    """Worst over the exact prompts' aligned positions."""
-    held_out_residual: float
-    """Worst over templates that were never solved for."""
-    drift: float
-    """Mean change of the preserve captions' states."""
-    layers: tuple[LayerReport, ...] = ()
-    held_out_mean: float = float("nan")
-    denoiser_residual: float | None = None
-    denoiser_drift: float | None = None
-    seconds: float | None = None
-    """Of the edit; not stored, so that the same spec gives the same file."""
-
-    def to_dict(self) -> dict[str, Any]:
-        return {k: v for k, v in asdict(self).items() if k != "seconds"}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Report:
-        return cls(**{**data, "layers": tuple(LayerReport(**row) for row in data["layers"])})
 
 
 @dataclass(frozen=True)
@@ -108,7 +69,7 @@ class ErasureAdapter:
         """What the file holds: factors of one rank everywhere (stock loaders misread mixed ones), keys, goals."""
         rank = max(f.rank for f in self.edits.values())
         found: dict[str, Tensor] = {}
-        for name, factors in (self.edits | _attention_rows(self.edits)).items():
+        for name, factors in {**self.edits, **_attention_rows(self.edits)}.items():
             even = factors.to(torch.float32).padded(rank)
             found[f"{name}.lora_A.weight"], found[f"{name}.lora_B.weight"] = even.A, even.B
         found |= {KEYS + k: v.float().contiguous() for k, v in self.keys.items()}
@@ -251,6 +212,8 @@ def read(path: Path) -> ErasureAdapter:
     if path.suffix != ".safetensors":
         raise UnsafeFileError(f"{path} is not a safetensors file; pickles are never loaded")
     header, tensors = _open(path)
+    if not isinstance(header, dict):
+        raise AdapterFormatError(f"{path}: its 'erasepro' header is a {type(header).__name__}, not a table")
     if header.get("schema") != SCHEMA:
         raise AdapterFormatError(f"{path} has schema {header.get('schema')!r}, this version reads {SCHEMA}; upgrade the package")
     if tensor_digest(tensors) != header.get("sha256"):
@@ -267,6 +230,8 @@ def read(path: Path) -> ErasureAdapter:
 def _open(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     with path.open("rb") as file:
         start = file.read(8)
+    if what := next((w for mark, w in NOT_WEIGHTS.items() if start.lower().startswith(mark)), None):
+        raise AdapterFormatError(f"{path} is {what}, not weights; download the file itself")
     if len(start) == 8 and int.from_bytes(start, "little") > HEADER_LIMIT:
         raise AdapterFormatError(f"{path}: a header of {int.from_bytes(start, 'little')} bytes, at most {HEADER_LIMIT} are read")
     try:
@@ -302,8 +267,3 @@ def _build(header: dict[str, Any], tensors: dict[str, Tensor], source: str) -> E
     if unknown:
         raise ValueError(f"unknown tensors {sorted(unknown)[:3]}")
     return adapter
-
-
-def with_report(adapter: ErasureAdapter, **values: Any) -> ErasureAdapter:
-    """The adapter with some report entries replaced."""
-    return replace(adapter, report=replace(adapter.report, **values))

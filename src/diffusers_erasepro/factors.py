@@ -61,7 +61,7 @@ def orthonormal(factors: LowRank, *, rtol: float = 0.0, max_rank: int | None = N
     Qb, Rb = torch.linalg.qr(factors.B)
     Qa, Ra = torch.linalg.qr(factors.A.T)
     U, S, Vh = torch.linalg.svd(Rb @ Ra.T, full_matrices=False)
-    keep = max(1, int((S > rtol * S[0]).sum())) if len(S) else 0
+    keep = max(1, int((rtol * S[0] < S).sum())) if len(S) else 0
     keep = min(keep, max_rank or keep)
     U, S, V = Qb @ U[:, :keep], S[:keep], Qa @ Vh[:keep].T
     peak = V.gather(0, V.abs().argmax(0, keepdim=True)).sign()

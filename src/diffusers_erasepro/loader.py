@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 import torch
 
-
 from .adapter import ErasureAdapter
 from .compose import combined, joint_options, joint_spec
 from .erase import erase
@@ -35,6 +34,7 @@ from .weights import (
 )
 
 P = TypeVar("P")
+
 THRESHOLDS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 """Largest residual that counts as zero, per dtype of the live weights (three times what rounding was seen to do)."""
 NEVER_COVERED = (
@@ -309,7 +309,7 @@ def _erasable_class(stock: type) -> type:
 
 
 def _rebuild(stock: type, state: dict[str, Any]) -> Any:
-    pipe = stock.__new__(_erasable_class(stock))
+    pipe: Any = object.__new__(_erasable_class(stock))
     pipe.__dict__.update(state)
     return pipe
 
@@ -326,5 +326,5 @@ def erasable(pipe: P) -> P:
     """
     family_of(pipe)
     if not isinstance(pipe, ErasureLoaderMixin):
-        pipe.__class__ = _erasable_class(type(pipe))
+        pipe.__class__ = _erasable_class(type(pipe))  # type: ignore[arg-type, assignment]
     return pipe

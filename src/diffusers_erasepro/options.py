@@ -42,12 +42,22 @@ class Options:
             if type(layer) is not int and layer != READERS:
                 raise ConceptSpecError(f"unknown layer {layer!r}; layers are encoder blocks (0, 1, ..., -1) or {READERS!r}")
 
+    @classmethod
+    def of(cls, choices: dict[str, Any]) -> Options:
+        """Options from keywords; an unknown one is an error that lists the known."""
+        if unknown := sorted(set(choices) - set(cls.__dataclass_fields__)):
+            known = ", ".join(cls.__dataclass_fields__)
+            raise ConceptSpecError(f"unknown option {unknown[0]!r} (known: {known})")
+        return cls(**choices)
+
     def blocks(self, count: int) -> list[int]:
         """The encoder blocks asked for, shallow to deep, of an encoder with `count` blocks."""
         asked = [b for b in self.layers if isinstance(b, int)]
         for block in asked:
             if not -count <= block < count:
-                raise ConceptSpecError(f"unknown layer {block}: the text encoder has blocks 0 to {count - 1} (or -1 for the last)")
+                raise ConceptSpecError(
+                    f"unknown layer {block}: the text encoder has blocks 0 to {count - 1} (or -1 for the last)"
+                )
         return sorted({b % count for b in asked})
 
     def to_dict(self) -> dict[str, Any]:

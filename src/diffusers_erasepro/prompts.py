@@ -94,9 +94,7 @@ def listed_prompts(spec: ErasureSpec) -> list[str]:
 def token_ids(tokenizer: Any, texts: Sequence[str]) -> Tensor:
     """Ids `(n, length)`, padded to the tokenizer's limit as the pipelines pad them."""
     length = tokenizer.model_max_length
-    return tokenizer(
-        list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-    ).input_ids
+    return tokenizer(list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
 
 
 def span(tokenizer: Any, prompt: Prompt) -> tuple[list[int], int]:

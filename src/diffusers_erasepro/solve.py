@@ -24,13 +24,12 @@ class Edit:
     """Of the whitened X, over the directions kept."""
     residual: float
     """||D X - R|| / ||R||, the worst column."""
-    norm: float
-    """||D||_F"""
 
 
 def solve(
     X: Tensor, R: Tensor, C: Tensor | None = None, *, Xs: Tensor | None = None, Rs: Tensor | None = None,
-    mu: float = 0.03, rtol: float = 1e-7, soft_rtol: float = 1e-3, max_rank: int | None = None, where: str = "layer",
+    mu: float = 0.03, rtol: float = 1e-7, soft_rtol: float = 1e-3, max_rank: int | None = None, max_residual: float = 1e-3,
+    where: str = "layer",
 ) -> Edit:  # fmt: skip
     """Minimise  tr(D C D') + mu ||D Xs - Rs||^2 / ns   subject to   D X = R.
 
@@ -53,6 +52,7 @@ def solve(
         rtol: Directions of the whitened X below `rtol` of the largest count as duplicates.
         soft_rtol: The same for the singular values of the soft part; larger gives a smaller file.
         max_rank: Upper bound of the rank of D; at least the number of constraints.
+        max_residual: A larger residual means that nearly equal keys ask for different things.
         where: Name of the layer, for messages.
 
     Raises:
@@ -73,7 +73,7 @@ def solve(
         raise IllPosedError(f"{where}: the metric has no Cholesky factor; raise `ridge` or give more preserve prompts")
 
     U, S, Vh = torch.linalg.svd(torch.linalg.solve_triangular(L, X, upper=False), full_matrices=False)
-    kept = S > rtol * S[0]
+    kept = rtol * S[0] < S
     U, S, V = U[:, kept], S[kept], Vh[kept].T
     G = V / S @ torch.linalg.solve_triangular(L.T, U, upper=True).T  # (n, d_in)
 
@@ -85,9 +85,14 @@ def solve(
     factors = orthonormal(stack(parts), rtol=1e-12)
 
     gap = (factors.B @ (factors.A @ X) - R).norm(dim=0) / R.norm(dim=0).clamp_min(1e-9 * R.norm() + 1e-300)
+    if gap.max() > max_residual:
+        raise IllPosedError(
+            f"{where}: {n} constraints, {n - len(S)} of them nearly duplicates that contradict: residual {float(gap.max()):.1e}, "
+            f"at most {max_residual:g}; remove near-duplicate templates or concepts, or lower rtol={rtol:g}"
+        )
     return Edit(
         factors=factors, constraints=n, dropped=n - len(S), condition=float(S[0] / S[-1]),
-        residual=float(gap.max()), norm=float(torch.linalg.norm(factors.A * factors.B.norm(dim=0)[:, None])),
+        residual=float(gap.max()),
     )  # fmt: skip
 
 

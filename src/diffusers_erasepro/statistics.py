@@ -63,9 +63,13 @@ def second_moments(encoder: nn.Module, ids: Tensor, sites: Mapping[str, nn.Modul
     return moments
 
 
-def ridge(moment: Tensor, lam: float) -> Tensor:
-    """`C = K K'/m + lam mean(diag) I`: directions the corpus never uses stay cheap, but not free."""
-    return moment + lam * moment.diagonal().mean() * torch.eye(len(moment), dtype=moment.dtype)
+def metrics(encoder: nn.Module, ids: Tensor, sites: Mapping[str, nn.Module], *, key: str, ridge: float) -> dict[str, Tensor]:
+    """The metric of every site and of "states":  C = K K'/m + ridge mean(diag) I.
+
+    Directions the corpus never uses stay cheap to change, but not free.
+    """
+    moments = second_moments(encoder, ids, sites, key=key)
+    return {name: m + ridge * m.diagonal().mean() * torch.eye(len(m), dtype=m.dtype) for name, m in moments.items()}
 
 
 def _device(module: nn.Module) -> torch.device:

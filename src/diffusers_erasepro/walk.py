@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -105,3 +106,17 @@ def final_states(encoder: nn.Module, ids: Tensor, *, batch: int = 64) -> Tensor:
     """Last hidden states `(n, length, d)`, what the denoiser reads."""
     device = next(encoder.parameters()).device
     return torch.cat([encoder(part.to(device)).last_hidden_state for part in ids.split(batch)])
+
+
+@contextmanager
+def working(encoder: nn.Module) -> Iterator[nn.Module]:
+    """The encoder in float32 and eval mode; a 16-bit one is copied, its own weights are not touched."""
+    if next(encoder.parameters()).dtype != torch.float32:
+        yield copy.deepcopy(encoder).float().eval()
+        return
+    training = encoder.training
+    encoder.eval()
+    try:
+        yield encoder
+    finally:
+        encoder.train(training)

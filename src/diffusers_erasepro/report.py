@@ -1,0 +1,92 @@
+"""What an erasure measured when it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from .errors import IllPosedError
+from .factors import LowRank
+from .solve import Edit
+
+NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One edited layer."""
+
+    name: str
+    rank: int
+    edit_size: float
+    """||D||_F / ||W||_F"""
+    condition: float
+    """Of the whitened keys, over the directions kept."""
+    gap: float
+    """Mean ||anchor - target|| / ||anchor|| at the exact positions before this edit."""
+    constraints: int
+    dropped: int
+    """Constraints that were duplicates of others."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Residuals and drift are relative norms at what the denoiser reads."""
+
+    listed_residual: float
+    """Worst over the exact prompts' aligned positions."""
+    held_out_residual: float
+    """Worst over templates that were never solved for; NaN where the spec leaves none."""
+    drift: float
+    """Mean change of the preserve captions' states."""
+    layers: tuple[LayerReport, ...] = ()
+    held_out_mean: float = NAN
+    denoiser_residual: float | None = None
+    denoiser_drift: float | None = None
+    seconds: float | None = None
+    """Of the edit; not stored, so that the same spec gives the same file."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for the file's header, `seconds` left out."""
+        return {k: v for k, v in asdict(self).items() if k != "seconds"}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Report:
+        return cls(**{**data, "layers": tuple(LayerReport(**row) for row in data["layers"])})
+
+
+def frobenius(factors: LowRank) -> float:
+    """||B A||_F without forming the matrix."""
+    B, A = factors.B.double(), factors.A.double()
+    return float(((B.T @ B) * (A @ A.T)).sum().clamp_min(0).sqrt())
+
+
+def layer_report(name: str, weight: Tensor, factors: LowRank, edit: Edit, gap: float, *, limit: float) -> LayerReport:
+    """The report of one layer.
+
+    Raises:
+        IllPosedError: The edit is larger than `limit` times the weight.
+    """
+    size = frobenius(factors) / float(weight.detach().double().norm())
+    if size > limit:
+        raise IllPosedError(
+            f"{name}: the edit is {size:.3g} times the weight, at most max_edit_size={limit:g} is allowed (rank {factors.rank}, "
+            f"condition {edit.condition:.1e}); edit an earlier block as well, use fewer templates, or raise max_edit_size"
+        )
+    return LayerReport(name, factors.rank, size, edit.condition, gap, edit.constraints, edit.dropped)
+
+
+def worst(parts: Sequence[Report], *, seconds: float) -> Report:
+    """One report for several encoders: the worst of each number, the layers of all."""
+    first = max(parts, key=lambda r: r.listed_residual)
+    return replace(
+        first,
+        held_out_residual=max(r.held_out_residual for r in parts),
+        held_out_mean=max(r.held_out_mean for r in parts),
+        drift=max(r.drift for r in parts),
+        layers=tuple(layer for r in parts for layer in r.layers),
+        seconds=seconds,
+    )
