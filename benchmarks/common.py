@@ -1,0 +1,144 @@
+"""What benchmarks share: prompts with a concept in them, drawing with fixed seeds, rates with intervals."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm.auto import trange
+
+from diffusers_erasepro import Concept, ErasureAdapter
+from diffusers_erasepro.families import base_linear, family_of, reader_paths
+from diffusers_erasepro.glyphs.captions import mention, phrase
+from diffusers_erasepro.glyphs.world import FIRST, Scene, World, sample_scene
+from diffusers_erasepro.prompts import Prompt, span, token_ids
+from diffusers_erasepro.spec import ErasureSpec
+from diffusers_erasepro.walk import final_states
+
+FIELDS = ("shape", "style", "color", "background")
+Pairs = list[tuple[str, Scene]]
+
+
+def kind_of(world: World, concept: Concept) -> str:
+    """Which field of a scene the concept is: "shape", "style" or "attribute"."""
+    return "shape" if concept.target in world.shapes else "style" if concept.target in world.styles else "attribute"
+
+
+def prompts_with(concept: Concept, n: int, *, seed: int, held_out: bool, world: World = FIRST) -> Pairs:
+    """`n` captions that ask for the concept, each with what it says."""
+    rng, field, found = np.random.default_rng([seed, 1]), kind_of(world, concept), []
+    for i in range(n):
+        scene = mention(sample_scene(world, rng, second=0.0), rng)
+        scene = replace(scene, shape=scene.shape or "square") if field != "shape" else scene
+        scene = replace(scene, **{field: concept.words[i % len(concept.words)]})
+        found.append((phrase(world, scene, rng, held_out=held_out), scene))
+    return found
+
+
+def prompts_without(concepts: Sequence[Concept], n: int, *, seed: int, held_out: bool, world: World = FIRST) -> Pairs:
+    """`n` captions that name none of the concepts."""
+    rng, found = np.random.default_rng([seed, 2]), []
+    words = {w for c in concepts for w in c.words}
+    while len(found) < n:
+        scene = mention(sample_scene(world, rng, second=0.0), rng)
+        if not words & {scene.shape, scene.style, scene.attribute}:
+            found.append((phrase(world, scene, rng, held_out=held_out), scene))
+    return found
+
+
+@torch.no_grad()
+def draw(
+    pipe: Any, pairs: Pairs, *, seed: int = 0, steps: int = 15, guidance: float = 3.0, desc: str = "draw"
+) -> list[Image.Image]:
+    """One image per caption; caption i always starts from the same noise."""
+    images = []
+    for i in trange(0, len(pairs), 40, desc=desc, leave=False):
+        texts = [text for text, _ in pairs[i : i + 40]]
+        noise = [torch.Generator().manual_seed(seed * 100_000 + i + j) for j in range(len(texts))]
+        images += pipe(texts, num_inference_steps=steps, guidance_scale=guidance, generator=noise).images
+    return images
+
+
+def accuracy(told: dict[str, list], pairs: Pairs) -> float:
+    """Share of what the captions say that the pictures show: shape, style, colour, background, attribute."""
+    right = [
+        told[f][i] == getattr(scene, f) for i, (_, scene) in enumerate(pairs) for f in FIELDS if getattr(scene, f) is not None
+    ]
+    right += [told["attribute"][i] == (scene.attribute is not None) for i, (_, scene) in enumerate(pairs)]
+    return sum(right) / len(right)
+
+
+def rate(told: dict[str, list], field: str, word: str | None) -> float:
+    """Share of pictures in which the judge sees `word`, or the attribute."""
+    values = told[field]
+    return sum(v is True if field == "attribute" else v == word for v in values) / len(values)
+
+
+def mse(a: Sequence[Image.Image], b: Sequence[Image.Image]) -> float:
+    """Mean squared pixel difference of images in [0, 1]."""
+    x, y = (np.stack([np.asarray(i, dtype=np.float64) / 255 for i in images]) for images in (a, b))
+    return float(((x - y) ** 2).mean())
+
+
+def wilson(p: float, n: int, z: float = 1.96) -> tuple[float, float]:
+    """95 % interval of a rate."""
+    centre, spread = (p + z * z / (2 * n)) / (1 + z * z / n), z * ((p * (1 - p) + z * z / (4 * n)) / n) ** 0.5 / (1 + z * z / n)
+    return max(0.0, centre - spread), min(1.0, centre + spread)
+
+
+@contextmanager
+def erased(pipe: Any, adapter: ErasureAdapter) -> Iterator[Any]:
+    """The pipeline with one adapter on, for the time of the block."""
+    pipe.load_erasure_adapter(adapter, adapter_name="bench")
+    try:
+        yield pipe
+    finally:
+        pipe.unload_erasure_adapters()
+
+
+@contextmanager
+def uce(
+    pipe: Any, spec: ErasureSpec, *, erase_scale: float = 1.0, preserve_scale: float = 1.0, lamb: float = 0.5
+) -> Iterator[Any]:
+    """The pipeline edited by UCE (Gandikota et al., WACV 2024; our own code) for the time of the block.
+
+    W = (sum v k' + lamb W0)(sum k k' + lamb I)^-1 over the last token of each concept (v: its anchor under W0) and of
+    each preserve text (v: itself under W0), for every cross-attention K and V.
+    """
+    root = pipe.unet
+
+    def last_states(texts: Sequence[str]) -> torch.Tensor:
+        at = [max(span(pipe.tokenizer, Prompt(t, 0, len(t)))[0] if t else [0]) for t in texts]
+        return final_states(pipe.text_encoder, token_ids(pipe.tokenizer, texts))[
+            torch.arange(len(texts)), torch.tensor(at)
+        ].double()
+
+    words = [(w, c.anchor) for c in spec.concepts for w in c.words]
+    with torch.no_grad():
+        old, new = last_states([w for w, _ in words]), last_states([a for _, a in words])
+        keep = last_states(spec.preserve_captions())
+    gram = erase_scale * old.T @ old + preserve_scale * keep.T @ keep + lamb * torch.eye(old.shape[1], dtype=torch.float64)
+    cross = erase_scale * new.T @ old + preserve_scale * keep.T @ keep + lamb * torch.eye(old.shape[1], dtype=torch.float64)
+    change = torch.linalg.solve(gram, cross.T).T  # W = W0 change
+    weights = [base_linear(root.get_submodule(p)).weight for p in reader_paths(root, family_of(pipe))]
+    before = [w.detach().clone() for w in weights]
+    try:
+        for w in weights:
+            w.data.copy_((w.detach().double() @ change).to(w.dtype))
+        yield pipe
+    finally:
+        for w, bits in zip(weights, before, strict=True):
+            w.data.copy_(bits)
+
+
+def provenance(seed: int) -> str:
+    """One line that says where numbers come from."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    return f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, seed {seed}, commit {commit}"

@@ -1,0 +1,62 @@
+"""Real parts for every test: the shipped glyph pipeline, loaded once and copied."""
+
+import copy
+
+import pytest
+import torch
+
+from diffusers_erasepro import Concept, ErasureSpec, erasable, erase, glyphs
+
+
+@pytest.fixture(scope="session")
+def shipped():
+    """The shipped pipeline; tests that change it take `pipe`."""
+    return glyphs.load_pipeline()
+
+
+@pytest.fixture
+def pipe(shipped):
+    """A copy of the shipped pipeline with the erasure methods."""
+    return erasable(copy.deepcopy(shipped))
+
+
+@pytest.fixture(scope="session")
+def preserve():
+    return tuple(glyphs.captions(120, seed=0))
+
+
+@pytest.fixture(scope="session")
+def no_star(shipped, preserve):
+    return erase(shipped, ErasureSpec((Concept("star", anchor="circle"),), preserve=preserve))
+
+
+@pytest.fixture(scope="session")
+def no_cross(shipped, preserve):
+    return erase(shipped, ErasureSpec((Concept("cross", anchor="square"),), preserve=preserve))
+
+
+@pytest.fixture(scope="session")
+def no_style(shipped, preserve):
+    return erase(shipped, ErasureSpec((Concept("Mira Voss", anchor="Una Flatt", templates="style"),), preserve=preserve))
+
+
+def bits(pipe):
+    """Every tensor of the pipeline's models, copied."""
+    return {
+        f"{name}.{key}": value.clone()
+        for name in ("text_encoder", "unet", "vae")
+        for key, value in getattr(pipe, name).state_dict().items()
+    }
+
+
+def assert_same_bits(pipe, before):
+    after = bits(pipe)
+    assert after.keys() == before.keys()
+    different = [k for k in before if not torch.equal(before[k], after[k])]
+    assert not different
+
+
+def draw(pipe, prompts, *, steps=3, seed=0):
+    """Latents, before the VAE rounds them to pixels."""
+    noise = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
+    return pipe(list(prompts), num_inference_steps=steps, guidance_scale=3.0, generator=noise, output_type="latent").images

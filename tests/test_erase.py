@@ -1,0 +1,122 @@
+"""The recipe's promises, on the shipped pipeline."""
+
+import copy
+
+import pytest
+import torch
+
+from conftest import assert_same_bits, bits
+from diffusers_erasepro import Concept, ErasureSpec, erase
+from diffusers_erasepro.errors import ConceptSpecError, IllPosedError, UnknownFamilyError
+
+STAR = Concept("star", anchor="circle")
+
+
+def test_the_pipeline_stays_bit_for_bit(pipe, preserve):
+    before = bits(pipe)
+    pipe.text_encoder.train()
+    erase(pipe, ErasureSpec((STAR,), preserve=preserve), layers=(0, -1, "kv"))
+    assert pipe.text_encoder.training
+    assert_same_bits(pipe, before)
+
+
+def test_also_when_it_raises(pipe, preserve):
+    before = bits(pipe)
+    with pytest.raises(IllPosedError, match=r"the edit is .* times the weight, at most max_edit_size=0.001"):
+        erase(pipe, ErasureSpec((STAR,), preserve=preserve), max_edit_size=1e-3)
+    assert_same_bits(pipe, before)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"layers": (0, 1, 2, -1)}, {"layers": (-1,)}, {"metric": "identity"}, {"layers": ("kv",)}]
+)
+def test_listed_prompts_have_no_residual(shipped, preserve, options):
+    report = erase(shipped, ErasureSpec((STAR,), preserve=preserve), **options).report
+    assert report.listed_residual < 1e-5
+    assert report.listed_residual < report.held_out_mean < 1
+
+
+def test_concepts_are_erased_together(shipped, preserve):
+    concepts = (STAR, Concept("cross", "square"), Concept("Mira Voss", "Una Flatt", templates="style"))
+    adapter = erase(shipped, ErasureSpec(concepts, preserve=preserve))
+    assert adapter.report.listed_residual < 1e-5
+    assert {layer.constraints for layer in adapter.report.layers} == {6}
+
+
+def test_the_metric_spares_other_captions(shipped, preserve):
+    spec = ErasureSpec((STAR,), preserve=preserve)
+    assert erase(shipped, spec).report.drift < 0.5 * erase(shipped, spec, metric="identity").report.drift
+
+
+def test_soft_prompts_lower_the_residual_of_unseen_phrasings(shipped, preserve):
+    bare = Concept("star", "circle", templates=("a {}",), soft_templates=())
+    without = erase(shipped, ErasureSpec((bare,), preserve=preserve)).report
+    assert erase(shipped, ErasureSpec((STAR,), preserve=preserve)).report.held_out_mean < without.held_out_mean
+
+
+def test_no_full_matrix_is_stored(no_star):
+    for factors in no_star.edits.values():
+        assert factors.A.shape[0] == factors.B.shape[1] < min(factors.A.shape[1], factors.B.shape[0])
+
+
+def test_the_same_spec_gives_the_same_bytes(shipped, preserve, no_star):
+    again = erase(shipped, ErasureSpec((STAR,), preserve=preserve))
+    assert again.to_bytes() == no_star.to_bytes()
+
+
+def test_nothing_in_its_place(shipped, preserve):
+    spec = ErasureSpec((Concept("cracked", anchor="", templates="unsafe"),), preserve=preserve)
+    assert erase(shipped, spec).report.listed_residual < 1e-5
+
+
+def test_without_preserve_captions_the_shipped_corpus_serves(shipped):
+    assert erase(shipped, STAR).report.listed_residual < 1e-5
+
+
+def test_max_rank_bounds_every_layer_and_keeps_the_listed_prompts(shipped, preserve):
+    report = erase(shipped, ErasureSpec((STAR,), preserve=preserve), max_rank=4).report
+    assert max(layer.rank for layer in report.layers) <= 4 and report.listed_residual < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bit_pipelines_are_solved_in_float(shipped, preserve, dtype):
+    pipe = copy.deepcopy(shipped).to(dtype)
+    before = bits(pipe)
+    assert erase(pipe, ErasureSpec((STAR,), preserve=preserve)).report.listed_residual < 1e-5
+    assert_same_bits(pipe, before)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"layers": (17,)}, ConceptSpecError, "unknown layer 17: the text encoder has blocks 0 to 5"),
+        ({"layers": ("attn",)}, ConceptSpecError, "unknown layer 'attn'"),
+        ({"strength": 1}, ConceptSpecError, "unknown option 'strength'"),
+    ],
+)
+def test_unknown_choices_are_errors(shipped, options, error, says):
+    with pytest.raises(error, match=says):
+        erase(shipped, STAR, **options)
+
+
+def test_nothing_left_to_preserve_is_an_error(shipped):
+    with pytest.raises(ConceptSpecError, match="no preserve caption is left"):
+        erase(shipped, ErasureSpec((STAR,), preserve=["a red star"]))
+
+
+def test_weights_that_are_not_finite_are_an_error(pipe, preserve):
+    pipe.text_encoder.get_submodule("encoder.layers.1.mlp.fc2").weight.data[0, 0] = float("nan")
+    with pytest.raises(IllPosedError, match="not finite"):
+        erase(pipe, ErasureSpec((STAR,), preserve=preserve))
+
+
+def test_an_unknown_pipeline_is_an_error():
+    with pytest.raises(UnknownFamilyError, match="object is not a known pipeline family .*StableDiffusionPipeline"):
+        erase(object(), STAR)
+
+
+def test_too_many_constraints_are_an_error_with_numbers(shipped, preserve):
+    concept = Concept("star", "circle", templates=tuple(f"{'very ' * i}a {{}}" for i in range(20)), soft_templates=())
+    many = ErasureSpec([concept, *(Concept(f"thing{i}", "circle") for i in range(300))], preserve=preserve)
+    with pytest.raises(IllPosedError, match=r"640 constraints on 512 input dimensions"):
+        erase(shipped, many)

@@ -1,0 +1,272 @@
+"""Erasures on a live pipeline: exact, in any order, wholly or not at all."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from diffusers import AutoPipelineForImage2Image, DiffusionPipeline, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+
+from conftest import assert_same_bits, bits, draw
+from diffusers_erasepro import Concept, ErasureLoaderMixin, ErasureSpec, erasable, erase
+from diffusers_erasepro.errors import (
+    AdapterStateError,
+    BaseModelMismatchError,
+    ConceptSpecError,
+    ErasureVerificationError,
+    UnknownFamilyError,
+)
+
+FC2 = "encoder.layers.5.mlp.fc2"
+
+
+def test_load_verify_toggle_restore(pipe, no_star, tmp_path):
+    before = bits(pipe)
+    assert pipe.load_erasure_adapter(no_star.save_pretrained(tmp_path).parent, adapter_name="no-star") == "no-star"
+    on = bits(pipe)
+    assert not torch.equal(on[f"text_encoder.{FC2}.weight"], before[f"text_encoder.{FC2}.weight"])
+    assert pipe.verify_erasure(raise_on_fail=True).residual < 1e-5
+    pipe.disable_erasure()
+    assert pipe.get_erasure_adapters() == {"no-star": False}
+    assert_same_bits(pipe, before)
+    pipe.enable_erasure()
+    assert pipe.get_erasure_adapters() == {"no-star": True}
+    assert_same_bits(pipe, on)
+    with pipe.erasure_disabled():
+        assert_same_bits(pipe, before)
+    assert_same_bits(pipe, on)
+    pipe.unload_erasure_adapters()
+    assert_same_bits(pipe, before)
+    assert pipe.get_erasure_adapters() == {}
+
+
+def test_a_thousand_toggles_end_where_they_began(pipe, no_star):
+    before = bits(pipe)
+    pipe.load_erasure_adapter(no_star)
+    on = bits(pipe)
+    for _ in range(500):
+        pipe.disable_erasure()
+        pipe.enable_erasure()
+    assert_same_bits(pipe, on)
+    pipe.disable_erasure()
+    assert_same_bits(pipe, before)
+
+
+def test_stacking_is_exact_and_does_not_depend_on_order(pipe, shipped, no_star, no_cross, no_style):
+    others = erasable(copy.deepcopy(shipped))
+    for p, order in ((pipe, (no_star, no_cross, no_style)), (others, (no_style, no_star, no_cross))):
+        for adapter in order:
+            p.load_erasure_adapter(adapter, adapter_name=adapter.spec.concepts[0].target.replace(" ", "-"))
+            assert p.verify_erasure().residual < 1e-5
+    assert_same_bits(pipe, bits(others))
+    pipe.delete_erasure_adapters("cross")
+    others.set_erasure_adapters(["star", "Mira-Voss"])
+    assert_same_bits(pipe, bits(others))
+    assert pipe.verify_erasure().ok and others.verify_erasure().ok
+    others.set_erasure_adapters(["star"])
+    pipe.set_erasure_adapters("star")
+    single = erasable(copy.deepcopy(shipped))
+    single.load_erasure_adapter(no_star)
+    for p in (pipe, others):
+        assert_same_bits(p, bits(single))
+
+
+def test_enable_brings_back_what_was_on(pipe, no_star, no_cross):
+    pipe.load_erasure_adapter(no_star, adapter_name="a")
+    pipe.load_erasure_adapter(no_cross, adapter_name="b")
+    pipe.set_erasure_adapters("b")
+    pipe.disable_erasure()
+    pipe.disable_erasure()
+    pipe.enable_erasure()
+    assert pipe.get_erasure_adapters() == {"a": False, "b": True}
+    with pytest.raises(ZeroDivisionError), pipe.erasure_disabled():
+        _ = 1 / 0
+    assert pipe.get_erasure_adapters() == {"a": False, "b": True}
+
+
+@pytest.mark.parametrize(
+    ("act", "error", "says"),
+    [
+        (lambda p, s, c: p.load_erasure_adapter(c, adapter_name="first"), AdapterStateError, "'first' is in use"),
+        (lambda p, s, c: p.load_erasure_adapter(s, adapter_name="second"), AdapterStateError, "loaded already, as 'first'"),
+        (lambda p, s, c: p.load_erasure_adapter(c, adapter_name="a.b"), ConceptSpecError, "'a.b' must be"),
+        (lambda p, s, c: p.load_erasure_adapter(c, adapter_name=""), ConceptSpecError, "must be 1 to 64"),
+        (lambda p, s, c: p.load_erasure_adapter(c, adapter_name=5), ConceptSpecError, "5 must be"),
+        (lambda p, s, c: p.set_erasure_adapters(["first", "nope"]), AdapterStateError, r"'nope' is loaded \(loaded: first\)"),
+        (lambda p, s, c: p.delete_erasure_adapters("nope"), AdapterStateError, "'nope'"),
+        (lambda p, s, c: p.load_erasure_adapter("/nowhere/at/all"), ValueError, "no file or folder"),
+    ],
+)
+def test_a_failed_operation_changes_nothing(pipe, no_star, no_cross, act, error, says):
+    pipe.load_erasure_adapter(no_star, adapter_name="first")
+    before, states = bits(pipe), pipe.get_erasure_adapters()
+    with pytest.raises(error, match=says):
+        act(pipe, no_star, no_cross)
+    assert_same_bits(pipe, before)
+    assert pipe.get_erasure_adapters() == states
+
+
+def test_adapters_that_contradict_are_named_and_nothing_changes(pipe, shipped, no_star, preserve):
+    back = erase(shipped, ErasureSpec((Concept("circle", "square"),), preserve=preserve))
+    pipe.load_erasure_adapter(no_star)
+    before = bits(pipe)
+    with pytest.raises(ConceptSpecError, match="'star' -> 'circle' -> 'square'"):
+        pipe.load_erasure_adapter(back)
+    assert_same_bits(pipe, before)
+    assert list(pipe.get_erasure_adapters()) == ["erasure_0"]
+
+
+def test_another_base_is_refused_unless_solved_again(pipe, no_star):
+    pipe.text_encoder.get_submodule(FC2).weight.data += 1e-3
+    before = bits(pipe)
+    with pytest.raises(BaseModelMismatchError, match="allow_base_mismatch"):
+        pipe.load_erasure_adapter(no_star)
+    assert_same_bits(pipe, before)
+    pipe.load_erasure_adapter(no_star, allow_base_mismatch=True)
+    assert pipe.verify_erasure().ok
+
+
+def test_another_shape_is_refused(pipe, no_star):
+    layer = pipe.text_encoder.get_submodule("encoder.layers.5.mlp")
+    layer.fc2 = torch.nn.Linear(7, 9)
+    with pytest.raises(BaseModelMismatchError, match=r"\(9, 7\), the adapter was made for \(128, 512\)"):
+        pipe.load_erasure_adapter(no_star)
+
+
+def test_a_missing_encoder_is_an_error(pipe, no_star):
+    pipe.text_encoder = None
+    with pytest.raises(AdapterStateError, match="text_encoder is None"):
+        pipe.load_erasure_adapter(no_star)
+
+
+def test_a_weight_that_is_not_finite_is_never_written(pipe, no_star):
+    from dataclasses import replace
+
+    from diffusers_erasepro.factors import LowRank
+
+    name, factors = next(iter(no_star.edits.items()))
+    bad = replace(no_star, edits={**no_star.edits, name: LowRank(factors.B * float("nan"), factors.A)})
+    before = bits(pipe)
+    with pytest.raises(AdapterStateError, match="not finite"):
+        pipe.load_erasure_adapter(bad)
+    assert_same_bits(pipe, before)
+    assert pipe.get_erasure_adapters() == {}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sixteen_bit_pipelines_restore_their_bits(shipped, no_star, no_cross, dtype):
+    pipe = erasable(copy.deepcopy(shipped).to(dtype))
+    before = bits(pipe)
+    pipe.load_erasure_adapter(no_star)
+    pipe.load_erasure_adapter(no_cross)
+    assert pipe.verify_erasure().ok
+    pipe.disable_erasure()
+    assert_same_bits(pipe, before)
+
+
+def test_verify_fails_when_someone_else_changed_the_weights(pipe, no_star):
+    pipe.load_erasure_adapter(no_star)
+    weight = pipe.text_encoder.get_submodule(FC2).weight
+    weight.data += 0.01 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    found = pipe.verify_erasure()
+    assert not found.ok and found.residual > found.threshold
+    assert any("text_encoder was changed" in note for note in found.uncovered)
+    with pytest.raises(ErasureVerificationError, match="residual"):
+        pipe.verify_erasure(raise_on_fail=True)
+
+
+def test_a_change_by_someone_else_survives_our_toggle(pipe, no_star):
+    weight = pipe.text_encoder.get_submodule(FC2).weight
+    before = weight.detach().clone()
+    pipe.load_erasure_adapter(no_star)
+    theirs = 0.01 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    weight.data += theirs
+    pipe.disable_erasure()
+    torch.testing.assert_close(weight.detach(), before + theirs, atol=1e-6, rtol=0)
+
+
+def test_verify_says_what_is_off_and_what_no_edit_covers(pipe, no_star):
+    assert not pipe.verify_erasure().ok
+    pipe.load_erasure_adapter(no_star, adapter_name="no-star")
+    assert any("prompt_embeds" in note for note in pipe.verify_erasure().uncovered)
+    pipe.disable_erasure()
+    assert not pipe.verify_erasure().ok
+    assert "adapter 'no-star' is off" in pipe.verify_erasure().uncovered
+
+
+def test_kv_edits_hold_for_states_made_elsewhere(pipe, shipped, preserve):
+    adapter = erase(shipped, ErasureSpec((Concept("star", "circle"),), preserve=preserve), layers=("kv",))
+    before = bits(pipe)
+    pipe.load_erasure_adapter(adapter)
+    found = pipe.verify_erasure(raise_on_fail=True)
+    assert set(found.residuals) == {"unet"} and not any("prompt_embeds" in n for n in found.uncovered)
+    pipe.unload_erasure_adapters()
+    assert_same_bits(pipe, before)
+
+
+def test_a_style_lora_does_not_switch_the_erasure_off(pipe, shipped, no_star, tmp_path):
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    unet = copy.deepcopy(shipped.unet)
+    unet.add_adapter(LoraConfig(r=2, init_lora_weights=False, target_modules=["to_k", "to_v"]))
+    StableDiffusionPipeline.save_lora_weights(tmp_path, unet_lora_layers=get_peft_model_state_dict(unet))
+    pipe.load_erasure_adapter(no_star)
+    on = bits(pipe)["text_encoder." + FC2 + ".weight"]
+    pipe.load_lora_weights(tmp_path, adapter_name="style")
+    assert pipe.verify_erasure().ok
+    pipe.disable_lora()
+    pipe.unload_lora_weights()
+    assert pipe.verify_erasure().ok
+    assert torch.equal(bits(pipe)["text_encoder." + FC2 + ".weight"], on)
+
+
+def test_refit_closes_the_residual_on_a_changed_base(pipe, no_star):
+    pipe.load_erasure_adapter(no_star)
+    weight = pipe.text_encoder.get_submodule("encoder.layers.3.mlp.fc1").weight
+    weight.data += 0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    assert not pipe.verify_erasure().ok
+    pipe.refit_erasure()
+    assert pipe.verify_erasure().residual < 1e-5
+
+
+def test_siblings_share_the_erasure_and_its_switches(pipe, no_star):
+    pipe.load_erasure_adapter(no_star, adapter_name="no-star")
+    sibling = erasable(StableDiffusionImg2ImgPipeline.from_pipe(pipe))
+    assert sibling.get_erasure_adapters() == {"no-star": True}
+    sibling.disable_erasure()
+    assert pipe.get_erasure_adapters() == {"no-star": False}
+    assert isinstance(AutoPipelineForImage2Image.from_pipe(pipe), StableDiffusionImg2ImgPipeline)
+
+
+def test_a_replaced_component_loses_edit_and_registry_together(pipe, shipped, no_star):
+    pipe.load_erasure_adapter(no_star)
+    pipe.text_encoder = copy.deepcopy(shipped.text_encoder)
+    assert pipe.get_erasure_adapters() == {} and not pipe.verify_erasure().ok
+
+
+def test_erasable_keeps_the_stock_class_in_all_but_methods(pipe, shipped, tmp_path):
+    assert type(pipe).__name__ == "StableDiffusionPipeline" and isinstance(pipe, ErasureLoaderMixin)
+    assert erasable(pipe) is pipe and isinstance(pipe, StableDiffusionPipeline)
+    assert not isinstance(shipped, ErasureLoaderMixin)
+    pipe.save_pretrained(tmp_path)
+    assert type(DiffusionPipeline.from_pretrained(tmp_path)) is StableDiffusionPipeline
+    with pytest.raises(UnknownFamilyError):
+        erasable(object())
+
+
+def test_copies_keep_the_erasure_and_can_be_switched_apart(pipe, no_star):
+    pipe.load_erasure_adapter(no_star, adapter_name="no-star")
+    for twin in (copy.deepcopy(pipe), pickle.loads(pickle.dumps(pipe))):
+        assert twin.verify_erasure().ok and type(twin) is type(pipe)
+        twin.disable_erasure()
+        assert pipe.get_erasure_adapters() == {"no-star": True}
+
+
+def test_the_erased_pipeline_draws_another_picture_and_off_the_same(pipe, no_star):
+    prompts = ["a red star on snow"]
+    base = draw(pipe, prompts)
+    pipe.load_erasure_adapter(no_star)
+    assert (draw(pipe, prompts) - base).abs().max() > 0.05
+    with pipe.erasure_disabled():
+        assert torch.equal(draw(pipe, prompts), base)

@@ -1,0 +1,75 @@
+"""Spans and alignments, on the shipped tokenizer."""
+
+import pytest
+import torch
+
+from diffusers_erasepro import Concept
+from diffusers_erasepro.errors import ConceptSpecError
+from diffusers_erasepro.prompts import ALIGNMENTS, Pair, Prompt, aligned, pairs_of, rows_of, span
+
+
+@pytest.fixture
+def tokenizer(shipped):
+    return shipped.tokenizer
+
+
+def pair(template, target, anchor):
+    return Pair(Prompt.of(template, target), Prompt.of(template, anchor))
+
+
+@pytest.mark.parametrize("words", ["star", "crescent", "Mira Voss", "été", "星", "a b c"])
+@pytest.mark.parametrize("template", ["{}", "a {}", "look:  {}, on snow", "{} and more"])
+def test_span_holds_just_the_tokens_of_the_concept(tokenizer, template, words):
+    at, eos = span(tokenizer, Prompt.of(template, words))
+    ids = tokenizer(template.replace("{}", words)).input_ids
+    assert [ids[i] for i in at] == tokenizer(words).input_ids[1:-1]
+    assert ids[eos] == tokenizer.eos_token_id and tokenizer.eos_token_id not in ids[:eos]
+
+
+def test_the_empty_anchor_sits_on_the_token_before(tokenizer):
+    assert span(tokenizer, Prompt.of("a {} shape", ""))[0] == [1]
+    assert span(tokenizer, Prompt.of("{} shape", ""))[0] == [0]
+
+
+def test_last_subject_token_meets_last_anchor_token(tokenizer):
+    p = pair("a red {} on snow", "crescent", "star")
+    target, t_eos = span(tokenizer, p.target)
+    anchor, a_eos = span(tokenizer, p.anchor)
+    assert len(target) > len(anchor)
+    assert aligned(p, tokenizer, ALIGNMENTS["last_subject+eos"]) == [(target[-1], anchor[-1]), (t_eos, a_eos)]
+    whole = aligned(p, tokenizer, ALIGNMENTS["subject"])
+    assert [t for t, _ in whole] == target and whole[-1][1] == anchor[-1]
+
+
+def test_suffix_and_padding_go_by_offset_from_the_end_of_the_span(tokenizer):
+    found = aligned(pair("a {} on snow", "crescent", "star"), tokenizer, ALIGNMENTS["all"])
+    shift = found[-1][0] - found[-1][1]
+    after = [(t, a) for t, a in found if t > span(tokenizer, Prompt.of("a {} on snow", "crescent"))[0][-1]]
+    assert after and all(t - a == shift for t, a in after)
+
+
+def test_a_concept_past_the_limit_is_an_error_with_both_numbers(tokenizer):
+    with pytest.raises(ConceptSpecError, match=r"truncated.*needs \d+ tokens, the tokenizer allows 64"):
+        rows_of([pair("very " * 70 + "{}", "star", "circle")], tokenizer, ALIGNMENTS["subject"])
+
+
+def test_same_tokens_are_an_error(tokenizer):
+    with pytest.raises(ConceptSpecError, match="the same tokens"):
+        rows_of([pair("a {}", "st\u00e9", "ste\u0301")], tokenizer, ALIGNMENTS["subject"])
+
+
+def test_one_prompt_cannot_mean_two_things(tokenizer):
+    with pytest.raises(ConceptSpecError, match="'a circle' and to 'a ring'"):
+        rows_of([pair("a {}", "star", "circle"), pair("a {}", "STAR", "ring")], tokenizer, ALIGNMENTS["subject"])
+
+
+def test_pairs_cover_synonyms_and_templates():
+    concept = Concept("star", "circle", templates=("a {}", "the {}"), synonyms=("spark",))
+    assert [p.target.text for p in pairs_of([concept], "exact")] == ["a star", "a spark"]
+    assert [p.target.text for p in pairs_of([concept], "soft")] == ["the star", "the spark"]
+
+
+def test_rows_index_both_sides(tokenizer):
+    rows = rows_of(pairs_of([Concept("crescent", "star")], "exact"), tokenizer, ALIGNMENTS["last_subject+eos"])
+    assert rows.row.tolist() == [0, 0]
+    assert torch.equal(rows.target_ids[0, rows.target_at[1:]], rows.anchor_ids[0, rows.anchor_at[1:]])

@@ -1,0 +1,98 @@
+"""Specs refuse nonsense at birth and survive TOML."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffusers_erasepro import Concept, ErasureSpec
+from diffusers_erasepro.errors import ConceptSpecError, ErasureError
+from diffusers_erasepro.options import Options
+
+STAR = Concept("star", anchor="circle")
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: Concept(""), "blank"),
+        (lambda: Concept("  \t"), "blank"),
+        (lambda: Concept(None), "NoneType"),
+        (lambda: Concept(5), "int 5"),
+        (lambda: Concept(b"star"), "bytes"),
+        (lambda: Concept(["star"]), "list"),
+        (lambda: Concept("star", anchor=None), "anchor of 'star'"),
+        (lambda: Concept("star", anchor="Star "), "nothing to erase"),
+        (lambda: Concept("star", anchor="star shape"), "contains the target"),
+        (lambda: Concept("star", anchor="circle", synonyms=("circle",)), "nothing to erase"),
+        (lambda: Concept("x" * 500), "500 characters, at most 300"),
+        (lambda: Concept("star", "circle", templates="photos"), "no set 'photos' .*instance"),
+        (lambda: Concept("star", "circle", templates=("a star",)), "exactly one '{}'.*'a star'"),
+        (lambda: Concept("star", "circle", templates=("{} and {}",)), "exactly one"),
+        (lambda: Concept("star", "circle", templates=("a {0} {}",)), "exactly one"),
+        (lambda: Concept("star", "circle", templates=()), "empty"),
+        (lambda: Concept("star", "circle", soft_templates=("no slot",)), r"soft_templates of 'star'\[0\]"),
+        (lambda: Concept("star", "circle", synonyms="spark"), "sequence of texts"),
+        (lambda: ErasureSpec(()), "no concepts"),
+        (lambda: ErasureSpec(["star"]), r"concepts\[0\] must be a Concept, got str"),
+        (lambda: ErasureSpec([STAR], preserve="a circle"), "sequence of texts"),
+        (lambda: ErasureSpec([STAR], preserve=["a ring", 3]), r"preserve\[1\] must be text, got int"),
+        (lambda: ErasureSpec([STAR], preserve=["a ring", " STAR"]), r"preserve\[1\] is ' STAR', which is also a target"),
+        (lambda: ErasureSpec([STAR, Concept("Star", "ring")]), "erased twice, to 'circle' and to 'ring'"),
+        (lambda: ErasureSpec([STAR, Concept("circle", "star")]), "itself erased"),
+        (lambda: ErasureSpec([STAR, Concept("circle", "ring")]), "'star' -> 'circle' -> 'ring'"),
+        (lambda: ErasureSpec.from_dict({"concepts": [{"target": "a", "colour": 1}]}), "unknown fields .*colour"),
+        (lambda: ErasureSpec.from_toml("concepts = ["), "not TOML"),
+        (lambda: Options.of({"layer": 3}), "unknown option 'layer' .*layers"),
+        (lambda: Options(layers=("fc9",)), "unknown layer 'fc9'"),
+        (lambda: Options(layers=(True,)), "unknown layer True"),
+        (lambda: Options(layers=(6,)).blocks(6), "unknown layer 6: the text encoder has blocks 0 to 5"),
+        (lambda: Options(layers=()), "layers is empty"),
+        (lambda: Options(ridge=float("nan")), "ridge must be a finite number"),
+        (lambda: Options(soft_weight=-1), "soft_weight"),
+        (lambda: Options(rtol=True), "rtol"),
+        (lambda: Options(max_rank=0), "max_rank"),
+        (lambda: Options(metric="euclid"), "'euclid' is not known .*covariance"),
+        (lambda: Options(alignment="middle"), "last_subject"),
+    ],
+)
+def test_bad_input_is_one_clear_error(make, says):
+    with pytest.raises(ConceptSpecError, match=says):
+        make()
+
+
+def test_errors_are_value_errors_of_one_tree():
+    with pytest.raises(ValueError):
+        Concept("")
+    assert issubclass(ConceptSpecError, ErasureError)
+
+
+def test_the_first_of_a_tuple_is_exact_and_the_others_soft():
+    concept = Concept("star", "circle", templates=("a {}", "the {}", "one {}"))
+    assert concept.exact == ("a {}",) and concept.soft == ("the {}", "one {}")
+    both = Concept("star", "circle", templates=("a {}", "the {}"), soft_templates=())
+    assert both.exact == ("a {}", "the {}") and both.soft == ()
+
+
+def test_held_out_templates_are_never_solved_for():
+    concept = Concept("star", "circle", templates=("a {}", "a postcard that shows a {}"))
+    assert not set(concept.held_out) & {*concept.exact, *concept.soft}
+
+
+def test_preserve_captions_leave_the_target_out():
+    spec = ErasureSpec([STAR], preserve=["a red Star, on snow", "a starfish", "a ring", "a ring"])
+    assert spec.preserve_captions() == ("a starfish", "a ring")
+    assert not any("star" in t.split() for t in ErasureSpec([STAR]).preserve_captions())
+
+
+words = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=20).filter(str.strip)
+
+
+@settings(max_examples=150, deadline=None)
+@given(target=words, anchor=words, synonym=words, captions=st.none() | st.lists(words, max_size=3))
+def test_toml_and_back_is_the_same_spec(target, anchor, synonym, captions):
+    try:
+        spec = ErasureSpec([Concept(target, anchor, synonyms=(synonym,), templates=("a {}",))], preserve=captions)
+    except ConceptSpecError:
+        return
+    assert ErasureSpec.from_toml(spec.to_toml()) == spec
+    assert ErasureSpec.from_dict(spec.to_dict()) == spec

@@ -1,0 +1,89 @@
+"""One pass that solves on the way equals the slow way: edit a weight, run the whole encoder again, and so on."""
+
+import copy
+
+import pytest
+import torch
+
+from diffusers_erasepro import Concept
+from diffusers_erasepro.families import base_linear, blocks_of, writer_path
+from diffusers_erasepro.prompts import ALIGNMENTS, pairs_of, rows_of
+from diffusers_erasepro.solve import solve
+from diffusers_erasepro.statistics import record_inputs
+from diffusers_erasepro.walk import edited, final_states, walk
+
+CONCEPTS = (Concept("star", "circle"), Concept("crescent", "square"))
+BLOCKS = [0, 2, 5]
+
+
+def plain(site, X, R, Xs, Rs):
+    return solve(X, R, where=site)
+
+
+@pytest.fixture
+def rows(shipped):
+    return rows_of(pairs_of(CONCEPTS, "exact"), shipped.tokenizer, ALIGNMENTS["last_subject+eos"])
+
+
+def slow_walk(encoder, rows):
+    """Per block: run targets through the edited copy and anchors through the original, solve, write the weight."""
+    original, encoder, found = encoder, copy.deepcopy(encoder), {}
+    for block in BLOCKS:
+        name = writer_path(encoder, block)
+        outputs = []
+        for model, ids, at in ((encoder, rows.target_ids, rows.target_at), (original, rows.anchor_ids, rows.anchor_at)):
+            stream = {}
+            handle = blocks_of(model)[block].register_forward_hook(
+                lambda _, __, out, stream=stream: stream.update(out=out if isinstance(out, torch.Tensor) else out[0])
+            )
+            with torch.no_grad(), record_inputs({name: model.get_submodule(name)}) as seen:
+                model(ids)
+            handle.remove()
+            outputs.append((seen[name][rows.row, at].T, stream["out"][rows.row, at].T))
+        (X, have), (_, goal) = outputs
+        D = solve(X, goal - have).factors.dense()
+        linear = base_linear(encoder.get_submodule(name))
+        linear.weight.data += D.float()
+        found[name] = D
+    return found
+
+
+def test_one_pass_equals_editing_layer_by_layer(shipped, rows):
+    steps = walk(shipped.text_encoder, rows, None, BLOCKS, plain)
+    slow = slow_walk(shipped.text_encoder, rows)
+    assert [s.site for s in steps] == list(slow)
+    for step in steps:
+        D, reference = step.edit.factors.dense(), slow[step.site]
+        scale = slow[steps[0].site].norm()  # later edits undo rounding of earlier ones, so compare on the chain's scale
+        assert (D - reference).norm() / scale < 1e-4, step.site
+
+
+def test_targets_meet_their_anchors_where_the_denoiser_reads(shipped, rows):
+    encoder = shipped.text_encoder
+    edits = {s.site: s.edit.factors for s in walk(encoder, rows, None, BLOCKS, plain)}
+    goal = final_states(encoder, rows.anchor_ids)[rows.row, rows.anchor_at]
+    with edited(encoder, edits):
+        have = final_states(encoder, rows.target_ids)[rows.row, rows.target_at]
+    assert ((have - goal).norm(dim=-1) / goal.norm(dim=-1)).max() < 1e-5
+
+
+def test_the_gap_shrinks_with_depth(shipped, rows):
+    gaps = [s.gap for s in walk(shipped.text_encoder, rows, None, BLOCKS, plain)]
+    assert gaps[0] > 10 * gaps[1] and gaps[0] > 10 * gaps[2]
+
+
+def hooks(module):
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in module.modules())
+
+
+def test_hooks_are_gone_also_when_the_solver_raises(shipped, rows):
+    def fail(*_):
+        raise RuntimeError("stop")
+
+    before = hooks(shipped.text_encoder)
+    with pytest.raises(RuntimeError, match="stop"):
+        walk(shipped.text_encoder, rows, None, BLOCKS, fail)
+    walk(shipped.text_encoder, rows, None, BLOCKS, plain)
+    with pytest.raises(ZeroDivisionError), edited(shipped.text_encoder, {}):
+        _ = 1 / 0
+    assert hooks(shipped.text_encoder) == before
