@@ -111,7 +111,7 @@ def test_weights_that_are_not_finite_are_an_error(pipe, preserve):
 
 
 def test_an_unknown_pipeline_is_an_error():
-    with pytest.raises(UnknownFamilyError, match="object is not a known pipeline family .*StableDiffusionPipeline"):
+    with pytest.raises(UnknownFamilyError, match=r"object is not a known pipeline family .*StableDiffusionPipeline"):
         erase(object(), STAR)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffusers_erasepro import Concept
-from diffusers_erasepro.families import base_linear, blocks_of, writer_path
+from diffusers_erasepro.families import base_linear, sites_of
 from diffusers_erasepro.prompts import ALIGNMENTS, pairs_of, rows_of
 from diffusers_erasepro.solve import solve
 from diffusers_erasepro.statistics import record_inputs
@@ -25,32 +25,31 @@ def rows(shipped):
     return rows_of(pairs_of(CONCEPTS, "exact"), shipped.tokenizer, ALIGNMENTS["last_subject+eos"])
 
 
-def slow_walk(encoder, rows):
-    """Per block: run targets through the edited copy and anchors through the original, solve, write the weight."""
+def slow_walk(encoder, rows, sites):
+    """Per site: run targets through the edited copy and anchors through the original, solve, write the weight."""
     original, encoder, found = encoder, copy.deepcopy(encoder), {}
-    for block in BLOCKS:
-        name = writer_path(encoder, block)
-        outputs = []
+    for site in sites:
+        columns = []
         for model, ids, at in ((encoder, rows.target_ids, rows.target_at), (original, rows.anchor_ids, rows.anchor_at)):
             stream = {}
-            handle = blocks_of(model)[block].register_forward_hook(
+            handle = model.get_submodule(site.closes).register_forward_hook(
                 lambda _, __, out, stream=stream: stream.update(out=out if isinstance(out, torch.Tensor) else out[0])
             )
-            with torch.no_grad(), record_inputs({name: model.get_submodule(name)}) as seen:
+            with torch.no_grad(), record_inputs({site.linear: model.get_submodule(site.linear)}) as seen:
                 model(ids)
             handle.remove()
-            outputs.append((seen[name][rows.row, at].T, stream["out"][rows.row, at].T))
-        (X, have), (_, goal) = outputs
-        D = solve(X, goal - have).factors.dense()
-        linear = base_linear(encoder.get_submodule(name))
-        linear.weight.data += D.float()
-        found[name] = D
+            columns.append((seen[site.linear][rows.row, at].T, stream["out"][rows.row, at].T))
+        (X, have), (_, goal) = columns
+        found[site.linear] = D = solve(X, goal - have).factors.dense()
+        base_linear(encoder.get_submodule(site.linear)).weight.data += D.float()
     return found
 
 
-def test_one_pass_equals_editing_layer_by_layer(shipped, rows):
-    steps = walk(shipped.text_encoder, rows, None, BLOCKS, plain)
-    slow = slow_walk(shipped.text_encoder, rows)
+@pytest.mark.parametrize("variant", ["block", "linear"])
+def test_one_pass_equals_editing_layer_by_layer(shipped, rows, variant):
+    sites = sites_of(shipped.text_encoder, BLOCKS, variant)
+    steps = walk(shipped.text_encoder, rows, None, sites, plain)
+    slow = slow_walk(shipped.text_encoder, rows, sites)
     assert [s.site for s in steps] == list(slow)
     for step in steps:
         D, reference = step.edit.factors.dense(), slow[step.site]
@@ -60,7 +59,7 @@ def test_one_pass_equals_editing_layer_by_layer(shipped, rows):
 
 def test_targets_meet_their_anchors_where_the_denoiser_reads(shipped, rows):
     encoder = shipped.text_encoder
-    edits = {s.site: s.edit.factors for s in walk(encoder, rows, None, BLOCKS, plain)}
+    edits = {s.site: s.edit.factors for s in walk(encoder, rows, None, sites_of(encoder, BLOCKS, "block"), plain)}
     goal = final_states(encoder, rows.anchor_ids)[rows.row, rows.anchor_at]
     with edited(encoder, edits):
         have = final_states(encoder, rows.target_ids)[rows.row, rows.target_at]
@@ -68,7 +67,7 @@ def test_targets_meet_their_anchors_where_the_denoiser_reads(shipped, rows):
 
 
 def test_the_gap_shrinks_with_depth(shipped, rows):
-    gaps = [s.gap for s in walk(shipped.text_encoder, rows, None, BLOCKS, plain)]
+    gaps = [s.gap for s in walk(shipped.text_encoder, rows, None, sites_of(shipped.text_encoder, BLOCKS, "block"), plain)]
     assert gaps[0] > 10 * gaps[1] and gaps[0] > 10 * gaps[2]
 
 
@@ -80,10 +79,10 @@ def test_hooks_are_gone_also_when_the_solver_raises(shipped, rows):
     def fail(*_):
         raise RuntimeError("stop")
 
-    before = hooks(shipped.text_encoder)
+    before, sites = hooks(shipped.text_encoder), sites_of(shipped.text_encoder, BLOCKS, "block")
     with pytest.raises(RuntimeError, match="stop"):
-        walk(shipped.text_encoder, rows, None, BLOCKS, fail)
-    walk(shipped.text_encoder, rows, None, BLOCKS, plain)
+        walk(shipped.text_encoder, rows, None, sites, fail)
+    walk(shipped.text_encoder, rows, None, sites, plain)
     with pytest.raises(ZeroDivisionError), edited(shipped.text_encoder, {}):
         _ = 1 / 0
     assert hooks(shipped.text_encoder) == before

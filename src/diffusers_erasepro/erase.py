@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .adapter import ErasureAdapter
 from .errors import ConceptSpecError
 from .factors import LowRank
-from .families import PipelineFamily, base_linear, blocks_of, component, family_of, file_name, reader_paths, writer_path
+from .families import PipelineFamily, Site, base_linear, blocks_of, component, family_of, file_name, reader_paths, sites_of
 from .fingerprint import fingerprints
 from .measure import aligned_states, drift_of, residual_of
 from .options import READERS, Options
@@ -34,6 +34,7 @@ def erase(pipe: Any, spec: ErasureSpec | Concept, **options: Any) -> ErasureAdap
     Args:
         pipe: A diffusers pipeline of a known family (`families.PIPELINES`).
         spec: What to erase.
+        variant: "block" edits the linear that writes the residual stream last, "linear" every one (`families.VARIANTS`).
         layers: Encoder blocks to edit (negative counts from the last) and "kv" for the denoiser's K/V linears.
         metric: "covariance" of the preserve captions, or "identity".
         alignment: Which token positions are constrained (`prompts.ALIGNMENTS`).
@@ -65,17 +66,17 @@ def _erase_encoder(
     exact, soft, held_out = (distinct(pairs_of(spec.concepts, kind)) for kind in ("exact", "soft", "held_out"))
     exact_rows = rows_of(exact, tokenizer, alignment)
     soft_rows = rows_of(soft, tokenizer, alignment) if soft else None
-    blocks = choice.blocks(len(blocks_of(live)))
+    sites = sites_of(live, choice.blocks(len(blocks_of(live))), choice.variant)
 
     with working(live) as encoder:
-        C = _metrics(encoder, tokenizer, spec, choice, blocks)
+        C = _metrics(encoder, tokenizer, spec, choice, sites)
 
         def solver(site: str, X: Tensor, R: Tensor, Xs: Tensor, Rs: Tensor) -> Edit:
             return solve(
                 X, R, C.get(site), Xs=Xs, Rs=Rs, mu=choice.soft_weight, rtol=choice.rtol, max_rank=choice.max_rank, where=site
             )  # fmt: skip
 
-        steps = walk(encoder, exact_rows, soft_rows, blocks, solver)
+        steps = walk(encoder, exact_rows, soft_rows, sites, solver)
         edits = {step.site: step.edit.factors for step in steps}
 
         # What the encoder still leaves open, the denoiser's readers close: one map of the states serves them all.
@@ -111,16 +112,16 @@ def _erase_encoder(
     )  # fmt: skip
 
 
-def _metrics(encoder: nn.Module, tokenizer: Any, spec: ErasureSpec, choice: Options, blocks: list[int]) -> dict[str, Tensor]:
+def _metrics(encoder: nn.Module, tokenizer: Any, spec: ErasureSpec, choice: Options, sites: list[Site]) -> dict[str, Tensor]:
     """The metric C of every site; none for the identity."""
     if choice.metric == "identity":
         return {}
     captions = spec.preserve_captions()
     if not captions:
         raise ConceptSpecError("no preserve caption is left once those that name a target are taken out; give others")
-    sites = {path: base_linear(encoder.get_submodule(path)) for path in (writer_path(encoder, b) for b in blocks)}
+    linears = {site.linear: base_linear(encoder.get_submodule(site.linear)) for site in sites}
     key = fingerprints(encoder, {})["float32"]
-    return metrics(encoder, token_ids(tokenizer, captions), sites, key=key, ridge=choice.ridge)
+    return metrics(encoder, token_ids(tokenizer, captions), linears, key=key, ridge=choice.ridge)
 
 
 def _readers(pipe: Any, family: PipelineFamily, shared: LowRank) -> dict[str, tuple[Tensor, LowRank]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -20,6 +21,8 @@ class EncoderFamily:
     """Candidate paths of the block list; transformers 5.6 dropped `text_model.` from CLIPTextModel."""
     writer: str
     """Inside a block."""
+    linears: tuple[str, ...]
+    """Every linear inside a block, in the order they run."""
     padding_row: str
     """An attention linear inside a block: stock loaders refuse CLIP files without any (diffusers 0.42)."""
     file_blocks: str
@@ -45,6 +48,7 @@ ENCODERS = (
         classes=("CLIPTextModel", "CLIPTextModelWithProjection"),
         blocks=("encoder.layers", "text_model.encoder.layers"),
         writer="mlp.fc2",
+        linears=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2"),
         padding_row="self_attn.out_proj",
         file_blocks="text_model.encoder.layers",
     ),
@@ -116,9 +120,26 @@ def _blocks_path(encoder: nn.Module) -> str:
     raise UnknownFamilyError(f"{type(encoder).__name__} has no block list at {' or '.join(paths)}")
 
 
-def writer_path(encoder: nn.Module, block: int) -> str:
-    """Module name of the linear that writes the residual stream last in `block`."""
-    return f"{_blocks_path(encoder)}.{block}.{encoder_family_of(encoder).writer}"
+@dataclass(frozen=True)
+class Site:
+    """A linear to edit, and the module whose output shall be the anchor's afterwards."""
+
+    linear: str
+    closes: str
+
+
+VARIANTS: dict[str, Callable[[EncoderFamily, str], list[Site]]] = {
+    "block": lambda family, block: [Site(f"{block}.{family.writer}", block)],
+    "linear": lambda family, block: [Site(f"{block}.{name}", f"{block}.{name}") for name in family.linears],
+}
+"""`block` edits the linear that writes the residual stream last, until the stream itself is the anchor's (our
+reading); `linear` edits every linear, until its own output is the anchor's (the paper's formula, read literally)."""
+
+
+def sites_of(encoder: nn.Module, blocks: Sequence[int], variant: str) -> list[Site]:
+    """What is edited in `blocks`, in the order it runs."""
+    family, path = encoder_family_of(encoder), _blocks_path(encoder)
+    return [site for block in blocks for site in VARIANTS[variant](family, f"{path}.{block}")]
 
 
 def reader_paths(denoiser: nn.Module, family: PipelineFamily) -> list[str]:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .errors import ConceptSpecError
+from .families import VARIANTS
 from .prompts import ALIGNMENTS
 
 METRICS = ("covariance", "identity")
@@ -18,6 +19,7 @@ READERS = "kv"
 class Options:
     """The choices `erase` takes as keywords; `erase` documents them."""
 
+    variant: str = "block"
     layers: tuple[int | str, ...] = (1, -1)
     metric: str = "covariance"
     alignment: str = "last_subject+eos"
@@ -30,6 +32,7 @@ class Options:
     def __post_init__(self) -> None:
         one = isinstance(self.layers, (int, str))
         object.__setattr__(self, "layers", (self.layers,) if one else tuple(self.layers))
+        _one_of("variant", self.variant, tuple(VARIANTS))
         _one_of("metric", self.metric, METRICS)
         _one_of("alignment", self.alignment, tuple(ALIGNMENTS))
         for name in ("ridge", "soft_weight", "rtol", "max_edit_size"):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .factors import LowRank
-from .families import base_linear, blocks_of, writer_path
+from .families import Site, base_linear
 from .prompts import Rows
 from .solve import Edit
 
@@ -40,32 +40,31 @@ def _replace(output: Tensor | tuple[Tensor, ...], hidden: Tensor) -> Tensor | tu
 
 
 @torch.no_grad()
-def walk(encoder: nn.Module, exact: Rows, soft: Rows | None, blocks: Sequence[int], solver: Solver) -> list[Step]:
-    """Run targets and anchors side by side through `encoder`, and solve at each of `blocks` on the way.
+def walk(encoder: nn.Module, exact: Rows, soft: Rows | None, sites: Sequence[Site], solver: Solver) -> list[Step]:
+    """Run targets and anchors side by side through `encoder`, and solve at each of `sites` on the way.
 
-    At a block the target rows' stream is `h`, the anchor rows' is `h0`; the edit D of the block's last linear
+    Where a site closes its gap the target rows' output is `h`, the anchor rows' is `h0`; the edit D of its linear
     must add `R = h0 - h` at the aligned positions of the exact rows. The target rows then go on with
-    `h + D x` (at every position, as the edited weight would), so the next block sees the edited stream.
+    `h + D x` (at every position, as the edited weight would), so the next site sees the edited stream.
     """
     ids = [exact.target_ids, *([soft.target_ids] if soft else []), exact.anchor_ids, *([soft.anchor_ids] if soft else [])]
     half, n = len(exact) + (len(soft) if soft else 0), len(exact)
-    modules = blocks_of(encoder)
     steps: list[Step] = []
-    inputs: dict[int, Tensor] = {}
+    inputs: dict[Site, Tensor] = {}
 
     def columns(rows: Rows, first: int, x: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
         """X `(d_in, k)` and R `(d_out, k)` of one set of rows."""
         target, anchor = rows.row + first, rows.row + first + half
         return x[target, rows.target_at].T, (out[anchor, rows.anchor_at] - out[target, rows.target_at]).T
 
-    def solve_here(block: int) -> Callable[..., object]:
+    def solve_at(site: Site) -> Callable[..., object]:
         def hook(_: nn.Module, __: object, output: Tensor | tuple[Tensor, ...]) -> object:
-            out, x = _hidden(output).clone(), inputs.pop(block)
+            out, x = _hidden(output).clone(), inputs.pop(site)
             X, R = columns(exact, 0, x, out)
             Xs, Rs = columns(soft, n, x, out) if soft else (X[:, :0], R[:, :0])
-            edit = solver(writer_path(encoder, block), X, R, Xs, Rs)
+            edit = solver(site.linear, X, R, Xs, Rs)
             goal = out[exact.row + half, exact.anchor_at].norm(dim=-1)
-            steps.append(Step(writer_path(encoder, block), edit, X.double(), float((R.norm(dim=0) / goal).mean())))
+            steps.append(Step(site.linear, edit, X.double(), float((R.norm(dim=0) / goal).mean())))
             out[:half] += edit.factors(x[:half].double()).to(out)
             return _replace(output, out)
 
@@ -73,10 +72,10 @@ def walk(encoder: nn.Module, exact: Rows, soft: Rows | None, blocks: Sequence[in
 
     handles = []
     try:
-        for block in blocks:
-            writer = base_linear(encoder.get_submodule(writer_path(encoder, block)))
-            keep = lambda _, args, block=block: inputs.__setitem__(block, args[0])  # noqa: E731
-            handles += [writer.register_forward_pre_hook(keep), modules[block].register_forward_hook(solve_here(block))]
+        for site in sites:
+            keep = lambda _, args, site=site: inputs.__setitem__(site, args[0])  # noqa: E731
+            handles.append(base_linear(encoder.get_submodule(site.linear)).register_forward_pre_hook(keep))
+            handles.append(encoder.get_submodule(site.closes).register_forward_hook(solve_at(site)))
         encoder(torch.cat(ids).to(next(encoder.parameters()).device))
     finally:
         for handle in handles:
