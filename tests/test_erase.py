@@ -117,6 +117,6 @@ def test_an_unknown_pipeline_is_an_error():
 
 def test_too_many_constraints_are_an_error_with_numbers(shipped, preserve):
     concept = Concept("star", "circle", templates=tuple(f"{'very ' * i}a {{}}" for i in range(20)), soft_templates=())
-    many = ErasureSpec([concept, *(Concept(f"thing{i}", "circle") for i in range(300))], preserve=preserve)
+    many = ErasureSpec([concept, *(Concept(f"thing{i}", "circle", soft_templates=()) for i in range(300))], preserve=preserve)
     with pytest.raises(IllPosedError, match=r"640 constraints on 512 input dimensions"):
         erase(shipped, many)

@@ -44,7 +44,7 @@ class ErasureAdapter:
     edits: Mapping[str, LowRank]
     """Stored name ("text_encoder.text_model...mlp.fc2") -> factors."""
     keys: Mapping[str, Tensor]
-    """Stored name -> `(n, d_in)` inputs at the exact positions, in the edited stream."""
+    """Stored name -> `(n, d_in)` inputs at the exact positions, in the edited stream; all K/V linears share "ENCODER.states"."""
     goals: Mapping[str, Tensor]
     """Encoder -> `(n, d)` states the exact positions shall have."""
     report: Report

@@ -107,7 +107,7 @@ def _erase_encoder(
         edits={file_name(name, site): f.to(torch.float32) for site, f in edits.items()}
         | {f"{family.denoiser}.{path}": f.to(torch.float32) for path, (_, f) in readers.items()},
         keys={file_name(name, step.site): step.X.T.float().cpu() for step in steps}
-        | {f"{family.denoiser}.{path}": X.T.float().cpu() for path in readers},
+        | ({f"{name}.states": X.T.float().cpu()} if readers else {}),
         goals={name: Y.T.float().cpu()},
     )  # fmt: skip
 

@@ -20,7 +20,7 @@ class Options:
     """The choices `erase` takes as keywords; `erase` documents them."""
 
     variant: str = "block"
-    layers: tuple[int | str, ...] = (1, -1)
+    layers: tuple[int | str, ...] = (0, -1)
     metric: str = "covariance"
     alignment: str = "last_subject+eos"
     ridge: float = 0.01

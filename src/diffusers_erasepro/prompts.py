@@ -150,12 +150,13 @@ def rows_of(pairs: Sequence[Pair], tokenizer: Any, alignment: Alignment) -> Rows
     asked: dict[tuple[int, ...], str] = {}
     columns: list[tuple[int, int, int]] = []
     for i, pair in enumerate(pairs):
+        positions = aligned(pair, tokenizer, alignment)  # first, as truncation makes different prompts the same tokens
         if torch.equal(targets[i], anchors[i]):
             raise ConceptSpecError(f"{pair.target.text!r} and {pair.anchor.text!r} are the same tokens; nothing to erase")
         key = tuple(targets[i].tolist())
         if asked.setdefault(key, pair.anchor.text) != pair.anchor.text:
             raise ConceptSpecError(f"{pair.target.text!r} is sent to {asked[key]!r} and to {pair.anchor.text!r}; keep one")
-        columns += [(i, t, a) for t, a in aligned(pair, tokenizer, alignment)]
+        columns += [(i, t, a) for t, a in positions]
     row, target_at, anchor_at = torch.tensor(columns).T
     return Rows(targets, anchors, row, target_at, anchor_at)
 

@@ -406,6 +406,7 @@ def train_unet(run: Run, tokenizer: CLIPTokenizer, encoder: CLIPTextModel, vae: 
 def stamp(path: Path, recipe: dict[str, object]) -> None:
     """Write the recipe into a safetensors header."""
     save_file(load_file(path), path, metadata={"format": "pt", "erasepro.recipe": json.dumps(recipe, sort_keys=True)})
+    path.chmod(0o644)  # safetensors 0.8 writes files that only their owner can read
 
 
 def pack(run: Run, pipe: StableDiffusionPipeline, judge: JudgeNet, folder: Path) -> None:
