@@ -121,7 +121,8 @@ def _metrics(encoder: nn.Module, tokenizer: Any, spec: ErasureSpec, choice: Opti
         raise ConceptSpecError("no preserve caption is left once those that name a target are taken out; give others")
     linears = {site.linear: base_linear(encoder.get_submodule(site.linear)) for site in sites}
     key = fingerprints(encoder, {})["float32"]
-    return metrics(encoder, token_ids(tokenizer, captions), linears, key=key, ridge=choice.ridge)
+    ids, empty = token_ids(tokenizer, captions), token_ids(tokenizer, [""])
+    return metrics(encoder, ids, empty, linears, key=key, ridge=choice.ridge)
 
 
 def _readers(pipe: Any, family: PipelineFamily, shared: LowRank) -> dict[str, tuple[Tensor, LowRank]]:

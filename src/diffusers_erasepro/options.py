@@ -24,7 +24,7 @@ class Options:
     metric: str = "covariance"
     alignment: str = "last_subject+eos"
     ridge: float = 0.01
-    soft_weight: float = 0.03
+    soft_weight: float = 0.003
     rtol: float = 1e-7
     max_rank: int | None = None
     max_edit_size: float = 10.0

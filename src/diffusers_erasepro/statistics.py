@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 BATCH = 64
-CACHE_SIZE = 8
+CACHE_SIZE = 16
 _cache: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
 
 
@@ -63,13 +63,20 @@ def second_moments(encoder: nn.Module, ids: Tensor, sites: Mapping[str, nn.Modul
     return moments
 
 
-def metrics(encoder: nn.Module, ids: Tensor, sites: Mapping[str, nn.Module], *, key: str, ridge: float) -> dict[str, Tensor]:
-    """The metric of every site and of "states":  C = K K'/m + ridge mean(diag) I.
+def metrics(
+    encoder: nn.Module, ids: Tensor, empty: Tensor, sites: Mapping[str, nn.Module], *, key: str, ridge: float
+) -> dict[str, Tensor]:
+    """The metric of every site and of "states":  C = K K'/m + K0 K0'/m0 + ridge mean(diag) I.
 
-    Directions the corpus never uses stay cheap to change, but not free.
+    K holds the inputs of the preserve captions `ids`, K0 those of the empty prompt: classifier-free guidance reads
+    it at every step of every picture, so it weighs as much as all captions together. Directions that neither uses
+    stay cheap to change, but not free.
     """
-    moments = second_moments(encoder, ids, sites, key=key)
-    return {name: m + ridge * m.diagonal().mean() * torch.eye(len(m), dtype=m.dtype) for name, m in moments.items()}
+    usual, unconditional = (second_moments(encoder, rows, sites, key=key) for rows in (ids, empty))
+    return {
+        name: m + unconditional[name] + ridge * m.diagonal().mean() * torch.eye(len(m), dtype=m.dtype)
+        for name, m in usual.items()
+    }
 
 
 def _device(module: nn.Module) -> torch.device:
