@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from common import accuracy, draw, erased, mse, prompts_with, prompts_without, provenance, rate, uce, wilson
+from common import FIELDS, accuracy, draw, erased, mse, prompts_with, prompts_without, provenance, rate, uce, wilson
 from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, glyphs
 from diffusers_erasepro.grids import save_depth
 
@@ -64,7 +64,7 @@ class Bench:
         targets = prompts_with(concept, self.n, seed=self.seed, held_out=True)
         told = self.judge(draw(pipe, targets, seed=self.seed, desc=f"{method}: {concept.target}"))
         images = self.base_others if method == "unedited" else draw(pipe, self.others, seed=self.seed, desc="others")
-        rest = [f for f in ("shape", "style", "color", "background") if f != field]
+        rest = [f for f in FIELDS if f != field]
         right = [told[f][i] == getattr(s, f) for i, (_, s) in enumerate(targets) for f in rest if getattr(s, f)]
         return Row(
             method, concept.target, rate(told, field, concept.target),
@@ -101,10 +101,6 @@ def stock_difference(pipe: Any, adapter: ErasureAdapter, n: int = 16) -> int:
         ours = draw(pipe, prompts)
     pairs = zip(ours, draw(stock, prompts), strict=True)
     return max(int(np.abs(np.asarray(a, dtype=int) - np.asarray(b, dtype=int)).max()) for a, b in pairs)
-
-
-def verdict(value: float, allowed: float) -> str:
-    return f"{value:.3f}" if value <= allowed else f"**{value:.3f}** (above {allowed:g})"
 
 
 def table(rows: list[Row], n: int, base_accuracy: float) -> list[str]:
@@ -190,11 +186,8 @@ def main() -> None:
     first = adapters["star"]
     checks = {"toggles": toggles(bench.pipe, first), "stock": max(stock_difference(bench.pipe, a) for a in adapters.values())}
 
-    spec = {c.target: ErasureSpec((c,), preserve=preserve) for c in ALL}
     depth = {
-        t: erase(bench.pipe, s, layers=tuple(range(6))).report.layers
-        for t, s in spec.items()
-        if t in ("star", "Mira Voss", "cracked")
+        t: erase(bench.pipe, adapters[t].spec, layers=tuple(range(6))).report.layers for t in ("star", "Mira Voss", "cracked")
     }
     save_depth(
         args.docs / "images" / "edit-size.png", {t: [x.edit_size for x in layers] for t, layers in depth.items()},

@@ -1,4 +1,4 @@
-"""The numbers of docs/glyphs.md: how well the shipped world draws, how well its judge sees, how long both take."""
+"""The numbers of docs/glyphs-measured.md: how well the shipped world draws, how well its judge sees, how long both take."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from .errors import ConceptSpecError
 from .factors import LowRank
 from .families import PipelineFamily, Site, base_linear, blocks_of, component, family_of, file_name, reader_paths, sites_of
 from .fingerprint import fingerprints
-from .measure import aligned_states, drift_of, residual_of
+from .measure import aligned_states, drift_of, read_residual, residual_of
 from .options import READERS, Options
 from .prompts import ALIGNMENTS, distinct, pairs_of, rows_of, token_ids
 from .report import NAN, LayerReport, Report, layer_report, worst
@@ -87,7 +87,7 @@ def _erase_encoder(
             shared = solver("states", X, Y - X, Xs, Ys - Xs)
             readers = _readers(pipe, family, shared.factors)
 
-        listed = residual_of(encoder, tokenizer, exact, alignment, edits, readers)
+        listed = read_residual(X.T, Y.T, readers)
         unseen = residual_of(encoder, tokenizer, held_out, alignment, edits, readers)
         drift = drift_of(encoder, tokenizer, spec.preserve_captions(), edits)
 

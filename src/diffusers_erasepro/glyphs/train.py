@@ -38,6 +38,7 @@ from .world import WORLDS, Scene, World, sample_scene
 LENGTH = 64  # tokens per prompt
 WIDTH = 128  # text encoder
 LATENT = 8  # channels
+BATCH = 48  # of the UNet
 
 
 def mixed() -> torch.autocast:
@@ -385,10 +386,10 @@ def train_unet(run: Run, tokenizer: CLIPTokenizer, encoder: CLIPTextModel, vae: 
 
     def step(i: int) -> Tensor:
         rng = run.rng(9, i)
-        pick = torch.from_numpy(rng.integers(len(latents), size=48))
+        pick = torch.from_numpy(rng.integers(len(latents), size=BATCH))
         x, text = latents[pick].float(), states[pick]
-        text = torch.where(torch.from_numpy(rng.random(48) < 0.1)[:, None, None], empty, text).float()
-        noise, t = torch.randn_like(x), torch.randint(1000, (48,))
+        text = torch.where(torch.from_numpy(rng.random(BATCH) < 0.1)[:, None, None], empty, text).float()
+        noise, t = torch.randn_like(x), torch.randint(1000, (BATCH,))
         noisy = noise_schedule.add_noise(x, noise, t).contiguous(memory_format=torch.channels_last)
         with mixed():
             out = unet(noisy, t, text).sample.float()
