@@ -191,7 +191,7 @@ def main() -> None:
     }
     save_depth(
         args.docs / "images" / "edit-size.png", {t: [x.edit_size for x in layers] for t, layers in depth.items()},
-        title="All blocks edited: the change shrinks with depth",
+        title="Every block edited: size of each edit",
     )  # fmt: skip
     sizes = "; ".join(f"{t}: {' '.join(f'{x.edit_size:.2f}' for x in layers)}" for t, layers in depth.items())
 
@@ -204,7 +204,8 @@ def main() -> None:
         "", "## Every cell", "", *table(rows, args.n, bench.base_accuracy),
         "", "## What the adapters say of themselves", "", *reports(adapters),
         "", "## Edit size by depth", "", "![edit size by depth](images/edit-size.png)", "",
-        f"||D||/||W|| per block, 0 to 5, when every block is edited: {sizes}.", "",
+        f"||D||/||W|| per block, 0 to 5, when every block is edited: {sizes}.",
+        "Where it does not fall with depth, the progressive claim does not hold for that concept.", "",
     ]  # fmt: skip
     (args.docs / "first-light.md").write_text("\n".join(page))
 
