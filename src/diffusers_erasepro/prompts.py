@@ -82,8 +82,16 @@ def pairs_of(concepts: Sequence[Concept], kind: str) -> list[Pair]:
         Pair(Prompt.of(template, word), Prompt.of(template, concept.anchor))
         for concept in concepts
         for word in concept.words
-        for template in getattr(concept, kind)
+        for template in _templates(concept, word, kind)
     ]
+
+
+def _templates(concept: Concept, word: str, kind: str) -> tuple[str, ...]:
+    """Only the target is held exactly. Words of one meaning arrive at the deep layers as nearly the same key, where
+    different exact corrections (their lengths differ) cost drift: a synonym takes every template softly."""
+    if kind == "held_out" or word == concept.target:
+        return tuple(getattr(concept, kind))
+    return () if kind == "exact" else (*concept.exact, *concept.soft)
 
 
 def listed_prompts(spec: ErasureSpec) -> list[str]:

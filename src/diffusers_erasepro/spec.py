@@ -57,7 +57,8 @@ class Concept:
         templates: Name of a template set ("instance", "style", "person", "unsafe"), or texts with one `{}`. Of a
             tuple the first is held exactly and the others softly, unless `soft_templates` says which are soft.
         soft_templates: Texts with one `{}` met by least squares; None takes them from `templates`.
-        synonyms: Further words erased to the same anchor.
+        synonyms: Further words erased to the same anchor, all by least squares; only the target's residual is zero.
+            A word that needs zero residual too is a concept of its own.
 
     Raises:
         ConceptSpecError: On anything that cannot mean an erasure; the message says what and why.
