@@ -25,6 +25,11 @@ def rows(shipped):
     return rows_of(pairs_of(CONCEPTS, "exact"), shipped.tokenizer, ALIGNMENTS["last_subject+eos"])
 
 
+@pytest.fixture
+def none(shipped):
+    return rows_of([], shipped.tokenizer, ALIGNMENTS["last_subject+eos"])
+
+
 def slow_walk(encoder, rows, sites):
     """Per site: run targets through the edited copy and anchors through the original, solve, write the weight."""
     original, encoder, found = encoder, copy.deepcopy(encoder), {}
@@ -46,9 +51,9 @@ def slow_walk(encoder, rows, sites):
 
 
 @pytest.mark.parametrize("variant", ["block", "linear"])
-def test_one_pass_equals_editing_layer_by_layer(shipped, rows, variant):
+def test_one_pass_equals_editing_layer_by_layer(shipped, rows, none, variant):
     sites = sites_of(shipped.text_encoder, BLOCKS, variant)
-    steps = walk(shipped.text_encoder, rows, None, sites, plain)
+    steps = walk(shipped.text_encoder, rows, none, sites, plain)
     slow = slow_walk(shipped.text_encoder, rows, sites)
     assert [s.site for s in steps] == list(slow)
     for step in steps:
@@ -57,17 +62,17 @@ def test_one_pass_equals_editing_layer_by_layer(shipped, rows, variant):
         assert (D - reference).norm() / scale < 1e-4, step.site
 
 
-def test_targets_meet_their_anchors_where_the_denoiser_reads(shipped, rows):
+def test_targets_meet_their_anchors_where_the_denoiser_reads(shipped, rows, none):
     encoder = shipped.text_encoder
-    edits = {s.site: s.edit.factors for s in walk(encoder, rows, None, sites_of(encoder, BLOCKS, "block"), plain)}
+    edits = {s.site: s.edit.factors for s in walk(encoder, rows, none, sites_of(encoder, BLOCKS, "block"), plain)}
     goal = final_states(encoder, rows.anchor_ids)[rows.row, rows.anchor_at]
     with edited(encoder, edits):
         have = final_states(encoder, rows.target_ids)[rows.row, rows.target_at]
     assert ((have - goal).norm(dim=-1) / goal.norm(dim=-1)).max() < 1e-5
 
 
-def test_the_gap_shrinks_with_depth(shipped, rows):
-    gaps = [s.gap for s in walk(shipped.text_encoder, rows, None, sites_of(shipped.text_encoder, BLOCKS, "block"), plain)]
+def test_the_gap_shrinks_with_depth(shipped, rows, none):
+    gaps = [s.gap for s in walk(shipped.text_encoder, rows, none, sites_of(shipped.text_encoder, BLOCKS, "block"), plain)]
     assert gaps[0] > 10 * gaps[1] and gaps[0] > 10 * gaps[2]
 
 
@@ -75,14 +80,14 @@ def hooks(module):
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in module.modules())
 
 
-def test_hooks_are_gone_also_when_the_solver_raises(shipped, rows):
+def test_hooks_are_gone_also_when_the_solver_raises(shipped, rows, none):
     def fail(*_):
         raise RuntimeError("stop")
 
     before, sites = hooks(shipped.text_encoder), sites_of(shipped.text_encoder, BLOCKS, "block")
     with pytest.raises(RuntimeError, match="stop"):
-        walk(shipped.text_encoder, rows, None, sites, fail)
-    walk(shipped.text_encoder, rows, None, sites, plain)
+        walk(shipped.text_encoder, rows, none, sites, fail)
+    walk(shipped.text_encoder, rows, none, sites, plain)
     with pytest.raises(ZeroDivisionError), edited(shipped.text_encoder, {}):
         _ = 1 / 0
     assert hooks(shipped.text_encoder) == before

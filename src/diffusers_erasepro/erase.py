@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .adapter import ErasureAdapter
-from .errors import ConceptSpecError
+from .denoiser import CHAINS, Look, least_drift
+from .errors import ConceptSpecError, IllPosedError
 from .factors import LowRank
 from .families import PipelineFamily, Site, base_linear, blocks_of, component, family_of, file_name, reader_paths, sites_of
 from .fingerprint import fingerprints
-from .measure import aligned_states, drift_of, read_residual, residual_of
-from .options import READERS, Options
-from .prompts import ALIGNMENTS, distinct, pairs_of, rows_of, token_ids
-from .report import NAN, LayerReport, Report, layer_report, worst
+from .measure import aligned_states, drift_of, read_residual
+from .options import AUTO, READERS, Options
+from .prompts import ALIGNMENTS, rows_by_kind, token_ids
+from .report import NAN, Report, layer_report, worst
 from .solve import Edit, solve
 from .spec import Concept, ErasureSpec
 from .statistics import metrics
-from .walk import Step, walk, working
+from .walk import Solver, Step, walk, working
 from .weights import originals, unedited, weight_of
 
 
@@ -35,7 +38,8 @@ def erase(pipe: Any, spec: ErasureSpec | Concept, **options: Any) -> ErasureAdap
         pipe: A diffusers pipeline of a known family (`families.PIPELINES`).
         spec: What to erase.
         variant: "block" edits the linear that writes the residual stream last, "linear" every one (`families.VARIANTS`).
-        layers: Encoder blocks to edit (negative counts from the last) and "kv" for the denoiser's K/V linears.
+        layers: Encoder blocks to edit (negative counts from the last) and "kv" for the denoiser's K/V linears; or
+            "auto" for the chain of `denoiser.CHAINS` that the noise predictions favour, which the adapter records.
         metric: "covariance" of the preserve captions, or "identity".
         alignment: Which token positions are constrained (`prompts.ALIGNMENTS`).
         ridge: Share of the identity mixed into the covariance; larger protects directions no caption uses.
@@ -53,63 +57,59 @@ def erase(pipe: Any, spec: ErasureSpec | Concept, **options: Any) -> ErasureAdap
     spec = ErasureSpec((spec,)) if isinstance(spec, Concept) else spec
     choice, family = Options.of(options), family_of(pipe)
     with unedited(pipe), torch.no_grad():
-        parts = [_erase_encoder(pipe, family, spec, choice, *names) for names in family.encoders]
-    report = worst([part.report for part in parts], seconds=time.perf_counter() - began)
-    return _joined(parts, report)
+        adapter = (_chosen if choice.layers == AUTO else _erase)(pipe, family, spec, choice)
+    return replace(adapter, report=replace(adapter.report, seconds=time.perf_counter() - began))
+
+
+def _erase(pipe: Any, family: PipelineFamily, spec: ErasureSpec, choice: Options) -> ErasureAdapter:
+    """The erasure in every text encoder."""
+    return _joined([_erase_encoder(pipe, family, spec, choice, *names) for names in family.encoders])
 
 
 def _erase_encoder(
     pipe: Any, family: PipelineFamily, spec: ErasureSpec, choice: Options, name: str, tokenizer_name: str
 ) -> ErasureAdapter:
     """The erasure in one text encoder, and in the K/V linears that read it if asked for."""
-    tokenizer, live, alignment = getattr(pipe, tokenizer_name), component(pipe, name), ALIGNMENTS[choice.alignment]
-    exact, soft, held_out = (distinct(pairs_of(spec.concepts, kind)) for kind in ("exact", "soft", "held_out"))
-    exact_rows = rows_of(exact, tokenizer, alignment)
-    soft_rows = rows_of(soft, tokenizer, alignment) if soft else None
+    tokenizer, live = getattr(pipe, tokenizer_name), component(pipe, name)
+    rows = rows_by_kind(spec.concepts, tokenizer, ALIGNMENTS[choice.alignment])
     sites = sites_of(live, choice.blocks(len(blocks_of(live))), choice.variant)
 
     with working(live) as encoder:
-        C = _metrics(encoder, tokenizer, spec, choice, sites)
-
-        def solver(site: str, X: Tensor, R: Tensor, Xs: Tensor, Rs: Tensor) -> Edit:
-            return solve(
-                X, R, C.get(site), Xs=Xs, Rs=Rs, mu=choice.soft_weight, rtol=choice.rtol, max_rank=choice.max_rank, where=site
-            )  # fmt: skip
-
-        steps = walk(encoder, exact_rows, soft_rows, sites, solver)
+        solver = _solver(choice, _metrics(encoder, tokenizer, spec, choice, sites))
+        steps = walk(encoder, rows["exact"], rows["soft"], sites, solver)
         edits = {step.site: step.edit.factors for step in steps}
-
-        # What the encoder still leaves open, the denoiser's readers close: one map of the states serves them all.
-        X, Y = (states.T for states in aligned_states(encoder, exact_rows, edits))
-        readers: dict[str, tuple[Tensor, LowRank]] = {}
-        if READERS in choice.layers:
-            Xs, Ys = (s.T for s in aligned_states(encoder, soft_rows, edits)) if soft_rows else (X[:, :0], Y[:, :0])
-            shared = solver("states", X, Y - X, Xs, Ys - Xs)
-            readers = _readers(pipe, family, shared.factors)
-
-        listed = read_residual(X.T, Y.T, readers)
-        unseen = residual_of(encoder, tokenizer, held_out, alignment, edits, readers)
+        states = {kind: aligned_states(encoder, rows[kind], edits) for kind in rows}
         drift = drift_of(encoder, tokenizer, spec.preserve_captions(), edits)
 
-    layers = [_report(live, name, step, choice) for step in steps]
-    layers += [
-        layer_report(f"{family.denoiser}.{path}", W, factors, shared, _gap(X, Y), limit=choice.max_edit_size)
-        for path, (W, factors) in readers.items()
-    ]
+    layers = [_Layer(file_name(name, s.site), weight_of(live, s.site), s.edit.factors, s) for s in steps]
+    readers: list[_Layer] = []
+    if READERS in choice.layers:  # what the encoder still leaves open, the denoiser's K/V close
+        readers = _readers(pipe, family, states, solver)
+    residual = {kind: read_residual(*pair, [(r.weight, r.factors) for r in readers]) for kind, pair in states.items()}
+    unseen = residual["held_out"]
     report = Report(
-        float(listed.max()), float(unseen.max()) if len(unseen) else NAN, drift, tuple(layers),
+        float(residual["exact"].max()), float(unseen.max()) if len(unseen) else NAN, drift,
+        tuple(layer_report(x.stored, x.weight, x.factors, x.step, limit=choice.max_edit_size) for x in layers + readers),
         held_out_mean=float(unseen.mean()) if len(unseen) else NAN,
     )  # fmt: skip
     roots = {name: live} | ({family.denoiser: component(pipe, family.denoiser)} if readers else {})
     return ErasureAdapter(
         spec, choice, report=report,
         base={part: fingerprints(root, originals(root)) for part, root in roots.items()},
-        edits={file_name(name, site): f.to(torch.float32) for site, f in edits.items()}
-        | {f"{family.denoiser}.{path}": f.to(torch.float32) for path, (_, f) in readers.items()},
-        keys={file_name(name, step.site): step.X.T.float().cpu() for step in steps}
-        | ({f"{name}.states": X.T.float().cpu()} if readers else {}),
-        goals={name: Y.T.float().cpu()},
+        edits={x.stored: x.factors.to(torch.float32) for x in layers + readers},
+        keys={x.stored: x.step.X.T.float().cpu() for x in layers} | {f"{name}.states": x.step.X.T.float().cpu() for x in readers},
+        goals={name: states["exact"][1].float().cpu()},
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """An edited linear on its way into the adapter."""
+
+    stored: str
+    weight: Tensor
+    factors: LowRank
+    step: Step
 
 
 def _metrics(encoder: nn.Module, tokenizer: Any, spec: ErasureSpec, choice: Options, sites: list[Site]) -> dict[str, Tensor]:
@@ -125,23 +125,42 @@ def _metrics(encoder: nn.Module, tokenizer: Any, spec: ErasureSpec, choice: Opti
     return metrics(encoder, ids, empty, linears, key=key, ridge=choice.ridge)
 
 
-def _readers(pipe: Any, family: PipelineFamily, shared: LowRank) -> dict[str, tuple[Tensor, LowRank]]:
+def _solver(choice: Options, C: Mapping[str, Tensor]) -> Solver:
+    """`solve` with this choice's numbers and each site's metric."""
+
+    def solver(site: str, X: Tensor, R: Tensor, Xs: Tensor, Rs: Tensor) -> Edit:
+        return solve(
+            X, R, C.get(site), Xs=Xs, Rs=Rs, mu=choice.soft_weight, rtol=choice.rtol, max_rank=choice.max_rank, where=site
+        )  # fmt: skip
+
+    return solver
+
+
+def _readers(pipe: Any, family: PipelineFamily, states: Mapping[str, tuple[Tensor, Tensor]], solver: Solver) -> list[_Layer]:
     """Every K/V linear W reads the same states, so one map B A of them serves all: D = (W B) A."""
-    root = component(pipe, family.denoiser)
+    (X, Y), (Xs, Ys) = ((have.T, goal.T) for have, goal in (states["exact"], states["soft"]))
+    edit = solver("states", X, Y - X, Xs, Ys - Xs)
+    step = Step("states", edit, X.double(), float(((Y - X).norm(dim=0) / Y.norm(dim=0)).mean()))
+    root, shared = component(pipe, family.denoiser), edit.factors
     weights = {path: weight_of(root, path).detach() for path in reader_paths(root, family)}
-    return {path: (W, LowRank(W.double() @ shared.B, shared.A)) for path, W in weights.items()}
+    return [_Layer(f"{family.denoiser}.{path}", W, LowRank(W.double() @ shared.B, shared.A), step) for path, W in weights.items()]
 
 
-def _report(encoder: nn.Module, name: str, step: Step, choice: Options) -> LayerReport:
-    weight = weight_of(encoder, step.site)
-    return layer_report(file_name(name, step.site), weight, step.edit.factors, step.edit, step.gap, limit=choice.max_edit_size)
+def _chosen(pipe: Any, family: PipelineFamily, spec: ErasureSpec, choice: Options) -> ErasureAdapter:
+    """The adapter of the best chain: least denoiser drift among those whose denoiser residual is low enough."""
+    made, refused = [], []
+    for layers in CHAINS:
+        try:
+            made.append(_erase(pipe, family, spec, replace(choice, layers=layers)))
+        except (ConceptSpecError, IllPosedError) as error:  # an encoder too short for the chain, or an edit too large
+            refused.append(error)
+    if not made:
+        raise refused[0]
+    look = Look.at(pipe, spec)
+    return least_drift([look.judged(adapter) for adapter in made])
 
 
-def _gap(X: Tensor, Y: Tensor) -> float:
-    return float(((Y - X).norm(dim=0) / Y.norm(dim=0)).mean())
-
-
-def _joined(parts: list[ErasureAdapter], report: Report) -> ErasureAdapter:
+def _joined(parts: list[ErasureAdapter]) -> ErasureAdapter:
     """One adapter for all encoders."""
 
     def merged(name: str) -> dict[str, Any]:
@@ -149,5 +168,6 @@ def _joined(parts: list[ErasureAdapter], report: Report) -> ErasureAdapter:
 
     first = parts[0]
     return ErasureAdapter(
-        first.spec, first.options, merged("base"), merged("edits"), merged("keys"), merged("goals"), report=report
-    )
+        first.spec, first.options, merged("base"), merged("edits"), merged("keys"), merged("goals"),
+        report=worst([part.report for part in parts]),
+    )  # fmt: skip

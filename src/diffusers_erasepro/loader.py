@@ -19,7 +19,7 @@ from .errors import AdapterStateError, BaseModelMismatchError, ConceptSpecError,
 from .families import component, family_of, module_name
 from .fingerprint import fingerprint
 from .measure import relative
-from .prompts import ALIGNMENTS, distinct, pairs_of, rows_of
+from .prompts import ALIGNMENTS, pairs_of, rows_of
 from .walk import final_states
 from .weights import (
     LOCK,
@@ -270,8 +270,7 @@ def _verify(pipe: Any) -> Verification:
 def _residuals(pipe: Any, applied: ErasureAdapter, encoder_name: str, tokenizer_name: str) -> dict[str, float]:
     """Component -> worst residual of the applied edit, through the live modules."""
     encoder, goal = component(pipe, encoder_name), applied.goals[encoder_name]
-    exact = distinct(pairs_of(applied.spec.concepts, "exact"))
-    rows = rows_of(exact, getattr(pipe, tokenizer_name), ALIGNMENTS[applied.options.alignment])
+    rows = rows_of(pairs_of(applied.spec.concepts, "exact"), getattr(pipe, tokenizer_name), ALIGNMENTS[applied.options.alignment])
     with _evaluating(encoder):
         have = final_states(encoder, rows.target_ids)[rows.row, rows.target_at]
     denoiser = family_of(pipe).denoiser

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .factors import LowRank
-from .prompts import Alignment, Pair, Rows, rows_of, token_ids
+from .prompts import Rows, token_ids
 from .walk import edited, final_states
 
 DRIFT_PROMPTS = 128
@@ -28,24 +28,13 @@ def relative(have: Tensor, goal: Tensor) -> Tensor:
     return (have.double() - goal.double()).norm(dim=-1) / goal.double().norm(dim=-1)
 
 
-def read_residual(have: Tensor, goal: Tensor, readers: Mapping[str, tuple[Tensor, LowRank]]) -> Tensor:
+def read_residual(have: Tensor, goal: Tensor, readers: Sequence[tuple[Tensor, LowRank]]) -> Tensor:
     """Residual per position: of the states, or of what edited readers make of them, whichever reader is worst."""
     if not readers:
         return relative(have, goal)
     have, goal = have.double(), goal.double()
-    each = [relative(have @ W.double().T + f.to(torch.float64)(have), goal @ W.double().T) for W, f in readers.values()]
+    each = [relative(have @ W.double().T + f.to(torch.float64)(have), goal @ W.double().T) for W, f in readers]
     return torch.stack(each).max(0).values
-
-
-def residual_of(
-    encoder: nn.Module, tokenizer: Any, pairs: Sequence[Pair], alignment: Alignment, edits: Mapping[str, LowRank],
-    readers: Mapping[str, tuple[Tensor, LowRank]],
-) -> Tensor:  # fmt: skip
-    """Relative residual per aligned position of `pairs`; empty if there are none."""
-    if not pairs:
-        return torch.zeros(0)
-    rows = rows_of(pairs, tokenizer, alignment)
-    return read_residual(*aligned_states(encoder, rows, edits), readers)
 
 
 def drift_of(encoder: nn.Module, tokenizer: Any, captions: Sequence[str], edits: Mapping[str, LowRank]) -> float:

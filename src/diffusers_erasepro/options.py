@@ -11,8 +11,11 @@ from .families import VARIANTS
 from .prompts import ALIGNMENTS
 
 METRICS = ("covariance", "identity")
+Layers = tuple[int | str, ...]
 READERS = "kv"
 """The name that stands for the denoiser's K/V linears among `layers`."""
+AUTO: Layers = ("auto",)
+"""Let the noise predictions choose the layers."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class Options:
     """The choices `erase` takes as keywords; `erase` documents them."""
 
     variant: str = "block"
-    layers: tuple[int | str, ...] = (0, -1)
+    layers: Layers = (0, -1)
     metric: str = "covariance"
     alignment: str = "last_subject+eos"
     ridge: float = 0.01
@@ -40,10 +43,12 @@ class Options:
         if self.max_rank is not None and (type(self.max_rank) is not int or self.max_rank < 1):
             raise ConceptSpecError(f"max_rank must be a whole number of at least 1, got {self.max_rank!r}")
         if not self.layers:
-            raise ConceptSpecError("layers is empty; name encoder blocks (such as 1, -1) or 'kv'")
-        for layer in self.layers:
+            raise ConceptSpecError("layers is empty; name encoder blocks (such as 1, -1) or 'kv', or give 'auto'")
+        for layer in self.layers if self.layers != AUTO else ():
             if type(layer) is not int and layer != READERS:
-                raise ConceptSpecError(f"unknown layer {layer!r}; layers are encoder blocks (0, 1, ..., -1) or {READERS!r}")
+                raise ConceptSpecError(
+                    f"unknown layer {layer!r}; layers are encoder blocks (0, 1, ..., -1) or {READERS!r}, or 'auto' alone"
+                )
 
     @classmethod
     def of(cls, choices: dict[str, Any]) -> Options:

@@ -77,13 +77,14 @@ class Rows:
 
 
 def pairs_of(concepts: Sequence[Concept], kind: str) -> list[Pair]:
-    """All pairs of one kind: "exact", "soft" or "held_out"."""
-    return [
+    """The pairs of one kind, "exact", "soft" or "held_out", each once."""
+    pairs = (
         Pair(Prompt.of(template, word), Prompt.of(template, concept.anchor))
         for concept in concepts
         for word in concept.words
         for template in _templates(concept, word, kind)
-    ]
+    )
+    return list(dict.fromkeys(pairs))
 
 
 def _templates(concept: Concept, word: str, kind: str) -> tuple[str, ...]:
@@ -102,6 +103,8 @@ def listed_prompts(spec: ErasureSpec) -> list[str]:
 def token_ids(tokenizer: Any, texts: Sequence[str]) -> Tensor:
     """Ids `(n, length)`, padded to the tokenizer's limit as the pipelines pad them."""
     length = tokenizer.model_max_length
+    if not texts:
+        return torch.zeros(0, length, dtype=torch.long)
     return tokenizer(list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
 
 
@@ -165,10 +168,10 @@ def rows_of(pairs: Sequence[Pair], tokenizer: Any, alignment: Alignment) -> Rows
         if asked.setdefault(key, pair.anchor.text) != pair.anchor.text:
             raise ConceptSpecError(f"{pair.target.text!r} is sent to {asked[key]!r} and to {pair.anchor.text!r}; keep one")
         columns += [(i, t, a) for t, a in positions]
-    row, target_at, anchor_at = torch.tensor(columns).T
+    row, target_at, anchor_at = torch.tensor(columns, dtype=torch.long).reshape(-1, 3).T
     return Rows(targets, anchors, row, target_at, anchor_at)
 
 
-def distinct(pairs: Sequence[Pair]) -> list[Pair]:
-    """`pairs` without repetitions, in order."""
-    return list(dict.fromkeys(pairs))
+def rows_by_kind(concepts: Sequence[Concept], tokenizer: Any, alignment: Alignment) -> dict[str, Rows]:
+    """The rows of "exact", "soft" and "held_out" prompts, each prompt once; any but the first may be empty."""
+    return {kind: rows_of(pairs_of(concepts, kind), tokenizer, alignment) for kind in ("exact", "soft", "held_out")}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .errors import IllPosedError
 from .factors import LowRank
-from .solve import Edit
+from .walk import Step
 
 NAN = float("nan")
 
@@ -64,22 +64,22 @@ def frobenius(factors: LowRank) -> float:
     return float(((B.T @ B) * (A @ A.T)).sum().clamp_min(0).sqrt())
 
 
-def layer_report(name: str, weight: Tensor, factors: LowRank, edit: Edit, gap: float, *, limit: float) -> LayerReport:
+def layer_report(name: str, weight: Tensor, factors: LowRank, step: Step, *, limit: float) -> LayerReport:
     """The report of one layer.
 
     Raises:
         IllPosedError: The edit is larger than `limit` times the weight.
     """
-    size = frobenius(factors) / float(weight.detach().double().norm())
+    size, edit = frobenius(factors) / float(weight.detach().double().norm()), step.edit
     if size > limit:
         raise IllPosedError(
             f"{name}: the edit is {size:.3g} times the weight, at most max_edit_size={limit:g} is allowed (rank {factors.rank}, "
             f"condition {edit.condition:.1e}); edit an earlier block as well, use fewer templates, or raise max_edit_size"
         )
-    return LayerReport(name, factors.rank, size, edit.condition, gap, edit.constraints, edit.dropped)
+    return LayerReport(name, factors.rank, size, edit.condition, step.gap, edit.constraints, edit.dropped)
 
 
-def worst(parts: Sequence[Report], *, seconds: float) -> Report:
+def worst(parts: Sequence[Report]) -> Report:
     """One report for several encoders: the worst of each number, the layers of all."""
     first = max(parts, key=lambda r: r.listed_residual)
     return replace(
@@ -88,5 +88,4 @@ def worst(parts: Sequence[Report], *, seconds: float) -> Report:
         held_out_mean=max(r.held_out_mean for r in parts),
         drift=max(r.drift for r in parts),
         layers=tuple(layer for r in parts for layer in r.layers),
-        seconds=seconds,
     )

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,15 +41,15 @@ def _replace(output: Tensor | tuple[Tensor, ...], hidden: Tensor) -> Tensor | tu
 
 
 @torch.no_grad()
-def walk(encoder: nn.Module, exact: Rows, soft: Rows | None, sites: Sequence[Site], solver: Solver) -> list[Step]:
+def walk(encoder: nn.Module, exact: Rows, soft: Rows, sites: Sequence[Site], solver: Solver) -> list[Step]:
     """Run targets and anchors side by side through `encoder`, and solve at each of `sites` on the way.
 
     Where a site closes its gap the target rows' output is `h`, the anchor rows' is `h0`; the edit D of its linear
     must add `R = h0 - h` at the aligned positions of the exact rows. The target rows then go on with
     `h + D x` (at every position, as the edited weight would), so the next site sees the edited stream.
     """
-    ids = [exact.target_ids, *([soft.target_ids] if soft else []), exact.anchor_ids, *([soft.anchor_ids] if soft else [])]
-    half, n = len(exact) + (len(soft) if soft else 0), len(exact)
+    ids = torch.cat([exact.target_ids, soft.target_ids, exact.anchor_ids, soft.anchor_ids])
+    half = len(ids) // 2
     steps: list[Step] = []
     inputs: dict[Site, Tensor] = {}
 
@@ -61,8 +62,7 @@ def walk(encoder: nn.Module, exact: Rows, soft: Rows | None, sites: Sequence[Sit
         def hook(_: nn.Module, __: object, output: Tensor | tuple[Tensor, ...]) -> object:
             out, x = _hidden(output).clone(), inputs.pop(site)
             X, R = columns(exact, 0, x, out)
-            Xs, Rs = columns(soft, n, x, out) if soft else (X[:, :0], R[:, :0])
-            edit = solver(site.linear, X, R, Xs, Rs)
+            edit = solver(site.linear, X, R, *columns(soft, len(exact), x, out))
             goal = out[exact.row + half, exact.anchor_at].norm(dim=-1)
             steps.append(Step(site.linear, edit, X.double(), float((R.norm(dim=0) / goal).mean())))
             out[:half] += edit.factors(x[:half].double()).to(out)
@@ -76,7 +76,7 @@ def walk(encoder: nn.Module, exact: Rows, soft: Rows | None, sites: Sequence[Sit
             keep = lambda _, args, site=site: inputs.__setitem__(site, args[0])  # noqa: E731
             handles.append(base_linear(encoder.get_submodule(site.linear)).register_forward_pre_hook(keep))
             handles.append(encoder.get_submodule(site.closes).register_forward_hook(solve_at(site)))
-        encoder(torch.cat(ids).to(next(encoder.parameters()).device))
+        encoder(ids.to(next(encoder.parameters()).device))
     finally:
         for handle in handles:
             handle.remove()
@@ -101,9 +101,12 @@ def edited(root: nn.Module, edits: Mapping[str, LowRank]) -> Iterator[None]:
 
 
 @torch.no_grad()
-def final_states(encoder: nn.Module, ids: Tensor, *, batch: int = 64) -> Tensor:
+def final_states(encoder: Any, ids: Tensor, *, batch: int = 64) -> Tensor:
     """Last hidden states `(n, length, d)`, what the denoiser reads."""
-    device = next(encoder.parameters()).device
+    weight = next(encoder.parameters())
+    if not len(ids):
+        return weight.new_zeros(0, ids.shape[1], encoder.config.hidden_size)
+    device = weight.device
     return torch.cat([encoder(part.to(device)).last_hidden_state for part in ids.split(batch)])
 
 

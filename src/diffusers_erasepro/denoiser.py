@@ -1,0 +1,148 @@
+"""What reaches the picture: noise predictions on fixed latents, compared without drawing one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .adapter import ErasureAdapter
+from .errors import UnknownFamilyError
+from .families import component, family_of, module_name
+from .options import Layers
+from .prompts import Pair, pairs_of, token_ids
+from .spec import ErasureSpec
+from .walk import edited, final_states
+
+CHAINS: tuple[Layers, ...] = ((0, -1), (1, -1), (2, -1), (3, -1), (-1,), (0, "kv"), (1, "kv"))
+"""What `layers="auto"` chooses from: one early block, and one place that closes what it leaves."""
+ENOUGH = 0.3
+"""Denoiser residual up to which every concept measured was erased from the pictures (method.md: .4 was not enough)."""
+PROMPTS = 16
+STEPS, LOOKS = 6, 3
+"""Latents are those of the first `LOOKS` steps of a drawing of `STEPS` steps: there a picture is decided."""
+GUIDANCE = 3.0
+
+
+@dataclass(frozen=True)
+class Look:
+    """The unedited denoiser's predictions, and the latents they were made on."""
+
+    pipe: Any
+    targets: Tensor
+    """`(n, length)` ids of prompts with a target."""
+    keeps: Tensor
+    """`(m, length)` ids of preserve captions."""
+    empty: Tensor
+    """`(1, length)` ids of the empty prompt."""
+    anchored: list[tuple[Tensor, Tensor, Tensor, Tensor]]
+    """Per step: timestep, latents, and what the anchors and the targets predict there, unedited."""
+    kept: list[tuple[Tensor, Tensor, Tensor, Tensor]]
+    """Per step: timestep, latents, and what the captions and the empty prompt predict there, unedited."""
+
+    @classmethod
+    def at(cls, pipe: Any, spec: ErasureSpec, *, seed: int = 0) -> Look:
+        """Look at the pipeline as it is, for prompts of `spec`.
+
+        Raises:
+            UnknownFamilyError: The pipeline has no noise prediction that is known here.
+        """
+        family = family_of(pipe)
+        if len(family.encoders) != 1:
+            raise UnknownFamilyError(
+                f"layers='auto' knows pipelines with one text encoder; give {type(pipe).__name__} its layers"
+            )
+        tokenizer = getattr(pipe, family.encoders[0][1])
+        pairs: list[Pair] = spread(pairs_of(spec.concepts, "exact") + pairs_of(spec.concepts, "soft"))
+        targets, anchors, keeps = (
+            token_ids(tokenizer, texts)
+            for texts in ([p.target.text for p in pairs], [p.anchor.text for p in pairs], spread(spec.preserve_captions()))
+        )
+        empty = token_ids(tokenizer, [""])
+        of = lambda ids: _states(pipe, ids)  # noqa: E731
+        return cls(
+            pipe, targets, keeps, empty,
+            _followed(pipe, of(anchors), of(targets), seed), _followed(pipe, of(keeps), of(empty), seed),
+        )  # fmt: skip
+
+    def judged(self, adapter: ErasureAdapter) -> ErasureAdapter:
+        """`adapter` with its denoiser residual and drift in the report."""
+        residual, drift = self.compare(adapter)
+        return replace(adapter, report=replace(adapter.report, denoiser_residual=residual, denoiser_drift=drift))
+
+    def compare(self, adapter: ErasureAdapter) -> tuple[float, float]:
+        """Residual and drift of the denoiser under `adapter`'s edit.
+
+        r = |e'(target) - e(anchor)| / |e(target) - e(anchor)|, on the anchor's own way: what is left of the target.
+        d = |g dc - (g - 1) du| / (g |e(keep) - e("")|) with dc = e'(keep) - e(keep), du = e'("") - e(""): how far the
+        guided prediction of other prompts moves, in units of what their words do.
+        """
+        with _edited(self.pipe, adapter):
+            target, keep, empty = (_states(self.pipe, ids) for ids in (self.targets, self.keeps, self.empty))
+            r = [_norm(_predict(self.pipe, x, t, target) - a) / _norm(b - a) for t, x, a, b in self.anchored]
+            d = []
+            for t, x, k, e in self.kept:
+                dc, du = _predict(self.pipe, x, t, keep) - k, _predict(self.pipe, x, t, empty) - e
+                d.append(_norm(GUIDANCE * dc - (GUIDANCE - 1) * du) / (GUIDANCE * _norm(k - e)))
+        return sum(r) / len(r), sum(d) / len(d)
+
+
+def least_drift(tried: Sequence[ErasureAdapter]) -> ErasureAdapter:
+    """The least denoiser drift among adapters that erase enough; the least residual if none does."""
+    enough = [a for a in tried if _seen(a)[0] <= ENOUGH]
+    return min(enough, key=lambda a: _seen(a)[1]) if enough else min(tried, key=_seen)
+
+
+def _seen(adapter: ErasureAdapter) -> tuple[float, float]:
+    report = adapter.report
+    assert report.denoiser_residual is not None and report.denoiser_drift is not None
+    return report.denoiser_residual, report.denoiser_drift
+
+
+def spread(items: Sequence[Any], count: int = PROMPTS) -> list[Any]:
+    """At most `count` of `items`, evenly from first to last."""
+    return [items[i * len(items) // count] for i in range(count)] if len(items) > count else list(items)
+
+
+def _states(pipe: Any, ids: Tensor) -> Tensor:
+    return final_states(component(pipe, family_of(pipe).encoders[0][0]), ids)
+
+
+def _predict(pipe: Any, latents: Tensor, t: Tensor, states: Tensor) -> Tensor:
+    """`(n, c, h, w)`; a single row of states serves all latents."""
+    states = states.expand(len(latents), -1, -1).to(latents)
+    return component(pipe, family_of(pipe).denoiser)(latents, t, encoder_hidden_states=states).sample
+
+
+def _followed(pipe: Any, states: Tensor, others: Tensor, seed: int) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """The way of a drawing by `states`: timestep, latents, its prediction, and what `others` predict on the same latents."""
+    config: Any = component(pipe, family_of(pipe).denoiser).config
+    scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    scheduler.set_timesteps(STEPS)
+    shape = (len(states), config.in_channels, config.sample_size, config.sample_size)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    latents = noise.to(states) * scheduler.init_noise_sigma
+    way = []
+    for t in scheduler.timesteps[:LOOKS]:
+        x = scheduler.scale_model_input(latents, t)
+        way.append((t, x, _predict(pipe, x, t, states), _predict(pipe, x, t, others)))
+        latents = scheduler.step(way[-1][2], t, latents).prev_sample
+    return way
+
+
+@contextmanager
+def _edited(pipe: Any, adapter: ErasureAdapter) -> Iterator[None]:
+    """Inside, the pipeline computes with the adapter's edits; no weight is touched."""
+    with ExitStack() as stack:
+        for part in adapter.components:
+            root = component(pipe, part)
+            stack.enter_context(edited(root, {str(module_name(root, k)): f for k, f in adapter.of(part).items()}))
+        yield
+
+
+def _norm(x: Tensor) -> float:
+    return float(x.double().norm())

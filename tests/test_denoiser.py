@@ -1,0 +1,85 @@
+"""What the noise predictions say of an edit, and the layers they choose."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from conftest import assert_same_bits, bits
+from diffusers_erasepro import Concept, ErasureSpec, erase
+from diffusers_erasepro.denoiser import CHAINS, ENOUGH, Look, least_drift, spread
+from diffusers_erasepro.errors import ConceptSpecError, IllPosedError
+
+
+@pytest.fixture(scope="module")
+def spec(preserve):
+    return ErasureSpec((Concept("star", anchor="circle"),), preserve=preserve)
+
+
+@pytest.fixture(scope="module")
+def look(shipped, spec):
+    with torch.no_grad():
+        return Look.at(shipped, spec)
+
+
+@pytest.fixture(scope="module")
+def auto(shipped, spec):
+    """Made once, as it costs seconds, with the bits before and after."""
+    before = bits(shipped)
+    adapter = erase(shipped, spec, layers="auto")
+    assert_same_bits(shipped, before)
+    return adapter
+
+
+def scaled(adapter, by):
+    return replace(adapter, edits={k: replace(f, B=f.B * by) for k, f in adapter.edits.items()})
+
+
+def test_no_edit_leaves_the_whole_target_and_moves_nothing(look, no_star):
+    with torch.no_grad():
+        assert look.compare(scaled(no_star, 0.0)) == pytest.approx((1.0, 0.0), abs=1e-6)
+
+
+def test_half_an_edit_leaves_more_of_the_target(look, no_star):
+    with torch.no_grad():
+        (half, _), (whole, drift) = look.compare(scaled(no_star, 0.5)), look.compare(no_star)
+    assert whole < ENOUGH < half < 1 and 0 < drift < 0.1
+
+
+def test_the_empty_prompt_counts(look, no_star):
+    """Guidance reads it in every picture, so what moves only there is drift."""
+    moved = replace(look, kept=[(t, x, k, e + 1) for t, x, k, e in look.kept])
+    with torch.no_grad():
+        assert moved.compare(scaled(no_star, 0.0))[1] > 0.1
+
+
+def test_auto_chooses_by_the_denoiser_and_records_the_choice(shipped, spec, auto):
+    assert auto.options.layers in CHAINS
+    assert auto.report.denoiser_residual <= ENOUGH and auto.report.listed_residual < 1e-5
+    assert erase(shipped, spec, layers=auto.options.layers).digest == auto.digest
+
+
+def test_auto_is_never_worse_than_the_default(look, auto, no_star):
+    with torch.no_grad():
+        assert auto.report.denoiser_drift <= look.compare(no_star)[1] + 1e-9
+
+
+def test_where_no_chain_erases_enough_the_best_is_taken(no_star):
+    at = lambda r, d: replace(no_star, report=replace(no_star.report, denoiser_residual=r, denoiser_drift=d))  # noqa: E731
+    good, spare, poor, worse = at(0.2, 0.02), at(0.29, 0.01), at(0.4, 0.001), at(0.5, 0.0)
+    assert least_drift([good, spare, poor, worse]) is spare
+    assert least_drift([worse, poor]) is poor
+
+
+def test_auto_stands_alone(shipped, spec):
+    with pytest.raises(ConceptSpecError, match="'auto' alone"):
+        erase(shipped, spec, layers=("auto", 0))
+
+
+def test_where_every_chain_is_refused_the_reason_is_told(shipped, spec):
+    with pytest.raises(IllPosedError, match=r"max_edit_size=0\.001"):
+        erase(shipped, spec, layers="auto", max_edit_size=1e-3)
+
+
+def test_spread_goes_from_first_to_last():
+    assert spread(list(range(100)), 4) == [0, 25, 50, 75] and spread([1, 2], 4) == [1, 2]

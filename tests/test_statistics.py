@@ -1,0 +1,53 @@
+"""The metric is what the layers really receive, and each layer's share is computed once."""
+
+import pytest
+import torch
+
+from diffusers_erasepro.prompts import token_ids
+from diffusers_erasepro.statistics import metrics, record_inputs, second_moments
+
+FIRST, LAST = "encoder.layers.0.mlp.fc2", "encoder.layers.5.mlp.fc2"
+
+
+@pytest.fixture
+def ids(shipped, preserve):
+    return token_ids(shipped.tokenizer, preserve[:70])
+
+
+def linears(shipped, *names):
+    return {name: shipped.text_encoder.get_submodule(name) for name in names}
+
+
+def test_moments_equal_the_obvious_sum(shipped, ids):
+    with torch.no_grad(), record_inputs(linears(shipped, FIRST)) as seen:
+        states = shipped.text_encoder(ids).last_hidden_state
+    found = second_moments(shipped.text_encoder, ids, linears(shipped, FIRST), key="sum")
+    for name, inputs in ((FIRST, seen[FIRST]), ("states", states)):
+        x = inputs.reshape(-1, inputs.shape[-1]).double()
+        torch.testing.assert_close(found[name], x.T @ x / len(x), rtol=1e-6, atol=1e-9)
+
+
+def test_a_layer_seen_before_is_not_run_again(shipped, ids):
+    runs = []
+    handle = shipped.text_encoder.register_forward_hook(lambda *_: runs.append(1))
+    try:
+        both = second_moments(shipped.text_encoder, ids, linears(shipped, FIRST, LAST), key="once")
+        count = len(runs)
+        one = second_moments(shipped.text_encoder, ids, linears(shipped, LAST), key="once")
+    finally:
+        handle.remove()
+    assert count == len(runs) == 2 and one.keys() == {LAST, "states"}
+    assert one[LAST] is both[LAST]
+
+
+def test_other_weights_or_captions_are_other_moments(shipped, ids):
+    one = second_moments(shipped.text_encoder, ids, linears(shipped, LAST), key="a")[LAST]
+    assert second_moments(shipped.text_encoder, ids, linears(shipped, LAST), key="b")[LAST] is not one
+    assert not torch.equal(second_moments(shipped.text_encoder, ids[1:], linears(shipped, LAST), key="a")[LAST], one)
+
+
+def test_the_empty_prompt_weighs_as_much_as_all_captions(shipped, ids):
+    empty = token_ids(shipped.tokenizer, [""])
+    C = metrics(shipped.text_encoder, ids, empty, linears(shipped, LAST), key="c", ridge=0.0)[LAST]
+    parts = [second_moments(shipped.text_encoder, rows, linears(shipped, LAST), key="c")[LAST] for rows in (ids, empty)]
+    torch.testing.assert_close(C, sum(parts))
