@@ -62,8 +62,8 @@ class Bench:
     def __init__(self, n: int, seed: int) -> None:
         self.n, self.seed = n, seed
         self.pipe, self.judge = erasable(glyphs.load_pipeline()), glyphs.load_judge()
-        self.others = prompts_without(ALL, n, seed=seed, held_out=True)
-        self.open = prompts_without(ALL, n // 2, seed=seed, held_out=True, shape=False)
+        self.others = prompts_without(ALL, 2 * n, seed=seed, held_out=True)
+        self.open = prompts_without(ALL, n // 4, seed=seed, held_out=True, shape=False)
         self.base_others, self.base_open = (draw(self.pipe, pairs, seed=seed) for pairs in (self.others, self.open))
         self.base_accuracy = accuracy(self.judge(self.base_others), self.others)
 
@@ -217,9 +217,10 @@ def main() -> None:
         "# First light: one concept at a time, measured", "",
         f"`make bench` wrote this page: {provenance(args.seed)}, {args.n} images per cell, 15 steps, guidance 3, float32,",
         f"{(time.time() - began) / 60:.0f} minutes. Prompts are held-out phrasings: neither templates nor training use them.",
-        "Preserve list of both methods: `glyphs.captions(400, seed=0)`. UCE: K/V, last token, lamb .5; our own code.",
-        "Others: captions with another shape and none of the concepts. The last column holds captions that leave the",
-        f"shape open (n = {args.n // 2}): which one is drawn then hangs by a breath, and single flips make the mean.",
+        "Preserve list of both methods: `glyphs.captions(400, seed=0)` and the shipped everyday captions.",
+        "UCE: K/V, last token, lamb .5; our own code.",
+        f"Others (n = {2 * args.n}): captions with another shape and none of the concepts. The last column holds captions",
+        f"that leave the shape open (n = {args.n // 4}): which one is drawn hangs by a breath, and single flips make the mean.",
         "", "## Asked and measured", "", *promises(rows, adapters, bench.base_accuracy, checks),
         "", "## Every cell", "", *table(rows, args.n, bench.base_accuracy),
         "", "## What the adapters say of themselves", "", *reports(adapters),
