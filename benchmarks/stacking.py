@@ -1,0 +1,136 @@
+"""The numbers of docs/stacking.md: adapters made apart, put together on the shipped world."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from common import provenance
+from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, glyphs
+from diffusers_erasepro.compose import combined, kernel
+from diffusers_erasepro.factors import LowRank, stack
+from diffusers_erasepro.families import module_name
+from diffusers_erasepro.measure import aligned_states, drift_of, relative
+from diffusers_erasepro.prompts import ALIGNMENTS, pairs_of, rows_of
+
+NOUNS = (
+    "house", "tree", "dog", "cat", "woman", "man", "child", "car", "street", "mountain", "river", "flower", "bird", "boat",
+    "table", "chair", "book", "city", "beach", "forest", "horse", "cup", "plate", "bridge", "garden", "window", "clock", "lamp",
+    "bag", "train", "apple", "bottle", "guitar",
+)  # fmt: skip
+CONCEPTS = (
+    *(Concept(s, ("circle", "square")[i % 2]) for i, s in enumerate(s for s in glyphs.SHAPES if s not in ("circle", "square"))),
+    *(Concept(s, "Una Flatt", templates="style") for s in glyphs.STYLES if s != "Una Flatt"),
+    Concept("cracked", "whole", templates="unsafe", synonyms=("broken", "shattered", "fallen")),
+    *(Concept(n, ("circle", "square")[i % 2]) for i, n in enumerate(NOUNS)),
+)
+"""Anchors are no targets; nouns the world does not draw are erased as well as any other word, in its text features."""
+
+
+def worst(pipe: Any, adapters: Sequence[ErasureAdapter], edits: Mapping[str, LowRank]) -> float:
+    """Largest listed residual of all adapters when `edits` are on."""
+    encoder = pipe.text_encoder
+    pairs = [pair for a in adapters for pair in pairs_of(a.spec.concepts, "exact")]
+    rows = rows_of(pairs, pipe.tokenizer, ALIGNMENTS[adapters[0].options.alignment])
+    return float(relative(*aligned_states(encoder, rows, named(encoder, edits))).max())
+
+
+def named(encoder: torch.nn.Module, edits: Mapping[str, LowRank]) -> dict[str, LowRank]:
+    return {str(module_name(encoder, k.partition(".")[2])): f for k, f in edits.items()}
+
+
+def bits(pipe: Any) -> list[torch.Tensor]:
+    return [t.clone() for t in pipe.text_encoder.state_dict().values()]
+
+
+def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def timed(call: Any) -> tuple[float, Any]:
+    began = time.perf_counter()
+    result = call()
+    return time.perf_counter() - began, result
+
+
+def live(pipe: Any, adapters: Sequence[ErasureAdapter], seed: int) -> dict[str, Any]:
+    """Load in a shuffled order, verify, toggle, delete one, load the other way round."""
+    base, order = bits(pipe), list(range(len(adapters)))
+    random.Random(seed).shuffle(order)
+
+    def load(indices: Sequence[int]) -> None:
+        for i in tqdm(indices, desc=f"load {len(indices)}", leave=False):
+            pipe.load_erasure_adapter(adapters[i], adapter_name=f"a{i}")
+
+    seconds, _ = timed(lambda: load(order))
+    residual, stacked = pipe.verify_erasure().residual, bits(pipe)
+    pipe.disable_erasure()
+    off = same(bits(pipe), base)
+    toggle, _ = timed(pipe.enable_erasure)
+    again = same(bits(pipe), stacked)
+    pipe.delete_erasure_adapters(f"a{order[0]}")
+    after = pipe.verify_erasure().residual
+    pipe.unload_erasure_adapters()
+    load(order[::-1])
+    reverse = same(bits(pipe), stacked)
+    pipe.unload_erasure_adapters()
+    return {
+        "loading": seconds, "residual": residual, "after": after, "toggle": toggle,
+        "off": off, "again": again, "reverse": reverse,
+    }  # fmt: skip
+
+
+def row(pipe: Any, adapters: Sequence[ErasureAdapter], seed: int) -> str:
+    apart = {n: stack([a.edits[n].to(torch.float64) for a in adapters]) for n in adapters[0].edits}
+    joint = combined(pipe, adapters)
+    assert joint is not None
+    captions = joint.spec.preserve_captions()
+    close_seconds, close = timed(lambda: kernel(adapters))
+    with torch.no_grad():
+        residual = {k: worst(pipe, adapters, e) for k, e in (("sum", apart), ("kernel", close), ("joint", joint.edits))}
+        drift = {
+            k: drift_of(pipe.text_encoder, pipe.tokenizer, captions, named(pipe.text_encoder, e))
+            for k, e in (("sum", apart), ("kernel", close), ("joint", joint.edits))
+        }
+    seen = live(pipe, adapters, seed)
+    exact = all(seen[k] for k in ("off", "again", "reverse"))
+    tqdm.write(f"{len(adapters)} {residual} {drift} {seen}")
+    return (
+        f"| {len(adapters)} | {residual['sum']:.2f} / {drift['sum']:.3f} | {residual['kernel']:.3f} / {drift['kernel']:.3f} | "
+        f"{seen['residual']:.1e} / {drift['joint']:.3f} | {seen['after']:.1e} | {'yes' if exact else '**no**'} | "
+        f"{joint.report.seconds:.1f} | {1000 * seen['toggle']:.0f} | {1000 * close_seconds:.0f} |"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--counts", type=int, nargs="+", default=[2, 5, 10, 50])
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--docs", type=Path, default=Path("docs"))
+    args = parser.parse_args()
+    pipe, preserve = erasable(glyphs.load_pipeline()), tuple(glyphs.captions(400, seed=0))
+    concepts = CONCEPTS[: max(args.counts)]
+    made = [erase(pipe, ErasureSpec((c,), preserve=preserve)) for c in tqdm(concepts, desc="erase")]
+    rows = [row(pipe, made[:n], args.seed) for n in args.counts]
+    page = [
+        "# Stacking adapters made apart", "",
+        f"`python benchmarks/stacking.py` wrote this page: {provenance(args.seed)}, float32.",
+        "Adapters of one concept each (shapes, styles, the attribute, then nouns), loaded one by one in a shuffled order.",
+        "Residual: the worst over everything listed. Drift: mean relative change of 128 preserve captions' states.", "",
+        "| adapters | sum of the edits: residual / drift | `compose.kernel`: residual / drift | as loaded (joint): residual / "
+        "drift | after deleting one | off, on again, reverse order: same bits | joint solve, s | toggle, ms | kernel, ms |",
+        "|---|---|---|---|---|---|---|---|---|", *rows, "",
+        "The toggle is `enable_erasure()` of a set that was solved before. The kernel needs no text encoder, only the files.", "",
+    ]  # fmt: skip
+    (args.docs / "stacking.md").write_text("\n".join(page))
+
+
+if __name__ == "__main__":
+    main()
