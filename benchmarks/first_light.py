@@ -1,4 +1,4 @@
-"""The numbers of docs/first-light.md: each concept erased alone, ours beside UCE, on held-out prompts of the shipped world."""
+"""The numbers of docs/first-light.md: each concept erased alone, ours beside UCE, on held-out prompts of a glyph world."""
 
 from __future__ import annotations
 
@@ -16,20 +16,31 @@ from tqdm.auto import tqdm
 
 from common import FIELDS, accuracy, change, draw, erased, prompts_with, prompts_without, provenance, rate, uce, wilson
 from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, glyphs
+from diffusers_erasepro.glyphs.world import WORLDS, World
 from diffusers_erasepro.grids import save_depth
 
-CONCEPTS = (
-    ("shape", Concept("star", anchor="circle")),
-    ("shape", Concept("heart", anchor="triangle")),
-    ("shape", Concept("cross", anchor="square")),
-    ("shape", Concept("ring", anchor="diamond")),
-    ("style", Concept("Mira Voss", anchor="Una Flatt", templates="style")),
-    ("style", Concept("Ola Brenn", anchor="Una Flatt", templates="style")),
-    ("attribute", Concept("cracked", anchor="whole", templates="unsafe", synonyms=("broken", "shattered", "fallen"))),
+DRAWINGS = (
+    ("shape", "star", "circle"),
+    ("shape", "heart", "triangle"),
+    ("shape", "cross", "square"),
+    ("shape", "ring", "diamond"),
+    ("style", "stripes", "flat"),
+    ("style", "ink", "flat"),
 )
-ALL = tuple(concept for _, concept in CONCEPTS)
+"""Field, target and anchor, by what is drawn: each world has words of its own for them."""
 PROMISES = {"shape": 0.05, "style": 0.10, "attribute": 0.05}
 """Largest share of pictures that may still show the target."""
+
+
+def concepts_of(world: World) -> tuple[tuple[str, Concept], ...]:
+    """Field and concept: four shapes, two styles and the attribute, in the words of `world`."""
+    words = {field: {drawing: word for word, drawing in getattr(world, f"{field}s").items()} for field in ("shape", "style")}
+    templates = {"shape": "instance", "style": "style"}
+    damaged, *others = world.attribute_words
+    return (
+        *((f, Concept(words[f][target], words[f][anchor], templates=templates[f])) for f, target, anchor in DRAWINGS),
+        ("attribute", Concept(damaged, world.attribute_opposites[0], templates="unsafe", synonyms=tuple(others))),
+    )
 
 
 @dataclass(frozen=True)
@@ -59,16 +70,17 @@ class Row:
 class Bench:
     """The unedited pictures, drawn once, and the comparison of any edited pipeline with them."""
 
-    def __init__(self, n: int, seed: int) -> None:
-        self.n, self.seed = n, seed
-        self.pipe, self.judge = erasable(glyphs.load_pipeline()), glyphs.load_judge()
-        self.others = prompts_without(ALL, 2 * n, seed=seed, held_out=True)
-        self.open = prompts_without(ALL, n // 4, seed=seed, held_out=True, shape=False)
+    def __init__(self, world: World, folder: Path, n: int, seed: int) -> None:
+        self.world, self.n, self.seed, self.concepts = world, n, seed, concepts_of(world)
+        self.pipe, self.judge = erasable(glyphs.load_pipeline(folder)), glyphs.load_judge(folder)
+        every = [concept for _, concept in self.concepts]
+        self.others = prompts_without(every, 2 * n, seed=seed, held_out=True, world=world)
+        self.open = prompts_without(every, n // 4, seed=seed, held_out=True, world=world, shape=False)
         self.base_others, self.base_open = (draw(self.pipe, pairs, seed=seed) for pairs in (self.others, self.open))
         self.base_accuracy = accuracy(self.judge(self.base_others), self.others)
 
     def row(self, method: str, field: str, concept: Concept, pipe: Any) -> Row:
-        targets = prompts_with(concept, self.n, seed=self.seed, held_out=True)
+        targets = prompts_with(concept, self.n, seed=self.seed, held_out=True, world=self.world)
         told = self.judge(draw(pipe, targets, seed=self.seed, desc=f"{method}: {concept.target}"))
         images, opened = self.base_others, self.base_open
         if method != "unedited":
@@ -103,13 +115,13 @@ def toggles(pipe: Any, adapter: ErasureAdapter, count: int = 1000) -> bool:
     return all(torch.equal(a, b) for a, b in zip(bits(pipe), before, strict=True))
 
 
-def stock_difference(pipe: Any, adapter: ErasureAdapter, n: int = 16) -> int:
+def stock_difference(pipe: Any, adapter: ErasureAdapter, world: World, folder: Path, n: int = 16) -> int:
     """Largest pixel difference between our loader and stock `load_lora_weights` with the same file."""
-    prompts = prompts_with(adapter.spec.concepts[0], n, seed=5, held_out=True)
-    stock = glyphs.load_pipeline()
-    with tempfile.TemporaryDirectory() as folder:
-        adapter.save_pretrained(folder)
-        stock.load_lora_weights(folder)
+    prompts = prompts_with(adapter.spec.concepts[0], n, seed=5, held_out=True, world=world)
+    stock = glyphs.load_pipeline(folder)
+    with tempfile.TemporaryDirectory() as saved:
+        adapter.save_pretrained(saved)
+        stock.load_lora_weights(saved)
     with erased(pipe, adapter):
         ours = draw(pipe, prompts)
     pairs = zip(ours, draw(stock, prompts), strict=True)
@@ -137,8 +149,9 @@ def table(rows: list[Row], n: int, base_accuracy: float) -> list[str]:
     return lines
 
 
-def promises(rows: list[Row], adapters: dict[str, ErasureAdapter], base: float, checks: dict[str, Any]) -> list[str]:
+def promises(bench: Bench, rows: list[Row], adapters: dict[str, ErasureAdapter], checks: dict[str, Any]) -> list[str]:
     """What was asked, what was measured, and whether it holds."""
+    every = [concept.target for _, concept in bench.concepts]
     by = {(r.concept, r.method): r for r in rows}
     lines = ["| what | allowed | worst measured | holds |", "|---|---|---|---|"]
 
@@ -146,17 +159,17 @@ def promises(rows: list[Row], adapters: dict[str, ErasureAdapter], base: float, 
         lines.append(f"| {what} | {allowed} | {measured} | {'yes' if holds else '**no**'} |")
 
     for field, most in PROMISES.items():
-        names = [c.target for f, c in CONCEPTS if f == field]
+        names = [c.target for f, c in bench.concepts if f == field]
         worst = max(names, key=lambda name: by[name, "ours"].target)
         value = by[worst, "ours"].target
         line(f"{field} still drawn", f"<= {most}", f"{value:.3f} ({worst})", value <= most)
-    shapes = [c.target for f, c in CONCEPTS if f == "shape"]
+    shapes = [c.target for f, c in bench.concepts if f == "shape"]
     worst = min(shapes, key=lambda name: by[name, "ours"].anchor or 0.0)
     line("anchor drawn (shapes)", ">= .85", f"{by[worst, 'ours'].anchor:.3f} ({worst})", (by[worst, "ours"].anchor or 0) >= 0.85)
-    worst = min((c.target for c in ALL), key=lambda name: by[name, "ours"].others)
-    lost = base - by[worst, "ours"].others
+    worst = min(every, key=lambda name: by[name, "ours"].others)
+    lost = bench.base_accuracy - by[worst, "ours"].others
     line("accuracy lost on others", "<= .01", f"{lost:.3f} ({worst})", lost <= 0.01)
-    ratio = {c.target: by[c.target, "ours"].mse / by[c.target, "UCE"].mse for c in ALL}
+    ratio = {t: by[t, "ours"].mse / by[t, "UCE"].mse for t in every}
     worst = max(ratio, key=ratio.__getitem__)
     line("mse of others, against UCE's", "<= .5", f"{ratio[worst]:.2f} ({worst})", ratio[worst] <= 0.5)
     fall = {t: max(values[1:]) / values[0] for t, values in checks["depth"].items()}
@@ -189,13 +202,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--n", type=int, default=200, help="images per cell")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--docs", type=Path, default=Path("docs"))
+    parser.add_argument("--world", choices=sorted(WORLDS), default="first")
+    parser.add_argument("--folder", type=Path, default=glyphs.WEIGHTS, help="where that world's weights are")
+    parser.add_argument("--page", type=Path, default=Path("docs/first-light.md"))
     args = parser.parse_args()
     began = time.time()
-    bench, preserve = Bench(args.n, args.seed), tuple(glyphs.captions(400, seed=0))
+    bench = Bench(WORLDS[args.world], args.folder, args.n, args.seed)
+    preserve, blocks = tuple(glyphs.captions(400, seed=0, world=bench.world)), bench.pipe.text_encoder.config.num_hidden_layers
     rows: list[Row] = []
     adapters: dict[str, ErasureAdapter] = {}
-    for field, concept in tqdm(CONCEPTS, desc="concepts"):
+    for field, concept in tqdm(bench.concepts, desc="concepts"):
         spec = ErasureSpec((concept,), preserve=preserve)
         adapters[concept.target] = adapter = erase(bench.pipe, spec)
         rows.append(bench.row("unedited", field, concept, bench.pipe))
@@ -204,31 +220,35 @@ def main() -> None:
         with uce(bench.pipe, spec) as pipe:
             rows.append(bench.row("UCE", field, concept, pipe))
         tqdm.write(json.dumps([vars(r) for r in rows[-3:]]))
-    first = adapters["star"]
-    checks = {"toggles": toggles(bench.pipe, first), "stock": max(stock_difference(bench.pipe, a) for a in adapters.values())}
-
-    depth = {t: sizes(bench.pipe, adapter.spec, tuple(range(6))) for t, adapter in adapters.items()}
-    checks["depth"] = depth
-    alone = {"star, that block alone": [sizes(bench.pipe, adapters["star"].spec, (i,))[0] for i in range(6)]}
-    save_depth(args.docs / "images" / "edit-size.png", depth | alone, title="Every block edited: size of each edit")
+    name, first = next(iter(adapters.items()))
+    depth = {t: sizes(bench.pipe, adapter.spec, tuple(range(blocks))) for t, adapter in adapters.items()}
+    checks = {
+        "toggles": toggles(bench.pipe, first),
+        "stock": max(stock_difference(bench.pipe, a, bench.world, args.folder) for a in adapters.values()),
+        "depth": depth,
+    }
+    alone = {f"{name}, that block alone": [sizes(bench.pipe, first.spec, (i,))[0] for i in range(blocks)]}
+    picture = f"edit-size-{args.world}.png"
+    save_depth(args.page.parent / "images" / picture, depth | alone, title="Every block edited: size of each edit")
     by_block = [f"| {t} | {' | '.join(f'{s:.2f}' for s in values)} |" for t, values in (depth | alone).items()]
 
     page = [
-        "# First light: one concept at a time, measured", "",
-        f"`make bench` wrote this page: {provenance(args.seed)}, {args.n} images per cell, 15 steps, guidance 3, float32,",
+        f"# One concept at a time, measured on the {args.world} world", "",
+        f"`benchmarks/first_light.py --world {args.world}` wrote this page: {provenance(args.seed)},",
+        f"{args.n} images per cell, 15 steps, guidance 3, float32,",
         f"{(time.time() - began) / 60:.0f} minutes. Prompts are held-out phrasings: neither templates nor training use them.",
         "Preserve list of both methods: `glyphs.captions(400, seed=0)` and the shipped everyday captions.",
         "UCE: K/V, last token, lamb .5; our own code.",
         f"Others (n = {2 * args.n}): captions with another shape and none of the concepts. The last column holds captions",
         f"that leave the shape open (n = {args.n // 4}): which one is drawn hangs by a breath, and single flips make the mean.",
-        "", "## Asked and measured", "", *promises(rows, adapters, bench.base_accuracy, checks),
+        "", "## Asked and measured", "", *promises(bench, rows, adapters, checks),
         "", "## Every cell", "", *table(rows, args.n, bench.base_accuracy),
         "", "## What the adapters say of themselves", "", *reports(adapters),
-        "", "## Edit size by depth", "", "![edit size by depth](images/edit-size.png)", "",
+        "", "## Edit size by depth", "", f"![edit size by depth](images/{picture})", "",
         "||D||/||W|| per block when every block is edited, shallow to deep; and what one block alone would need:", "",
-        "| erased | 0 | 1 | 2 | 3 | 4 | 5 |", "|---|---|---|---|---|---|---|", *by_block, "",
+        f"| erased | {' | '.join(map(str, range(blocks)))} |", "|---|" + "---|" * blocks, *by_block, "",
     ]  # fmt: skip
-    (args.docs / "first-light.md").write_text("\n".join(page))
+    args.page.write_text("\n".join(page))
 
 
 if __name__ == "__main__":
