@@ -130,8 +130,7 @@ def uce(
     words = [(w, c.anchor) for c in spec.concepts for w in c.words]
     with torch.no_grad():
         old, new = last_states([w for w, _ in words]), last_states([a for _, a in words])
-        given = set(spec.preserve or ())  # what the user gives; the shipped captions are a part of our method
-        keep = last_states([t for t in spec.preserve_captions() if t in given or not given])
+        keep = last_states(spec.preserve_captions())
     gram = erase_scale * old.T @ old + preserve_scale * keep.T @ keep + lamb * torch.eye(old.shape[1], dtype=torch.float64)
     cross = erase_scale * new.T @ old + preserve_scale * keep.T @ keep + lamb * torch.eye(old.shape[1], dtype=torch.float64)
     change = torch.linalg.solve(gram, cross.T).T  # W = W0 change

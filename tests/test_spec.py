@@ -80,7 +80,7 @@ def test_held_out_templates_are_never_solved_for():
 
 def test_preserve_captions_leave_the_target_out():
     spec = ErasureSpec([STAR], preserve=["a red Star, on snow", "a starfish", "a ring", "a ring"])
-    assert spec.preserve_captions()[:2] == ("a starfish", "a ring")
+    assert spec.preserve_captions() == ("a starfish", "a ring")
     assert not any("star" in t.split() for t in ErasureSpec([STAR]).preserve_captions())
 
 

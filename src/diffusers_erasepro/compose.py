@@ -47,7 +47,8 @@ def combined(pipe: Any, adapters: Sequence[ErasureAdapter]) -> ErasureAdapter | 
     """One edit for all `adapters`, the same whatever their order; None for none.
 
     One adapter is applied as it is. Several are solved again jointly on the pipeline's base weights, because the
-    sum of edits made apart leaves residuals of hundredths with the metric, .4 to .7 without. A set solved before on the same base is remembered.
+    sum of edits made apart leaves residuals: hundredths with the covariance metric, .4 to .7 with the identity.
+    A set solved before on the same base is remembered.
     """
     if len(adapters) <= 1:
         return next(iter(adapters), None)

@@ -23,7 +23,7 @@ class Options:
     """The choices `erase` takes as keywords; `erase` documents them."""
 
     variant: str = "block"
-    layers: Layers = (1, -1)
+    layers: Layers = (0, -1)
     metric: str = "covariance"
     alignment: str = "last_subject+eos"
     ridge: float = 0.01

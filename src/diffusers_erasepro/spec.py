@@ -126,8 +126,8 @@ class ErasureSpec:
 
     Args:
         concepts: What to erase, jointly.
-        preserve: Captions that stand for everything else, beside the shipped everyday corpus, which always counts:
-            no list covers what people will say. More and closer to what the model is used for means less drift.
+        preserve: Captions that stand for everything else; None takes the shipped everyday corpus. More and
+            closer to what the model is used for means less drift.
 
     Raises:
         ConceptSpecError: No concepts, one target twice, a cycle or chain of targets and anchors, a target
@@ -161,10 +161,10 @@ class ErasureSpec:
                     )
 
     def preserve_captions(self) -> tuple[str, ...]:
-        """The captions the metric is made of: those given, then the shipped ones, without any that name a target."""
+        """The captions the metric is made of: those given (or the shipped ones) that name no target."""
         words = [w for c in self.concepts for w in c.words]
-        captions = dict.fromkeys((*(self.preserve or ()), *DEFAULT_PRESERVE))
-        return tuple(t for t in captions if not any(mentions(t, w) for w in words))
+        given = DEFAULT_PRESERVE if self.preserve is None else self.preserve
+        return tuple(dict.fromkeys(t for t in given if not any(mentions(t, w) for w in words)))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON and TOML, defaults left out."""

@@ -87,4 +87,4 @@ def _corpus() -> tuple[str, ...]:
 
 
 DEFAULT_PRESERVE = _corpus()
-"""Everyday captions that every metric counts beside the spec's own; those that name a target are left out."""
+"""Used where a spec gives no preserve prompts: everyday captions; those that name a target are left out."""
