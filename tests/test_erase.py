@@ -101,7 +101,7 @@ def test_unknown_choices_are_errors(shipped, options, error, says):
 
 def test_nothing_left_to_preserve_is_an_error(shipped):
     with pytest.raises(ConceptSpecError, match="no preserve caption is left"):
-        erase(shipped, ErasureSpec((Concept("a", "some", synonyms=("the", "an")),), preserve=["a red star"]))
+        erase(shipped, ErasureSpec((STAR,), preserve=["a red star"]))
 
 
 def test_weights_that_are_not_finite_are_an_error(pipe, preserve):

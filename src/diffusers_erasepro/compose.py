@@ -14,9 +14,8 @@ from .erase import erase
 from .errors import AdapterStateError
 from .factors import LowRank, orthonormal, stack
 from .families import component
-from .fingerprint import fingerprint
 from .spec import ErasureSpec
-from .weights import originals
+from .weights import base_fingerprint
 
 SOLVED = 64
 _solved: OrderedDict[tuple[str, ...], ErasureAdapter] = OrderedDict()
@@ -63,9 +62,8 @@ def combined(pipe: Any, adapters: Sequence[ErasureAdapter]) -> ErasureAdapter | 
 
 
 def _base(pipe: Any, adapters: Sequence[ErasureAdapter]) -> list[str]:
-    """Fingerprints of the unedited components that the adapters edit, in the dtype they live in."""
-    roots = [component(pipe, part) for part in sorted({part for a in adapters for part in a.components})]
-    return [fingerprint(root, next(root.parameters()).dtype, originals(root)) for root in roots]
+    """Fingerprints of the components that the adapters edit."""
+    return [base_fingerprint(component(pipe, part)) for part in sorted({part for a in adapters for part in a.components})]
 
 
 def kernel(adapters: Sequence[ErasureAdapter]) -> dict[str, LowRank]:
@@ -97,5 +95,5 @@ def _kernel(name: str, adapters: Sequence[ErasureAdapter]) -> LowRank:
 
 def _keys(adapter: ErasureAdapter, name: str) -> Tensor:
     """`(d_in, n)`; all K/V linears share the keys of the encoder they read."""
-    shared = next((k for k in adapter.keys if k.endswith(".states")), name)
-    return adapter.keys.get(name, adapter.keys.get(shared, torch.zeros(0, adapter.edits[name].A.shape[1]))).double().T
+    stored = name if name in adapter.keys else next(k for k in adapter.keys if k.endswith(".states"))
+    return adapter.keys[stored].double().T

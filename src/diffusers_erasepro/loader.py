@@ -17,13 +17,13 @@ from .compose import combined, joint_options, joint_spec
 from .erase import erase
 from .errors import AdapterStateError, BaseModelMismatchError, ConceptSpecError, ErasureVerificationError
 from .families import component, family_of, module_name
-from .fingerprint import fingerprint
 from .measure import relative
 from .prompts import ALIGNMENTS, pairs_of, rows_of
 from .walk import final_states
 from .weights import (
     LOCK,
     Registry,
+    base_fingerprint,
     commit,
     is_intact,
     modules_with_registry,
@@ -212,7 +212,7 @@ def _made_for(pipe: Any, adapter: ErasureAdapter) -> bool:
     for part, prints in adapter.base.items():
         root = component(pipe, part)
         dtype = next(root.parameters()).dtype
-        if fingerprint(root, dtype, originals(root)) != prints.get(str(dtype).removeprefix("torch.")):
+        if base_fingerprint(root) != prints.get(str(dtype).removeprefix("torch.")):
             return False
     return True
 

@@ -19,6 +19,7 @@ from .adapter import ErasureAdapter
 from .errors import AdapterStateError, BaseModelMismatchError
 from .factors import LowRank
 from .families import base_linear, module_name
+from .fingerprint import fingerprint
 
 ATTRIBUTE = "_erasepro"
 LOCK = threading.RLock()
@@ -68,6 +69,11 @@ def originals(root: nn.Module) -> dict[str, Tensor]:
     registry = registry_of(root)
     weights = registry.weights if registry else {}
     return {name.replace(".base_layer", "").removeprefix("text_model."): w.base for name, w in weights.items()}
+
+
+def base_fingerprint(root: nn.Module) -> str:
+    """Fingerprint of the component without our edits, in the dtype it lives in."""
+    return fingerprint(root, next(root.parameters()).dtype, originals(root))
 
 
 def weight_of(root: nn.Module, name: str) -> nn.Parameter:
