@@ -113,13 +113,15 @@ def _metrics(encoder: nn.Module, tokenizer: Any, spec: ErasureSpec, choice: Opti
     """The metric's factor L of every site; none for the identity."""
     if choice.metric == "identity":
         return {}
-    captions = spec.preserve_captions()
-    if not captions:
+    every, kept = spec.every_caption(), spec.preserve_captions()
+    if not kept:
         raise ConceptSpecError("no preserve caption is left once those that name a target are taken out; give others")
+    if 2 * len(kept) < len(every):
+        every = kept
     linears = {site.linear: base_linear(encoder.get_submodule(site.linear)) for site in sites}
-    key = fingerprints(encoder, {})["float32"]
-    ids, empty = token_ids(tokenizer, captions), token_ids(tokenizer, [""])
-    return metrics(encoder, ids, empty, linears, key=key, ridge=choice.ridge)
+    named = sorted(set(every) - set(kept))
+    ids, without, empty = (token_ids(tokenizer, texts) for texts in (every, named, [""]))
+    return metrics(encoder, ids, without, empty, linears, key=fingerprints(encoder, {})["float32"], ridge=choice.ridge)
 
 
 def _solver(choice: Options, L: Mapping[str, Tensor]) -> Solver:

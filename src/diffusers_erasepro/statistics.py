@@ -63,22 +63,34 @@ def _recorded(encoder: nn.Module, ids: Tensor, sites: Mapping[str, nn.Module]) -
 
 
 def metrics(
-    encoder: nn.Module, ids: Tensor, empty: Tensor, sites: Mapping[str, nn.Module], *, key: str, ridge: float
+    encoder: nn.Module, ids: Tensor, without: Tensor, empty: Tensor, sites: Mapping[str, nn.Module], *, key: str, ridge: float
 ) -> dict[str, Tensor]:
     """The metric of every site and of "states":  C = K K'/m + K0 K0'/m0 + ridge mean(diag) I = L L'.
 
-    K holds the inputs of the preserve captions `ids`, K0 those of the empty prompt: classifier-free guidance reads
-    it at every step of every picture, so it weighs as much as all captions together. Directions that neither uses
-    stay cheap to change, but not free.
+    K holds the inputs of the preserve captions, K0 those of the empty prompt: classifier-free guidance reads it at
+    every step of every picture, so it weighs as much as all captions together. Directions that neither uses stay
+    cheap to change, but not free.
+
+    Args:
+        encoder: Runs unedited on the rows.
+        ids: `(n, length)` token ids of a preserve list.
+        without: `(k, length)` rows of that list that name a target. Their share is taken out again, so that another
+            target costs the rows that name it, not a pass over the list.
+        empty: `(1, length)`.
+        sites: The linears to watch, by name.
+        key: Fingerprint of the encoder.
+        ridge: Share of the identity.
 
     Returns:
         Site -> its lower Cholesky factor L `(d_in, d_in)`, float64. It costs more than a solve, so it is cached too.
     """
-    content = (*(_content(rows, key) for rows in (ids, empty)), ridge)
+    content = (*(_content(rows, key) for rows in (ids, without, empty)), ridge)
 
     def factors(missing: Mapping[str, nn.Module]) -> Iterator[tuple[str, Tensor]]:
-        usual, unconditional = (second_moments(encoder, rows, missing, key=key) for rows in (ids, empty))
-        for name, m in usual.items():
+        every, unconditional = (second_moments(encoder, rows, missing, key=key) for rows in (ids, empty))
+        named = second_moments(encoder, without, missing, key=key) if len(without) else dict.fromkeys(every, 0.0)
+        for name in every:
+            m = (len(ids) * every[name] - len(without) * named[name]) / (len(ids) - len(without))
             C = m + unconditional[name] + ridge * m.diagonal().mean() * torch.eye(len(m), dtype=m.dtype)
             yield name, cholesky(C, name)
 
