@@ -44,6 +44,7 @@ def erase(pipe: Any, spec: ErasureSpec | Concept, **options: Any) -> ErasureAdap
         alignment: Which token positions are constrained (`prompts.ALIGNMENTS`).
         ridge: Share of the identity mixed into the covariance; larger protects directions no caption uses.
         soft_weight: Weight of the soft prompts; larger erases more phrasings and drifts more.
+        soft_budget: Soft prompts in all. Many concepts share it; each word keeps two at least.
         rtol: Relative tolerance under which constraints count as duplicates.
         max_rank: Bound of each layer's rank; what lies above is cut from the soft part.
         max_edit_size: Largest ||D||_F / ||W||_F allowed.
@@ -71,7 +72,9 @@ def _erase_encoder(
 ) -> ErasureAdapter:
     """The erasure in one text encoder, and in the K/V linears that read it if asked for."""
     tokenizer, live = getattr(pipe, tokenizer_name), component(pipe, name)
-    rows = rows_by_kind(spec.concepts, spec.preserve_captions(), tokenizer, ALIGNMENTS[choice.alignment])
+    rows = rows_by_kind(
+        spec.concepts, spec.preserve_captions(), tokenizer, ALIGNMENTS[choice.alignment], soft_budget=choice.soft_budget
+    )
     sites = sites_of(live, choice.blocks(len(blocks_of(live))), choice.variant)
 
     with working(live) as encoder:

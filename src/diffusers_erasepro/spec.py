@@ -43,8 +43,11 @@ def same_words(a: str, b: str) -> bool:
 
 def mentions(text: str, concept: str) -> bool:
     """Whether `text` holds the words of `concept` in a row, case and punctuation aside."""
-    words = ["".join(c if c.isalnum() else " " for c in t.casefold()).split() for t in (text, concept)]
-    return f" {' '.join(words[1])} " in f" {' '.join(words[0])} "
+    return _plain(concept) in _plain(text)
+
+
+def _plain(text: str) -> str:
+    return f" {' '.join(''.join(c if c.isalnum() else ' ' for c in text.casefold()).split())} "
 
 
 @dataclass(frozen=True)
@@ -166,8 +169,9 @@ class ErasureSpec:
 
     def preserve_captions(self) -> tuple[str, ...]:
         """Those that name no target: the metric is made of them."""
-        words = [w for c in self.concepts for w in c.words]
-        return tuple(t for t in self.every_caption() if not any(mentions(t, w) for w in words))
+        words = [_plain(w) for c in self.concepts for w in c.words]
+        captions = ((t, _plain(t)) for t in self.every_caption())
+        return tuple(t for t, plain in captions if not any(w in plain for w in words))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON and TOML, defaults left out."""
