@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,12 +15,23 @@ from .adapter import ErasureAdapter
 from .denoiser import CHAINS, Look, least_drift
 from .errors import ConceptSpecError, IllPosedError
 from .factors import LowRank
-from .families import PipelineFamily, Site, base_linear, blocks_of, component, family_of, file_name, reader_paths, sites_of
+from .families import (
+    PipelineFamily,
+    Reading,
+    Site,
+    base_linear,
+    closing_blocks,
+    component,
+    family_of,
+    file_name,
+    reader_paths,
+    sites_of,
+)
 from .fingerprint import fingerprints
 from .measure import aligned_states, drift_of, read_residual
 from .options import AUTO, READERS, Options
-from .prompts import ALIGNMENTS, rows_by_kind, token_ids
-from .report import NAN, Report, layer_report, worst
+from .prompts import ALIGNMENTS, TextPath, rows_by_kind, text_paths
+from .report import NAN, EncoderReport, Report, layer_report, worst
 from .solve import Edit, solve
 from .spec import Concept, ErasureSpec
 from .statistics import metrics
@@ -38,7 +50,8 @@ def erase(pipe: Any, spec: ErasureSpec | Concept, **options: Any) -> ErasureAdap
         pipe: A diffusers pipeline of a known family (`families.PIPELINES`).
         spec: What to erase.
         variant: "block" edits the linear that writes the residual stream last, "linear" every one (`families.VARIANTS`).
-        layers: Encoder blocks to edit (negative counts from the last) and "kv" for the denoiser's K/V linears; or
+        layers: Encoder blocks to edit (-1 is the last that the pipeline reads) and "kv" for the denoiser's linears
+            that read the text states; or
             "auto" for the chain of `denoiser.CHAINS` that the noise predictions favour, which the adapter records.
         metric: "covariance" of the preserve captions, or "identity".
         alignment: Which token positions are constrained (`prompts.ALIGNMENTS`).
@@ -62,35 +75,44 @@ def erase(pipe: Any, spec: ErasureSpec | Concept, **options: Any) -> ErasureAdap
 
 
 def _erase(pipe: Any, family: PipelineFamily, spec: ErasureSpec, choice: Options) -> ErasureAdapter:
-    """The erasure in every text encoder."""
-    return _joined([_erase_encoder(pipe, family, spec, choice, *names) for names in family.encoders])
+    """The erasure in every text encoder that is there."""
+    made = _joined([_erase_encoder(pipe, family, spec, choice, path) for path in text_paths(pipe)])
+    return replace(made, report=replace(made.report, notes=_notes(pipe, family, made)))
 
 
-def _erase_encoder(
-    pipe: Any, family: PipelineFamily, spec: ErasureSpec, choice: Options, name: str, tokenizer_name: str
-) -> ErasureAdapter:
-    """The erasure in one text encoder, and in the K/V linears that read it if asked for."""
-    tokenizer, live = getattr(pipe, tokenizer_name), component(pipe, name)
-    rows = rows_by_kind(spec.concepts, tokenizer, ALIGNMENTS[choice.alignment])
-    sites = sites_of(live, choice.blocks(len(blocks_of(live))), choice.variant)
+def _erase_encoder(pipe: Any, family: PipelineFamily, spec: ErasureSpec, choice: Options, path: TextPath) -> ErasureAdapter:
+    """The erasure in one text encoder, and in the denoiser's linears that read it if asked for."""
+    (name, _, readings), live = path.use, path.encoder
+    with _named(name):
+        rows = rows_by_kind(spec.concepts, path, ALIGNMENTS[choice.alignment])
+    sites = sites_of(live, _blocks(choice, closing_blocks(live, readings)), choice.variant)
+    whole = next((r for r in readings if not r.pooled), None) if path.use == family.read_whole else None
 
     with working(live) as encoder:
-        solver = _solver(choice, _metrics(encoder, tokenizer, spec, choice, sites))
+        solver = _solver(choice, _metrics(encoder, path, spec, choice, sites, whole))
         steps = walk(encoder, rows["exact"], rows["soft"], sites, solver)
         edits = {step.site: step.edit.factors for step in steps}
-        states = {kind: aligned_states(encoder, rows[kind], edits) for kind in rows}
-        drift = drift_of(encoder, tokenizer, spec.preserve_captions(), edits)
+        states = {kind: aligned_states(encoder, rows[kind], readings, edits) for kind in rows}
+        drift = drift_of(encoder, path, spec.preserve_captions(), edits)
 
     layers = [_Layer(file_name(name, s.site), weight_of(live, s.site), s.edit.factors, s) for s in steps]
     readers: list[_Layer] = []
-    if READERS in choice.layers:  # what the encoder still leaves open, the denoiser's K/V close
-        readers = _readers(pipe, family, states, solver)
-    residual = {kind: read_residual(*pair, [(r.weight, r.factors) for r in readers]) for kind, pair in states.items()}
+    if READERS in choice.layers and whole:  # what the encoder still leaves open, the denoiser's readers close
+        at = readings.index(whole)
+        readers = _readers(pipe, family, {kind: pairs[at] for kind, pairs in states.items()}, solver)
+    closed = [(r.weight, r.factors) for r in readers]
+    residual = {
+        kind: torch.cat([read_residual(*pair, closed if r == whole else ()) for r, pair in zip(readings, pairs, strict=True)])
+        for kind, pairs in states.items()
+    }
     unseen = residual["held_out"]
+    numbers = {
+        "listed_residual": float(residual["exact"].max()), "held_out_residual": float(unseen.max()) if len(unseen) else NAN,
+        "held_out_mean": float(unseen.mean()) if len(unseen) else NAN, "drift": drift,
+    }  # fmt: skip
     report = Report(
-        float(residual["exact"].max()), float(unseen.max()) if len(unseen) else NAN, drift,
-        tuple(layer_report(x.stored, x.weight, x.factors, x.step, limit=choice.max_edit_size) for x in layers + readers),
-        held_out_mean=float(unseen.mean()) if len(unseen) else NAN,
+        **numbers, encoders=(EncoderReport(name, tuple(map(str, readings)), **numbers),),
+        layers=tuple(layer_report(x.stored, x.weight, x.factors, x.step, limit=choice.max_edit_size) for x in layers + readers),
     )  # fmt: skip
     roots = {name: live} | ({family.denoiser: component(pipe, family.denoiser)} if readers else {})
     return ErasureAdapter(
@@ -98,8 +120,32 @@ def _erase_encoder(
         base={part: fingerprints(root, originals(root)) for part, root in roots.items()},
         edits={x.stored: x.factors.to(torch.float32) for x in layers + readers},
         keys={x.stored: x.step.X.T.float().cpu() for x in layers} | {f"{name}.states": x.step.X.T.float().cpu() for x in readers},
-        goals={name: states["exact"][1].float().cpu()},
+        goals={f"{name}.{r}": goal.float().cpu() for r, (_, goal) in zip(readings, states["exact"], strict=True)},
     )  # fmt: skip
+
+
+def _blocks(choice: Options, closing: list[int]) -> list[int]:
+    """The blocks to edit. Layers count back from the last block that is read; who edits it edits every block that is."""
+    blocks = choice.blocks(closing[-1] + 1)
+    return sorted({*blocks, *closing}) if closing[-1] in blocks else blocks
+
+
+@contextmanager
+def _named(encoder: str) -> Iterator[None]:
+    """Inside, an error about the spec says which text encoder it met."""
+    try:
+        yield
+    except ConceptSpecError as error:
+        raise ConceptSpecError(f"{encoder}: {error}") from error
+
+
+def _notes(pipe: Any, family: PipelineFamily, adapter: ErasureAdapter) -> tuple[str, ...]:
+    missing = [use.encoder for use in family.encoders if getattr(pipe, use.encoder, None) is None]
+    beyond = [part for part in adapter.components if part not in family.stock]
+    return (
+        *(f"{name} is None and was skipped: the pipeline reads nothing of it" for name in missing),
+        *(f"stock load_lora_weights does not reach {name}: load with load_erasure_adapter" for name in beyond),
+    )
 
 
 @dataclass(frozen=True)
@@ -112,7 +158,9 @@ class _Layer:
     step: Step
 
 
-def _metrics(encoder: nn.Module, tokenizer: Any, spec: ErasureSpec, choice: Options, sites: list[Site]) -> dict[str, Tensor]:
+def _metrics(
+    encoder: nn.Module, path: TextPath, spec: ErasureSpec, choice: Options, sites: list[Site], whole: Reading | None
+) -> dict[str, Tensor]:
     """The metric C of every site; none for the identity."""
     if choice.metric == "identity":
         return {}
@@ -121,8 +169,7 @@ def _metrics(encoder: nn.Module, tokenizer: Any, spec: ErasureSpec, choice: Opti
         raise ConceptSpecError("no preserve caption is left once those that name a target are taken out; give others")
     linears = {site.linear: base_linear(encoder.get_submodule(site.linear)) for site in sites}
     key = fingerprints(encoder, {})["float32"]
-    ids, empty = token_ids(tokenizer, captions), token_ids(tokenizer, [""])
-    return metrics(encoder, ids, empty, linears, key=key, ridge=choice.ridge)
+    return metrics(encoder, path.tokens(captions), path.empty(), linears, key=key, ridge=choice.ridge, states=whole)
 
 
 def _solver(choice: Options, C: Mapping[str, Tensor]) -> Solver:
@@ -137,7 +184,7 @@ def _solver(choice: Options, C: Mapping[str, Tensor]) -> Solver:
 
 
 def _readers(pipe: Any, family: PipelineFamily, states: Mapping[str, tuple[Tensor, Tensor]], solver: Solver) -> list[_Layer]:
-    """Every K/V linear W reads the same states, so one map B A of them serves all: D = (W B) A."""
+    """Every linear W among the readers has the same input, so one map B A of it serves all: D = (W B) A."""
     (X, Y), (Xs, Ys) = ((have.T, goal.T) for have, goal in (states["exact"], states["soft"]))
     edit = solver("states", X, Y - X, Xs, Ys - Xs)
     step = Step("states", edit, X.double(), float(((Y - X).norm(dim=0) / Y.norm(dim=0)).mean()))

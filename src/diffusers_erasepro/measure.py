@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .factors import LowRank
-from .prompts import Rows, token_ids
-from .walk import edited, final_states
+from .families import Reading
+from .prompts import Rows, TextPath
+from .walk import edited, states_of
 
 DRIFT_PROMPTS = 128
 
 
-def aligned_states(encoder: nn.Module, rows: Rows, edits: Mapping[str, LowRank]) -> tuple[Tensor, Tensor]:
-    """Target states under `edits` and anchor states without, `(k, d)` each, at the aligned positions."""
-    goal = final_states(encoder, rows.anchor_ids)[rows.row, rows.anchor_at]
+def target_states(encoder: nn.Module, rows: Rows, readings: Sequence[Reading]) -> list[Tensor]:
+    """What each reading has of the targets: `(k, d)` at the aligned positions, `(n, d)` if pooled."""
+    if not len(rows):
+        return [torch.zeros(0, 1) for _ in readings]
+    states = states_of(encoder, rows.target, readings)
+    return [s[:, 0] if r.pooled else s[rows.row, rows.target_at] for r, s in zip(readings, states, strict=True)]
+
+
+def anchor_states(encoder: nn.Module, rows: Rows, readings: Sequence[Reading]) -> list[Tensor]:
+    """As `target_states`, of the anchors."""
+    return target_states(encoder, Rows(rows.anchor, rows.target, rows.row, rows.anchor_at, rows.target_at), readings)
+
+
+def aligned_states(
+    encoder: nn.Module, rows: Rows, readings: Sequence[Reading], edits: Mapping[str, LowRank]
+) -> list[tuple[Tensor, Tensor]]:
+    """Per reading the targets' states under `edits` and the anchors' without."""
+    goals = anchor_states(encoder, rows, readings)
     with edited(encoder, edits):
-        have = final_states(encoder, rows.target_ids)[rows.row, rows.target_at]
-    return have, goal
+        return list(zip(target_states(encoder, rows, readings), goals, strict=True))
 
 
 def relative(have: Tensor, goal: Tensor) -> Tensor:
@@ -37,10 +51,12 @@ def read_residual(have: Tensor, goal: Tensor, readers: Sequence[tuple[Tensor, Lo
     return torch.stack(each).max(0).values
 
 
-def drift_of(encoder: nn.Module, tokenizer: Any, captions: Sequence[str], edits: Mapping[str, LowRank]) -> float:
-    """Mean relative change of the captions' states, over all positions."""
-    ids = token_ids(tokenizer, captions[:DRIFT_PROMPTS])
-    before = final_states(encoder, ids)
+def drift_of(encoder: nn.Module, path: TextPath, captions: Sequence[str], edits: Mapping[str, LowRank]) -> float:
+    """Mean relative change of the captions' states, over all positions that are read."""
+    tokens, readings = path.tokens(captions[:DRIFT_PROMPTS]), path.use.readings
+    before = states_of(encoder, tokens, readings)
     with edited(encoder, edits):
-        after = final_states(encoder, ids)
-    return float(relative(after, before).mean())
+        after = states_of(encoder, tokens, readings)
+    read = tokens.read.to(before[0].device)
+    changes = [relative(a, b) if r.pooled else relative(a, b)[read] for r, a, b in zip(readings, after, before, strict=True)]
+    return float(torch.cat([change.flatten() for change in changes]).mean())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from .factors import LowRank
-from .families import Site, base_linear
-from .prompts import Rows
+from .families import Reading, Site, base_linear
+from .prompts import Rows, Tokens, joined
 from .solve import Edit
 
 Solver = Callable[[str, Tensor, Tensor, Tensor, Tensor], Edit]
@@ -40,6 +41,18 @@ def _replace(output: Tensor | tuple[Tensor, ...], hidden: Tensor) -> Tensor | tu
     return hidden if isinstance(output, Tensor) else (hidden, *output[1:])
 
 
+def run(encoder: Any, tokens: Tokens, *, hidden_states: bool = False) -> Any:
+    """The encoder's output, without what no pipeline reads: caches and logits."""
+    device = next(encoder.parameters()).device
+    spared = {"use_cache": False, "logits_to_keep": 1}
+    arguments = {k: v for k, v in spared.items() if k in inspect.signature(encoder.forward).parameters}
+    if tokens.mask is not None:
+        arguments["attention_mask"] = tokens.mask.to(device)
+    if hidden_states:
+        arguments["output_hidden_states"] = True
+    return encoder(tokens.ids.to(device), **arguments)
+
+
 @torch.no_grad()
 def walk(encoder: nn.Module, exact: Rows, soft: Rows, sites: Sequence[Site], solver: Solver) -> list[Step]:
     """Run targets and anchors side by side through `encoder`, and solve at each of `sites` on the way.
@@ -48,8 +61,8 @@ def walk(encoder: nn.Module, exact: Rows, soft: Rows, sites: Sequence[Site], sol
     must add `R = h0 - h` at the aligned positions of the exact rows. The target rows then go on with
     `h + D x` (at every position, as the edited weight would), so the next site sees the edited stream.
     """
-    ids = torch.cat([exact.target_ids, soft.target_ids, exact.anchor_ids, soft.anchor_ids])
-    half = len(ids) // 2
+    tokens = joined([exact.target, soft.target, exact.anchor, soft.anchor])
+    half = len(tokens) // 2
     steps: list[Step] = []
     inputs: dict[Site, Tensor] = {}
 
@@ -76,7 +89,7 @@ def walk(encoder: nn.Module, exact: Rows, soft: Rows, sites: Sequence[Site], sol
             keep = lambda _, args, site=site: inputs.__setitem__(site, args[0])  # noqa: E731
             handles.append(base_linear(encoder.get_submodule(site.linear)).register_forward_pre_hook(keep))
             handles.append(encoder.get_submodule(site.closes).register_forward_hook(solve_at(site)))
-        encoder(ids.to(next(encoder.parameters()).device))
+        run(encoder, tokens)
     finally:
         for handle in handles:
             handle.remove()
@@ -101,13 +114,19 @@ def edited(root: nn.Module, edits: Mapping[str, LowRank]) -> Iterator[None]:
 
 
 @torch.no_grad()
-def final_states(encoder: Any, ids: Tensor, *, batch: int = 64) -> Tensor:
-    """Last hidden states `(n, length, d)`, what the denoiser reads."""
-    weight = next(encoder.parameters())
+def states_of(encoder: Any, tokens: Tokens, readings: Sequence[Reading]) -> list[Tensor]:
+    """What the denoiser reads, per reading `(n, length, d)`, or `(n, 1, d)` if pooled."""
+    deep = any(reading.index is not None for reading in readings)
+    outputs = (run(encoder, part, hidden_states=deep) for part in tokens.split())
+    parts = [[reading.of(output) for reading in readings] for output in outputs]
+    return [torch.cat(same) for same in zip(*parts, strict=True)]
+
+
+def final_states(encoder: Any, ids: Tensor) -> Tensor:
+    """Last hidden states `(n, length, d)` of plain token ids."""
     if not len(ids):
-        return weight.new_zeros(0, ids.shape[1], encoder.config.hidden_size)
-    device = weight.device
-    return torch.cat([encoder(part.to(device)).last_hidden_state for part in ids.split(batch)])
+        return next(encoder.parameters()).new_zeros(0, ids.shape[1], encoder.config.hidden_size)
+    return states_of(encoder, Tokens(ids), [Reading("last_hidden_state")])[0]
 
 
 @contextmanager
