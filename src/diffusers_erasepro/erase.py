@@ -17,7 +17,6 @@ from .errors import ConceptSpecError, IllPosedError
 from .factors import LowRank
 from .families import (
     PipelineFamily,
-    Reading,
     Site,
     base_linear,
     closing_blocks,
@@ -28,7 +27,7 @@ from .families import (
     sites_of,
 )
 from .fingerprint import fingerprints
-from .measure import aligned_states, drift_of, read_residual
+from .measure import read_residual
 from .options import AUTO, READERS, Options
 from .prompts import ALIGNMENTS, TextPath, rows_by_kind, text_paths
 from .report import NAN, EncoderReport, Report, layer_report, worst
@@ -57,6 +56,7 @@ def erase(pipe: Any, spec: ErasureSpec | Concept, **options: Any) -> ErasureAdap
         alignment: Which token positions are constrained (`prompts.ALIGNMENTS`).
         ridge: Share of the identity mixed into the covariance; larger protects directions no caption uses.
         soft_weight: Weight of the soft prompts; larger erases more phrasings and drifts more.
+        soft_budget: Soft prompts in all. Many concepts share it; each word keeps two at least.
         rtol: Relative tolerance under which constraints count as duplicates.
         max_rank: Bound of each layer's rank; what lies above is cut from the soft part.
         max_edit_size: Largest ||D||_F / ||W||_F allowed.
@@ -83,32 +83,30 @@ def _erase(pipe: Any, family: PipelineFamily, spec: ErasureSpec, choice: Options
 def _erase_encoder(pipe: Any, family: PipelineFamily, spec: ErasureSpec, choice: Options, path: TextPath) -> ErasureAdapter:
     """The erasure in one text encoder, and in the denoiser's linears that read it if asked for."""
     (name, _, readings), live = path.use, path.encoder
+    alignment = ALIGNMENTS[choice.alignment]
     with _named(name):
-        rows = rows_by_kind(spec.concepts, path, ALIGNMENTS[choice.alignment])
+        rows = rows_by_kind(spec.concepts, spec.preserve_captions(), path, alignment, soft_budget=choice.soft_budget)
     sites = sites_of(live, _blocks(choice, closing_blocks(live, readings)), choice.variant)
     whole = next((r for r in readings if not r.pooled), None) if path.use == family.read_whole else None
 
     with working(live) as encoder:
-        solver = _solver(choice, _metrics(encoder, path, spec, choice, sites, whole))
-        steps = walk(encoder, rows["exact"], rows["soft"], sites, solver)
-        edits = {step.site: step.edit.factors for step in steps}
-        states = {kind: aligned_states(encoder, rows[kind], readings, edits) for kind in rows}
-        drift = drift_of(encoder, path, spec.preserve_captions(), edits)
+        solver = _solver(choice, _metrics(encoder, path, spec, choice, sites))
+        done = walk(encoder, rows, sites, solver, readings)
 
-    layers = [_Layer(file_name(name, s.site), weight_of(live, s.site), s.edit.factors, s) for s in steps]
+    layers = [_Layer(file_name(name, s.site), weight_of(live, s.site), s.edit.factors, s) for s in done.steps]
     readers: list[_Layer] = []
     if READERS in choice.layers and whole:  # what the encoder still leaves open, the denoiser's readers close
         at = readings.index(whole)
-        readers = _readers(pipe, family, {kind: pairs[at] for kind, pairs in states.items()}, solver)
+        readers = _readers(pipe, family, {kind: pairs[at] for kind, pairs in done.states.items()}, solver)
     closed = [(r.weight, r.factors) for r in readers]
     residual = {
         kind: torch.cat([read_residual(*pair, closed if r == whole else ()) for r, pair in zip(readings, pairs, strict=True)])
-        for kind, pairs in states.items()
+        for kind, pairs in done.states.items()
     }
     unseen = residual["held_out"]
     numbers = {
         "listed_residual": float(residual["exact"].max()), "held_out_residual": float(unseen.max()) if len(unseen) else NAN,
-        "held_out_mean": float(unseen.mean()) if len(unseen) else NAN, "drift": drift,
+        "held_out_mean": float(unseen.mean()) if len(unseen) else NAN, "drift": float(residual["kept"].mean()),
     }  # fmt: skip
     report = Report(
         **numbers, encoders=(EncoderReport(name, tuple(map(str, readings)), **numbers),),
@@ -120,7 +118,7 @@ def _erase_encoder(pipe: Any, family: PipelineFamily, spec: ErasureSpec, choice:
         base={part: fingerprints(root, originals(root)) for part, root in roots.items()},
         edits={x.stored: x.factors.to(torch.float32) for x in layers + readers},
         keys={x.stored: x.step.X.T.float().cpu() for x in layers} | {f"{name}.states": x.step.X.T.float().cpu() for x in readers},
-        goals={f"{name}.{r}": goal.float().cpu() for r, (_, goal) in zip(readings, states["exact"], strict=True)},
+        goals={f"{name}.{r}": goal.float().cpu() for r, (_, goal) in zip(readings, done.states["exact"], strict=True)},
     )  # fmt: skip
 
 
@@ -158,26 +156,30 @@ class _Layer:
     step: Step
 
 
-def _metrics(
-    encoder: nn.Module, path: TextPath, spec: ErasureSpec, choice: Options, sites: list[Site], whole: Reading | None
-) -> dict[str, Tensor]:
-    """The metric C of every site; none for the identity."""
+def _metrics(encoder: nn.Module, path: TextPath, spec: ErasureSpec, choice: Options, sites: list[Site]) -> dict[str, Tensor]:
+    """The metric's factor L of every site; none for the identity."""
     if choice.metric == "identity":
         return {}
-    captions = spec.preserve_captions()
-    if not captions:
+    every, kept = spec.every_caption(), spec.preserve_captions()
+    if not kept:
         raise ConceptSpecError("no preserve caption is left once those that name a target are taken out; give others")
+    if 2 * len(kept) < len(every):
+        every = kept
     linears = {site.linear: base_linear(encoder.get_submodule(site.linear)) for site in sites}
-    key = fingerprints(encoder, {})["float32"]
-    return metrics(encoder, path.tokens(captions), path.empty(), linears, key=key, ridge=choice.ridge, states=whole)
+    named = sorted(set(every) - set(kept))
+    tokens, states = path.tokens((*every, *named)), path.use.readings[0]
+    return metrics(
+        encoder, tokens[: len(every)], tokens[len(every) :], path.empty(), linears,
+        key=fingerprints(encoder, {})["float32"], ridge=choice.ridge, states=states,
+    )  # fmt: skip
 
 
-def _solver(choice: Options, C: Mapping[str, Tensor]) -> Solver:
-    """`solve` with this choice's numbers and each site's metric."""
+def _solver(choice: Options, L: Mapping[str, Tensor]) -> Solver:
+    """`solve` with this choice's numbers and each site's metric L L'."""
 
     def solver(site: str, X: Tensor, R: Tensor, Xs: Tensor, Rs: Tensor) -> Edit:
         return solve(
-            X, R, C.get(site), Xs=Xs, Rs=Rs, mu=choice.soft_weight, rtol=choice.rtol, max_rank=choice.max_rank, where=site
+            X, R, L=L.get(site), Xs=Xs, Rs=Rs, mu=choice.soft_weight, rtol=choice.rtol, max_rank=choice.max_rank, where=site
         )  # fmt: skip
 
     return solver

@@ -254,7 +254,9 @@ def _verify(pipe: Any) -> Verification:
     notes = [f"adapter {n!r} is off" for n, on in pipe.get_erasure_adapters().items() if not on]
     for path in text_paths(pipe):
         name = path.use.encoder
-        applied = next((r.applied for _, r in found.values() if r.applied and any(g.startswith(f"{name}.") for g in r.applied.goals)), None)
+        applied = next(
+            (r.applied for _, r in found.values() if r.applied and any(g.startswith(f"{name}.") for g in r.applied.goals)), None
+        )
         if applied is not None:
             residuals |= _residuals(path, applied)
     notes += [f"{n} was changed by someone else since the erasure was applied" for n, (m, _) in found.items() if not is_intact(m)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,10 @@ from .families import Use, component, family_of
 from .recording import Mark, Recorded, plain, record
 from .spec import Concept, ErasureSpec
 
+T = TypeVar("T")
 
+MEASURED = {"held_out": 64, "kept": 8}
+"""Prompts that the report's residual and drift are measured on, at most."""
 BATCH_TOKENS = 4096
 """Of one forward pass; the memory of long rows and wide encoders stays bounded."""
 
@@ -79,6 +82,21 @@ class Tokens:
     def __getitem__(self, at: slice) -> Tokens:
         return Tokens(self.ids[at], None if self.mask is None else self.mask[at])
 
+    def cut(self, length: int) -> Tokens:
+        """Their first `length` positions."""
+        return Tokens(self.ids[:, :length], None if self.mask is None else self.mask[:, :length])
+
+    def trimmed(self) -> Tokens:
+        """Without the last positions, where the mask hides them in every row."""
+        return self.cut(int(self.read.any(0).nonzero().max()) + 1) if self.read.any() else self
+
+    def unique(self) -> tuple[Tokens, Tensor]:
+        """Each row once, and where `(n,)` each row went."""
+        ids, to = torch.unique(self.ids, dim=0, return_inverse=True)
+        if self.mask is None:
+            return Tokens(ids), to
+        return Tokens(ids, torch.zeros(ids.shape, dtype=self.mask.dtype).index_copy(0, to, self.mask)), to
+
     def split(self) -> Iterator[Tokens]:
         """Batches of about `BATCH_TOKENS` tokens."""
         size = max(1, BATCH_TOKENS // self.ids.shape[1])
@@ -116,6 +134,11 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.target)
+
+    @property
+    def length(self) -> int:
+        """Tokens up to the last aligned one."""
+        return 1 + max([0, *self.target_at.tolist(), *self.anchor_at.tolist()])
 
     @property
     def target_ids(self) -> Tensor:
@@ -172,13 +195,13 @@ def text_paths(pipe: Any) -> list[TextPath]:
     return found
 
 
-def pairs_of(concepts: Sequence[Concept], kind: str) -> list[Pair]:
-    """The pairs of one kind, "exact", "soft" or "held_out", each once."""
+def pairs_of(concepts: Sequence[Concept], kind: str, *, most: int | None = None) -> list[Pair]:
+    """The pairs of one kind, "exact", "soft" or "held_out", each once; at most `most` of a word."""
     pairs = (
         Pair(Prompt.of(template, word), Prompt.of(template, concept.anchor))
         for concept in concepts
         for word in concept.words
-        for template in _templates(concept, word, kind)
+        for template in spread(_templates(concept, word, kind), most)
     )
     return list(dict.fromkeys(pairs))
 
@@ -248,8 +271,7 @@ def aligned(pair: Pair, marks: tuple[Mark, Mark], alignment: Alignment) -> list[
 
 def _marked(source: Any, prompts: Sequence[Prompt]) -> tuple[Tokens, list[Mark]]:
     """Tokens and marks of `prompts`; `source` is a text path, or a tokenizer that stands alone."""
-    texts = ["", *(p.text for p in prompts)]
-    found = source.record(texts) if isinstance(source, TextPath) else plain(source, texts)
+    found = _recorded(source, ["", *(p.text for p in prompts)])
     marks = []
     for i, prompt in enumerate(prompts, 1):
         mark = found.mark(i, prompt.text, found.text(0))
@@ -292,9 +314,39 @@ def rows_of(pairs: Sequence[Pair], source: Any, alignment: Alignment) -> Rows:
     return Rows(targets, anchors, row, target_at, anchor_at)
 
 
-def rows_by_kind(concepts: Sequence[Concept], source: Any, alignment: Alignment) -> dict[str, Rows]:
-    """The rows of "exact", "soft" and "held_out" prompts, each prompt once; any but the first may be empty."""
-    return {kind: rows_of(pairs_of(concepts, kind), source, alignment) for kind in ("exact", "soft", "held_out")}
+def rows_by_kind(
+    concepts: Sequence[Concept], captions: Sequence[str], source: Any, alignment: Alignment, *, soft_budget: int
+) -> dict[str, Rows]:
+    """Rows of "exact" and "soft" prompts to solve for, of "held_out" prompts and "kept" captions to measure.
+
+    Each prompt comes once; any but the first kind may be empty. Measuring takes a sample, evenly spread. Every word
+    gets its share of `soft_budget`, and two soft prompts at least.
+    """
+    unseen = spread(pairs_of(concepts, "held_out"), MEASURED["held_out"])
+    share = max(2, soft_budget // sum(len(c.words) for c in concepts))
+    pairs = {"exact": pairs_of(concepts, "exact"), "soft": pairs_of(concepts, "soft", most=share), "held_out": unseen}
+    rows = {kind: rows_of(found, source, alignment) for kind, found in pairs.items()}
+    return rows | {"kept": kept_rows(spread(captions, MEASURED["kept"]), source)}
+
+
+def kept_rows(captions: Sequence[str], source: Any) -> Rows:
+    """Captions as rows whose every token, from the prompt's first to the end, is its own anchor."""
+    found = _recorded(source, ["", *captions])
+    columns = [(i, t) for i, text in enumerate(captions) for t in found.own(i + 1, text, found.text(0))]
+    row, at = torch.tensor(columns, dtype=torch.long).reshape(-1, 2).T
+    tokens = _tokens(found)[1:]
+    return Rows(tokens, tokens, row, at, at)
+
+
+def spread(items: Sequence[T], most: int | None) -> list[T]:
+    """At most `most` of `items`, evenly from first to last."""
+    if most is None or len(items) <= most:
+        return list(items)
+    return [items[i * len(items) // most] for i in range(most)]
+
+
+def _recorded(source: Any, texts: Sequence[str]) -> Recorded:
+    return source.record(texts) if isinstance(source, TextPath) else plain(source, texts)
 
 
 def _tokens(found: Recorded) -> Tokens:

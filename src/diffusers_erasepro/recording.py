@@ -48,6 +48,13 @@ class Recorded:
                 return _mark(encoding, start)
         return None
 
+    def own(self, row: int, prompt: str, wrapping: str) -> list[int]:
+        """Positions of `row` from the first of `prompt` on, padding left out; of a rewritten prompt, all positions."""
+        mark = self.mark(row, prompt, wrapping)
+        if mark is None:
+            return list(range(self.inputs["input_ids"].shape[1]))
+        return [i for i in range(mark.first, mark.stop) if (at := mark.offsets[i]) is None or at[1] > 0]
+
     def text(self, row: int) -> str:
         """What the tokenizer was given for `row`."""
         found = self.texts.get(tuple(self.inputs["input_ids"][row].tolist()))

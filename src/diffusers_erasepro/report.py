@@ -54,7 +54,7 @@ class Report:
     held_out_residual: float
     """Worst over templates that were never solved for; NaN where the spec leaves none."""
     drift: float
-    """Mean change of the preserve captions' states."""
+    """Mean change of the preserve captions' states, from BOS to EOS (`prompts.MEASURED` says how many captions)."""
     layers: tuple[LayerReport, ...] = ()
     encoders: tuple[EncoderReport, ...] = ()
     notes: tuple[str, ...] = ()

@@ -43,8 +43,11 @@ def same_words(a: str, b: str) -> bool:
 
 def mentions(text: str, concept: str) -> bool:
     """Whether `text` holds the words of `concept` in a row, case and punctuation aside."""
-    words = ["".join(c if c.isalnum() else " " for c in t.casefold()).split() for t in (text, concept)]
-    return f" {' '.join(words[1])} " in f" {' '.join(words[0])} "
+    return _plain(concept) in _plain(text)
+
+
+def _plain(text: str) -> str:
+    return f" {' '.join(''.join(c if c.isalnum() else ' ' for c in text.casefold()).split())} "
 
 
 @dataclass(frozen=True)
@@ -160,11 +163,15 @@ class ErasureSpec:
                         f"preserve[{i}] is {caption!r}, which is also a target; a concept cannot be kept and erased"
                     )
 
+    def every_caption(self) -> tuple[str, ...]:
+        """The preserve captions given, or the shipped ones, each once."""
+        return tuple(dict.fromkeys(DEFAULT_PRESERVE if self.preserve is None else self.preserve))
+
     def preserve_captions(self) -> tuple[str, ...]:
-        """The captions the metric is made of: those given (or the shipped ones) that name no target."""
-        words = [w for c in self.concepts for w in c.words]
-        given = DEFAULT_PRESERVE if self.preserve is None else self.preserve
-        return tuple(dict.fromkeys(t for t in given if not any(mentions(t, w) for w in words)))
+        """Those that name no target: the metric is made of them."""
+        words = [_plain(w) for c in self.concepts for w in c.words]
+        captions = ((t, _plain(t)) for t in self.every_caption())
+        return tuple(t for t, plain in captions if not any(w in plain for w in words))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON and TOML, defaults left out."""

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .families import Reading
+from .families import LAST, Reading
 from .prompts import Tokens
+from .solve import cholesky
 from .walk import run
 
 CACHE_SIZE = 32
 """Matrices; of CLIP-L's fc2 one takes 75 MB."""
 STATES = "states"
-LAST = Reading("last_hidden_state")
-_cache: OrderedDict[tuple[str, str], Tensor] = OrderedDict()
+_cache: OrderedDict[tuple[Hashable, str], Tensor] = OrderedDict()
 
 
 @contextmanager
@@ -40,63 +40,98 @@ def record_inputs(sites: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]
 
 @torch.no_grad()
 def second_moments(
-    encoder: nn.Module, tokens: Tokens, sites: Mapping[str, nn.Module], *, key: str, states: Reading | None = LAST
+    encoder: nn.Module, tokens: Tokens, sites: Mapping[str, nn.Module], *, key: str, states: Reading = LAST
 ) -> dict[str, Tensor]:
-    """`K K' / m (d_in, d_in)` in float64 of every site's inputs over the positions of `tokens`, and of what is read.
+    """`K K' / m (d_in, d_in)` in float64 of every site's inputs over the positions of `tokens`, and of `states`.
 
-    Every position counts that the denoiser reads: the padding too, unless a mask hides it.
+    These go by the name "states". Every position counts that the denoiser reads, the padding too unless a mask hides it.
 
     Args:
         encoder: Runs unedited on `ids`.
         tokens: The preserve captions.
         sites: The linears to watch, by name.
         key: Fingerprint of the encoder; with the tokens and the names it is the key of a small cache.
-        states: What readers read of the encoder, which goes by the name "states"; None leaves it out.
+        states: What is read of the encoder's output.
     """
-    content = hashlib.sha256(repr((key, str(states), tokens.ids.shape)).encode())
-    for part in (tokens.ids, tokens.read):
-        content.update(part.cpu().numpy().tobytes())
-    digest = content.hexdigest()
-    names = (*sites, STATES) if states else tuple(sites)
-    if missing := [name for name in names if (digest, name) not in _cache]:
-        for name, moment in _recorded(encoder, tokens, {n: m for n, m in sites.items() if n in missing}, states).items():
-            _cache[digest, name] = moment
-    wanted = [(digest, name) for name in names]
-    for entry in wanted:
-        _cache.move_to_end(entry)
-    while len(_cache) > max(CACHE_SIZE, len(wanted)):
-        _cache.popitem(last=False)
-    return {name: _cache[digest, name] for digest, name in wanted}
+    content = _content(tokens, key, states)
+    return _remembered(content, sites, lambda missing: _recorded(encoder, tokens, missing, states).items())
 
 
-def _recorded(
-    encoder: nn.Module, tokens: Tokens, sites: Mapping[str, nn.Module], states: Reading | None
-) -> dict[str, Tensor]:
+def _recorded(encoder: nn.Module, tokens: Tokens, sites: Mapping[str, nn.Module], states: Reading) -> dict[str, Tensor]:
     sums: dict[str, Tensor] = {}
-    deep = states is not None and states.index is not None
-    for batch in tqdm(list(tokens.split()), desc="statistics", leave=False, delay=2):
+    batches = [batch.trimmed() for batch in tokens.split()]
+    for batch in tqdm(batches, desc="statistics", leave=False, delay=2):
         with record_inputs(sites) as seen:
-            output = run(encoder, batch, hidden_states=deep)
-        if states:
-            seen[STATES] = states.of(output)
+            seen[STATES] = states.of(run(encoder, batch, hidden_states=states.index is not None))
         for name, x in seen.items():
-            flat = x[batch.read.to(x.device)].double()
+            flat = (x[:, 0] if x.shape[1] == 1 else x[batch.read.to(x.device)]).double()
             sums[name] = sums.get(name, 0) + flat.T @ flat
     return {name: total / max(1, int(tokens.read.sum())) for name, total in sums.items()}
 
 
 def metrics(
-    encoder: nn.Module, tokens: Tokens, empty: Tokens, sites: Mapping[str, nn.Module], *, key: str, ridge: float,
-    states: Reading | None = LAST,
+    encoder: nn.Module,
+    tokens: Tokens,
+    without: Tokens,
+    empty: Tokens,
+    sites: Mapping[str, nn.Module],
+    *,
+    key: str,
+    ridge: float,
+    states: Reading = LAST,
 ) -> dict[str, Tensor]:
-    """The metric of every site and of "states":  C = K K'/m + K0 K0'/m0 + ridge mean(diag) I.
+    """The metric of every site and of "states":  C = K K'/m + K0 K0'/m0 + ridge mean(diag) I = L L'.
 
-    K holds the inputs of the preserve captions `tokens`, K0 those of the empty prompt: classifier-free guidance reads
-    it at every step of every picture, so it weighs as much as all captions together. Directions that neither uses
-    stay cheap to change, but not free.
+    K holds the inputs of the preserve captions, K0 those of the empty prompt: classifier-free guidance reads it at
+    every step of every picture, so it weighs as much as all captions together. Directions that neither uses stay
+    cheap to change, but not free.
+
+    Args:
+        encoder: Runs unedited on the rows.
+        tokens: A preserve list.
+        without: Rows of that list that name a target. Their share is taken out again, so that another
+            target costs the rows that name it, not a pass over the list.
+        empty: The unconditional prompt.
+        sites: The linears to watch, by name.
+        key: Fingerprint of the encoder.
+        ridge: Share of the identity.
+        states: What is read of the encoder's output.
+
+    Returns:
+        Site -> its lower Cholesky factor L `(d_in, d_in)`, float64. It costs more than a solve, so it is cached too.
     """
-    usual, unconditional = (second_moments(encoder, rows, sites, key=key, states=states) for rows in (tokens, empty))
-    return {
-        name: m + unconditional[name] + ridge * m.diagonal().mean() * torch.eye(len(m), dtype=m.dtype)
-        for name, m in usual.items()
-    }
+    content = (*(_content(rows, key, states) for rows in (tokens, without, empty)), ridge)
+    count, less = int(tokens.read.sum()), int(without.read.sum())
+
+    def factors(missing: Mapping[str, nn.Module]) -> Iterator[tuple[str, Tensor]]:
+        every, unconditional = (second_moments(encoder, x, missing, key=key, states=states) for x in (tokens, empty))
+        named = second_moments(encoder, without, missing, key=key, states=states) if less else dict.fromkeys(every, 0.0)
+        for name in every:
+            m = (count * every[name] - less * named[name]) / (count - less)
+            C = m + unconditional[name] + ridge * m.diagonal().mean() * torch.eye(len(m), dtype=m.dtype)
+            yield name, cholesky(C, name)
+
+    return _remembered(content, sites, factors)
+
+
+def _content(tokens: Tokens, key: str, states: Reading) -> str:
+    digest = hashlib.sha256(repr((key, str(states), tokens.ids.shape)).encode())
+    for part in (tokens.ids, tokens.read):
+        digest.update(part.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _remembered(
+    content: Hashable, sites: Mapping[str, nn.Module], make: Callable[[Mapping[str, nn.Module]], Iterable[tuple[str, Tensor]]]
+) -> dict[str, Tensor]:
+    """What `make` gives for each site and for "states", computed only for sites not seen with this content."""
+    names = (*sites, STATES)
+    found = {name: _cache[content, name] for name in names if (content, name) in _cache}
+    if len(found) < len(names):
+        found |= make({name: module for name, module in sites.items() if name not in found})
+    for name in names:
+        _cache[content, name] = found[name]
+        _cache.move_to_end((content, name))
+    while len(_cache) > max(CACHE_SIZE, len(names)):
+        _cache.popitem(last=False)
+    return {name: found[name] for name in names}

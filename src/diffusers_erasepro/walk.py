@@ -7,13 +7,14 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .factors import LowRank
-from .families import Reading, Site, base_linear
+from .families import LAST, Reading, Site, base_linear, encoder_family_of
 from .prompts import Rows, Tokens, joined
 from .solve import Edit
 
@@ -41,6 +42,17 @@ def _replace(output: Tensor | tuple[Tensor, ...], hidden: Tensor) -> Tensor | tu
     return hidden if isinstance(output, Tensor) else (hidden, *output[1:])
 
 
+@dataclass(frozen=True)
+class Walk:
+    """What a walk leaves behind."""
+
+    steps: list[Step]
+    """One per site, shallow to deep."""
+    states: dict[str, list[tuple[Tensor, Tensor]]]
+    """Per kind of rows, per reading: edited target states and anchor states, `(k, d)` at the aligned positions, or
+    `(n, d)` if pooled."""
+
+
 def run(encoder: Any, tokens: Tokens, *, hidden_states: bool = False) -> Any:
     """The encoder's output, without what no pipeline reads: caches and logits."""
     device = next(encoder.parameters()).device
@@ -54,29 +66,51 @@ def run(encoder: Any, tokens: Tokens, *, hidden_states: bool = False) -> Any:
 
 
 @torch.no_grad()
-def walk(encoder: nn.Module, exact: Rows, soft: Rows, sites: Sequence[Site], solver: Solver) -> list[Step]:
+def walk(
+    encoder: Any, rows: Mapping[str, Rows], sites: Sequence[Site], solver: Solver, readings: Sequence[Reading] = (LAST,)
+) -> Walk:
     """Run targets and anchors side by side through `encoder`, and solve at each of `sites` on the way.
 
     Where a site closes its gap the target rows' output is `h`, the anchor rows' is `h0`; the edit D of its linear
-    must add `R = h0 - h` at the aligned positions of the exact rows. The target rows then go on with
-    `h + D x` (at every position, as the edited weight would), so the next site sees the edited stream.
+    must add `R = h0 - h` at the aligned positions of the "exact" rows, and would at those of the "soft" rows. The
+    target rows then go on with `h + D x` (at every position, as the edited weight would), so the next site sees the
+    edited stream. Rows of other kinds only ride along, to be measured at the end.
+
+    Where attention is causal, what comes after the last aligned position matters to none, and is cut.
     """
-    tokens = joined([exact.target, soft.target, exact.anchor, soft.anchor])
-    half = len(tokens) // 2
+    targets = joined([r.target for r in rows.values()])
+    anchors, anchor_row = joined([r.anchor for r in rows.values()]).unique()
+    half, first = len(targets), dict(zip(rows, accumulate([0, *map(len, rows.values())]), strict=False))
+    tokens = joined([targets, anchors]).trimmed()
+    if encoder_family_of(encoder).causal:
+        tokens = tokens.cut(max(r.length for r in rows.values()))
     steps: list[Step] = []
     inputs: dict[Site, Tensor] = {}
 
-    def columns(rows: Rows, first: int, x: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
-        """X `(d_in, k)` and R `(d_out, k)` of one set of rows."""
-        target, anchor = rows.row + first, rows.row + first + half
-        return x[target, rows.target_at].T, (out[anchor, rows.anchor_at] - out[target, rows.target_at]).T
+    def both(kind: str, out: Tensor) -> tuple[Tensor, Tensor]:
+        """What stands at the aligned positions of the targets and of their anchors, `(k, d)` each."""
+        at = rows[kind].row + first[kind]
+        return out[at, rows[kind].target_at], out[half + anchor_row[at], rows[kind].anchor_at]
+
+    def read(kind: str, reading: Reading, output: Any) -> tuple[Tensor, Tensor]:
+        """What the denoiser reads of the targets and of their anchors."""
+        states = reading.of(output)
+        if not reading.pooled:
+            return both(kind, states)
+        at = slice(first[kind], first[kind] + len(rows[kind]))
+        return states[at, 0], states[half + anchor_row[at], 0]
+
+    def columns(kind: str, x: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+        """X `(d_in, k)` and R `(d_out, k)`."""
+        have, goal = both(kind, out)
+        return both(kind, x)[0].T, (goal - have).T
 
     def solve_at(site: Site) -> Callable[..., object]:
         def hook(_: nn.Module, __: object, output: Tensor | tuple[Tensor, ...]) -> object:
             out, x = _hidden(output).clone(), inputs.pop(site)
-            X, R = columns(exact, 0, x, out)
-            edit = solver(site.linear, X, R, *columns(soft, len(exact), x, out))
-            goal = out[exact.row + half, exact.anchor_at].norm(dim=-1)
+            X, R = columns("exact", x, out)
+            edit = solver(site.linear, X, R, *columns("soft", x, out))
+            goal = both("exact", out)[1].norm(dim=-1)
             steps.append(Step(site.linear, edit, X.double(), float((R.norm(dim=0) / goal).mean())))
             out[:half] += edit.factors(x[:half].double()).to(out)
             return _replace(output, out)
@@ -89,11 +123,11 @@ def walk(encoder: nn.Module, exact: Rows, soft: Rows, sites: Sequence[Site], sol
             keep = lambda _, args, site=site: inputs.__setitem__(site, args[0])  # noqa: E731
             handles.append(base_linear(encoder.get_submodule(site.linear)).register_forward_pre_hook(keep))
             handles.append(encoder.get_submodule(site.closes).register_forward_hook(solve_at(site)))
-        run(encoder, tokens)
+        output = run(encoder, tokens, hidden_states=any(r.index is not None for r in readings))
     finally:
         for handle in handles:
             handle.remove()
-    return steps
+    return Walk(steps, {kind: [read(kind, reading, output) for reading in readings] for kind in rows})
 
 
 @contextmanager
@@ -126,7 +160,7 @@ def final_states(encoder: Any, ids: Tensor) -> Tensor:
     """Last hidden states `(n, length, d)` of plain token ids."""
     if not len(ids):
         return next(encoder.parameters()).new_zeros(0, ids.shape[1], encoder.config.hidden_size)
-    return states_of(encoder, Tokens(ids), [Reading("last_hidden_state")])[0]
+    return states_of(encoder, Tokens(ids), [LAST])[0]
 
 
 @contextmanager
