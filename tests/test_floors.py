@@ -6,9 +6,11 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent / "src" / "diffusers_erasepro"
 FLOORS = [
     {"errors", "factors", "templates"},
+    {"recording"},
     {"spec", "families", "solve"},
     {"prompts"},
-    {"options", "walk", "statistics", "fingerprint"},
+    {"options", "walk", "fingerprint"},
+    {"statistics"},
     {"measure", "report"},
     {"adapter"},
     {"weights"},

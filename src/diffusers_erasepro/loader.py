@@ -17,9 +17,8 @@ from .compose import combined, joint_options, joint_spec
 from .erase import erase
 from .errors import AdapterStateError, BaseModelMismatchError, ConceptSpecError, ErasureVerificationError
 from .families import component, family_of, module_name
-from .measure import relative
-from .prompts import ALIGNMENTS, pairs_of, rows_of
-from .walk import final_states
+from .measure import relative, target_states
+from .prompts import ALIGNMENTS, TextPath, pairs_of, rows_of, text_paths
 from .weights import (
     LOCK,
     Registry,
@@ -253,12 +252,15 @@ def _verify(pipe: Any) -> Verification:
     residuals: dict[str, float] = {}
     found = modules_with_registry(pipe)
     notes = [f"adapter {n!r} is off" for n, on in pipe.get_erasure_adapters().items() if not on]
-    for encoder_name, tokenizer_name in family_of(pipe).encoders:
-        applied = next((r.applied for _, r in found.values() if r.applied and encoder_name in r.applied.goals), None)
+    for path in text_paths(pipe):
+        name = path.use.encoder
+        applied = next(
+            (r.applied for _, r in found.values() if r.applied and any(g.startswith(f"{name}.") for g in r.applied.goals)), None
+        )
         if applied is not None:
-            residuals |= _residuals(pipe, applied, encoder_name, tokenizer_name)
+            residuals |= _residuals(path, applied)
     notes += [f"{n} was changed by someone else since the erasure was applied" for n, (m, _) in found.items() if not is_intact(m)]
-    if residuals and not any("unet" in r.applied.components for _, r in found.values() if r.applied):
+    if residuals and not any(family_of(pipe).denoiser in r.applied.components for _, r in found.values() if r.applied):
         notes.append("prompt_embeds made elsewhere: this erasure lives in the text encoder")
     if not residuals:
         notes.append("no erasure is active")
@@ -267,24 +269,33 @@ def _verify(pipe: Any) -> Verification:
     return Verification(worst <= threshold, worst, threshold, (*notes, *NEVER_COVERED), residuals)
 
 
-def _residuals(pipe: Any, applied: ErasureAdapter, encoder_name: str, tokenizer_name: str) -> dict[str, float]:
+def _residuals(path: TextPath, applied: ErasureAdapter) -> dict[str, float]:
     """Component -> worst residual of the applied edit, through the live modules."""
-    encoder, goal = component(pipe, encoder_name), applied.goals[encoder_name]
-    rows = rows_of(pairs_of(applied.spec.concepts, "exact"), getattr(pipe, tokenizer_name), ALIGNMENTS[applied.options.alignment])
-    with _evaluating(encoder):
-        have = final_states(encoder, rows.target_ids)[rows.row, rows.target_at]
-    denoiser = family_of(pipe).denoiser
-    if denoiser not in applied.components:
-        return {encoder_name: float(relative(have.cpu(), goal).max())}
+    pipe, use = path.pipe, path.use
+    rows = rows_of(pairs_of(applied.spec.concepts, "exact"), path, ALIGNMENTS[applied.options.alignment])
+    with _evaluating(path.encoder):
+        have = target_states(path.encoder, rows, use.readings)
+    goals = [applied.goals[f"{use.encoder}.{reading}"] for reading in use.readings]
+    found = {use.encoder: max(float(relative(h.cpu(), g).max()) for h, g in zip(have, goals, strict=True))}
+    family = family_of(pipe)
+    if use != family.read_whole or family.denoiser not in applied.components:
+        return found
+    at = next(i for i, reading in enumerate(use.readings) if not reading.pooled)
+    return {family.denoiser: _read(pipe, family.denoiser, applied, have[at], goals[at])}
+
+
+def _read(pipe: Any, denoiser: str, applied: ErasureAdapter, have: torch.Tensor, goal: torch.Tensor) -> float:
+    """Worst residual of what the denoiser's edited linears make of the states."""
     root, worst = component(pipe, denoiser), 0.0
     base = originals(root)
     for stored in applied.of(denoiser):
         name = module_name(root, stored)
         assert name is not None
         layer = root.get_submodule(name)
+        bias = 0 if layer.bias is None else layer.bias
         wanted = goal.to(have) @ base[name.replace(".base_layer", "")].to(have).T
-        worst = max(worst, float(relative(layer(have), wanted).max()))
-    return {denoiser: worst}
+        worst = max(worst, float(relative(layer(have) - bias, wanted).max()))
+    return worst
 
 
 @contextmanager
