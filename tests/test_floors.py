@@ -15,7 +15,7 @@ FLOORS = [
     {"denoiser"},
     {"erase"},
     {"compose"},
-    {"loader"},
+    {"loader", "methods"},
     {"glyphs", "grids"},
     {"demo"},
     {"cli"},
