@@ -17,6 +17,7 @@ FLOORS = [
     {"compose"},
     {"loader", "methods"},
     {"glyphs", "grids"},
+    {"attacks", "metrics"},
     {"demo"},
     {"cli"},
 ]
