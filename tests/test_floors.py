@@ -17,8 +17,9 @@ FLOORS = [
     {"denoiser"},
     {"erase"},
     {"compose"},
-    {"loader"},
+    {"loader", "methods"},
     {"glyphs", "grids"},
+    {"attacks", "metrics"},
     {"demo"},
     {"cli"},
 ]

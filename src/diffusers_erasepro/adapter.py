@@ -8,7 +8,7 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from torch import Tensor
 from .errors import AdapterFormatError, AdapterIntegrityError, UnsafeFileError
 from .factors import LowRank
 from .families import ENCODERS, file_name
-from .options import Options
+from .options import Foreign, Options, recorded
 from .report import Report
 from .spec import ErasureSpec
 
@@ -38,7 +38,7 @@ class ErasureAdapter:
     """A finished erasure: what to add to which layer, and all that is needed to make or check it again."""
 
     spec: ErasureSpec
-    options: Options
+    options: Options | Foreign
     base: Mapping[str, Mapping[str, str]]
     """Component -> dtype -> fingerprint of the weights it was made for."""
     edits: Mapping[str, LowRank]
@@ -252,10 +252,9 @@ def _build(header: dict[str, Any], tensors: dict[str, Tensor], source: str) -> E
         if A.ndim != 2 or B.ndim != 2 or A.shape[0] != B.shape[1] or not 0 < rank <= A.shape[0]:
             raise ValueError(f"{name}: shapes {tuple(A.shape)} and {tuple(B.shape)} for rank {rank}")
         edits[name] = LowRank(B[:, :rank].contiguous(), A[:rank].contiguous())
-    names = {f.name for f in fields(Options)}
     adapter = ErasureAdapter(
         spec=ErasureSpec.from_dict(header["spec"]),
-        options=Options(**{k: v for k, v in header["options"].items() if k in names}),
+        options=recorded(header["options"]),
         base=header["base"],
         edits=edits,
         keys={k.removeprefix(KEYS): v for k, v in tensors.items() if k.startswith(KEYS)},

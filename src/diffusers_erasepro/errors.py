@@ -10,6 +10,7 @@
     │   ├── AdapterIntegrityError            it was one, but its bytes changed or are not finite
     │   └── UnsafeFileError                  a pickle, or a path outside the folder
     ├── BaseModelMismatchError (ValueError)  made for other weights than the pipeline holds
+    ├── EvaluationError (ValueError)         a suite that lacks a part, results that do not fit, nothing judged
     ├── AdapterStateError (RuntimeError)     not now: name in use, unknown name, weights that cannot be edited
     └── ErasureVerificationError (RuntimeError)  measured on the live pipeline, the erasure does not hold
 
@@ -49,6 +50,10 @@ class UnsafeFileError(AdapterFormatError):
 
 class BaseModelMismatchError(ErasureError, ValueError):
     """The adapter was made for other weights than the pipeline holds."""
+
+
+class EvaluationError(ErasureError, ValueError):
+    """What shall be measured is not there; no number is made of nothing."""
 
 
 class AdapterStateError(ErasureError, RuntimeError):

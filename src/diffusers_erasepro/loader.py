@@ -13,11 +13,12 @@ from typing import Any, TypeVar
 import torch
 
 from .adapter import ErasureAdapter
-from .compose import combined, joint_options, joint_spec
+from .compose import SUM, SUMMED, combined, joint_options, joint_spec
 from .erase import erase
 from .errors import AdapterStateError, BaseModelMismatchError, ConceptSpecError, ErasureVerificationError
 from .families import component, family_of, module_name
 from .measure import relative, target_states
+from .options import Foreign
 from .prompts import ALIGNMENTS, TextPath, pairs_of, rows_of, text_paths
 from .weights import (
     LOCK,
@@ -99,7 +100,7 @@ class ErasureLoaderMixin:
             if not _made_for(self, adapter):
                 if not allow_base_mismatch:
                     raise BaseModelMismatchError(_mismatch(adapter))
-                adapter = erase(self, adapter.spec, **adapter.options.to_dict())
+                adapter = erase(self, adapter.spec, **joint_options([adapter]))
             _switch(self, loaded | {name: adapter}, {**self.get_erasure_adapters(), name: True})
         return name
 
@@ -262,6 +263,8 @@ def _verify(pipe: Any) -> Verification:
     notes += [f"{n} was changed by someone else since the erasure was applied" for n, (m, _) in found.items() if not is_intact(m)]
     if residuals and not any(family_of(pipe).denoiser in r.applied.components for _, r in found.values() if r.applied):
         notes.append("prompt_embeds made elsewhere: this erasure lives in the text encoder")
+    if any(r.applied and r.applied.options == Foreign(SUM) for _, r in found.values()):
+        notes.append(SUMMED)
     if not residuals:
         notes.append("no erasure is active")
     threshold = max((THRESHOLDS.get(next(m.parameters()).dtype, 2e-2) for m, _ in found.values()), default=1e-5)
