@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent / "src" / "diffusers_erasepro"
 FLOORS = [
     {"errors", "factors", "templates"},
-    {"spec", "families", "solve"},
+    {"spec", "families", "solve", "header", "hub"},
     {"prompts"},
     {"options", "walk", "statistics", "fingerprint"},
     {"measure", "report"},

@@ -219,7 +219,7 @@ def _made_for(pipe: Any, adapter: ErasureAdapter) -> bool:
 
 def _mismatch(adapter: ErasureAdapter) -> str:
     return (
-        f"the weights of {' and '.join(adapter.base)} are not those the adapter {adapter.source or ''} was made for "
+        f"the weights of {' and '.join(adapter.base)} are not those the adapter {adapter.origin or ''} was made for "
         "(fine-tuned, a LoRA fused in, or another dtype than its maker had); load it on its base model, or pass "
         "allow_base_mismatch=True to solve its spec again here"
     )
