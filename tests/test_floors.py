@@ -7,7 +7,7 @@ ROOT = Path(__file__).parent.parent / "src" / "diffusers_erasepro"
 FLOORS = [
     {"errors", "factors", "templates"},
     {"spec", "families", "solve", "header", "hub"},
-    {"prompts"},
+    {"prompts", "card", "lockfile"},
     {"options", "walk", "statistics", "fingerprint"},
     {"measure", "report"},
     {"adapter"},
@@ -16,8 +16,8 @@ FLOORS = [
     {"erase"},
     {"compose"},
     {"loader"},
-    {"glyphs", "grids"},
-    {"demo"},
+    {"glyphs", "grids", "tables"},
+    {"demo", "models"},
     {"cli"},
 ]
 FLOOR = {module: i for i, floor in enumerate(FLOORS) for module in floor}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -20,7 +21,7 @@ from .errors import AdapterFormatError, AdapterIntegrityError
 from .factors import LowRank
 from .families import ENCODERS, file_name
 from .header import SCHEMA, metadata, read_header, sorted_metadata
-from .hub import WEIGHT_NAME, Origin, checked_name, find
+from .hub import CARD_NAME, WEIGHT_NAME, Origin, checked_name, find, push
 from .options import Options
 from .report import Report
 from .spec import ErasureSpec
@@ -113,6 +114,47 @@ class ErasureAdapter:
             Path(temporary).unlink(missing_ok=True)
             raise
         return target
+
+    def card(self, **about: Any) -> Any:
+        """The adapter's model card; `about` as in `card.card`."""
+        from .card import card
+
+        return card(self.header(), **about)
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool | None = None, revision: str | None = None, create_pr: bool = False,
+        token: str | bool | None = None, subfolder: str | None = None, weight_name: str = WEIGHT_NAME,
+        commit_message: str = "Upload erasure", base_model: str | None = None, license: str | None = None,
+        pictures: Mapping[str, str | os.PathLike[str]] | None = None,
+    ) -> str:  # fmt: skip
+        """Publish the adapter with its card, its spec and pictures as one commit.
+
+        Args:
+            repo_id: "owner/name"; the repository is made if it is not there.
+            subfolder: Where in the repository, for several adapters in one.
+            base_model, license: For the card, as in `card.card`.
+            pictures: Prompt -> image file, for the card's gallery.
+            private, revision, create_pr, token, commit_message: As in `huggingface_hub.HfApi.upload_folder`.
+
+        Returns:
+            The url of the commit, or of the pull request.
+
+        Raises:
+            HubError: The Hub did not take it; the subclasses say why.
+        """
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            self.save_pretrained(folder, weight_name=weight_name)
+            (folder / "spec.toml").write_text(self.spec.to_toml())
+            names = {text: f"{i}{Path(file).suffix}" for i, (text, file) in enumerate((pictures or {}).items())}
+            for text, file in (pictures or {}).items():
+                shutil.copyfile(file, folder / names[text])
+            about = {"base_model": base_model, "license": license, "pictures": names, "subfolder": subfolder}
+            self.card(repo_id=repo_id, **about).save(folder / CARD_NAME)
+            return push(
+                folder, repo_id, subfolder=subfolder, private=private, revision=revision, create_pr=create_pr, token=token,
+                commit_message=commit_message,
+            )  # fmt: skip
 
     @classmethod
     def from_pretrained(

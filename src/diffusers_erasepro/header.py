@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from contextlib import suppress
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,15 @@ def read_header(path: Path) -> dict[str, Any]:
     return header
 
 
+def headers_below(folder: Path) -> dict[str, dict[str, Any]]:
+    """Path relative to `folder` -> header, of every adapter file below it; other files are passed over."""
+    found = {}
+    for path in sorted(folder.rglob("*.safetensors")):
+        with suppress(AdapterFormatError):
+            found[str(path.relative_to(folder))] = read_header(path)
+    return found
+
+
 def _parsed(path: Path) -> Any:
     with path.open("rb") as file:
         start = file.read(8)
@@ -51,6 +63,49 @@ def _parsed(path: Path) -> Any:
         raise AdapterFormatError(f"{path} is not a readable safetensors file: {error}") from error
 
 
+# ------------------------------------------------------------------------------------------------ in words
+
+
+def title(header: Mapping[str, Any]) -> str:
+    """What is erased, in one line."""
+    concepts = header["spec"]["concepts"]
+    names = [f"{c['target']} -> {c['anchor'] or 'nothing'}" for c in concepts[:3]]
+    return "Erasure: " + ", ".join(names) + (f" and {len(concepts) - 3} more" if len(concepts) > 3 else "")
+
+
+def promises(header: Mapping[str, Any]) -> list[str]:
+    """What the adapter's maker measured and `verify_erasure` measures again."""
+    report = header["report"]
+    return [
+        f"The exact prompts meet their anchors with a residual of {report['listed_residual']:.1e} at what the denoiser reads.",
+        "`verify_erasure()` measures that on the live modules and fails if it does not hold.",
+        "Off is the base, bit for bit; several erasures are solved together, so the order does not matter.",
+    ]
+
+
+def limits(header: Mapping[str, Any]) -> list[str]:
+    """What a user must know before relying on it."""
+    report, parts = header["report"], components(header)
+    unseen = report["held_out_mean"]
+    gap = f"on average {unseen:.2f} of the way is left there" if isfinite(unseen) else "how much is left there was not measured"
+    return [
+        f"Phrasings that no template lists are met less exactly: {gap}.",
+        f"Other captions move by {report['drift']:.3f} on average (relative, at what the denoiser reads).",
+        f"It edits {' and '.join(parts)} of the base it was made for, and refuses others.",
+        "It suppresses; whoever holds the files can unload it. Do not use it as the only control for illegal content.",
+        *(
+            ["`prompt_embeds` made elsewhere, input images and adversarial embeddings go around it."]
+            if all(p.startswith("text_encoder") for p in parts)
+            else []
+        ),
+    ]
+
+
+def components(header: Mapping[str, Any]) -> list[str]:
+    """Pipeline components that the adapter edits."""
+    return list(dict.fromkeys(name.split(".")[0] for name in header["ranks"]))
+
+
 # ------------------------------------------------------------------------------------------------ writing
 
 
@@ -65,13 +120,6 @@ def metadata(header: dict[str, Any]) -> dict[str, str]:
         "modelspec.description": "A concept erasure of diffusers-erasepro; use it at strength 1.",
         "modelspec.tags": "concept-erasure",
     }
-
-
-def title(header: dict[str, Any]) -> str:
-    """What is erased, in one line."""
-    concepts = header["spec"]["concepts"]
-    names = [f"{c['target']} -> {c['anchor'] or 'nothing'}" for c in concepts[:3]]
-    return "Erasure: " + ", ".join(names) + (f" and {len(concepts) - 3} more" if len(concepts) > 3 else "")
 
 
 def sorted_metadata(content: bytes) -> bytes:

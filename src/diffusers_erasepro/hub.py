@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,6 +106,12 @@ def _in_folder(folder: Path, weight_name: str | None) -> Path:
     return candidates[0]
 
 
+def copy_to(origin: Origin, folder: Path) -> Path:
+    """Copy the file into a folder, under its own name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return Path(shutil.copyfile(origin.path, folder / origin.path.name))
+
+
 # ------------------------------------------------------------------------------------------------ from the Hub
 
 
@@ -196,17 +203,26 @@ def _line(error: BaseException) -> str:
 # ------------------------------------------------------------------------------------------------ to the Hub
 
 
+PUSHED = ("*.safetensors", "*.png", "*.jpg", "*.webp", "spec.toml", CARD_NAME)
+"""What of a folder is uploaded."""
+
+
 def push(
-    folder: Path, repo_id: str, *, path_in_repo: str | None = None, private: bool | None = None, revision: str | None = None,
-    create_pr: bool = False, token: str | bool | None = None, message: str = "Upload erasure", keep: Sequence[str] = (),
+    folder: Path, repo_id: str, *, subfolder: str | None = None, private: bool | None = None, revision: str | None = None,
+    create_pr: bool = False, token: str | bool | None = None, commit_message: str = "Upload erasure",
 ) -> str:  # fmt: skip
-    """Upload a folder as one commit, the repository made if it is not there.
+    """Upload an adapter's folder as one commit, the repository made if it is not there.
+
+    A card that this package did not write stays as it is.
 
     Args:
-        keep: Files of the repository that stay as they are.
+        folder: Weights, card, spec and pictures; anything else in it is not uploaded.
+        repo_id: "owner/name".
+        subfolder: Where to put it, for several adapters in one repository.
+        private, revision, create_pr, token, commit_message: As in `huggingface_hub.HfApi.upload_folder`.
 
     Returns:
-        The commit's url, or the pull request's.
+        The url of the commit, or of the pull request.
 
     Raises:
         HubError: The Hub did not take it; the subclasses say why.
@@ -218,19 +234,15 @@ def push(
         api.create_repo(repo_id, private=private, exist_ok=True)
         if revision and not create_pr:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
+        own = _has_own_card(api, repo_id, f"{subfolder}/{CARD_NAME}" if subfolder else CARD_NAME, revision)
         info = api.upload_folder(
-            repo_id=repo_id, folder_path=folder, path_in_repo=path_in_repo, revision=revision, create_pr=create_pr,
-            commit_message=message, ignore_patterns=list(keep),
+            repo_id=repo_id, folder_path=folder, path_in_repo=subfolder, revision=revision, create_pr=create_pr,
+            commit_message=commit_message, allow_patterns=list(PUSHED), ignore_patterns=[CARD_NAME] if own else None,
         )  # fmt: skip
     return info.pr_url or info.commit_url
 
 
-def has_own_card(repo_id: str, *, path: str, revision: str | None, token: str | bool | None) -> bool:
-    """Whether the repository has a card that this package did not write."""
-    from huggingface_hub import HfApi, hf_hub_download
-
-    api = HfApi(token=token)
-    with named(repo_id):
-        if not api.repo_exists(repo_id) or not api.file_exists(repo_id, path, revision=revision):
-            return False
-        return CARD_MARK not in Path(hf_hub_download(repo_id, path, revision=revision, token=token)).read_text()
+def _has_own_card(api: Any, repo_id: str, path: str, revision: str | None) -> bool:
+    if not api.file_exists(repo_id, path, revision=revision):
+        return False
+    return CARD_MARK not in Path(api.hf_hub_download(repo_id, path, revision=revision)).read_text()

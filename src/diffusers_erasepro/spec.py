@@ -185,9 +185,9 @@ class ErasureSpec:
 
     def to_toml(self) -> str:
         """The spec as a TOML document."""
-        lines = [] if self.preserve is None else [f"preserve = {_toml(list(self.preserve))}", ""]
+        lines = [] if self.preserve is None else [f"preserve = {toml_value(list(self.preserve))}", ""]
         for row in self.to_dict()["concepts"]:
-            lines += ["[[concepts]]", *(f"{key} = {_toml(value)}" for key, value in row.items()), ""]
+            lines += ["[[concepts]]", *(f"{key} = {toml_value(value)}" for key, value in row.items()), ""]
         return "\n".join(lines)
 
     @classmethod
@@ -215,11 +215,11 @@ def _known(row: object, fields: set[str], what: str) -> None:
         raise ConceptSpecError(f"{what} has unknown fields {unknown} (known: {', '.join(sorted(fields))})")
 
 
-def _toml(value: str | Sequence[str]) -> str:
+def toml_value(value: str | Sequence[str]) -> str:
     if isinstance(value, str):
         escaped = "".join(c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08x}" for c in value)
         return f'"{escaped}"'
-    return "[" + ", ".join(_toml(v) for v in value) + "]"
+    return "[" + ", ".join(toml_value(v) for v in value) + "]"
 
 
 def check_together(concepts: Sequence[Concept]) -> None:
