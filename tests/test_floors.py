@@ -12,7 +12,7 @@ FLOORS = [
     {"measure", "report"},
     {"adapter"},
     {"weights"},
-    {"denoiser"},
+    {"convert", "denoiser"},
     {"erase"},
     {"compose"},
     {"loader"},

@@ -18,7 +18,7 @@ LOADING = {
     GLYPHS: "from diffusers_erasepro import erasable, glyphs\n\npipe = erasable(glyphs.load_pipeline())",
     None: (
         "import torch\nfrom diffusers import DiffusionPipeline\nfrom diffusers_erasepro import erasable\n\n"
-        'pipe = erasable(DiffusionPipeline.from_pretrained("{base}", torch_dtype=torch.float32))'
+        'pipe = erasable(DiffusionPipeline.from_pretrained("{base}").to(torch.float32))'
     ),
 }
 SNIPPET = """\

@@ -9,15 +9,26 @@ from __future__ import annotations
 import json
 import os
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from .adapter import ErasureAdapter
     from .spec import ErasureSpec
 
 FAILED, NOT_HELD = 1, 3
+
+
+class Format(StrEnum):
+    """What `export` writes."""
+
+    kohya = "kohya"
+    checkpoint = "checkpoint"
+
+
 QUIET = {"DIFFUSERS_VERBOSITY": "error", "TRANSFORMERS_VERBOSITY": "error"}
 NO_BARS = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
@@ -140,6 +151,52 @@ def card(
 
 
 @app.command()
+def export(
+    adapter: Adapter,
+    out: Annotated[Path, typer.Option("--out", "-o", help="File (kohya) or folder (checkpoint) to write.")],
+    format: Annotated[
+        Format, typer.Option(help="kohya: for ComfyUI, A1111, InvokeAI. checkpoint: a whole pipeline.")
+    ] = Format.kohya,
+    base: Annotated[str | None, typer.Option(help="For a checkpoint: the model; as MODEL of `erase`.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write an adapter for other tools, and say what they cannot do with it."""
+    from .adapter import ErasureAdapter
+
+    found = ErasureAdapter.from_pretrained(adapter)
+    if format is Format.kohya:
+        from .convert import export_kohya
+
+        notes = export_kohya(found, out)
+    else:
+        notes = _merged(found, base, out)
+    _say({"path": str(out), "notes": notes}, as_json, [str(out), *(f"note: {note}" for note in notes)])
+
+
+@app.command("import")
+def import_lora(
+    file: Annotated[
+        Path, typer.Argument(help="A LoRA-format erasure: SPM, LECO, slider, ESD-LoRA.", exists=True, dir_okay=False)
+    ],
+    base: Annotated[str, typer.Option(help="The model it was made for; as MODEL of `erase`.")],
+    target: Annotated[str, typer.Option(help="What it erases.")],
+    out: Out,
+    anchor: Annotated[str, typer.Option(help="What that becomes.")] = "",
+    strength: Annotated[float, typer.Option(help="Factor; negative for a slider towards the concept.")] = 1.0,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Make an adapter of another tool's LoRA; it stacks and switches, its effect cannot be measured."""
+    from . import convert
+    from .models import load_model
+    from .spec import Concept, ErasureSpec
+
+    spec = ErasureSpec((Concept(target, anchor),), preserve=())
+    adapter = convert.import_lora(file, load_model(base, config=config), spec, strength=strength)
+    _show(adapter.header(), as_json, path=str(adapter.save_pretrained(out)))
+
+
+@app.command()
 def push(
     folder: Annotated[Path, typer.Argument(help="An adapter's folder.", exists=True, file_okay=False)],
     repo_id: Annotated[str, typer.Argument(help="owner/name on the Hub.")],
@@ -238,6 +295,19 @@ def _show(header: dict[str, Any], as_json: bool, **more: Any) -> None:
     for key, value in more.items():
         if value:
             typer.echo(f"{key.replace('_', ' ')}: {value}")
+
+
+def _merged(adapter: ErasureAdapter, base: str | None, out: Path) -> tuple[str, ...]:
+    """Save the pipeline with the erasure in its weights."""
+    from .models import load_model
+
+    if base is None:
+        raise typer.BadParameter("a checkpoint needs --base")
+    pipe = load_model(base)
+    pipe.load_erasure_adapter(adapter)
+    pipe.verify_erasure(raise_on_fail=True)
+    pipe.save_pretrained(out)
+    return ("The erasure is in the weights: it cannot be switched off, stacked or verified there.",)
 
 
 # ------------------------------------------------------------------------------------------------ what it reads

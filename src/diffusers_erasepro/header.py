@@ -76,6 +76,8 @@ def title(header: Mapping[str, Any]) -> str:
 def promises(header: Mapping[str, Any]) -> list[str]:
     """What the adapter's maker measured and `verify_erasure` measures again."""
     report = header["report"]
+    if not isfinite(report["listed_residual"]):
+        return ["Off is the base, bit for bit. It was imported from another tool: nothing was measured."]
     return [
         f"The exact prompts meet their anchors with a residual of {report['listed_residual']:.1e} at what the denoiser reads.",
         "`verify_erasure()` measures that on the live modules and fails if it does not hold.",

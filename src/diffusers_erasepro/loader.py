@@ -164,6 +164,8 @@ class ErasureLoaderMixin:
             active = [adapters[n] for n, on in states.items() if on]
             if not active:
                 raise AdapterStateError("nothing to refit: no erasure is on; load one or enable_erasure() first")
+            if imported := [n for n in states if states[n] and adapters[n].imported]:
+                raise AdapterStateError(f"{imported[0]!r} was imported and cannot be solved again; switch it off first")
             ordered = sorted(active, key=lambda a: a.digest)
             applied = erase(self, joint_spec(ordered), **joint_options(ordered))
             _switch(self, adapters, states, applied=applied)
@@ -206,7 +208,7 @@ def _add(pipe: Any, new: dict[str, ErasureAdapter], allow_base_mismatch: bool) -
         for part in adapter.components:
             resolved(component(pipe, part), part, adapter)
         fits = _made_for(pipe, adapter)
-        if not fits and not allow_base_mismatch:
+        if not fits and (adapter.imported or not allow_base_mismatch):
             raise BaseModelMismatchError(_mismatch(adapter))
         fitting[name] = adapter if fits else erase(pipe, adapter.spec, **adapter.options.to_dict())
     _switch(pipe, loaded | fitting, {**pipe.get_erasure_adapters(), **dict.fromkeys(fitting, True)})
@@ -280,6 +282,7 @@ def _verify(pipe: Any) -> Verification:
         applied = next((r.applied for _, r in found.values() if r.applied and encoder_name in r.applied.goals), None)
         if applied is not None:
             residuals |= _residuals(pipe, applied, encoder_name, tokenizer_name)
+    notes += [f"adapter {n!r} was imported: its effect cannot be measured" for n, a in _adapters(pipe).items() if a.imported]
     notes += [f"{n} was changed by someone else since the erasure was applied" for n, (m, _) in found.items() if not is_intact(m)]
     if residuals and not any("unet" in r.applied.components for _, r in found.values() if r.applied):
         notes.append("prompt_embeds made elsewhere: this erasure lives in the text encoder")
