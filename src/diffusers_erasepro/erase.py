@@ -16,14 +16,14 @@ from .errors import ConceptSpecError, IllPosedError
 from .factors import LowRank
 from .families import PipelineFamily, Site, base_linear, blocks_of, component, family_of, file_name, reader_paths, sites_of
 from .fingerprint import fingerprints
-from .measure import aligned_states, drift_of, read_residual
+from .measure import read_residual
 from .options import AUTO, READERS, Options
 from .prompts import ALIGNMENTS, rows_by_kind, token_ids
 from .report import NAN, Report, layer_report, worst
 from .solve import Edit, solve
 from .spec import Concept, ErasureSpec
-from .statistics import metrics
-from .walk import Solver, Step, walk, working
+from .statistics import STATES, metrics, record_inputs
+from .walk import Solver, Step, final_states, walk, working
 from .weights import originals, unedited, weight_of
 
 
@@ -44,6 +44,7 @@ def erase(pipe: Any, spec: ErasureSpec | Concept, **options: Any) -> ErasureAdap
         alignment: Which token positions are constrained (`prompts.ALIGNMENTS`).
         ridge: Share of the identity mixed into the covariance; larger protects directions no caption uses.
         soft_weight: Weight of the soft prompts; larger erases more phrasings and drifts more.
+        soft_budget: Soft prompts in all. Many concepts share it; each word keeps two at least.
         rtol: Relative tolerance under which constraints count as duplicates.
         max_rank: Bound of each layer's rank; what lies above is cut from the soft part.
         max_edit_size: Largest ||D||_F / ||W||_F allowed.
@@ -71,24 +72,23 @@ def _erase_encoder(
 ) -> ErasureAdapter:
     """The erasure in one text encoder, and in the K/V linears that read it if asked for."""
     tokenizer, live = getattr(pipe, tokenizer_name), component(pipe, name)
-    rows = rows_by_kind(spec.concepts, tokenizer, ALIGNMENTS[choice.alignment])
+    rows = rows_by_kind(
+        spec.concepts, spec.preserve_captions(), tokenizer, ALIGNMENTS[choice.alignment], soft_budget=choice.soft_budget
+    )
     sites = sites_of(live, choice.blocks(len(blocks_of(live))), choice.variant)
 
     with working(live) as encoder:
-        solver = _solver(choice, _metrics(encoder, tokenizer, spec, choice, sites))
-        steps = walk(encoder, rows["exact"], rows["soft"], sites, solver)
-        edits = {step.site: step.edit.factors for step in steps}
-        states = {kind: aligned_states(encoder, rows[kind], edits) for kind in rows}
-        drift = drift_of(encoder, tokenizer, spec.preserve_captions(), edits)
+        solver = _solver(choice, _metrics(encoder, tokenizer, spec, choice, sites), _kept(encoder, tokenizer, spec, sites))
+        done = walk(encoder, rows, sites, solver)
 
-    layers = [_Layer(file_name(name, s.site), weight_of(live, s.site), s.edit.factors, s) for s in steps]
+    layers = [_Layer(file_name(name, s.site), weight_of(live, s.site), s.edit.factors, s) for s in done.steps]
     readers: list[_Layer] = []
     if READERS in choice.layers:  # what the encoder still leaves open, the denoiser's K/V close
-        readers = _readers(pipe, family, states, solver)
-    residual = {kind: read_residual(*pair, [(r.weight, r.factors) for r in readers]) for kind, pair in states.items()}
+        readers = _readers(pipe, family, done.states, solver)
+    residual = {kind: read_residual(*pair, [(r.weight, r.factors) for r in readers]) for kind, pair in done.states.items()}
     unseen = residual["held_out"]
     report = Report(
-        float(residual["exact"].max()), float(unseen.max()) if len(unseen) else NAN, drift,
+        float(residual["exact"].max()), float(unseen.max()) if len(unseen) else NAN, float(residual["kept"].mean()),
         tuple(layer_report(x.stored, x.weight, x.factors, x.step, limit=choice.max_edit_size) for x in layers + readers),
         held_out_mean=float(unseen.mean()) if len(unseen) else NAN,
     )  # fmt: skip
@@ -98,7 +98,7 @@ def _erase_encoder(
         base={part: fingerprints(root, originals(root)) for part, root in roots.items()},
         edits={x.stored: x.factors.to(torch.float32) for x in layers + readers},
         keys={x.stored: x.step.X.T.float().cpu() for x in layers} | {f"{name}.states": x.step.X.T.float().cpu() for x in readers},
-        goals={name: states["exact"][1].float().cpu()},
+        goals={name: done.states["exact"][1].float().cpu()},
     )  # fmt: skip
 
 
@@ -113,24 +113,37 @@ class _Layer:
 
 
 def _metrics(encoder: nn.Module, tokenizer: Any, spec: ErasureSpec, choice: Options, sites: list[Site]) -> dict[str, Tensor]:
-    """The metric C of every site; none for the identity."""
+    """The metric's factor L of every site; none for the identity."""
     if choice.metric == "identity":
         return {}
-    captions = spec.preserve_captions()
-    if not captions:
+    every, kept = spec.every_caption(), spec.preserve_captions()
+    if not kept:
         raise ConceptSpecError("no preserve caption is left once those that name a target are taken out; give others")
+    if 2 * len(kept) < len(every):
+        every = kept
     linears = {site.linear: base_linear(encoder.get_submodule(site.linear)) for site in sites}
-    key = fingerprints(encoder, {})["float32"]
-    ids, empty = token_ids(tokenizer, captions), token_ids(tokenizer, [""])
-    return metrics(encoder, ids, empty, linears, key=key, ridge=choice.ridge)
+    named = sorted(set(every) - set(kept))
+    ids, without, empty = (token_ids(tokenizer, texts) for texts in (every, named, [""]))
+    return metrics(encoder, ids, without, empty, linears, key=fingerprints(encoder, {})["float32"], ridge=choice.ridge)
 
 
-def _solver(choice: Options, C: Mapping[str, Tensor]) -> Solver:
-    """`solve` with this choice's numbers and each site's metric."""
+def _kept(encoder: nn.Module, tokenizer: Any, spec: ErasureSpec, sites: list[Site]) -> dict[str, Tensor]:
+    """What every site, and "states", receives at all positions of the prompts to keep; nothing there may change."""
+    if not spec.keep:
+        return {}
+    linears = {site.linear: base_linear(encoder.get_submodule(site.linear)) for site in sites}
+    with record_inputs(linears) as seen:
+        states = final_states(encoder, token_ids(tokenizer, spec.keep), batch=len(spec.keep))
+    return {name: x.reshape(-1, x.shape[-1]).T for name, x in (*seen.items(), (STATES, states))}
+
+
+def _solver(choice: Options, L: Mapping[str, Tensor], K: Mapping[str, Tensor]) -> Solver:
+    """`solve` with this choice's numbers, each site's metric L L' and the keys K to leave alone."""
 
     def solver(site: str, X: Tensor, R: Tensor, Xs: Tensor, Rs: Tensor) -> Edit:
         return solve(
-            X, R, C.get(site), Xs=Xs, Rs=Rs, mu=choice.soft_weight, rtol=choice.rtol, max_rank=choice.max_rank, where=site
+            X, R, L=L.get(site), K=K.get(site), Xs=Xs, Rs=Rs, mu=choice.soft_weight, rtol=choice.rtol,
+            max_rank=choice.max_rank, where=site,
         )  # fmt: skip
 
     return solver
@@ -139,8 +152,8 @@ def _solver(choice: Options, C: Mapping[str, Tensor]) -> Solver:
 def _readers(pipe: Any, family: PipelineFamily, states: Mapping[str, tuple[Tensor, Tensor]], solver: Solver) -> list[_Layer]:
     """Every K/V linear W reads the same states, so one map B A of them serves all: D = (W B) A."""
     (X, Y), (Xs, Ys) = ((have.T, goal.T) for have, goal in (states["exact"], states["soft"]))
-    edit = solver("states", X, Y - X, Xs, Ys - Xs)
-    step = Step("states", edit, X.double(), float(((Y - X).norm(dim=0) / Y.norm(dim=0)).mean()))
+    edit = solver(STATES, X, Y - X, Xs, Ys - Xs)
+    step = Step(STATES, edit, X.double(), float(((Y - X).norm(dim=0) / Y.norm(dim=0)).mean()))
     root, shared = component(pipe, family.denoiser), edit.factors
     weights = {path: weight_of(root, path).detach() for path in reader_paths(root, family)}
     return [_Layer(f"{family.denoiser}.{path}", W, LowRank(W.double() @ shared.B, shared.A), step) for path, W in weights.items()]

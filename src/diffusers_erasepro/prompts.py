@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from .errors import ConceptSpecError
 from .spec import Concept, ErasureSpec
+
+T = TypeVar("T")
+
+MEASURED = {"held_out": 64, "kept": 8}
+"""Prompts that the report's residual and drift are measured on, at most."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +80,19 @@ class Rows:
     def __len__(self) -> int:
         return len(self.target_ids)
 
+    @property
+    def length(self) -> int:
+        """Tokens up to the last aligned one."""
+        return 1 + max([0, *self.target_at.tolist(), *self.anchor_at.tolist()])
 
-def pairs_of(concepts: Sequence[Concept], kind: str) -> list[Pair]:
-    """The pairs of one kind, "exact", "soft" or "held_out", each once."""
+
+def pairs_of(concepts: Sequence[Concept], kind: str, *, most: int | None = None) -> list[Pair]:
+    """The pairs of one kind, "exact", "soft" or "held_out", each once; at most `most` of a word."""
     pairs = (
         Pair(Prompt.of(template, word), Prompt.of(template, concept.anchor))
         for concept in concepts
         for word in concept.words
-        for template in _templates(concept, word, kind)
+        for template in spread(_templates(concept, word, kind), most)
     )
     return list(dict.fromkeys(pairs))
 
@@ -172,6 +182,32 @@ def rows_of(pairs: Sequence[Pair], tokenizer: Any, alignment: Alignment) -> Rows
     return Rows(targets, anchors, row, target_at, anchor_at)
 
 
-def rows_by_kind(concepts: Sequence[Concept], tokenizer: Any, alignment: Alignment) -> dict[str, Rows]:
-    """The rows of "exact", "soft" and "held_out" prompts, each prompt once; any but the first may be empty."""
-    return {kind: rows_of(pairs_of(concepts, kind), tokenizer, alignment) for kind in ("exact", "soft", "held_out")}
+def rows_by_kind(
+    concepts: Sequence[Concept], captions: Sequence[str], tokenizer: Any, alignment: Alignment, *, soft_budget: int
+) -> dict[str, Rows]:
+    """Rows of "exact" and "soft" prompts to solve for, of "held_out" prompts and "kept" captions to measure.
+
+    Each prompt comes once; any but the first kind may be empty. Measuring takes a sample, evenly spread. Every word
+    gets its share of `soft_budget`, and two soft prompts at least.
+    """
+    unseen = spread(pairs_of(concepts, "held_out"), MEASURED["held_out"])
+    share = max(2, soft_budget // sum(len(c.words) for c in concepts))
+    pairs = {"exact": pairs_of(concepts, "exact"), "soft": pairs_of(concepts, "soft", most=share), "held_out": unseen}
+    rows = {kind: rows_of(found, tokenizer, alignment) for kind, found in pairs.items()}
+    return rows | {"kept": kept_rows(spread(captions, MEASURED["kept"]), tokenizer)}
+
+
+def kept_rows(captions: Sequence[str], tokenizer: Any) -> Rows:
+    """Captions as rows whose every token is its own anchor, up to and with the first EOS."""
+    ids = token_ids(tokenizer, captions)
+    last = [min(len(tokenizer(text).input_ids), ids.shape[1]) for text in captions]
+    columns = [(i, t) for i, count in enumerate(last) for t in range(count)]
+    row, at = torch.tensor(columns, dtype=torch.long).reshape(-1, 2).T
+    return Rows(ids, ids, row, at, at)
+
+
+def spread(items: Sequence[T], most: int | None) -> list[T]:
+    """At most `most` of `items`, evenly from first to last."""
+    if most is None or len(items) <= most:
+        return list(items)
+    return [items[i * len(items) // most] for i in range(most)]
