@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-all lint types bench world clean
+.PHONY: demo test test-all lint types bench adapters world clean
 
 demo: $(READY)  ## erase, save, load, toggle on the glyph world; writes demo-output/before-after.png
 	$(BIN)/erasepro demo --out demo-output
@@ -15,14 +15,17 @@ test-all: $(READY)
 	$(BIN)/python -m pytest -m "slow or not slow"
 
 lint: $(READY)
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks adapters examples
+	$(BIN)/ruff format --check src tests benchmarks adapters examples
 
 types: $(READY)
 	$(BIN)/mypy
 
 bench: $(READY)  ## the numbers of docs/first-light.md, about half an hour on two cores
 	$(BIN)/python benchmarks/first_light.py
+
+adapters: $(READY)  ## make the ready glyph adapters again, a few minutes; on one thread, so that the bytes are the same
+	OMP_NUM_THREADS=1 $(BIN)/python adapters/make.py
 
 world: $(READY)  ## train the glyph world from nothing, about two hours on two cores; resumes
 	$(BIN)/python -m diffusers_erasepro.glyphs.train all --out runs/first --to src/diffusers_erasepro/glyphs/weights

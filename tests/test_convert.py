@@ -160,5 +160,5 @@ def test_the_files_are_reproducible(no_star, tmp_path):
     for name in "ab":
         export_kohya(no_star, tmp_path / f"{name}.safetensors")
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
-    with pytest.raises(AdapterFormatError, match="no erasure adapter.*erasepro import"):
+    with pytest.raises(AdapterFormatError, match=r"no erasure adapter.*erasepro import"):
         ErasureAdapter.from_pretrained(tmp_path / "a.safetensors")

@@ -123,7 +123,7 @@ def import_lora(path: Path, pipe: Any, spec: ErasureSpec, *, strength: float = 1
 
 def _places(pipe: Any) -> dict[str, tuple[str, nn.Module, str]]:
     """Every name a tool may give a layer -> component, module, path inside it."""
-    found = {}
+    found: dict[str, tuple[str, nn.Module, str]] = {}
     for part, prefix in KOHYA.items():
         if isinstance(getattr(pipe, part, None), nn.Module):
             root = component(pipe, part)
