@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-all lint types bench adapters world clean
+.PHONY: demo test test-all lint types bench site adapters world clean
 
 demo: $(READY)  ## erase, save, load, toggle on the glyph world; writes demo-output/before-after.png
 	$(BIN)/erasepro demo --out demo-output
@@ -21,6 +21,9 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
+site: $(READY)  ## the documents as a site, in site/
+	$(BIN)/mkdocs build --strict
+
 bench: $(READY)  ## the numbers of docs/first-light.md, about half an hour on two cores
 	$(BIN)/python benchmarks/first_light.py
 
@@ -32,8 +35,8 @@ world: $(READY)  ## train the glyph world from nothing, about two hours on two c
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[test]"
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[test,docs]"
 	touch $(READY)
 
 clean:
-	rm -rf .venv demo-output build dist
+	rm -rf .venv demo-output build dist site
