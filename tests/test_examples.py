@@ -22,6 +22,7 @@ def example(name):
     return module
 
 
+@pytest.mark.slow
 def test_stack_with_style_lora():
     residuals = example("stack_with_style_lora").main()
     assert residuals["with the LoRA"] > 1e-3

@@ -15,7 +15,7 @@ FLOORS = [
     {"convert", "denoiser"},
     {"erase"},
     {"compose"},
-    {"loader"},
+    {"loader", "methods"},
     {"glyphs", "grids", "tables"},
     {"demo", "models"},
     {"cli"},

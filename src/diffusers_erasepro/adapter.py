@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from .factors import LowRank
 from .families import ENCODERS, file_name
 from .header import SCHEMA, metadata, read_header, sorted_metadata
 from .hub import CARD_NAME, WEIGHT_NAME, Origin, checked_name, find, push
-from .options import Options
+from .options import Foreign, Options, recorded
 from .report import Report
 from .spec import ErasureSpec
 
@@ -35,7 +35,7 @@ class ErasureAdapter:
     """A finished erasure: what to add to which layer, and all that is needed to make or check it again."""
 
     spec: ErasureSpec
-    options: Options
+    options: Options | Foreign
     base: Mapping[str, Mapping[str, str]]
     """Component -> dtype -> fingerprint of the weights it was made for."""
     edits: Mapping[str, LowRank]
@@ -246,10 +246,9 @@ def _build(header: dict[str, Any], tensors: dict[str, Tensor]) -> ErasureAdapter
         if A.ndim != 2 or B.ndim != 2 or A.shape[0] != B.shape[1] or not 0 < rank <= A.shape[0]:
             raise ValueError(f"{name}: shapes {tuple(A.shape)} and {tuple(B.shape)} for rank {rank}")
         edits[name] = LowRank(B[:, :rank].contiguous(), A[:rank].contiguous())
-    names = {f.name for f in fields(Options)}
     adapter = ErasureAdapter(
         spec=ErasureSpec.from_dict(header["spec"]),
-        options=Options(**{k: v for k, v in header["options"].items() if k in names}),
+        options=recorded(header["options"]),
         base=header["base"],
         edits=edits,
         keys={k.removeprefix(KEYS): v for k, v in tensors.items() if k.startswith(KEYS)},

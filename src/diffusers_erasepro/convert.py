@@ -18,7 +18,7 @@ from .factors import LowRank
 from .families import component, file_name
 from .fingerprint import fingerprints
 from .header import metadata, sorted_metadata
-from .options import Options
+from .options import Foreign
 from .report import NAN, LayerReport, Report, frobenius
 from .spec import ErasureSpec
 from .weights import originals, weight_of
@@ -30,6 +30,7 @@ KOHYA_NOTES = (
     "ComfyUI, A1111, Forge and InvokeAI apply it at the strength the user sets; only 1.0 erases as measured.",
     "They add several erasures up instead of solving them together, and verify nothing.",
 )
+IMPORT = "import"
 DOWN_UP = (
     (".lora_down.weight", ".lora_up.weight"),
     (".lora_A.weight", ".lora_B.weight"),
@@ -118,7 +119,9 @@ def import_lora(path: Path, pipe: Any, spec: ErasureSpec, *, strength: float = 1
         layers.append(LayerReport(stored, factors.rank, size, NAN, NAN, 0, 0))
     parts = dict.fromkeys(places[name][0] for name in pairs)
     base = {part: fingerprints(component(pipe, part), originals(component(pipe, part))) for part in parts}
-    return ErasureAdapter(spec, Options(), base, edits, {}, {}, Report(NAN, NAN, NAN, tuple(layers)))
+    return ErasureAdapter(
+        spec, Foreign(IMPORT, {"strength": strength}), base, edits, {}, {}, Report(NAN, NAN, NAN, tuple(layers))
+    )
 
 
 def _places(pipe: Any) -> dict[str, tuple[str, nn.Module, str]]:

@@ -14,12 +14,13 @@ from typing import Any, TypeVar
 import torch
 
 from .adapter import ErasureAdapter, read
-from .compose import combined, joint_options, joint_spec
+from .compose import SUM, SUMMED, combined, joint_options, joint_spec
 from .erase import erase
 from .errors import AdapterStateError, BaseModelMismatchError, ConceptSpecError, ErasureVerificationError
 from .families import component, family_of, module_name
 from .lockfile import SUFFIX, locked
 from .measure import relative
+from .options import Foreign
 from .prompts import ALIGNMENTS, pairs_of, rows_of
 from .walk import final_states
 from .weights import (
@@ -164,8 +165,6 @@ class ErasureLoaderMixin:
             active = [adapters[n] for n, on in states.items() if on]
             if not active:
                 raise AdapterStateError("nothing to refit: no erasure is on; load one or enable_erasure() first")
-            if imported := [n for n in states if states[n] and adapters[n].imported]:
-                raise AdapterStateError(f"{imported[0]!r} was imported and cannot be solved again; switch it off first")
             ordered = sorted(active, key=lambda a: a.digest)
             applied = erase(self, joint_spec(ordered), **joint_options(ordered))
             _switch(self, adapters, states, applied=applied)
@@ -208,9 +207,9 @@ def _add(pipe: Any, new: dict[str, ErasureAdapter], allow_base_mismatch: bool) -
         for part in adapter.components:
             resolved(component(pipe, part), part, adapter)
         fits = _made_for(pipe, adapter)
-        if not fits and (adapter.imported or not allow_base_mismatch):
+        if not fits and not allow_base_mismatch:
             raise BaseModelMismatchError(_mismatch(adapter))
-        fitting[name] = adapter if fits else erase(pipe, adapter.spec, **adapter.options.to_dict())
+        fitting[name] = adapter if fits else erase(pipe, adapter.spec, **joint_options([adapter]))
     _switch(pipe, loaded | fitting, {**pipe.get_erasure_adapters(), **dict.fromkeys(fitting, True)})
 
 
@@ -286,6 +285,8 @@ def _verify(pipe: Any) -> Verification:
     notes += [f"{n} was changed by someone else since the erasure was applied" for n, (m, _) in found.items() if not is_intact(m)]
     if residuals and not any("unet" in r.applied.components for _, r in found.values() if r.applied):
         notes.append("prompt_embeds made elsewhere: this erasure lives in the text encoder")
+    if any(r.applied and r.applied.options == Foreign(SUM) for _, r in found.values()):
+        notes.append(SUMMED)
     if not residuals:
         notes.append("no erasure is active")
     threshold = max((THRESHOLDS.get(next(m.parameters()).dtype, 2e-2) for m, _ in found.values()), default=1e-5)
