@@ -3,13 +3,18 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-all lint types bench site adapters world clean
+.PHONY: demo test test-ui test-all lint types bench site adapters world clean
 
 demo: $(READY)  ## erase, save, load, toggle on the glyph world; writes demo-output/before-after.png
 	$(BIN)/erasepro demo --out demo-output
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+test-ui:  ## the page in Debian's Chromium, in an environment of its own (gradio needs huggingface_hub < 2)
+	$(PYTHON) -m venv .venv-ui
+	.venv-ui/bin/python -m pip install -q --disable-pip-version-check -e ".[test,ui,ui-test]"
+	.venv-ui/bin/python -m pytest tests/test_ui.py
 
 test-all: $(READY)
 	$(BIN)/python -m pytest -m "slow or not slow"
@@ -39,4 +44,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 clean:
-	rm -rf .venv demo-output build dist site
+	rm -rf .venv .venv-ui demo-output build dist site

@@ -18,6 +18,7 @@ FLOORS = [
     {"loader", "methods"},
     {"glyphs", "grids", "tables"},
     {"demo", "models"},
+    {"ui"},
     {"cli"},
 ]
 FLOOR = {module: i for i, floor in enumerate(FLOORS) for module in floor}

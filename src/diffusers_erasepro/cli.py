@@ -1,4 +1,4 @@
-"""The command line: `erasepro demo / erase / show / verify / list / export / import / push / pull / card`.
+"""The command line: `erasepro demo / erase / show / verify / list / export / import / push / pull / card / ui`.
 
 Exit codes: 0 done; 1 an error, said in one line; 2 wrong usage; 3 a verification that does not hold; 130 interrupted.
 Nothing heavy is imported before a command needs it.
@@ -239,6 +239,23 @@ def pull(
     _say(facts, as_json, [f"{key}: {value}" for key, value in facts.items()])
 
 
+@app.command()
+def ui(
+    model: Annotated[str, typer.Argument(help="As MODEL of `erase`.")] = "glyphs",
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(help="Port; a free one from 7860 on, if not given.")] = None,
+) -> None:
+    """Serve a page to click: erase, compare, switch, save. Needs gradio (the `ui` extra)."""
+    try:
+        from .ui import serve
+    except ModuleNotFoundError as error:
+        if error.name != "gradio":
+            raise
+        raise typer.BadParameter("gradio is not installed; pip install 'diffusers-erasepro[ui]'") from None
+    typer.echo(f"http://{host}:{port or 7860}", err=True)
+    serve(model, host=host, port=port)
+
+
 # ------------------------------------------------------------------------------------------------ how it talks
 
 
@@ -316,22 +333,16 @@ def _merged(adapter: ErasureAdapter, base: str | None, out: Path) -> tuple[str, 
 def _spec(
     model: str, target: str | None, anchor: str, templates: str, synonyms: list[str], preserve: Path | None, spec: Path | None
 ) -> ErasureSpec:
+    from .models import everyday
     from .spec import Concept, ErasureSpec
 
     if (spec is None) == (target is None):
         raise typer.BadParameter("give either --target or --spec")
     if spec is not None:
         return ErasureSpec.from_toml(spec.read_text())
-    captions = preserve.read_text().splitlines() if preserve else _everyday(model)
+    captions = preserve.read_text().splitlines() if preserve else everyday(model)
     concept = Concept(target, anchor, templates=templates, synonyms=tuple(synonyms))  # type: ignore[arg-type]
     return ErasureSpec((concept,), preserve=None if captions is None else tuple(filter(None, captions)))
-
-
-def _everyday(model: str) -> list[str] | None:
-    """The glyph world has a grammar of its own; for other models the shipped captions stand."""
-    from .glyphs import captions
-
-    return captions(400, seed=0) if model == "glyphs" else None
 
 
 def _layers(text: str) -> tuple[int | str, ...]:
