@@ -78,7 +78,7 @@ def _erase_encoder(
     sites = sites_of(live, choice.blocks(len(blocks_of(live))), choice.variant)
 
     with working(live) as encoder:
-        solver = _solver(choice, _metrics(encoder, tokenizer, spec, choice, sites), _kept(encoder, tokenizer, spec, sites))
+        solver = _solver(spec, choice, _metrics(encoder, tokenizer, spec, choice, sites), _kept(encoder, tokenizer, spec, sites))
         done = walk(encoder, rows, sites, solver)
 
     layers = [_Layer(file_name(name, s.site), weight_of(live, s.site), s.edit.factors, s) for s in done.steps]
@@ -137,12 +137,13 @@ def _kept(encoder: nn.Module, tokenizer: Any, spec: ErasureSpec, sites: list[Sit
     return {name: x.reshape(-1, x.shape[-1]).T for name, x in (*seen.items(), (STATES, states))}
 
 
-def _solver(choice: Options, L: Mapping[str, Tensor], K: Mapping[str, Tensor]) -> Solver:
+def _solver(spec: ErasureSpec, choice: Options, L: Mapping[str, Tensor], K: Mapping[str, Tensor]) -> Solver:
     """`solve` with this choice's numbers, each site's metric L L' and the keys K to leave alone."""
+    mu = choice.soft_weight * sum(len(c.words) for c in spec.concepts)  # a word weighs the same in any company
 
     def solver(site: str, X: Tensor, R: Tensor, Xs: Tensor, Rs: Tensor) -> Edit:
         return solve(
-            X, R, L=L.get(site), K=K.get(site), Xs=Xs, Rs=Rs, mu=choice.soft_weight, rtol=choice.rtol,
+            X, R, L=L.get(site), K=K.get(site), Xs=Xs, Rs=Rs, mu=mu, rtol=choice.rtol,
             max_rank=choice.max_rank, where=site,
         )  # fmt: skip
 

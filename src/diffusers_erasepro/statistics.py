@@ -14,8 +14,8 @@ from tqdm.auto import tqdm
 from .solve import cholesky
 
 BATCH = 64
-CACHE_SIZE = 32
-"""Matrices; of CLIP-L's fc2 one takes 75 MB."""
+CACHE_BYTES = 2 << 30
+"""Of CLIP-L's fc2 one matrix takes 75 MB."""
 STATES = "states"
 _cache: OrderedDict[tuple[Hashable, str], Tensor] = OrderedDict()
 
@@ -111,7 +111,7 @@ def _remembered(
     wanted = [(content, name) for name in (*sites, STATES)]
     for entry in wanted:
         _cache.move_to_end(entry)
-    while len(_cache) > max(CACHE_SIZE, len(wanted)):
+    while sum(m.nbytes for m in _cache.values()) > CACHE_BYTES and len(_cache) > len(wanted):
         _cache.popitem(last=False)
     return {name: _cache[content, name] for content, name in wanted}
 
