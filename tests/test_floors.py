@@ -12,6 +12,7 @@ FLOORS = [
     {"options", "walk", "fingerprint"},
     {"statistics"},
     {"measure", "report"},
+    {"anchors"},
     {"adapter"},
     {"weights"},
     {"convert", "denoiser"},
