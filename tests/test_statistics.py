@@ -46,8 +46,10 @@ def test_other_weights_or_captions_are_other_moments(shipped, ids):
     assert not torch.equal(second_moments(shipped.text_encoder, ids[1:], linears(shipped, LAST), key="a")[LAST], one)
 
 
-def test_the_empty_prompt_weighs_as_much_as_all_captions(shipped, ids):
-    empty = token_ids(shipped.tokenizer, [""])
-    C = metrics(shipped.text_encoder, ids, empty, linears(shipped, LAST), key="c", ridge=0.0)[LAST]
-    parts = [second_moments(shipped.text_encoder, rows, linears(shipped, LAST), key="c")[LAST] for rows in (ids, empty)]
-    torch.testing.assert_close(C, sum(parts))
+@pytest.mark.parametrize("out", [0, 9])
+def test_the_metric_is_the_kept_captions_and_as_much_of_the_empty_prompt(shipped, ids, out):
+    encoder, empty, site = shipped.text_encoder, token_ids(shipped.tokenizer, [""]), linears(shipped, LAST)
+    L = metrics(encoder, ids, ids[:out], empty, site, key="c", ridge=1e-6)[LAST]
+    usual, unconditional = (second_moments(encoder, rows, site, key="c")[LAST] for rows in (ids[out:], empty))
+    ridge = 1e-6 * usual.diagonal().mean() * torch.eye(len(L))
+    torch.testing.assert_close(L @ L.T, usual + unconditional + ridge)

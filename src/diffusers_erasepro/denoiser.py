@@ -14,7 +14,7 @@ from .adapter import ErasureAdapter
 from .errors import UnknownFamilyError
 from .families import component, family_of
 from .options import Layers
-from .prompts import Pair, pairs_of, token_ids
+from .prompts import Pair, pairs_of, spread, token_ids
 from .spec import ErasureSpec
 from .walk import edited, final_states
 from .weights import resolved
@@ -58,10 +58,14 @@ class Look:
                 f"layers='auto' knows pipelines with one text encoder; give {type(pipe).__name__} its layers"
             )
         tokenizer = getattr(pipe, family.encoders[0][1])
-        pairs: list[Pair] = spread(pairs_of(spec.concepts, "exact") + pairs_of(spec.concepts, "soft"))
+        pairs: list[Pair] = spread(pairs_of(spec.concepts, "exact") + pairs_of(spec.concepts, "soft"), PROMPTS)
         targets, anchors, keeps = (
             token_ids(tokenizer, texts)
-            for texts in ([p.target.text for p in pairs], [p.anchor.text for p in pairs], spread(spec.preserve_captions()))
+            for texts in (
+                [p.target.text for p in pairs],
+                [p.anchor.text for p in pairs],
+                spread(spec.preserve_captions(), PROMPTS),
+            )
         )
         empty = token_ids(tokenizer, [""])
         of = lambda ids: _states(pipe, ids)  # noqa: E731
@@ -102,11 +106,6 @@ def _seen(adapter: ErasureAdapter) -> tuple[float, float]:
     report = adapter.report
     assert report.denoiser_residual is not None and report.denoiser_drift is not None
     return report.denoiser_residual, report.denoiser_drift
-
-
-def spread(items: Sequence[Any], count: int = PROMPTS) -> list[Any]:
-    """At most `count` of `items`, evenly from first to last."""
-    return [items[i * len(items) // count] for i in range(count)] if len(items) > count else list(items)
 
 
 def _states(pipe: Any, ids: Tensor) -> Tensor:

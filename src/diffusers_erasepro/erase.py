@@ -16,7 +16,7 @@ from .errors import ConceptSpecError, IllPosedError
 from .factors import LowRank
 from .families import PipelineFamily, Site, base_linear, blocks_of, component, family_of, file_name, reader_paths, sites_of
 from .fingerprint import fingerprints
-from .measure import aligned_states, drift_of, read_residual
+from .measure import read_residual
 from .options import AUTO, READERS, Options
 from .prompts import ALIGNMENTS, rows_by_kind, token_ids
 from .report import NAN, Report, layer_report, worst
@@ -71,24 +71,21 @@ def _erase_encoder(
 ) -> ErasureAdapter:
     """The erasure in one text encoder, and in the K/V linears that read it if asked for."""
     tokenizer, live = getattr(pipe, tokenizer_name), component(pipe, name)
-    rows = rows_by_kind(spec.concepts, tokenizer, ALIGNMENTS[choice.alignment])
+    rows = rows_by_kind(spec.concepts, spec.preserve_captions(), tokenizer, ALIGNMENTS[choice.alignment])
     sites = sites_of(live, choice.blocks(len(blocks_of(live))), choice.variant)
 
     with working(live) as encoder:
         solver = _solver(choice, _metrics(encoder, tokenizer, spec, choice, sites))
-        steps = walk(encoder, rows["exact"], rows["soft"], sites, solver)
-        edits = {step.site: step.edit.factors for step in steps}
-        states = {kind: aligned_states(encoder, rows[kind], edits) for kind in rows}
-        drift = drift_of(encoder, tokenizer, spec.preserve_captions(), edits)
+        done = walk(encoder, rows, sites, solver)
 
-    layers = [_Layer(file_name(name, s.site), weight_of(live, s.site), s.edit.factors, s) for s in steps]
+    layers = [_Layer(file_name(name, s.site), weight_of(live, s.site), s.edit.factors, s) for s in done.steps]
     readers: list[_Layer] = []
     if READERS in choice.layers:  # what the encoder still leaves open, the denoiser's K/V close
-        readers = _readers(pipe, family, states, solver)
-    residual = {kind: read_residual(*pair, [(r.weight, r.factors) for r in readers]) for kind, pair in states.items()}
+        readers = _readers(pipe, family, done.states, solver)
+    residual = {kind: read_residual(*pair, [(r.weight, r.factors) for r in readers]) for kind, pair in done.states.items()}
     unseen = residual["held_out"]
     report = Report(
-        float(residual["exact"].max()), float(unseen.max()) if len(unseen) else NAN, drift,
+        float(residual["exact"].max()), float(unseen.max()) if len(unseen) else NAN, float(residual["kept"].mean()),
         tuple(layer_report(x.stored, x.weight, x.factors, x.step, limit=choice.max_edit_size) for x in layers + readers),
         held_out_mean=float(unseen.mean()) if len(unseen) else NAN,
     )  # fmt: skip
@@ -98,7 +95,7 @@ def _erase_encoder(
         base={part: fingerprints(root, originals(root)) for part, root in roots.items()},
         edits={x.stored: x.factors.to(torch.float32) for x in layers + readers},
         keys={x.stored: x.step.X.T.float().cpu() for x in layers} | {f"{name}.states": x.step.X.T.float().cpu() for x in readers},
-        goals={name: states["exact"][1].float().cpu()},
+        goals={name: done.states["exact"][1].float().cpu()},
     )  # fmt: skip
 
 
@@ -113,24 +110,26 @@ class _Layer:
 
 
 def _metrics(encoder: nn.Module, tokenizer: Any, spec: ErasureSpec, choice: Options, sites: list[Site]) -> dict[str, Tensor]:
-    """The metric C of every site; none for the identity."""
+    """The metric's factor L of every site; none for the identity."""
     if choice.metric == "identity":
         return {}
-    captions = spec.preserve_captions()
-    if not captions:
+    every, kept = spec.every_caption(), spec.preserve_captions()
+    if not kept:
         raise ConceptSpecError("no preserve caption is left once those that name a target are taken out; give others")
+    if 2 * len(kept) < len(every):
+        every = kept
     linears = {site.linear: base_linear(encoder.get_submodule(site.linear)) for site in sites}
-    key = fingerprints(encoder, {})["float32"]
-    ids, empty = token_ids(tokenizer, captions), token_ids(tokenizer, [""])
-    return metrics(encoder, ids, empty, linears, key=key, ridge=choice.ridge)
+    named = sorted(set(every) - set(kept))
+    ids, without, empty = (token_ids(tokenizer, texts) for texts in (every, named, [""]))
+    return metrics(encoder, ids, without, empty, linears, key=fingerprints(encoder, {})["float32"], ridge=choice.ridge)
 
 
-def _solver(choice: Options, C: Mapping[str, Tensor]) -> Solver:
-    """`solve` with this choice's numbers and each site's metric."""
+def _solver(choice: Options, L: Mapping[str, Tensor]) -> Solver:
+    """`solve` with this choice's numbers and each site's metric L L'."""
 
     def solver(site: str, X: Tensor, R: Tensor, Xs: Tensor, Rs: Tensor) -> Edit:
         return solve(
-            X, R, C.get(site), Xs=Xs, Rs=Rs, mu=choice.soft_weight, rtol=choice.rtol, max_rank=choice.max_rank, where=site
+            X, R, L=L.get(site), Xs=Xs, Rs=Rs, mu=choice.soft_weight, rtol=choice.rtol, max_rank=choice.max_rank, where=site
         )  # fmt: skip
 
     return solver

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .factors import LowRank
-from .prompts import Rows, token_ids
+from .prompts import Rows
 from .walk import edited, final_states
-
-DRIFT_PROMPTS = 128
 
 
 def aligned_states(encoder: nn.Module, rows: Rows, edits: Mapping[str, LowRank]) -> tuple[Tensor, Tensor]:
@@ -35,12 +32,3 @@ def read_residual(have: Tensor, goal: Tensor, readers: Sequence[tuple[Tensor, Lo
     have, goal = have.double(), goal.double()
     each = [relative(have @ W.double().T + f.to(torch.float64)(have), goal @ W.double().T) for W, f in readers]
     return torch.stack(each).max(0).values
-
-
-def drift_of(encoder: nn.Module, tokenizer: Any, captions: Sequence[str], edits: Mapping[str, LowRank]) -> float:
-    """Mean relative change of the captions' states, over all positions."""
-    ids = token_ids(tokenizer, captions[:DRIFT_PROMPTS])
-    before = final_states(encoder, ids)
-    with edited(encoder, edits):
-        after = final_states(encoder, ids)
-    return float(relative(after, before).mean())

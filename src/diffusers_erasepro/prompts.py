@@ -12,6 +12,9 @@ from torch import Tensor
 from .errors import ConceptSpecError
 from .spec import Concept, ErasureSpec
 
+MEASURED = {"held_out": 64, "kept": 8}
+"""Prompts that the report's residual and drift are measured on, at most."""
+
 
 @dataclass(frozen=True)
 class Alignment:
@@ -74,6 +77,11 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.target_ids)
+
+    @property
+    def length(self) -> int:
+        """Tokens up to the last aligned one."""
+        return 1 + max([0, *self.target_at.tolist(), *self.anchor_at.tolist()])
 
 
 def pairs_of(concepts: Sequence[Concept], kind: str) -> list[Pair]:
@@ -172,6 +180,26 @@ def rows_of(pairs: Sequence[Pair], tokenizer: Any, alignment: Alignment) -> Rows
     return Rows(targets, anchors, row, target_at, anchor_at)
 
 
-def rows_by_kind(concepts: Sequence[Concept], tokenizer: Any, alignment: Alignment) -> dict[str, Rows]:
-    """The rows of "exact", "soft" and "held_out" prompts, each prompt once; any but the first may be empty."""
-    return {kind: rows_of(pairs_of(concepts, kind), tokenizer, alignment) for kind in ("exact", "soft", "held_out")}
+def rows_by_kind(concepts: Sequence[Concept], captions: Sequence[str], tokenizer: Any, alignment: Alignment) -> dict[str, Rows]:
+    """Rows of "exact" and "soft" prompts to solve for, of "held_out" prompts and "kept" captions to measure.
+
+    Each prompt comes once; any but the first kind may be empty. Measuring takes a sample, evenly spread.
+    """
+    unseen = spread(pairs_of(concepts, "held_out"), MEASURED["held_out"])
+    pairs = {"exact": pairs_of(concepts, "exact"), "soft": pairs_of(concepts, "soft"), "held_out": unseen}
+    rows = {kind: rows_of(found, tokenizer, alignment) for kind, found in pairs.items()}
+    return rows | {"kept": kept_rows(spread(captions, MEASURED["kept"]), tokenizer)}
+
+
+def kept_rows(captions: Sequence[str], tokenizer: Any) -> Rows:
+    """Captions as rows whose every token is its own anchor, up to and with the first EOS."""
+    ids = token_ids(tokenizer, captions)
+    last = [min(len(tokenizer(text).input_ids), ids.shape[1]) for text in captions]
+    columns = [(i, t) for i, count in enumerate(last) for t in range(count)]
+    row, at = torch.tensor(columns, dtype=torch.long).reshape(-1, 2).T
+    return Rows(ids, ids, row, at, at)
+
+
+def spread(items: Sequence[Any], count: int) -> list[Any]:
+    """At most `count` of `items`, evenly from first to last."""
+    return [items[i * len(items) // count] for i in range(count)] if len(items) > count else list(items)

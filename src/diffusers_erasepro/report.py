@@ -41,7 +41,7 @@ class Report:
     held_out_residual: float
     """Worst over templates that were never solved for; NaN where the spec leaves none."""
     drift: float
-    """Mean change of the preserve captions' states."""
+    """Mean change of the preserve captions' states, from BOS to EOS (`prompts.MEASURED` says how many captions)."""
     layers: tuple[LayerReport, ...] = ()
     held_out_mean: float = NAN
     denoiser_residual: float | None = None

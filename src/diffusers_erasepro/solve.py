@@ -27,17 +27,18 @@ class Edit:
 
 
 def solve(
-    X: Tensor, R: Tensor, C: Tensor | None = None, *, Xs: Tensor | None = None, Rs: Tensor | None = None,
-    mu: float = 0.03, rtol: float = 1e-7, soft_rtol: float = 1e-3, max_rank: int | None = None, max_residual: float = 1e-3,
-    where: str = "layer",
+    X: Tensor, R: Tensor, C: Tensor | None = None, *, L: Tensor | None = None, Xs: Tensor | None = None,
+    Rs: Tensor | None = None, mu: float = 0.03, rtol: float = 1e-7, soft_rtol: float = 1e-3, max_rank: int | None = None,
+    max_residual: float = 1e-3, where: str = "layer",
 ) -> Edit:  # fmt: skip
     """Minimise  tr(D C D') + mu ||D Xs - Rs||^2 / ns   subject to   D X = R.
 
-    With C' = C + mu Xs Xs'/ns, its Cholesky factor L and the whitened keys  L^-1 X = U S V':
+    With C = L L' the rows of D L lie in the span of the whitened keys  L^-1 [X Xs] = Q [x xs], so that D = M Q' L^-1
+    and only the small M is left to find. With H = I + mu xs xs'/ns = Lh Lh' and  Lh^-1 x = U S V':
 
-        G  = (X' C'^-1 X)^-1 X' C'^-1 = V S^-1 U' L^-1
-        D0 = mu Rs Xs' C'^-1 / ns                                (the soft prompts alone)
-        D  = D0 + (R - D0 X) G = R G + D0 (I - X G)
+        G = (x' H^-1 x)^-1 x' H^-1 = V S^-1 U' Lh^-1
+        M = M0 + (R - M0 x) G,   M0 = mu Rs xs' H^-1 / ns            (the soft prompts alone)
+          = R G + M0 (I - x G)
 
     The first term has rank <= n; the second vanishes on X, so truncating it leaves the constraint exact.
     Without C, Xs this is the paper's closed form  R (X'X)^-1 X'.
@@ -46,6 +47,7 @@ def solve(
         X: `(d_in, n)` what the layer receives at the constrained positions.
         R: `(d_out, n)` what must be added to its output there.
         C: `(d_in, d_in)` the metric; None is the identity. Directions with little C are cheap to change.
+        L: Its lower Cholesky factor, where that is known already; then C is not looked at.
         Xs: `(d_in, ns)` keys met by least squares only.
         Rs: `(d_out, ns)` what should be added there.
         mu: Weight of the soft term against the metric; larger meets it better and drifts more.
@@ -58,33 +60,36 @@ def solve(
     Raises:
         IllPosedError: Values that are not finite, more constraints than dimensions, constraints that contradict.
     """
-    check_finite(where, X=X, R=R, C=C, Xs=Xs, Rs=Rs)
+    check_finite(where, X=X, R=R, Xs=Xs, Rs=Rs)
     X, R = X.double(), R.double()
     d_in, n = X.shape
     if n > d_in:
         raise IllPosedError(f"{where}: {n} constraints on {d_in} input dimensions; use fewer exact templates or concepts")
-    metric = torch.eye(d_in, dtype=torch.float64) if C is None else C.double().clone()
-    if Xs is not None and Rs is not None and Xs.shape[1]:
-        Xs, Rs = Xs.double(), Rs.double()
-        weight = mu / Xs.shape[1]
-        metric += weight * Xs @ Xs.T
-    L, bad = torch.linalg.cholesky_ex(metric)
-    if bad:
-        raise IllPosedError(f"{where}: the metric has no Cholesky factor; raise `ridge` or give more preserve prompts")
+    soft = Xs is not None and Rs is not None and Xs.shape[1] > 0
+    keys = torch.cat([X, Xs.double()], 1) if soft else X  # type: ignore[union-attr]
+    L = L if L is not None or C is None else cholesky(C, where)
 
-    U, S, Vh = torch.linalg.svd(torch.linalg.solve_triangular(L, X, upper=False), full_matrices=False)
+    Q, small = torch.linalg.qr(keys if L is None else torch.linalg.solve_triangular(L, keys, upper=False))
+    span = Q.T if L is None else torch.linalg.solve_triangular(L.T, Q, upper=True).T  # (k, d_in): Q' L^-1
+    x, xs = small[:, :n], small[:, n:]
+    weight = mu / max(1, xs.shape[1])
+    Lh = torch.linalg.cholesky(torch.eye(len(x), dtype=x.dtype) + weight * xs @ xs.T)
+
+    U, S, Vh = torch.linalg.svd(torch.linalg.solve_triangular(Lh, x, upper=False), full_matrices=False)
     kept = rtol * S[0] < S
     U, S, V = U[:, kept], S[kept], Vh[kept].T
-    G = V / S @ torch.linalg.solve_triangular(L.T, U, upper=True).T  # (n, d_in)
+    G = V / S @ torch.linalg.solve_triangular(Lh.T, U, upper=True).T  # (n, k)
 
-    parts = [LowRank(R, G)]
-    if Xs is not None and Rs is not None and Xs.shape[1]:
-        rows = torch.cholesky_solve(weight * Xs, L).T  # (ns, d_in), so that D0 = Rs rows
-        soft = LowRank(Rs, rows - (rows @ X) @ G)
-        parts.append(orthonormal(soft, rtol=soft_rtol, max_rank=max_rank - n if max_rank else None))
+    parts = [LowRank(R, G @ span)]
+    if soft:
+        rows = torch.cholesky_solve(weight * xs, Lh).T  # (ns, k), so that M0 = Rs rows
+        rest = LowRank(Rs.double(), (rows - (rows @ x) @ G) @ span)  # type: ignore[union-attr]
+        parts.append(orthonormal(rest, rtol=soft_rtol, max_rank=max_rank - n if max_rank else None))
     factors = orthonormal(stack(parts), rtol=1e-12)
 
-    gap = (factors.B @ (factors.A @ X) - R).norm(dim=0) / R.norm(dim=0).clamp_min(1e-9 * R.norm() + 1e-300)
+    asked = torch.cat([R, Rs.double()], 1) if soft else R  # type: ignore[union-attr]
+    least = 1e-6 * asked.norm(dim=0).max() + 1e-300  # a column may ask for nothing
+    gap = (factors.B @ (factors.A @ X) - R).norm(dim=0) / R.norm(dim=0).clamp_min(least)
     if gap.max() > max_residual:
         raise IllPosedError(
             f"{where}: {n} constraints, {n - len(S)} of them nearly duplicates that contradict: residual {float(gap.max()):.1e}, "
@@ -94,6 +99,19 @@ def solve(
         factors=factors, constraints=n, dropped=n - len(S), condition=float(S[0] / S[-1]),
         residual=float(gap.max()),
     )  # fmt: skip
+
+
+def cholesky(C: Tensor, where: str = "layer") -> Tensor:
+    """The lower factor L of a metric C = L L', in float64.
+
+    Raises:
+        IllPosedError: C is not finite, or has directions of no weight at all.
+    """
+    check_finite(where, C=C)
+    L, bad = torch.linalg.cholesky_ex(C.double())
+    if bad:
+        raise IllPosedError(f"{where}: the metric has no Cholesky factor; raise `ridge` or give more preserve prompts")
+    return L
 
 
 def check_finite(where: str, **tensors: Tensor | None) -> None:

@@ -160,11 +160,14 @@ class ErasureSpec:
                         f"preserve[{i}] is {caption!r}, which is also a target; a concept cannot be kept and erased"
                     )
 
+    def every_caption(self) -> tuple[str, ...]:
+        """The preserve captions given, or the shipped ones, each once."""
+        return tuple(dict.fromkeys(DEFAULT_PRESERVE if self.preserve is None else self.preserve))
+
     def preserve_captions(self) -> tuple[str, ...]:
-        """The captions the metric is made of: those given (or the shipped ones) that name no target."""
+        """Those that name no target: the metric is made of them."""
         words = [w for c in self.concepts for w in c.words]
-        given = DEFAULT_PRESERVE if self.preserve is None else self.preserve
-        return tuple(dict.fromkeys(t for t in given if not any(mentions(t, w) for w in words)))
+        return tuple(t for t in self.every_caption() if not any(mentions(t, w) for w in words))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON and TOML, defaults left out."""

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -40,30 +41,50 @@ def _replace(output: Tensor | tuple[Tensor, ...], hidden: Tensor) -> Tensor | tu
     return hidden if isinstance(output, Tensor) else (hidden, *output[1:])
 
 
+@dataclass(frozen=True)
+class Walk:
+    """What a walk leaves behind."""
+
+    steps: list[Step]
+    """One per site, shallow to deep."""
+    states: dict[str, tuple[Tensor, Tensor]]
+    """Per kind of rows: edited target states and anchor states `(k, d)` at the aligned positions, as the denoiser reads them."""
+
+
 @torch.no_grad()
-def walk(encoder: nn.Module, exact: Rows, soft: Rows, sites: Sequence[Site], solver: Solver) -> list[Step]:
+def walk(encoder: Any, rows: Mapping[str, Rows], sites: Sequence[Site], solver: Solver) -> Walk:
     """Run targets and anchors side by side through `encoder`, and solve at each of `sites` on the way.
 
     Where a site closes its gap the target rows' output is `h`, the anchor rows' is `h0`; the edit D of its linear
-    must add `R = h0 - h` at the aligned positions of the exact rows. The target rows then go on with
-    `h + D x` (at every position, as the edited weight would), so the next site sees the edited stream.
+    must add `R = h0 - h` at the aligned positions of the "exact" rows, and would at those of the "soft" rows. The
+    target rows then go on with `h + D x` (at every position, as the edited weight would), so the next site sees the
+    edited stream. Rows of other kinds only ride along, to be measured at the end.
+
+    Attention is causal: what comes after the last aligned position matters to none, and is cut.
     """
-    ids = torch.cat([exact.target_ids, soft.target_ids, exact.anchor_ids, soft.anchor_ids])
-    half = len(ids) // 2
+    targets = torch.cat([r.target_ids for r in rows.values()])
+    anchors, anchor_row = torch.unique(torch.cat([r.anchor_ids for r in rows.values()]), dim=0, return_inverse=True)
+    half, first = len(targets), dict(zip(rows, accumulate([0, *map(len, rows.values())]), strict=False))
+    ids = torch.cat([targets, anchors])[:, : max(r.length for r in rows.values())]
     steps: list[Step] = []
     inputs: dict[Site, Tensor] = {}
 
-    def columns(rows: Rows, first: int, x: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
-        """X `(d_in, k)` and R `(d_out, k)` of one set of rows."""
-        target, anchor = rows.row + first, rows.row + first + half
-        return x[target, rows.target_at].T, (out[anchor, rows.anchor_at] - out[target, rows.target_at]).T
+    def both(kind: str, out: Tensor) -> tuple[Tensor, Tensor]:
+        """What stands at the aligned positions of the targets and of their anchors, `(k, d)` each."""
+        at = rows[kind].row + first[kind]
+        return out[at, rows[kind].target_at], out[half + anchor_row[at], rows[kind].anchor_at]
+
+    def columns(kind: str, x: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+        """X `(d_in, k)` and R `(d_out, k)`."""
+        have, goal = both(kind, out)
+        return both(kind, x)[0].T, (goal - have).T
 
     def solve_at(site: Site) -> Callable[..., object]:
         def hook(_: nn.Module, __: object, output: Tensor | tuple[Tensor, ...]) -> object:
             out, x = _hidden(output).clone(), inputs.pop(site)
-            X, R = columns(exact, 0, x, out)
-            edit = solver(site.linear, X, R, *columns(soft, len(exact), x, out))
-            goal = out[exact.row + half, exact.anchor_at].norm(dim=-1)
+            X, R = columns("exact", x, out)
+            edit = solver(site.linear, X, R, *columns("soft", x, out))
+            goal = both("exact", out)[1].norm(dim=-1)
             steps.append(Step(site.linear, edit, X.double(), float((R.norm(dim=0) / goal).mean())))
             out[:half] += edit.factors(x[:half].double()).to(out)
             return _replace(output, out)
@@ -76,11 +97,11 @@ def walk(encoder: nn.Module, exact: Rows, soft: Rows, sites: Sequence[Site], sol
             keep = lambda _, args, site=site: inputs.__setitem__(site, args[0])  # noqa: E731
             handles.append(base_linear(encoder.get_submodule(site.linear)).register_forward_pre_hook(keep))
             handles.append(encoder.get_submodule(site.closes).register_forward_hook(solve_at(site)))
-        encoder(ids.to(next(encoder.parameters()).device))
+        states = encoder(ids.to(next(encoder.parameters()).device)).last_hidden_state
     finally:
         for handle in handles:
             handle.remove()
-    return steps
+    return Walk(steps, {kind: both(kind, states) for kind in rows})
 
 
 @contextmanager
