@@ -101,19 +101,7 @@ class ErasureAdapter:
         """
         folder = Path(save_directory)
         target = folder / checked_name(weight_name)
-        content = self.to_bytes()
-        folder.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=".erasure-", suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner can read
-            os.replace(temporary, target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_whole(target, self.to_bytes())
         return target
 
     @classmethod
@@ -154,6 +142,22 @@ def _attention_rows(edits: Mapping[str, LowRank]) -> dict[str, LowRank]:
                 row = file_name(component, f"{family.file_blocks}.0.{family.padding_row}")
                 rows[row] = LowRank(torch.zeros(width, 0), torch.zeros(0, width))
     return {k: v for k, v in rows.items() if k not in edits}
+
+
+def write_whole(target: Path, content: bytes) -> None:
+    """Put a file in place in one step: whoever looks sees the old one or the new one, whole."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".erasure-", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner can read
+        os.replace(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
 
 
 def tensor_digest(tensors: Mapping[str, Tensor]) -> str:

@@ -26,12 +26,16 @@ class Gate:
         self._waiting = 0
         """Changes in line; a new drawing lets them go first, or a busy server could never switch."""
 
+    def _may_draw(self, me: int) -> bool:
+        inside = self._changing == me or self._drawing[me] > 0
+        return inside or (self._changing is None and not self._waiting)
+
     @contextmanager
     def drawing(self) -> Iterator[None]:
         """Inside, no other thread changes a weight."""
         me = threading.get_ident()
         with self._free:
-            self._free.wait_for(lambda: self._changing in (None, me) and (self._drawing[me] or self._changing or not self._waiting))
+            self._free.wait_for(lambda: self._may_draw(me))
             self._drawing[me] += 1
         try:
             yield

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .adapter import ErasureAdapter
 from .errors import AdapterStateError, BaseModelMismatchError
 from .factors import LowRank
-from .families import base_linear, module_name
+from .families import base_linear, module_name, unwrapped
 from .fingerprint import fingerprint
 from .gate import GATE
 from .linears import dtype_of
@@ -82,10 +82,9 @@ def registry_of(root: nn.Module) -> Registry | None:
 def modules_with_registry(pipe: Any) -> dict[str, tuple[nn.Module, Registry]]:
     """Component name -> (module, registry), for components that have one."""
     found = {}
-    for name in pipe.config:
-        module = getattr(pipe, name, None)
-        root = getattr(module, "_orig_mod", module)
-        if isinstance(root, nn.Module) and (registry := registry_of(root)) is not None:
+    for name, module in vars(pipe).items():
+        root = unwrapped(module) if isinstance(module, nn.Module) else None
+        if root is not None and (registry := registry_of(root)) is not None:
             found[name] = (root, registry)
     return found
 
