@@ -111,6 +111,7 @@ def dtype_of(root: nn.Module) -> torch.dtype:
 
 
 def device_of(root: nn.Module) -> torch.device:
-    """Where `root` computes: offloaded weights are not there, or nowhere."""
-    hook = getattr(root, "_hf_hook", None)
-    return torch.device(getattr(hook, "execution_device", None) or next(root.parameters()).device)
+    """Where `root` computes; offloaded weights lie elsewhere, or nowhere."""
+    hooks = (getattr(module, "_hf_hook", None) for module in root.modules())
+    devices = (getattr(hook, "execution_device", None) for hook in hooks)
+    return torch.device(next((d for d in devices if d is not None), next(root.parameters()).device))

@@ -21,7 +21,7 @@ from .places import path_of
 from .prompts import ALIGNMENTS, Pair, Prompt, Rows, pairs_of, rows_of
 from .spec import Concept
 from .walk import edited, final_states
-from .weights import base_fingerprint, changed_by_others, modules_with_registry, originals, registry_of, resolved, unedited
+from .weights import base_fingerprint, changed_by_others, modules_with_registry, registry_of, resolved, unedited
 
 THRESHOLDS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 """Largest residual that counts as zero, per dtype of the live weights (three times what rounding was seen to do)."""
@@ -129,12 +129,10 @@ def _read(pipe: Any, adapter: ErasureAdapter, have: Tensor, encoder_name: str) -
     if denoiser not in adapter.components:
         return {encoder_name: largest([relative(have.cpu(), goal)])}
     root, each = component(pipe, denoiser), []
-    plain = originals(root)
-    for name in resolved(root, denoiser, adapter):
-        linear: Any = base_linear(root.get_submodule(name))
-        x, y = have.to(dtype_of(root)), goal.to(have.device, dtype_of(root))
-        wanted = torch.nn.functional.linear(y, plain[name].to(y), linear.bias) if name in plain else linear.forward(y)
-        each.append(relative(path_of(root, name)(x), wanted))
+    x, y = have.to(dtype_of(root)), goal.to(have.device, dtype_of(root))
+    for name, factors in resolved(root, denoiser, adapter).items():
+        live = path_of(root, name)  # a style LoRA acts on anchors too, so it belongs to what is wanted; our edit does not
+        each.append(relative(live(x), live(y) - factors(y)))
     return {denoiser: largest(each)}
 
 

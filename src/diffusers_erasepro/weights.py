@@ -189,7 +189,7 @@ def _written(root: nn.Module, name: str, record: EditedWeight | None, factors: L
 
 def _check_finite(where: str, values: Tensor | LowRank | None) -> None:
     tensors = [values.A, values.B] if isinstance(values, LowRank) else [] if values is None else [values]
-    if not all(torch.isfinite(t).all() for t in tensors):
+    if not all(torch.isfinite(t.float()).all() for t in tensors):
         raise AdapterStateError(f"{where} would hold values that are not finite; nothing was changed")
 
 
