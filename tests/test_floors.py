@@ -16,6 +16,7 @@ FLOORS = [
     {"erase"},
     {"compose", "guard"},
     {"verify"},
+    {"fit"},
     {"loader"},
     {"glyphs", "grids"},
     {"demo"},

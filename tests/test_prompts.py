@@ -5,7 +5,7 @@ import torch
 
 from diffusers_erasepro import Concept
 from diffusers_erasepro.errors import ConceptSpecError
-from diffusers_erasepro.prompts import ALIGNMENTS, Pair, Prompt, aligned, pairs_of, rows_of, span
+from diffusers_erasepro.prompts import ALIGNMENTS, Pair, Prompt, aligned, pairs_of, rows_by_kind, rows_of, span
 
 
 @pytest.fixture
@@ -67,6 +67,13 @@ def test_pairs_cover_synonyms_and_templates():
     concept = Concept("star", "circle", templates=("a {}", "the {}"), synonyms=("spark",))
     assert [p.target.text for p in pairs_of([concept], "exact")] == ["a star"]
     assert [p.target.text for p in pairs_of([concept], "soft")] == ["the star", "a spark", "the spark"]
+
+
+@pytest.mark.parametrize(("budget", "soft"), [(0, 4), (10, 10), (1000, 32)])
+def test_words_share_the_soft_budget(tokenizer, budget, soft):
+    rows = rows_by_kind([Concept("star", "circle"), Concept("ring", "square")], ["a heart"], tokenizer, ALIGNMENTS["subject"],
+                        soft_budget=budget)  # fmt: skip
+    assert {kind: len(found) for kind, found in rows.items()} == {"exact": 2, "soft": soft, "held_out": 12, "kept": 1}
 
 
 def test_rows_index_both_sides(tokenizer):

@@ -67,7 +67,7 @@ def test_targets_meet_their_anchors_where_the_denoiser_reads(shipped, rows):
 
 def test_the_states_a_walk_ends_with_are_those_of_the_edited_encoder(shipped, preserve):
     encoder = shipped.text_encoder
-    rows = rows_by_kind(CONCEPTS, preserve, shipped.tokenizer, ALIGNMENTS["last_subject+eos"])
+    rows = rows_by_kind(CONCEPTS, preserve, shipped.tokenizer, ALIGNMENTS["last_subject+eos"], soft_budget=40)
     done = walk(encoder, rows, sites_of(encoder, BLOCKS, "block"), plain)
     edits = {s.site: s.edit.factors for s in done.steps}
     assert done.states.keys() == {"exact", "soft", "held_out", "kept"}

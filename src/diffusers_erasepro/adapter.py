@@ -28,6 +28,9 @@ from .spec import ErasureSpec
 WEIGHT_NAME = "pytorch_lora_weights.safetensors"
 SCHEMA = 1
 HEADER_LIMIT = 8 * 2**20
+TENSOR_LIMIT = 4096
+DTYPES_READ = ("F32", "F16", "BF16")
+"""Of tensors; names as in the file."""
 NOT_WEIGHTS = {b"version ": "a Git-LFS pointer", b"<!doctyp": "a web page", b"<html": "a web page"}
 KEYS, GOAL = "erasepro.lora_keys.", "erasepro.lora_goal."
 """Prefixes of our own tensors; stock loaders ignore a tensor whose name holds "lora" and no component (diffusers 0.42)."""
@@ -78,7 +81,7 @@ class ErasureAdapter:
 
     def to_bytes(self) -> bytes:
         """The file's content; the same adapter gives the same bytes."""
-        header = {
+        header: dict[str, Any] = {
             "schema": SCHEMA,
             "spec": self.spec.to_dict(),
             "options": self.options.to_dict(),
@@ -87,6 +90,7 @@ class ErasureAdapter:
             "report": self.report.to_dict(),
             "sha256": self.digest,
         }
+        header["seal"] = seal(header)
         # One metadata key only: safetensors 0.8 writes several in an order that changes from run to run.
         return to_bytes(self.tensors(), metadata={"erasepro": json.dumps(header, sort_keys=True)})
 
@@ -184,7 +188,7 @@ def find(where: str | os.PathLike[str], weight_name: str | None, subfolder: str 
     path = Path(where)
     if weight_name is not None:
         checked_name(weight_name)
-    if subfolder and (Path(subfolder).is_absolute() or ".." in Path(subfolder).parts):
+    if subfolder and not (path / subfolder).resolve().is_relative_to(path.resolve()):
         raise UnsafeFileError(f"subfolder {subfolder!r} leads out of {where}; give a folder inside it")
     if path.is_file():
         return path
@@ -211,6 +215,12 @@ def _in_folder(folder: Path, weight_name: str | None) -> Path:
     return candidates[0]
 
 
+def seal(header: Mapping[str, Any]) -> str:
+    """Sha256 of the header without its seal: a flipped bit in it is found, as one in a tensor is by `tensor_digest`."""
+    rest = {k: v for k, v in header.items() if k != "seal"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
 def read(path: Path) -> ErasureAdapter:
     """Read and check one adapter file."""
     if path.suffix != ".safetensors":
@@ -220,6 +230,8 @@ def read(path: Path) -> ErasureAdapter:
         raise AdapterFormatError(f"{path}: its 'erasepro' header is a {type(header).__name__}, not a table")
     if header.get("schema") != SCHEMA:
         raise AdapterFormatError(f"{path} has schema {header.get('schema')!r}, this version reads {SCHEMA}; upgrade the package")
+    if seal(header) != header.get("seal"):
+        raise AdapterIntegrityError(f"{path}: the header's seal is not that of its content; fetch the file again")
     if tensor_digest(tensors) != header.get("sha256"):
         raise AdapterIntegrityError(f"{path}: the tensors' sha256 is not the one in the header; fetch the file again")
     for name, value in tensors.items():
@@ -227,47 +239,85 @@ def read(path: Path) -> ErasureAdapter:
             raise AdapterIntegrityError(f"{path}: {name} has values that are not finite; fetch the file again")
     try:
         return _build(header, tensors, str(path))
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
         raise AdapterFormatError(f"{path}: the header does not describe its tensors ({error})") from error
 
 
 def _open(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Our header and the tensors; what the file says of them is checked before any of them is read."""
+    try:
+        _check_table(path)
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return _json((file.metadata() or {})["erasepro"]), tensors
+    except (SafetensorError, UnicodeDecodeError, RecursionError, json.JSONDecodeError) as error:
+        raise AdapterFormatError(f"{path} is not a readable safetensors file: {error}") from error
+
+
+def _check_table(path: Path) -> None:
+    """The safetensors header: not too long, no name twice, only tensors of the kinds we write.
+
+    A header of a million tensors takes safetensors 18 s and 1.3 GB, so its length is looked at first.
+    """
     with path.open("rb") as file:
         start = file.read(8)
-    if what := next((w for mark, w in NOT_WEIGHTS.items() if start.lower().startswith(mark)), None):
-        raise AdapterFormatError(f"{path} is {what}, not weights; download the file itself")
-    if len(start) == 8 and int.from_bytes(start, "little") > HEADER_LIMIT:
-        raise AdapterFormatError(f"{path}: a header of {int.from_bytes(start, 'little')} bytes, at most {HEADER_LIMIT} are read")
-    try:
-        with safe_open(path, framework="pt") as file:
-            stored = (file.metadata() or {}).get("erasepro")
-            if stored is None:
-                raise AdapterFormatError(f"{path} is no erasure adapter: its header has no 'erasepro' entry (a plain LoRA?)")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return json.loads(stored), tensors
-    except (SafetensorError, json.JSONDecodeError, RecursionError) as error:
-        raise AdapterFormatError(f"{path} is not a readable safetensors file: {error}") from error
+        if what := next((w for mark, w in NOT_WEIGHTS.items() if start.lower().startswith(mark)), None):
+            raise AdapterFormatError(f"{path} is {what}, not weights; download the file itself")
+        size = int.from_bytes(start, "little")
+        if len(start) < 8 or size > HEADER_LIMIT:
+            raise AdapterFormatError(
+                f"{path} is not a readable safetensors file: a header of {size} bytes, at most {HEADER_LIMIT} are read"
+            )
+        text = file.read(size)
+    if (count := text.count(b'"data_offsets"')) > TENSOR_LIMIT:  # counted in the bytes: parsing so many takes seconds
+        raise AdapterFormatError(f"{path} holds {count} tensors, at most {TENSOR_LIMIT} are read")
+    table = _json(text)
+    if not isinstance(table, dict) or not isinstance(table.get("__metadata__", {}), dict):
+        raise AdapterFormatError(f"{path} is not a readable safetensors file: its header is no table")
+    if "erasepro" not in table.pop("__metadata__", {}):
+        raise AdapterFormatError(f"{path} is no erasure adapter: its header has no 'erasepro' entry (a plain LoRA?)")
+    for name, entry in table.items():
+        shape = entry.get("shape") if isinstance(entry, dict) else None
+        if shape is None or entry.get("dtype") not in DTYPES_READ or len(shape) != 2:
+            raise AdapterFormatError(f"{path}: {name} is not a matrix of {', '.join(DTYPES_READ)}, as all of ours are")
+
+
+def _json(text: str | bytes) -> Any:
+    return json.loads(text, object_pairs_hook=_unique)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A table; the parsers of other programs disagree on which of two equal names counts."""
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        raise AdapterFormatError("a header names something twice; fetch the file again from its author")
+    return table
 
 
 def _build(header: dict[str, Any], tensors: dict[str, Tensor], source: str) -> ErasureAdapter:
     edits = {}
     for name, rank in header["ranks"].items():
         A, B = tensors.pop(f"{name}.lora_A.weight"), tensors.pop(f"{name}.lora_B.weight")
-        if A.ndim != 2 or B.ndim != 2 or A.shape[0] != B.shape[1] or not 0 < rank <= A.shape[0]:
+        if type(rank) is not int or A.shape[0] != B.shape[1] or not 0 < rank <= A.shape[0]:
             raise ValueError(f"{name}: shapes {tuple(A.shape)} and {tuple(B.shape)} for rank {rank}")
         edits[name] = LowRank(B[:, :rank].contiguous(), A[:rank].contiguous())
+    reported = {layer["name"] for layer in header["report"]["layers"]}
+    if not edits or (reported and reported != set(edits)):
+        raise ValueError(f"layers {sorted(reported ^ set(edits))[:3]} are reported or stored, but not both")
+    base = {str(part): {str(k): str(v) for k, v in prints.items()} for part, prints in header["base"].items()}
     names = {f.name for f in fields(Options)}
     adapter = ErasureAdapter(
         spec=ErasureSpec.from_dict(header["spec"]),
         options=Options(**{k: v for k, v in header["options"].items() if k in names}),
-        base=header["base"],
+        base=base,
         edits=edits,
         keys={k.removeprefix(KEYS): v for k, v in tensors.items() if k.startswith(KEYS)},
         goals={k.removeprefix(GOAL): v for k, v in tensors.items() if k.startswith(GOAL)},
         report=Report.from_dict(header["report"]),
         source=source,
     )
-    unknown = set(tensors) - set(adapter.tensors())
-    if unknown:
+    if unknown := set(tensors) - set(adapter.tensors()):
         raise ValueError(f"unknown tensors {sorted(unknown)[:3]}")
+    if unknown := set(adapter.components) - set(base):
+        raise ValueError(f"no base is named for {sorted(unknown)}")
     return adapter

@@ -28,7 +28,8 @@ def joint_spec(adapters: Sequence[ErasureAdapter]) -> ErasureSpec:
     given = [a.spec.preserve for a in adapters if a.spec.preserve is not None]
     words = {" ".join(w.casefold().split()) for c in concepts for w in c.words}
     captions = dict.fromkeys(t for captions in given for t in captions if " ".join(t.casefold().split()) not in words)
-    return ErasureSpec(concepts, preserve=tuple(captions) if given else None)
+    keep = tuple(dict.fromkeys(text for a in adapters for text in a.spec.keep))
+    return ErasureSpec(concepts, preserve=tuple(captions) if given else None, keep=keep)
 
 
 def joint_options(adapters: Sequence[ErasureAdapter]) -> dict[str, Any]:

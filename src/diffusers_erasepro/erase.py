@@ -23,8 +23,8 @@ from .prompts import ALIGNMENTS, rows_by_kind, token_ids
 from .report import NAN, Report, layer_report, worst
 from .solve import Edit, solve
 from .spec import Concept, ErasureSpec
-from .statistics import metrics
-from .walk import Solver, Step, walk, working
+from .statistics import STATES, metrics, record_inputs
+from .walk import Solver, Step, final_states, walk, working
 from .weights import originals, unedited
 
 
@@ -45,6 +45,7 @@ def erase(pipe: Any, spec: ErasureSpec | Concept, **options: Any) -> ErasureAdap
         alignment: Which token positions are constrained (`prompts.ALIGNMENTS`).
         ridge: Share of the identity mixed into the covariance; larger protects directions no caption uses.
         soft_weight: Weight of the soft prompts; larger erases more phrasings and drifts more.
+        soft_budget: Soft prompts in all. Many concepts share it; each word keeps two at least.
         rtol: Relative tolerance under which constraints count as duplicates.
         max_rank: Bound of each layer's rank; what lies above is cut from the soft part.
         max_edit_size: Largest ||D||_F / ||W||_F allowed.
@@ -72,13 +73,16 @@ def _erase_encoder(
 ) -> ErasureAdapter:
     """The erasure in one text encoder, and in the K/V linears that read it if asked for."""
     tokenizer, live = getattr(pipe, tokenizer_name), component(pipe, name)
-    rows = rows_by_kind(spec.concepts, spec.preserve_captions(), tokenizer, ALIGNMENTS[choice.alignment])
+    rows = rows_by_kind(
+        spec.concepts, spec.preserve_captions(), tokenizer, ALIGNMENTS[choice.alignment], soft_budget=choice.soft_budget
+    )
     sites = sites_of(live, choice.blocks(len(blocks_of(live))), choice.variant)
 
     base = {name: fingerprints(live, originals(live))}
 
     with working(live) as encoder:
-        solver = _solver(choice, _metrics(encoder, tokenizer, spec, choice, sites, key=next(iter(base[name].values()))))
+        L = _metrics(encoder, tokenizer, spec, choice, sites, key=next(iter(base[name].values())))
+        solver = _solver(choice, L, _kept(encoder, tokenizer, spec, sites))
         done = walk(encoder, rows, sites, solver)
 
     layers = [_Layer(file_name(name, s.site), weight_of(live, s.site), s.edit.factors, s) for s in done.steps]
@@ -130,12 +134,23 @@ def _metrics(
     return metrics(encoder, ids, without, empty, linears, key=key, ridge=choice.ridge)
 
 
-def _solver(choice: Options, L: Mapping[str, Tensor]) -> Solver:
-    """`solve` with this choice's numbers and each site's metric L L'."""
+def _kept(encoder: nn.Module, tokenizer: Any, spec: ErasureSpec, sites: list[Site]) -> dict[str, Tensor]:
+    """What every site, and "states", receives at all positions of the prompts to keep; nothing there may change."""
+    if not spec.keep:
+        return {}
+    linears = {site.linear: base_linear(encoder.get_submodule(site.linear)) for site in sites}
+    with record_inputs(linears) as seen:
+        states = final_states(encoder, token_ids(tokenizer, spec.keep), batch=len(spec.keep))
+    return {name: x.reshape(-1, x.shape[-1]).T for name, x in (*seen.items(), (STATES, states))}
+
+
+def _solver(choice: Options, L: Mapping[str, Tensor], K: Mapping[str, Tensor]) -> Solver:
+    """`solve` with this choice's numbers, each site's metric L L' and the keys K to leave alone."""
 
     def solver(site: str, X: Tensor, R: Tensor, Xs: Tensor, Rs: Tensor) -> Edit:
         return solve(
-            X, R, L=L.get(site), Xs=Xs, Rs=Rs, mu=choice.soft_weight, rtol=choice.rtol, max_rank=choice.max_rank, where=site
+            X, R, L=L.get(site), K=K.get(site), Xs=Xs, Rs=Rs, mu=choice.soft_weight, rtol=choice.rtol,
+            max_rank=choice.max_rank, where=site,
         )  # fmt: skip
 
     return solver
@@ -144,8 +159,8 @@ def _solver(choice: Options, L: Mapping[str, Tensor]) -> Solver:
 def _readers(pipe: Any, family: PipelineFamily, states: Mapping[str, tuple[Tensor, Tensor]], solver: Solver) -> list[_Layer]:
     """Every K/V linear W reads the same states, so one map B A of them serves all: D = (W B) A."""
     (X, Y), (Xs, Ys) = ((have.T, goal.T) for have, goal in (states["exact"], states["soft"]))
-    edit = solver("states", X, Y - X, Xs, Ys - Xs)
-    step = Step("states", edit, X.double(), float(((Y - X).norm(dim=0) / Y.norm(dim=0)).mean()))
+    edit = solver(STATES, X, Y - X, Xs, Ys - Xs)
+    step = Step(STATES, edit, X.double(), float(((Y - X).norm(dim=0) / Y.norm(dim=0)).mean()))
     root, shared = component(pipe, family.denoiser), edit.factors
     weights = {path: weight_of(root, path).detach() for path in reader_paths(root, family)}
     return [_Layer(f"{family.denoiser}.{path}", W, LowRank(W.double() @ shared.B, shared.A), step) for path, W in weights.items()]

@@ -15,14 +15,13 @@ from typing import Any, TypeVar
 from .adapter import ErasureAdapter, write_whole
 from .compose import combined, joint_options, joint_spec
 from .erase import erase
-from .errors import AdapterIntegrityError, AdapterStateError, BaseModelMismatchError, ConceptSpecError, ErasureVerificationError
+from .errors import AdapterStateError, ConceptSpecError, ErasureVerificationError
 from .families import component, family_of
+from .fit import fitting
 from .gate import GATE
 from .guard import check_call, check_replacement, locks_of, new_lock, opened_by, refuse_locked
-from .linears import dtype_of
-from .measure import largest
-from .verify import Verification, allowed, listed, promised, verify
-from .weights import Plan, Registry, base_fingerprint, commit, modules_with_registry, registry_of, resolved, staged, unedited
+from .verify import Verification, verify
+from .weights import Plan, Registry, commit, modules_with_registry, registry_of, staged
 
 P = TypeVar("P")
 Source = str | os.PathLike[str] | ErasureAdapter
@@ -263,48 +262,9 @@ def _add(pipe: Any, new: Mapping[str, ErasureAdapter], *, allow_base_mismatch: b
     for name, adapter in new.items():
         if twin := next((n for n, a in loaded.items() if a.digest == adapter.digest), None):
             raise AdapterStateError(f"this erasure is loaded already, as {twin!r}; switch it with set_erasure_adapters")
-        loaded[name] = _fitting(pipe, adapter, allow_base_mismatch)
+        loaded[name] = fitting(pipe, adapter, allow_base_mismatch=allow_base_mismatch)
     _switch(pipe, loaded, {**pipe.get_erasure_adapters(), **dict.fromkeys(new, True)}, locks=locks)
     pipe._erasure_lost = {n: part for n, part in _lost(pipe).items() if n not in new}
-
-
-def _fitting(pipe: Any, adapter: ErasureAdapter, allow_base_mismatch: bool) -> ErasureAdapter:
-    """The adapter if it was made for these weights and does what it says; its spec solved again if it was not."""
-    for part in adapter.components:
-        resolved(component(pipe, part), part, adapter)
-    if not _made_for(pipe, adapter):
-        if largest(listed(pipe, adapter).values()) <= allowed(pipe, adapter):
-            raise BaseModelMismatchError(
-                f"these weights hold the erasure {adapter.source or adapter.digest[:12]} already: its listed prompts meet their "
-                "anchors. The pipeline was saved with it on, or it was fused in; there is nothing to load"
-            )
-        if not allow_base_mismatch:
-            raise BaseModelMismatchError(_mismatch(adapter))
-        return erase(pipe, adapter.spec, **adapter.options.to_dict())
-    with unedited(pipe):
-        left, most = promised(pipe, adapter), allowed(pipe, adapter)
-    if not left <= most:
-        raise AdapterIntegrityError(
-            f"{adapter.source or 'the adapter'} does not erase what it lists: residual {left:.1e}, at most {most:.0e} allowed; "
-            "fetch it again from its author"
-        )
-    return adapter
-
-
-def _made_for(pipe: Any, adapter: ErasureAdapter) -> bool:
-    for part, prints in adapter.base.items():
-        root = component(pipe, part)
-        if base_fingerprint(root) != prints.get(str(dtype_of(root)).removeprefix("torch.")):
-            return False
-    return True
-
-
-def _mismatch(adapter: ErasureAdapter) -> str:
-    return (
-        f"the weights of {' and '.join(adapter.base)} are not those the adapter {adapter.source or ''} was made for "
-        "(fine-tuned, a LoRA fused in, or another dtype than its maker had); load it on its base model, or pass "
-        "allow_base_mismatch=True to solve its spec again here"
-    )
 
 
 def _switch(

@@ -28,6 +28,7 @@ class Options:
     alignment: str = "last_subject+eos"
     ridge: float = 0.01
     soft_weight: float = 0.003
+    soft_budget: int = 256
     rtol: float = 1e-7
     max_rank: int | None = None
     max_edit_size: float = 10.0
@@ -40,8 +41,10 @@ class Options:
         _one_of("alignment", self.alignment, tuple(ALIGNMENTS))
         for name in ("ridge", "soft_weight", "rtol", "max_edit_size"):
             _number(name, getattr(self, name))
-        if self.max_rank is not None and (type(self.max_rank) is not int or self.max_rank < 1):
-            raise ConceptSpecError(f"max_rank must be a whole number of at least 1, got {self.max_rank!r}")
+        for name, least in (("soft_budget", 0), ("max_rank", 1)):
+            value = getattr(self, name)
+            if (name, value) != ("max_rank", None) and (type(value) is not int or value < least):
+                raise ConceptSpecError(f"{name} must be a whole number of at least {least}, got {value!r}")
         if not self.layers:
             raise ConceptSpecError("layers is empty; name encoder blocks (such as 1, -1) or 'kv', or give 'auto'")
         for layer in self.layers if self.layers != AUTO else ():

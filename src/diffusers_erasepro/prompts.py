@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from .errors import ConceptSpecError
 from .spec import Concept, ErasureSpec
+
+T = TypeVar("T")
 
 MEASURED = {"held_out": 64, "kept": 8}
 """Prompts that the report's residual and drift are measured on, at most."""
@@ -84,13 +86,13 @@ class Rows:
         return 1 + max([0, *self.target_at.tolist(), *self.anchor_at.tolist()])
 
 
-def pairs_of(concepts: Sequence[Concept], kind: str) -> list[Pair]:
-    """The pairs of one kind, "exact", "soft" or "held_out", each once."""
+def pairs_of(concepts: Sequence[Concept], kind: str, *, most: int | None = None) -> list[Pair]:
+    """The pairs of one kind, "exact", "soft" or "held_out", each once; at most `most` of a word."""
     pairs = (
         Pair(Prompt.of(template, word), Prompt.of(template, concept.anchor))
         for concept in concepts
         for word in concept.words
-        for template in _templates(concept, word, kind)
+        for template in spread(_templates(concept, word, kind), most)
     )
     return list(dict.fromkeys(pairs))
 
@@ -180,13 +182,17 @@ def rows_of(pairs: Sequence[Pair], tokenizer: Any, alignment: Alignment) -> Rows
     return Rows(targets, anchors, row, target_at, anchor_at)
 
 
-def rows_by_kind(concepts: Sequence[Concept], captions: Sequence[str], tokenizer: Any, alignment: Alignment) -> dict[str, Rows]:
+def rows_by_kind(
+    concepts: Sequence[Concept], captions: Sequence[str], tokenizer: Any, alignment: Alignment, *, soft_budget: int
+) -> dict[str, Rows]:
     """Rows of "exact" and "soft" prompts to solve for, of "held_out" prompts and "kept" captions to measure.
 
-    Each prompt comes once; any but the first kind may be empty. Measuring takes a sample, evenly spread.
+    Each prompt comes once; any but the first kind may be empty. Measuring takes a sample, evenly spread. Every word
+    gets its share of `soft_budget`, and two soft prompts at least.
     """
     unseen = spread(pairs_of(concepts, "held_out"), MEASURED["held_out"])
-    pairs = {"exact": pairs_of(concepts, "exact"), "soft": pairs_of(concepts, "soft"), "held_out": unseen}
+    share = max(2, soft_budget // sum(len(c.words) for c in concepts))
+    pairs = {"exact": pairs_of(concepts, "exact"), "soft": pairs_of(concepts, "soft", most=share), "held_out": unseen}
     rows = {kind: rows_of(found, tokenizer, alignment) for kind, found in pairs.items()}
     return rows | {"kept": kept_rows(spread(captions, MEASURED["kept"]), tokenizer)}
 
@@ -200,6 +206,8 @@ def kept_rows(captions: Sequence[str], tokenizer: Any) -> Rows:
     return Rows(ids, ids, row, at, at)
 
 
-def spread(items: Sequence[Any], count: int) -> list[Any]:
-    """At most `count` of `items`, evenly from first to last."""
-    return [items[i * len(items) // count] for i in range(count)] if len(items) > count else list(items)
+def spread(items: Sequence[T], most: int | None) -> list[T]:
+    """At most `most` of `items`, evenly from first to last."""
+    if most is None or len(items) <= most:
+        return list(items)
+    return [items[i * len(items) // most] for i in range(most)]

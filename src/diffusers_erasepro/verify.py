@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .adapter import ErasureAdapter
-from .errors import ConceptSpecError, UnknownFamilyError
+from .errors import AdapterIntegrityError, ConceptSpecError, UnknownFamilyError
 from .families import base_linear, component, family_of
 from .guard import missing
 from .linears import dtype_of
@@ -97,7 +97,10 @@ def promised(pipe: Any, adapter: ErasureAdapter) -> float:
     for encoder_name, tokenizer_name in family_of(pipe).encoders:
         if encoder_name not in adapter.goals:
             continue
-        encoder, rows, goal = component(pipe, encoder_name), _rows(pipe, adapter, tokenizer_name), adapter.goals[encoder_name]
+        rows, goal = _rows(pipe, adapter, tokenizer_name), adapter.goals[encoder_name]
+        encoder: Any = component(pipe, encoder_name)
+        if goal.shape != (want := (len(rows.row), encoder.config.hidden_size)):
+            raise AdapterIntegrityError(f"the goals of {encoder_name} are {tuple(goal.shape)}, its spec asks for {want}")
         with evaluating(encoder), edited(encoder, resolved(encoder, encoder_name, adapter)):
             have = final_states(encoder, rows.target_ids)[rows.row, rows.target_at]
         if denoiser not in adapter.components:

@@ -87,7 +87,7 @@ def walk(encoder: Any, rows: Mapping[str, Rows], sites: Sequence[Site], solver: 
             edit = solver(site.linear, X, R, *columns("soft", x, out))
             goal = both("exact", out)[1].norm(dim=-1)
             steps.append(Step(site.linear, edit, X.double(), float((R.norm(dim=0) / goal).mean())))
-            out[:half] += edit.factors(x[:half].double()).to(out)
+            out[:half] += edit.factors(x[:half])  # in the precision the edit will run in
             return _replace(output, out)
 
         return hook
