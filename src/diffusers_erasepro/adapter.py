@@ -59,6 +59,11 @@ class ErasureAdapter:
         """Names of the pipeline components it edits."""
         return tuple(dict.fromkeys(name.split(".")[0] for name in self.edits))
 
+    @property
+    def goal_parts(self) -> tuple[str, ...]:
+        """Names of the text encoders whose states have goals."""
+        return tuple(dict.fromkeys(name.split(".")[0] for name in self.goals))
+
     def of(self, component: str) -> dict[str, LowRank]:
         """The edits of one component, by stored name without the component."""
         return {k.partition(".")[2]: v for k, v in self.edits.items() if k.split(".")[0] == component}

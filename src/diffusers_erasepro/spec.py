@@ -43,7 +43,18 @@ def same_words(a: str, b: str) -> bool:
 
 def mentions(text: str, concept: str) -> bool:
     """Whether `text` holds the words of `concept` in a row, case and punctuation aside."""
-    return _plain(concept) in _plain(text)
+    return text in Mentions([concept])
+
+
+class Mentions:
+    """The texts that mention one of some concepts: `text in Mentions(words)`."""
+
+    def __init__(self, words: Iterable[str]) -> None:
+        self._words = [_plain(word) for word in words]
+
+    def __contains__(self, text: str) -> bool:
+        plain = _plain(text)
+        return any(word in plain for word in self._words)
 
 
 def _plain(text: str) -> str:
@@ -171,9 +182,8 @@ class ErasureSpec:
 
     def preserve_captions(self) -> tuple[str, ...]:
         """Those that name no target: the metric is made of them."""
-        words = [_plain(w) for c in self.concepts for w in c.words]
-        captions = ((t, _plain(t)) for t in self.every_caption())
-        return tuple(t for t, plain in captions if not any(w in plain for w in words))
+        named = Mentions(w for c in self.concepts for w in c.words)
+        return tuple(t for t in self.every_caption() if t not in named)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON and TOML, defaults left out."""
