@@ -12,7 +12,7 @@ import torch
 
 from conftest import assert_same_bits, bits
 from diffusers_erasepro import ErasureAdapter, erasable
-from diffusers_erasepro.adapter import WEIGHT_NAME, seal, tensor_digest
+from diffusers_erasepro.adapter import WEIGHT_NAME, tensor_digest
 from diffusers_erasepro.errors import (
     AdapterFormatError,
     AdapterIntegrityError,
@@ -20,6 +20,7 @@ from diffusers_erasepro.errors import (
     ErasureError,
     UnsafeFileError,
 )
+from diffusers_erasepro.header import seal
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +169,7 @@ CASES = {
     "a list": (lambda p: join(p, b"[]", b""), AdapterFormatError, "its header is no table"),
     "metadata is a list": (lambda p: join(p, {"__metadata__": []}, b""), AdapterFormatError, "its header is no table"),
     "metadata is a number": (lambda p: join(p, {"__metadata__": {"erasepro": 5}}, b""), AdapterFormatError, UNREADABLE),
-    "no metadata": (edit_table(lambda t: t.pop("__metadata__") and None), AdapterFormatError, "a plain LoRA"),
+    "no metadata": (edit_table(lambda t: t.pop("__metadata__") and None), AdapterFormatError, "for a plain LoRA see"),
     "a name twice": (
         edit_table(lambda t: json.dumps(t).replace('{"__meta', '{"a": 1, "a": 2, "__meta', 1).encode()),
         AdapterFormatError, "names something twice",
