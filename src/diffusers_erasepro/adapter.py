@@ -269,6 +269,8 @@ def _build(header: dict[str, Any], tensors: dict[str, Tensor]) -> ErasureAdapter
         goals={k.removeprefix(GOAL): v for k, v in tensors.items() if k.startswith(GOAL)},
         report=Report.from_dict(header["report"]),
     )
+    if adapter.imported and isinstance(adapter.options, Options):
+        raise ValueError("the goals are missing, without which nothing can be measured")
     if unknown := set(tensors) - set(adapter.tensors()):
         raise ValueError(f"unknown tensors {sorted(unknown)[:3]}")
     if unknown := set(adapter.components) - set(base):
