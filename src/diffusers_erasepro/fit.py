@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from .adapter import ErasureAdapter
+from .compose import joint_options
 from .erase import erase
 from .errors import AdapterIntegrityError, BaseModelMismatchError
 from .families import component, family_of
 from .linears import dtype_of
 from .measure import largest
+from .options import Options
 from .places import weight_of
 from .report import frobenius
 from .verify import allowed, listed, promised
@@ -26,16 +28,17 @@ def fitting(pipe: Any, adapter: ErasureAdapter, *, allow_base_mismatch: bool) ->
     _check_parts(pipe, adapter)
     _check_sizes(pipe, adapter)
     if _made_for(pipe, adapter):
-        _check_promise(pipe, adapter)
+        if not adapter.imported:  # those promise nothing
+            _check_promise(pipe, adapter)
         return adapter
-    if largest(listed(pipe, adapter).values()) <= allowed(pipe, adapter):
+    if not adapter.imported and largest(listed(pipe, adapter).values()) <= allowed(pipe, adapter):
         raise BaseModelMismatchError(
-            f"these weights hold the erasure {adapter.source or adapter.digest[:12]} already: its listed prompts meet their "
+            f"these weights hold the erasure {adapter.origin or adapter.digest[:12]} already: its listed prompts meet their "
             "anchors. The pipeline was saved with it on, or it was fused in; there is nothing to load"
         )
     if not allow_base_mismatch:
         raise BaseModelMismatchError(_mismatch(adapter))
-    return erase(pipe, adapter.spec, **adapter.options.to_dict())
+    return erase(pipe, adapter.spec, **joint_options([adapter]))
 
 
 def _check_parts(pipe: Any, adapter: ErasureAdapter) -> None:
@@ -50,7 +53,7 @@ def _check_parts(pipe: Any, adapter: ErasureAdapter) -> None:
 
 
 def _check_sizes(pipe: Any, adapter: ErasureAdapter) -> None:
-    most = adapter.options.max_edit_size
+    most = adapter.options.max_edit_size if isinstance(adapter.options, Options) else Options().max_edit_size
     for part in adapter.components:
         root = component(pipe, part)
         for name, factors in resolved(root, part, adapter).items():
@@ -67,7 +70,7 @@ def _check_promise(pipe: Any, adapter: ErasureAdapter) -> None:
         left, most = promised(pipe, adapter), allowed(pipe, adapter)
     if not left <= most:
         raise AdapterIntegrityError(
-            f"{adapter.source or 'the adapter'} does not erase what it lists: residual {left:.1e}, at most {most:.0e} allowed; "
+            f"{adapter.origin or 'the adapter'} does not erase what it lists: residual {left:.1e}, at most {most:.0e} allowed; "
             "fetch it again from its author"
         )
 
@@ -82,7 +85,7 @@ def _made_for(pipe: Any, adapter: ErasureAdapter) -> bool:
 
 def _mismatch(adapter: ErasureAdapter) -> str:
     return (
-        f"the weights of {' and '.join(adapter.base)} are not those the adapter {adapter.source or ''} was made for "
+        f"the weights of {' and '.join(adapter.base)} are not those the adapter {adapter.origin or ''} was made for "
         "(fine-tuned, a LoRA fused in, or another dtype than its maker had); load it on its base model, or pass "
         "allow_base_mismatch=True to solve its spec again here"
     )

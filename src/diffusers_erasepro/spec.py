@@ -206,9 +206,9 @@ class ErasureSpec:
     def to_toml(self) -> str:
         """The spec as a TOML document."""
         data = self.to_dict()
-        lines = [line for name in ("preserve", "keep") if name in data for line in (f"{name} = {_toml(data[name])}", "")]
+        lines = [line for name in ("preserve", "keep") if name in data for line in (f"{name} = {toml_value(data[name])}", "")]
         for row in data["concepts"]:
-            lines += ["[[concepts]]", *(f"{key} = {_toml(value)}" for key, value in row.items()), ""]
+            lines += ["[[concepts]]", *(f"{key} = {toml_value(value)}" for key, value in row.items()), ""]
         return "\n".join(lines)
 
     @classmethod
@@ -236,11 +236,11 @@ def _known(row: object, fields: set[str], what: str) -> None:
         raise ConceptSpecError(f"{what} has unknown fields {unknown} (known: {', '.join(sorted(fields))})")
 
 
-def _toml(value: str | Sequence[str]) -> str:
+def toml_value(value: str | Sequence[str]) -> str:
     if isinstance(value, str):
         escaped = "".join(c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08x}" for c in value)
         return f'"{escaped}"'
-    return "[" + ", ".join(_toml(v) for v in value) + "]"
+    return "[" + ", ".join(toml_value(v) for v in value) + "]"
 
 
 def check_together(concepts: Sequence[Concept]) -> None:
