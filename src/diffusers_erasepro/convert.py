@@ -19,9 +19,10 @@ from .families import component, file_name
 from .fingerprint import fingerprints
 from .header import metadata, sorted_metadata
 from .options import Foreign
+from .places import weight_of
 from .report import NAN, LayerReport, Report, frobenius
 from .spec import ErasureSpec
-from .weights import originals, weight_of
+from .weights import originals
 
 KOHYA = {"unet": "lora_unet", "text_encoder": "lora_te", "text_encoder_2": "lora_te2"}
 """Component -> prefix; with two text encoders the first is `lora_te1`."""

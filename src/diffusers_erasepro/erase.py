@@ -27,16 +27,17 @@ from .families import (
     reader_paths,
     sites_of,
 )
-from .fingerprint import fingerprints
+from .fingerprint import as_it_runs, fingerprints
 from .measure import read_residual
 from .options import AUTO, READERS, Options
+from .places import effective_weight, weight_of
 from .prompts import ALIGNMENTS, TextPath, listed_prompts, rows_to_measure, rows_to_solve, text_paths
 from .report import NAN, EncoderReport, Report, layer_report, worst
 from .solve import Edit, solve
 from .spec import Concept, ErasureSpec
 from .statistics import STATES, metrics, record_inputs
 from .walk import Solver, Step, run, walk, working
-from .weights import originals, unedited, weight_of
+from .weights import originals, unedited
 
 
 def erase(pipe: Any, spec: ErasureSpec | Concept, *, measure: bool = True, **options: Any) -> ErasureAdapter:
@@ -96,10 +97,13 @@ def _erase_encoder(
     sites = sites_of(live, _blocks(choice, closing_blocks(live, readings)), choice.variant)
     whole = next((r for r in readings if not r.pooled), None) if path.use == family.read_whole else None
 
+    base = {name: fingerprints(live, originals(live))}
+
     with working(live) as encoder:
-        L, K = _metrics(encoder, path, spec, choice, sites), _kept(encoder, path, spec, sites)
+        L = _metrics(encoder, path, spec, choice, sites, key=as_it_runs(live, base[name]))
         listed = listed_prompts(spec)
-        solver = _solver(spec, choice, L, K, [listed[i] for i in rows["exact"].row])
+        names = [listed[i] for i in rows["exact"].row]
+        solver = _solver(spec, choice, L, _kept(encoder, path, spec, sites), names)
         done = walk(encoder, rows, sites, solver, readings)
 
     layers = [_Layer(file_name(name, s.site), weight_of(live, s.site), s.edit.factors, s) for s in done.steps]
@@ -121,10 +125,11 @@ def _erase_encoder(
         **numbers, encoders=(EncoderReport(name, tuple(map(str, readings)), **numbers),),
         layers=tuple(layer_report(x.stored, x.weight, x.factors, x.step, limit=choice.max_edit_size) for x in layers + readers),
     )  # fmt: skip
-    roots = {name: live} | ({family.denoiser: component(pipe, family.denoiser)} if readers else {})
+    if readers:
+        root = component(pipe, family.denoiser)
+        base[family.denoiser] = fingerprints(root, originals(root))
     return ErasureAdapter(
-        spec, choice, report=report,
-        base={part: fingerprints(root, originals(root)) for part, root in roots.items()},
+        spec, choice, report=report, base=base,
         edits={x.stored: x.factors.to(torch.float32) for x in layers + readers},
         keys={x.stored: x.step.X.T.float().cpu() for x in layers} | {f"{name}.states": x.step.X.T.float().cpu() for x in readers},
         goals={f"{name}.{r}": goal.float().cpu() for r, (_, goal) in zip(readings, done.states["exact"], strict=True)},
@@ -165,7 +170,9 @@ class _Layer:
     step: Step
 
 
-def _metrics(encoder: nn.Module, path: TextPath, spec: ErasureSpec, choice: Options, sites: list[Site]) -> dict[str, Tensor]:
+def _metrics(
+    encoder: nn.Module, path: TextPath, spec: ErasureSpec, choice: Options, sites: list[Site], *, key: str
+) -> dict[str, Tensor]:
     """The metric's factor L of every site; none for the identity."""
     if choice.metric == "identity":
         return {}
@@ -180,7 +187,7 @@ def _metrics(encoder: nn.Module, path: TextPath, spec: ErasureSpec, choice: Opti
     _enough(kept, int(tokens[: len(every)].read.sum()) - int(tokens[len(every) :].read.sum()), linears)
     return metrics(
         encoder, tokens[: len(every)], tokens[len(every) :], path.empty(), linears,
-        key=fingerprints(encoder, {})["float32"], ridge=choice.ridge, states=states,
+        key=key, ridge=choice.ridge, states=states,
     )  # fmt: skip
 
 
@@ -225,7 +232,7 @@ def _readers(pipe: Any, family: PipelineFamily, states: Mapping[str, tuple[Tenso
     edit = solver(STATES, X, Y - X, Xs, Ys - Xs)
     step = Step(STATES, edit, X.double(), float(((Y - X).norm(dim=0) / Y.norm(dim=0)).mean()))
     root, shared = component(pipe, family.denoiser), edit.factors
-    weights = {path: weight_of(root, path).detach() for path in reader_paths(root, family)}
+    weights = {path: effective_weight(root, path) for path in reader_paths(root, family)}
     return [_Layer(f"{family.denoiser}.{path}", W, LowRank(W.double() @ shared.B, shared.A), step) for path, W in weights.items()]
 
 

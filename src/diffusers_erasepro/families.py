@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
@@ -267,7 +268,7 @@ def base_linear(module: nn.Module) -> nn.Module:
 def component(pipe: Any, name: str) -> nn.Module:
     """A component of the pipeline that is really there."""
     module = getattr(pipe, name, None)
-    if module is None:
+    if not isinstance(module, nn.Module):  # a deleted one leaves its config entry
         raise AdapterStateError(f"the pipeline's {name} is None; load the pipeline with its {name} to erase there")
     return unwrapped(module)
 
@@ -342,6 +343,8 @@ def file_name(component_name: str, module_name: str) -> str:
 
 def module_name(root: nn.Module, stored: str) -> str | None:
     """The live name of a module written by `file_name`, or None if `root` has no such module."""
-    names = {name for name, _ in root.named_modules()}
-    spellings = [stored, stored.removeprefix("text_model."), f"text_model.{stored}"]
-    return next((s for s in spellings if s in names), None)
+    for name in (stored, stored.removeprefix("text_model."), f"text_model.{stored}"):
+        with suppress(AttributeError):
+            root.get_submodule(name)
+            return name
+    return None

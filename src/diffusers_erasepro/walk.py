@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .factors import LowRank
 from .families import LAST, Reading, Site, base_linear, encoder_family_of
+from .linears import device_of
 from .prompts import Rows, Tokens, joined
 from .solve import Edit
 
@@ -55,7 +56,7 @@ class Walk:
 
 def run(encoder: Any, tokens: Tokens, *, hidden_states: bool = False) -> Any:
     """The encoder's output, without what no pipeline reads: caches and logits."""
-    device = next(encoder.parameters()).device
+    device = device_of(encoder)
     spared = {"use_cache": False, "logits_to_keep": 1}
     arguments: dict[str, Any] = {k: v for k, v in spared.items() if k in inspect.signature(encoder.forward).parameters}
     if tokens.mask is not None:

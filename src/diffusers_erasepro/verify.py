@@ -1,0 +1,304 @@
+"""Does an erasure hold? Measured on the live modules, through the path a call really uses."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .adapter import ErasureAdapter
+from .compose import SUM, SUMMED
+from .errors import AdapterIntegrityError, ConceptSpecError, UnknownFamilyError
+from .families import base_linear, component, family_of
+from .guard import missing
+from .linears import dtype_of
+from .measure import largest, relative, target_states
+from .options import Foreign
+from .places import path_of
+from .prompts import ALIGNMENTS, Pair, Prompt, Rows, TextPath, pairs_of, rows_of, text_paths
+from .spec import Concept
+from .walk import edited
+from .weights import base_fingerprint, changed_by_others, modules_with_registry, registry_of, resolved, unedited
+
+THRESHOLDS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+"""Largest residual that counts as zero, per dtype of the live weights (three times what rounding was seen to do)."""
+NEVER_COVERED = (
+    "images given as input (img2img, inpainting, IP-Adapter)",
+    "whoever holds the files: fine-tuning, unloading, other checkpoints",
+)
+ENCODED = (
+    "prompt_embeds made elsewhere: this erasure lives in the text encoder",
+    "clip_skip and prompt weighting: states that were not solved for",
+)
+"""Ways around an erasure that edits a text encoder."""
+READ = ("clip_skip and prompt weighting: states that were not solved for",)
+"""Ways around one that edits the denoiser alone."""
+CALL_STEPS = 2
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify_erasure` measured on the live modules."""
+
+    ok: bool
+    residual: float
+    """Worst over the active adapters' listed prompts."""
+    threshold: float
+    uncovered: tuple[str, ...]
+    """Routes and states this does not vouch for, in words."""
+    residuals: dict[str, float]
+    """Component, "call" or (where layers were sampled) layer -> worst residual."""
+    prompts: dict[str, float] = field(default_factory=dict)
+    """Given prompt -> residual of its concept; phrasings that are not listed are met less exactly, so `ok` ignores these."""
+
+
+@torch.no_grad()
+def verify(pipe: Any, *, prompts: Sequence[str] = (), images: bool = False, sample: int | None = None) -> Verification:
+    """Measure everything active; `ErasureLoaderMixin.verify_erasure` says how."""
+    active = _active(pipe)
+    broken = [*missing(pipe), *([] if active else ["no erasure is active"])]
+    measured = [(_sampled(pipe, a, sample) if sample else listed(pipe, a, images=images and not broken)) for a in active]
+    residuals = {name: value for part in measured for name, value in part.items()}
+    threshold = max([THRESHOLDS[torch.float32], *(allowed(pipe, a) for a in active)])
+    worst = float("inf") if broken else largest(residuals.values())
+    notes = (
+        *broken,
+        *_off(pipe),
+        *_unsure(pipe, active),
+        *_changed(pipe, active, deep=sample is None),
+        *_routes(pipe, active),
+        *NEVER_COVERED,
+    )
+    told = {text: _told(pipe, a, text) for a in active for text in prompts}
+    return Verification(worst <= threshold, worst, threshold, notes, residuals, told)
+
+
+def _active(pipe: Any) -> list[ErasureAdapter]:
+    """The edits in force: one for all components, unless components came from different pipelines."""
+    return list({id(r.applied): r.applied for _, r in modules_with_registry(pipe).values() if r.applied}.values())
+
+
+# ------------------------------------------------------------------------------------------------ measuring
+
+
+@torch.no_grad()
+def listed(pipe: Any, adapter: ErasureAdapter, *, images: bool = False) -> dict[str, float]:
+    """Component -> worst residual on the listed prompts, encoded now."""
+    found: dict[str, float] = {}
+    for path in _paths(pipe, adapter):
+        rows = _rows(path, adapter)
+        with evaluating(path.encoder):
+            have = target_states(path.encoder, rows, path.use.readings)
+        found |= _read(path, adapter, have, live=True)
+    return found | ({"call": _called(pipe, adapter)} if images else {})
+
+
+@torch.no_grad()
+def promised(pipe: Any, adapter: ErasureAdapter) -> float:
+    """Worst listed residual that `adapter` would have on the unedited pipeline: what its factors do, not what it reports."""
+    each: list[float] = []
+    for path in _paths(pipe, adapter):
+        rows, encoder = _rows(path, adapter), path.encoder
+        with evaluating(encoder), edited(encoder, resolved(encoder, path.use.encoder, adapter)):
+            have = target_states(encoder, rows, path.use.readings)
+        for state, goal in zip(have, _goals(path, adapter), strict=True):
+            if state.shape != goal.shape:
+                raise AdapterIntegrityError(
+                    f"the goals of {path.use.encoder} are {tuple(goal.shape)}, its spec asks for {tuple(state.shape)}"
+                )
+        each += _read(path, adapter, have, live=False).values()
+    return largest(each)
+
+
+def _paths(pipe: Any, adapter: ErasureAdapter) -> list[TextPath]:
+    """The text encoders that the adapter has goals for."""
+    return [path for path in text_paths(pipe) if path.use.encoder in adapter.goal_parts]
+
+
+def _rows(path: TextPath, adapter: ErasureAdapter) -> Rows:
+    return rows_of(pairs_of(adapter.spec.concepts, "exact"), path, ALIGNMENTS[adapter.options.alignment])
+
+
+def _goals(path: TextPath, adapter: ErasureAdapter) -> list[Tensor]:
+    names = [f"{path.use.encoder}.{reading}" for reading in path.use.readings]
+    if missing_goals := [name for name in names if name not in adapter.goals]:
+        raise AdapterIntegrityError(f"the adapter lacks the goals of {', '.join(missing_goals)}; fetch it again from its author")
+    return [adapter.goals[name] for name in names]
+
+
+def _read(path: TextPath, adapter: ErasureAdapter, have: Sequence[Tensor], *, live: bool) -> dict[str, float]:
+    """Worst residual of what is read of an encoder: of the states, or of what the denoiser's edited linears make of them.
+
+    `live`: the linears hold the edit already; otherwise it is added here.
+    """
+    family, goals, use = family_of(path.pipe), _goals(path, adapter), path.use
+    states, found = list(zip(have, goals, use.readings, strict=True)), {}
+    if use == family.read_whole and family.denoiser in adapter.components:
+        x, y, _ = states.pop(next(i for i, (_, _, reading) in enumerate(states) if not reading.pooled))
+        found[family.denoiser] = _readers(component(path.pipe, family.denoiser), adapter, family.denoiser, x, y, live=live)
+    if states:
+        found[use.encoder] = largest([relative(h.cpu(), g) for h, g, _ in states])
+    return found
+
+
+def _readers(root: Any, adapter: ErasureAdapter, denoiser: str, have: Tensor, goal: Tensor, *, live: bool) -> float:
+    """Worst residual after the edited readers, on states `(k, d)`.
+
+    A style LoRA acts on anchors too, so it belongs to what is wanted; our edit does not.
+    """
+    x, y, each = have.to(dtype_of(root)), goal.to(have.device, dtype_of(root)), []
+    for name, factors in resolved(root, denoiser, adapter).items():
+        linear: Any = base_linear(root.get_submodule(name))
+        bias = 0 if linear.bias is None else linear.bias
+        if live:
+            through = path_of(root, name)
+            each.append(relative(through(x) - bias, through(y) - bias - factors(y)))
+        else:
+            each.append(relative(linear.forward(x) - bias + factors(x), linear.forward(y) - bias))
+    return largest(each)
+
+
+def allowed(pipe: Any, adapter: ErasureAdapter) -> float:
+    """Largest residual that counts as kept: what rounding explains in this dtype, or what the adapter's report admits."""
+    own = adapter.report.listed_residual
+    dtypes = {dtype_of(component(pipe, part)) for part in {*adapter.components, *adapter.goal_parts}}
+    return max(2 * own if own < 1 else 0.0, *(THRESHOLDS.get(d, 1e-5) for d in dtypes))
+
+
+def _called(pipe: Any, adapter: ErasureAdapter) -> float:
+    """Worst residual of the states that reach the denoiser in real calls with the listed prompts."""
+    family, pairs = family_of(pipe), pairs_of(adapter.spec.concepts, "exact")
+    if len(family.encoders) != 1 or any(reading.pooled for reading in family.encoders[0].readings):
+        raise UnknownFamilyError(f"images=True knows pipelines that read one text encoder's states, not {type(pipe).__name__}")
+    (path,), seen = _paths(pipe, adapter), []
+    rows = _rows(path, adapter)
+    keep = lambda _, args, kwargs: seen.append(kwargs["encoder_hidden_states"])  # noqa: E731
+    handle = component(pipe, family.denoiser).register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        for pair in pairs:
+            pipe(pair.target.text, num_inference_steps=CALL_STEPS, guidance_scale=1.0, output_type="latent")
+    finally:
+        handle.remove()
+    states = torch.cat(seen[:: len(seen) // len(pairs)])
+    return largest(_read(path, adapter, [states[rows.row, rows.target_at]], live=True).values())
+
+
+def _sampled(pipe: Any, adapter: ErasureAdapter, count: int) -> dict[str, float]:
+    """Layer -> ||what it adds to its stored keys - what it shall add|| / ||what it shall add||, for so many layers.
+
+    0 is erased, 1 is not erased. No prompt is encoded.
+    """
+    layers = [
+        (part, root, name, factors)
+        for part in adapter.components
+        for root in [component(pipe, part)]
+        for name, factors in resolved(root, part, adapter).items()
+    ]
+    return {f"{part}.{n}": _share_left(root, n, f) for part, root, n, f in random.sample(layers, min(count, len(layers)))}
+
+
+def _share_left(root: nn.Module, name: str, factors: Any) -> float:
+    """How much of the edit is missing from the live layer, on the inputs that move it most: the rows of A."""
+    linear: Any = base_linear(root.get_submodule(name))
+    registry = registry_of(root)
+    x = factors.A.to(next(linear.parameters()).device, dtype_of(root))
+    live = path_of(root, name)(x)
+    record = registry.weights.get(name) if registry else None
+    plain = torch.nn.functional.linear
+    wanted = plain(x, record.target.to(x), linear.bias) if record else linear.forward(x) + factors(x)
+    return float((live - wanted).double().norm() / factors(x).double().norm())
+
+
+def _told(pipe: Any, adapter: ErasureAdapter, text: str) -> float:
+    """Residual of the concept in a prompt of the user's, against the same prompt with the anchor, unedited."""
+    pair, each = _pair_in(text, adapter.spec.concepts), []
+    for path in _paths(pipe, adapter):
+        rows, readings = rows_of([pair], path, ALIGNMENTS[adapter.options.alignment]), path.use.readings
+        anchors = Rows(rows.anchor, rows.target, rows.row, rows.anchor_at, rows.target_at)
+        with evaluating(path.encoder):
+            have = target_states(path.encoder, rows, readings)
+            with unedited(pipe):
+                goal = target_states(path.encoder, anchors, readings)
+        each += [relative(h, g) for h, g in zip(have, goal, strict=True)]
+    return largest(each)
+
+
+def _pair_in(text: str, concepts: Sequence[Concept]) -> Pair:
+    """The first concept word in `text`, and the text with its anchor instead."""
+    for concept in concepts:
+        for word in sorted(concept.words, key=len, reverse=True):
+            at = text.casefold().find(word.casefold())
+            if at >= 0:
+                anchor = text[:at] + concept.anchor + text[at + len(word) :]
+                return Pair(Prompt(text, at, at + len(word)), Prompt(anchor, at, at + len(concept.anchor)))
+    known = ", ".join(repr(w) for c in concepts for w in c.words)
+    raise ConceptSpecError(f"prompt {text!r} names none of the erased concepts ({known})")
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Inside, the module is in eval mode."""
+    training = module.training
+    if training:
+        module.eval()
+    try:
+        yield
+    finally:
+        if training:
+            module.train()
+
+
+# ------------------------------------------------------------------------------------------------ what is not covered
+
+
+def _unsure(pipe: Any, active: Sequence[ErasureAdapter]) -> list[str]:
+    """What is on and was not solved here."""
+    loaded = {n: a for _, r in modules_with_registry(pipe).values() for n, a in r.adapters.items()}
+    notes = [f"adapter {n!r} was imported: its effect cannot be measured" for n, a in loaded.items() if a.imported]
+    return [*notes, *([SUMMED] if any(a.options == Foreign(SUM) for a in active) else [])]
+
+
+def _off(pipe: Any) -> list[str]:
+    states = {n: on for _, r in modules_with_registry(pipe).values() for n, on in r.on.items()}
+    return [f"adapter {n!r} is off" for n, on in states.items() if not on]
+
+
+def _changed(pipe: Any, active: Sequence[ErasureAdapter], *, deep: bool) -> list[str]:
+    """Weights, or the base as a whole, that are no longer those the erasure was made for."""
+    notes = []
+    for name, (root, _) in modules_with_registry(pipe).items():
+        changed = changed_by_others(root)
+        if changed:
+            notes.append(f"{name} was changed by someone else since the erasure was applied: {', '.join(changed[:3])}")
+        prints = [a.base[name] for a in active if name in a.base]
+        if deep and any(base_fingerprint(root) != p.get(str(dtype_of(root)).removeprefix("torch.")) for p in prints):
+            notes.append(f"the weights of {name} are no longer those the erasure was made for; refit_erasure() solves it again")
+    return notes
+
+
+def _routes(pipe: Any, active: Sequence[ErasureAdapter]) -> list[str]:
+    """Ways around the edits in force."""
+    if not active:
+        return []
+    denoiser, encoders = family_of(pipe).denoiser, [use.encoder for use in family_of(pipe).encoders]
+    notes = [*(ENCODED if any(name in a.components for a in active for name in encoders) else READ)]
+    notes += [f"LoRA {n!r} is active in {part}" for part in (denoiser, *encoders) for n in _loras(getattr(pipe, part, None))]
+    if getattr(getattr(pipe, denoiser, None), "encoder_hid_proj", None) is not None:
+        notes.append("an IP-Adapter is loaded: its images reach the denoiser through attention of their own")
+    if getattr(pipe, "controlnet", None) is not None:
+        notes.append("controlnet reads the prompt through K/V of its own, which no edit covers")
+    for use in family_of(pipe).encoders:
+        added = [t for t in getattr(getattr(pipe, use.tokenizer, None), "added_tokens_encoder", {}) if not t.startswith("<|")]
+        notes += [f"learned token {t!r}: an embedding that no prompt of the spec holds" for t in added]
+    return notes
+
+
+def _loras(module: Any) -> list[str]:
+    """Names of the PEFT adapters that act in a component."""
+    layers = [m for m in module.modules() if hasattr(m, "active_adapters") and hasattr(m, "lora_A")] if module is not None else []
+    return sorted({n for m in layers if not m.disable_adapters for n in m.active_adapters if n in m.lora_A})
