@@ -12,14 +12,15 @@ if TYPE_CHECKING:
     from .adapter import ErasureAdapter, Report
     from .erase import erase
     from .errors import ErasureError
-    from .loader import ErasureLoaderMixin, Verification, erasable
+    from .loader import ErasureLoaderMixin, erasable
     from .spec import Concept, ErasureSpec
+    from .verify import Verification
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Concept": "spec", "ErasureSpec": "spec", "ErasureAdapter": "adapter", "Report": "adapter",
-    "erasable": "loader", "ErasureLoaderMixin": "loader", "Verification": "loader", "ErasureError": "errors",
+    "erasable": "loader", "ErasureLoaderMixin": "loader", "Verification": "verify", "ErasureError": "errors",
 }  # fmt: skip
 
 

@@ -20,9 +20,9 @@ from torch import Tensor
 from .errors import AdapterFormatError, AdapterIntegrityError
 from .factors import LowRank
 from .families import ENCODERS, file_name
-from .header import SCHEMA, metadata, read_header, sorted_metadata
+from .header import SCHEMA, metadata, read_header, sealed, sorted_metadata
 from .hub import CARD_NAME, WEIGHT_NAME, Origin, checked_name, find, push
-from .options import Foreign, Options, recorded
+from .options import IMPORT, Foreign, Options, recorded
 from .report import Report
 from .spec import ErasureSpec
 
@@ -56,7 +56,7 @@ class ErasureAdapter:
     @property
     def imported(self) -> bool:
         """Whether it came from another tool, without the keys to measure it or solve it again."""
-        return not self.goals
+        return isinstance(self.options, Foreign) and self.options.method == IMPORT
 
     def of(self, component: str) -> dict[str, LowRank]:
         """The edits of one component, by stored name without the component."""
@@ -92,7 +92,7 @@ class ErasureAdapter:
 
     def to_bytes(self) -> bytes:
         """The file's content; the same adapter gives the same bytes."""
-        return sorted_metadata(to_bytes(self.tensors(), metadata=metadata(self.header())))
+        return sorted_metadata(to_bytes(self.tensors(), metadata=metadata(sealed(self.header()))))
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *, weight_name: str = WEIGHT_NAME) -> Path:
         """Write the adapter into a folder; the old file stays whole until the new one is.
@@ -105,19 +105,7 @@ class ErasureAdapter:
         """
         folder = Path(save_directory)
         target = folder / checked_name(weight_name)
-        content = self.to_bytes()
-        folder.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=".erasure-", suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner can read
-            os.replace(temporary, target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_whole(target, self.to_bytes())
         return target
 
     def card(self, **about: Any) -> Any:
@@ -205,6 +193,22 @@ def _attention_rows(edits: Mapping[str, LowRank]) -> dict[str, LowRank]:
     return {k: v for k, v in rows.items() if k not in edits}
 
 
+def write_whole(target: Path, content: bytes) -> None:
+    """Put a file in place in one step: whoever looks sees the old one or the new one, whole."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".erasure-", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner can read
+        os.replace(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
 def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
     """Sha256 over names, shapes and bytes."""
     digest = hashlib.sha256()
@@ -227,7 +231,7 @@ def read(path: Path) -> ErasureAdapter:
             raise AdapterIntegrityError(f"{path}: {name} has values that are not finite; fetch the file again")
     try:
         return _build(header, tensors)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
         raise AdapterFormatError(f"{path}: the header does not describe its tensors ({error})") from error
 
 
@@ -243,19 +247,24 @@ def _build(header: dict[str, Any], tensors: dict[str, Tensor]) -> ErasureAdapter
     edits = {}
     for name, rank in header["ranks"].items():
         A, B = tensors.pop(f"{name}.lora_A.weight"), tensors.pop(f"{name}.lora_B.weight")
-        if A.ndim != 2 or B.ndim != 2 or A.shape[0] != B.shape[1] or not 0 < rank <= A.shape[0]:
+        if type(rank) is not int or A.shape[0] != B.shape[1] or not 0 < rank <= A.shape[0]:
             raise ValueError(f"{name}: shapes {tuple(A.shape)} and {tuple(B.shape)} for rank {rank}")
         edits[name] = LowRank(B[:, :rank].contiguous(), A[:rank].contiguous())
+    reported = {layer["name"] for layer in header["report"]["layers"]}
+    if not edits or (reported and reported != set(edits)):
+        raise ValueError(f"layers {sorted(reported ^ set(edits))[:3]} are reported or stored, but not both")
+    base = {str(part): {str(k): str(v) for k, v in prints.items()} for part, prints in header["base"].items()}
     adapter = ErasureAdapter(
         spec=ErasureSpec.from_dict(header["spec"]),
         options=recorded(header["options"]),
-        base=header["base"],
+        base=base,
         edits=edits,
         keys={k.removeprefix(KEYS): v for k, v in tensors.items() if k.startswith(KEYS)},
         goals={k.removeprefix(GOAL): v for k, v in tensors.items() if k.startswith(GOAL)},
         report=Report.from_dict(header["report"]),
     )
-    unknown = set(tensors) - set(adapter.tensors())
-    if unknown:
+    if unknown := set(tensors) - set(adapter.tensors()):
         raise ValueError(f"unknown tensors {sorted(unknown)[:3]}")
+    if unknown := set(adapter.components) - set(base):
+        raise ValueError(f"no base is named for {sorted(unknown)}")
     return adapter

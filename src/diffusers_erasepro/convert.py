@@ -18,10 +18,11 @@ from .factors import LowRank
 from .families import component, file_name
 from .fingerprint import fingerprints
 from .header import metadata, sorted_metadata
-from .options import Foreign
+from .options import IMPORT, Foreign
+from .places import weight_of
 from .report import NAN, LayerReport, Report, frobenius
 from .spec import ErasureSpec
-from .weights import originals, weight_of
+from .weights import originals
 
 KOHYA = {"unet": "lora_unet", "text_encoder": "lora_te", "text_encoder_2": "lora_te2"}
 """Component -> prefix; with two text encoders the first is `lora_te1`."""
@@ -30,7 +31,6 @@ KOHYA_NOTES = (
     "ComfyUI, A1111, Forge and InvokeAI apply it at the strength the user sets; only 1.0 erases as measured.",
     "They add several erasures up instead of solving them together, and verify nothing.",
 )
-IMPORT = "import"
 DOWN_UP = (
     (".lora_down.weight", ".lora_up.weight"),
     (".lora_A.weight", ".lora_B.weight"),

@@ -18,13 +18,14 @@ from .families import PipelineFamily, Site, base_linear, blocks_of, component, f
 from .fingerprint import fingerprints
 from .measure import read_residual
 from .options import AUTO, READERS, Options
+from .places import weight_of
 from .prompts import ALIGNMENTS, rows_by_kind, token_ids
 from .report import NAN, Report, layer_report, worst
 from .solve import Edit, solve
 from .spec import Concept, ErasureSpec
 from .statistics import STATES, metrics, record_inputs
 from .walk import Solver, Step, final_states, walk, working
-from .weights import originals, unedited, weight_of
+from .weights import originals, unedited
 
 
 def erase(pipe: Any, spec: ErasureSpec | Concept, **options: Any) -> ErasureAdapter:
@@ -77,8 +78,11 @@ def _erase_encoder(
     )
     sites = sites_of(live, choice.blocks(len(blocks_of(live))), choice.variant)
 
+    base = {name: fingerprints(live, originals(live))}
+
     with working(live) as encoder:
-        solver = _solver(spec, choice, _metrics(encoder, tokenizer, spec, choice, sites), _kept(encoder, tokenizer, spec, sites))
+        L = _metrics(encoder, tokenizer, spec, choice, sites, key=next(iter(base[name].values())))
+        solver = _solver(spec, choice, L, _kept(encoder, tokenizer, spec, sites))
         done = walk(encoder, rows, sites, solver)
 
     layers = [_Layer(file_name(name, s.site), weight_of(live, s.site), s.edit.factors, s) for s in done.steps]
@@ -92,10 +96,11 @@ def _erase_encoder(
         tuple(layer_report(x.stored, x.weight, x.factors, x.step, limit=choice.max_edit_size) for x in layers + readers),
         held_out_mean=float(unseen.mean()) if len(unseen) else NAN,
     )  # fmt: skip
-    roots = {name: live} | ({family.denoiser: component(pipe, family.denoiser)} if readers else {})
+    if readers:
+        root = component(pipe, family.denoiser)
+        base[family.denoiser] = fingerprints(root, originals(root))
     return ErasureAdapter(
-        spec, choice, report=report,
-        base={part: fingerprints(root, originals(root)) for part, root in roots.items()},
+        spec, choice, report=report, base=base,
         edits={x.stored: x.factors.to(torch.float32) for x in layers + readers},
         keys={x.stored: x.step.X.T.float().cpu() for x in layers} | {f"{name}.states": x.step.X.T.float().cpu() for x in readers},
         goals={name: done.states["exact"][1].float().cpu()},
@@ -112,7 +117,9 @@ class _Layer:
     step: Step
 
 
-def _metrics(encoder: nn.Module, tokenizer: Any, spec: ErasureSpec, choice: Options, sites: list[Site]) -> dict[str, Tensor]:
+def _metrics(
+    encoder: nn.Module, tokenizer: Any, spec: ErasureSpec, choice: Options, sites: list[Site], *, key: str
+) -> dict[str, Tensor]:
     """The metric's factor L of every site; none for the identity."""
     if choice.metric == "identity":
         return {}
@@ -124,7 +131,7 @@ def _metrics(encoder: nn.Module, tokenizer: Any, spec: ErasureSpec, choice: Opti
     linears = {site.linear: base_linear(encoder.get_submodule(site.linear)) for site in sites}
     named = sorted(set(every) - set(kept))
     ids, without, empty = (token_ids(tokenizer, texts) for texts in (every, named, [""]))
-    return metrics(encoder, ids, without, empty, linears, key=fingerprints(encoder, {})["float32"], ridge=choice.ridge)
+    return metrics(encoder, ids, without, empty, linears, key=key, ridge=choice.ridge)
 
 
 def _kept(encoder: nn.Module, tokenizer: Any, spec: ErasureSpec, sites: list[Site]) -> dict[str, Tensor]:

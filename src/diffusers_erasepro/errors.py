@@ -15,6 +15,8 @@
     │   └── HubRateLimitError                too many requests; the message says how long to wait
     ├── BaseModelMismatchError (ValueError)  made for other weights than the pipeline holds
     ├── AdapterStateError (RuntimeError)     not now: name in use, unknown name, weights that cannot be edited
+    │   ├── ErasureLockedError               a locked erasure would be switched off
+    │   └── ErasureInactiveError             a drawing without an erasure that is required, or was lost
     └── ErasureVerificationError (RuntimeError)  measured on the live pipeline, the erasure does not hold
 
 A failed operation changes nothing: neither the pipeline's bits nor the target folder.
@@ -73,6 +75,14 @@ class BaseModelMismatchError(ErasureError, ValueError):
 
 class AdapterStateError(ErasureError, RuntimeError):
     """The operation does not fit the pipeline's present state."""
+
+
+class ErasureLockedError(AdapterStateError):
+    """The operation would switch off an erasure that is locked; `unlock_erasure(token)` first."""
+
+
+class ErasureInactiveError(AdapterStateError):
+    """Nothing was drawn: an erasure that is required, or that this pipeline had, is not in force."""
 
 
 class ErasureVerificationError(ErasureError, RuntimeError):

@@ -3,39 +3,51 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
+
+from .linears import FUSED, dtype_of, plain_weight, quantisation_of, resident
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SAMPLES = 256
 """Values looked at per parameter; a fine-tune changes all of them, and hashing every weight would cost seconds."""
 
 
-def base_parameters(root: nn.Module, originals: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Parameters by stock name: PEFT's additions left out, edited weights replaced by `originals`."""
-    found = {}
-    for name, value in root.named_parameters():
-        if "lora_" not in name:
-            plain = name.replace(".base_layer", "").removeprefix("text_model.")
-            found[plain] = originals.get(plain.removesuffix(".weight"), value)
-    return found
+def base_parameters(root: nn.Module, originals: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Parameters by stock name: additions of PEFT and fused copies left out, edited weights replaced by `originals`."""
+    for path, module in root.named_modules():
+        plain = path.replace(".base_layer", "").removeprefix("text_model.")
+        if "lora_" in path or plain.rpartition(".")[2] in FUSED:
+            continue
+        for name, _ in module.named_parameters(recurse=False):
+            given = originals.get(plain) if name == "weight" else None
+            yield f"{plain}.{name}", _values(module, name) if given is None else given
+
+
+def _values(module: nn.Module, name: str) -> Tensor:
+    if name == "weight" and isinstance(module, nn.Linear) and quantisation_of(module):
+        return plain_weight(module)
+    return resident(module, name)
 
 
 def fingerprint(root: nn.Module, dtype: torch.dtype, originals: Mapping[str, Tensor]) -> str:
     """Sha256 over names, shapes and an even sample of every parameter, rounded to `dtype`."""
-    digest = hashlib.sha256()
-    for name, value in sorted(base_parameters(root, originals).items()):
-        flat = value.detach().reshape(-1)
-        sample = flat[:: max(1, flat.numel() // SAMPLES)].to(dtype).float()
-        digest.update(f"{name}{tuple(value.shape)}".encode())
-        digest.update(sample.cpu().numpy().tobytes())
-    return digest.hexdigest()[:32]
+    return fingerprints(root, originals, {"": dtype})[""]
 
 
-def fingerprints(root: nn.Module, originals: Mapping[str, Tensor]) -> dict[str, str]:
+def fingerprints(
+    root: nn.Module, originals: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype] | None = None
+) -> dict[str, str]:
     """One fingerprint per dtype the weights may be loaded in; narrower than the live one cannot be undone."""
-    live = next(root.parameters()).dtype
-    wider = {name: dtype for name, dtype in DTYPES.items() if live == torch.float32 or dtype == live}
-    return {name: fingerprint(root, dtype, originals) for name, dtype in wider.items()}
+    live = dtype_of(root)
+    dtypes = dtypes or {n: d for n, d in DTYPES.items() if live == torch.float32 or d == live}
+    digests = {name: hashlib.sha256() for name in dtypes}
+    for name, value in sorted(base_parameters(root, originals), key=lambda item: item[0]):
+        flat = value.detach().reshape(-1)
+        sample = flat[:: max(1, flat.numel() // SAMPLES)].cpu()
+        for key, digest in digests.items():
+            digest.update(f"{name}{tuple(value.shape)}".encode())
+            digest.update(sample.to(dtypes[key]).float().numpy().tobytes())
+    return {name: digest.hexdigest()[:32] for name, digest in digests.items()}

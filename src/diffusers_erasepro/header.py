@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from contextlib import suppress
@@ -9,21 +10,23 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
-from .errors import AdapterFormatError, UnsafeFileError
+from .errors import AdapterFormatError, AdapterIntegrityError, UnsafeFileError
 
 SCHEMA = 1
 HEADER_LIMIT = 8 * 2**20
+TENSOR_LIMIT = 4096
+DTYPES_READ = ("F32", "F16", "BF16")
+"""Of tensors; names as in the file."""
 NOT_WEIGHTS = {b"version ": "a Git-LFS pointer", b"<!doctyp": "a web page", b"<html": "a web page"}
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """The `erasepro` entry of the file's metadata; the tensors are not read.
+    """The `erasepro` entry of the file's metadata; what the file says of its tensors is checked, none is read.
 
     Raises:
         UnsafeFileError: Not a safetensors file by name.
         AdapterFormatError: Not an erasure adapter, or one of a later version.
+        AdapterIntegrityError: The header is not as it was written.
     """
     if path.suffix != ".safetensors":
         raise UnsafeFileError(f"{path} is not a safetensors file; pickles are never loaded")
@@ -32,6 +35,8 @@ def read_header(path: Path) -> dict[str, Any]:
         raise AdapterFormatError(f"{path}: its 'erasepro' header is a {type(header).__name__}, not a table")
     if header.get("schema") != SCHEMA:
         raise AdapterFormatError(f"{path} has schema {header.get('schema')!r}, this version reads {SCHEMA}; upgrade the package")
+    if seal(header) != header.get("seal"):
+        raise AdapterIntegrityError(f"{path}: the header's seal is not that of its content; fetch the file again")
     return header
 
 
@@ -45,22 +50,56 @@ def headers_below(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _parsed(path: Path) -> Any:
+    try:
+        return _json(_table(path)["erasepro"])
+    except (UnicodeDecodeError, RecursionError, json.JSONDecodeError) as error:
+        raise AdapterFormatError(f"{path} is not a readable safetensors file: {error}") from error
+
+
+def _table(path: Path) -> dict[str, str]:
+    """The file's metadata; its header is not too long, has no name twice, and only tensors of the kinds we write.
+
+    A header of a million tensors takes safetensors 18 s and 1.3 GB, so its length is looked at first.
+    """
     with path.open("rb") as file:
         start = file.read(8)
-    if what := next((w for mark, w in NOT_WEIGHTS.items() if start.lower().startswith(mark)), None):
-        raise AdapterFormatError(f"{path} is {what}, not weights; download the file itself")
-    if len(start) == 8 and int.from_bytes(start, "little") > HEADER_LIMIT:
-        raise AdapterFormatError(f"{path}: a header of {int.from_bytes(start, 'little')} bytes, at most {HEADER_LIMIT} are read")
-    try:
-        with safe_open(path, framework="np") as file:
-            stored = (file.metadata() or {}).get("erasepro")
-        if stored is None:
+        if what := next((w for mark, w in NOT_WEIGHTS.items() if start.lower().startswith(mark)), None):
+            raise AdapterFormatError(f"{path} is {what}, not weights; download the file itself")
+        size = int.from_bytes(start, "little")
+        if len(start) < 8 or size > HEADER_LIMIT:
             raise AdapterFormatError(
-                f"{path} is no erasure adapter: its header has no 'erasepro' entry; for a plain LoRA see `erasepro import`"
+                f"{path} is not a readable safetensors file: a header of {size} bytes, at most {HEADER_LIMIT} are read"
             )
-        return json.loads(stored)
-    except (SafetensorError, json.JSONDecodeError, RecursionError) as error:
-        raise AdapterFormatError(f"{path} is not a readable safetensors file: {error}") from error
+        text = file.read(size)
+    if (count := text.count(b'"data_offsets"')) > TENSOR_LIMIT:  # counted in the bytes: parsing so many takes seconds
+        raise AdapterFormatError(f"{path} holds {count} tensors, at most {TENSOR_LIMIT} are read")
+    table = _json(text)
+    if not isinstance(table, dict) or not isinstance(table.get("__metadata__", {}), dict):
+        raise AdapterFormatError(f"{path} is not a readable safetensors file: its header is no table")
+    about: dict[str, str] = table.pop("__metadata__", {})
+    if "erasepro" not in about:
+        raise AdapterFormatError(
+            f"{path} is no erasure adapter: its header has no 'erasepro' entry; for a plain LoRA see `erasepro import`"
+        )
+    if not isinstance(about["erasepro"], str):
+        raise AdapterFormatError(f"{path} is not a readable safetensors file: its metadata is no text")
+    for name, entry in table.items():
+        shape = entry.get("shape") if isinstance(entry, dict) else None
+        if shape is None or entry.get("dtype") not in DTYPES_READ or len(shape) != 2:
+            raise AdapterFormatError(f"{path}: {name} is not a matrix of {', '.join(DTYPES_READ)}, as all of ours are")
+    return about
+
+
+def _json(text: str | bytes) -> Any:
+    return json.loads(text, object_pairs_hook=_unique)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A table; the parsers of other programs disagree on which of two equal names counts."""
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        raise AdapterFormatError("a header names something twice; fetch the file again from its author")
+    return table
 
 
 # ------------------------------------------------------------------------------------------------ in words
@@ -109,6 +148,17 @@ def components(header: Mapping[str, Any]) -> list[str]:
 
 
 # ------------------------------------------------------------------------------------------------ writing
+
+
+def sealed(header: Mapping[str, Any]) -> dict[str, Any]:
+    """The header with its seal."""
+    return {**header, "seal": seal(header)}
+
+
+def seal(header: Mapping[str, Any]) -> str:
+    """Sha256 of the header without its seal: a flipped bit in it is found, as one in a tensor is by `tensor_digest`."""
+    rest = {k: v for k, v in header.items() if k != "seal"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def metadata(header: dict[str, Any]) -> dict[str, str]:

@@ -2,62 +2,34 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-
-from .adapter import ErasureAdapter, read
-from .compose import SUM, SUMMED, combined, joint_options, joint_spec
+from .adapter import ErasureAdapter, read, write_whole
+from .compose import combined, joint_options, joint_spec
 from .erase import erase
-from .errors import AdapterStateError, BaseModelMismatchError, ConceptSpecError, ErasureVerificationError
-from .families import component, family_of, module_name
-from .lockfile import SUFFIX, locked
-from .measure import relative
-from .options import Foreign
-from .prompts import ALIGNMENTS, pairs_of, rows_of
-from .walk import final_states
-from .weights import (
-    LOCK,
-    Registry,
-    base_fingerprint,
-    commit,
-    is_intact,
-    modules_with_registry,
-    originals,
-    registry_of,
-    resolved,
-    staged,
-)
+from .errors import AdapterStateError, ConceptSpecError, ErasureVerificationError
+from .families import component, family_of
+from .fit import fitting
+from .gate import GATE
+from .guard import check_call, check_replacement, locks_of, new_lock, opened_by, refuse_locked
+from .lockfile import SUFFIX
+from .lockfile import locked as locked_files
+from .verify import Verification, verify
+from .weights import Plan, Registry, commit, modules_with_registry, registry_of, staged
 
 P = TypeVar("P")
-
-THRESHOLDS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
-"""Largest residual that counts as zero, per dtype of the live weights (three times what rounding was seen to do)."""
-NEVER_COVERED = (
-    "images given as input (img2img, inpainting, IP-Adapter)",
-    "whoever holds the files: fine-tuning, unloading, other checkpoints",
-)
-
-
-@dataclass(frozen=True)
-class Verification:
-    """What `verify_erasure` measured on the live modules."""
-
-    ok: bool
-    residual: float
-    """Worst over the active adapters' listed prompts."""
-    threshold: float
-    uncovered: tuple[str, ...]
-    """Routes and states this does not vouch for, in words."""
-    residuals: dict[str, float]
-    """Component -> worst residual."""
+Source = str | os.PathLike[str] | ErasureAdapter
+SIDECAR = "erasure.json"
+"""Beside `model_index.json`, where a pipeline was saved with an erasure on: which ones its weights hold."""
 
 
 class ErasureLoaderMixin:
@@ -66,12 +38,12 @@ class ErasureLoaderMixin:
     components: dict[str, Any]
 
     def load_erasure_adapter(
-        self, pretrained_model_name_or_path_or_adapter: str | os.PathLike[str] | ErasureAdapter, *,
+        self, pretrained_model_name_or_path_or_adapter: Source, *,
         adapter_name: str | None = None, weight_name: str | None = None, subfolder: str | None = None,
         revision: str | None = None, token: str | bool | None = None,
         cache_dir: str | os.PathLike[str] | None = None, local_files_only: bool = False,
-        allow_base_mismatch: bool = False,
-    ) -> str | tuple[str, ...]:  # fmt: skip
+        allow_base_mismatch: bool = False, locked: bool = False, lock_token: str | None = None,
+    ) -> str | list[str]:  # fmt: skip
         """Load an erasure and switch it on, beside those that are on already.
 
         Args:
@@ -80,28 +52,47 @@ class ErasureLoaderMixin:
             adapter_name: How to call it; letters, digits, "_" and "-", at most 64. Default: "erasure_0", ...
             weight_name, subfolder, revision, token, cache_dir, local_files_only: As in diffusers.
             allow_base_mismatch: Solve the spec again on this pipeline's weights if they are not those it was made for.
+            locked: Switching it off, deleting it, replacing its component and a LoRA `scale` in a call raise
+                ErasureLockedError until `unlock_erasure(lock_token)`. This guards against mistakes and request
+                handlers, not against whoever holds the process.
+            lock_token: The operator's secret, at least 8 characters; only a salted hash is kept. Without one, the lock
+                cannot be opened: load the pipeline anew.
 
         Returns:
             The adapter's name; of a lock, all names.
 
         Raises:
-            AdapterFormatError, AdapterIntegrityError: The file is not a whole erasure adapter, or not the pinned one.
+            AdapterFormatError, AdapterIntegrityError: The file is not a whole erasure adapter, not the pinned one, or
+                does not erase.
             HubError: The Hub did not give the file; the subclasses say why.
             BaseModelMismatchError: It was made for other weights.
             AdapterStateError: The name, or the same erasure, is loaded already.
         """
+        hub = {
+            "weight_name": weight_name, "subfolder": subfolder, "revision": revision, "token": token,
+            "cache_dir": cache_dir, "local_files_only": local_files_only,
+        }  # fmt: skip
+        lock = new_lock(lock_token) if locked or lock_token is not None else None
         source = pretrained_model_name_or_path_or_adapter
         if not isinstance(source, ErasureAdapter) and os.fspath(source).endswith(SUFFIX):
-            hub = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-            return _load_lock(self, Path(source), hub, allow_base_mismatch)
-        adapter = source if isinstance(source, ErasureAdapter) else ErasureAdapter.from_pretrained(
-            source, weight_name=weight_name, subfolder=subfolder, revision=revision, token=token,
-            cache_dir=cache_dir, local_files_only=local_files_only,
-        )  # fmt: skip
-        with LOCK:
+            found = locked_files(Path(source), token=token, cache_dir=cache_dir, local_files_only=local_files_only)
+            return self.load_erasure_adapters(
+                {n: replace(read(o.path), origin=o) for n, o in found.items()}, allow_base_mismatch=allow_base_mismatch
+            )
+        adapter = source if isinstance(source, ErasureAdapter) else ErasureAdapter.from_pretrained(source, **hub)  # type: ignore[arg-type]
+        with GATE.changing():
             name = _new_name(adapter_name, _adapters(self))
-            _add(self, {name: adapter}, allow_base_mismatch)
-        return name
+            _add(self, {name: adapter}, allow_base_mismatch=allow_base_mismatch, locks={} if lock is None else {name: lock})
+            return name
+
+    def load_erasure_adapters(self, sources: Mapping[str, Source], *, allow_base_mismatch: bool = False) -> list[str]:
+        """Load several erasures, name -> file, folder, Hub id or adapter: all or none, and solved together once."""
+        made = {n: s if isinstance(s, ErasureAdapter) else ErasureAdapter.from_pretrained(s) for n, s in sources.items()}
+        with GATE.changing():
+            loaded = _adapters(self)
+            names = [_new_name(name, loaded) for name in made]
+            _add(self, made, allow_base_mismatch=allow_base_mismatch, locks={})
+            return names
 
     def get_erasure_adapters(self) -> dict[str, bool]:
         """Name -> whether it is on, in the order of loading."""
@@ -110,22 +101,24 @@ class ErasureLoaderMixin:
     def set_erasure_adapters(self, adapter_names: str | Sequence[str]) -> None:
         """Switch exactly these on and the others off; their order does not matter."""
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
-        with LOCK:
+        with GATE.changing():
             states = self.get_erasure_adapters()
             _known(names, states)
+            refuse_locked(self, set(states) - set(names), "set_erasure_adapters would switch it off")
             _switch(self, _adapters(self), {n: n in names for n in states})
 
     def disable_erasure(self) -> None:
         """Switch all off: the weights are the base, bit for bit."""
-        with LOCK:
+        with GATE.changing():
             states = self.get_erasure_adapters()
             resume = tuple(n for n, on in states.items() if on)
+            refuse_locked(self, resume, "disable_erasure")
             if resume:
-                _switch(self, _adapters(self), dict.fromkeys(states, False), resume)
+                _switch(self, _adapters(self), dict.fromkeys(states, False), resume=resume)
 
     def enable_erasure(self) -> None:
         """Switch on again what `disable_erasure` switched off; all, if nothing was."""
-        with LOCK:
+        with GATE.changing():
             states = self.get_erasure_adapters()
             if any(states.values()):
                 return
@@ -134,33 +127,37 @@ class ErasureLoaderMixin:
 
     @contextmanager
     def erasure_disabled(self) -> Iterator[None]:
-        """Inside, nothing is erased; afterwards the same adapters are on as before."""
-        states = self.get_erasure_adapters()
-        self.disable_erasure()
-        try:
-            yield
-        finally:
-            self.set_erasure_adapters([n for n, on in states.items() if on])
+        """Inside, nothing is erased; afterwards the same adapters are on as before. Other threads wait to draw."""
+        with GATE.changing():
+            states = self.get_erasure_adapters()
+            self.disable_erasure()
+            try:
+                yield
+            finally:
+                self.set_erasure_adapters([n for n, on in states.items() if on])
 
     def delete_erasure_adapters(self, adapter_names: str | Sequence[str]) -> None:
         """Forget these adapters; the others stay as they are."""
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
-        with LOCK:
-            states = self.get_erasure_adapters()
-            _known(names, states)
+        with GATE.changing():
+            states, lost = self.get_erasure_adapters(), _lost(self)
+            _known([n for n in names if n not in lost], states)
+            refuse_locked(self, names, "delete_erasure_adapters")
             left = {n: a for n, a in _adapters(self).items() if n not in names}
             _switch(self, left, {n: on for n, on in states.items() if n not in names})
+            self._erasure_lost = {n: part for n, part in lost.items() if n not in names}
 
     def unload_erasure_adapters(self) -> None:
         """Forget all adapters: the weights are the base, bit for bit, and no trace is left on the modules."""
-        with LOCK:
-            _switch(self, {}, {})
-            for root, _ in modules_with_registry(self).values():
-                del root._erasepro
+        with GATE.changing():
+            refuse_locked(self, self.get_erasure_adapters(), "unload_erasure_adapters")
+            found = modules_with_registry(self).items()
+            commit([staged(root, name, None, registry=None) for name, (root, _) in found])
+            self._erasure_lost = {}
 
     def refit_erasure(self) -> None:
         """Solve the active specs again on the live weights: after a style LoRA or on another base."""
-        with LOCK:
+        with GATE.changing():
             states, adapters = self.get_erasure_adapters(), _adapters(self)
             active = [adapters[n] for n, on in states.items() if on]
             if not active:
@@ -169,14 +166,25 @@ class ErasureLoaderMixin:
             applied = erase(self, joint_spec(ordered), **joint_options(ordered))
             _switch(self, adapters, states, applied=applied)
 
-    def verify_erasure(self, *, raise_on_fail: bool = False) -> Verification:
-        """Measure the listed residual of everything active, on the live modules.
+    def verify_erasure(
+        self, prompts: str | Sequence[str] | None = None, *,
+        images: bool = False, sample: int | None = None, raise_on_fail: bool = False,
+    ) -> Verification:  # fmt: skip
+        """Measure everything active on the live modules, through the path a call uses.
+
+        Args:
+            prompts: Prompts of your own with an erased concept in them; their residuals are told in `.prompts`.
+            images: Also call the pipeline with the listed prompts, and measure what its denoiser receives.
+            sample: Look at so many edited layers, drawn anew each time, instead of encoding the prompts: milliseconds.
+            raise_on_fail: Raise where the erasure does not hold.
 
         Raises:
             ErasureVerificationError: With `raise_on_fail`, where the erasure does not hold.
+            ConceptSpecError: One of `prompts` names no erased concept.
         """
-        with LOCK:
-            found = _verify(self)
+        given = [prompts] if isinstance(prompts, str) else list(prompts or ())
+        with GATE.changing() if given else GATE.drawing():  # prompts are compared with what the base makes of them
+            found = verify(self, prompts=given, images=images, sample=sample)
         if raise_on_fail and not found.ok:
             raise ErasureVerificationError(
                 f"residual {found.residual:.1e}, at most {found.threshold:.0e} allowed; {'; '.join(found.uncovered)}. "
@@ -184,37 +192,64 @@ class ErasureLoaderMixin:
             )
         return found
 
+    def unlock_erasure(self, token: str) -> list[str]:
+        """Open every lock that this token opens.
+
+        Returns:
+            The names of the adapters unlocked.
+
+        Raises:
+            ErasureLockedError: It opens none.
+        """
+        with GATE.changing():
+            opened = [n for n, lock in locks_of(self).items() if opened_by(lock, token)]
+            if not opened:
+                refuse_locked(self, locks_of(self), "this token opens no lock")
+            for _, registry in modules_with_registry(self).values():
+                registry.locks = {n: lock for n, lock in registry.locks.items() if n not in opened}
+            return opened
+
+    def require_erasure(self, adapter_names: str | Sequence[str] | bool = True) -> None:
+        """From now on, refuse to draw while one of these is off: True for all that are loaded (at least one), False for none."""
+        names = (adapter_names,) if isinstance(adapter_names, str) else adapter_names
+        self._erasure_required: bool | tuple[str, ...] = names if isinstance(names, bool) else tuple(names)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """As in diffusers. With an erasure on, the erased weights are written, and `erasure.json` says so.
+
+        Raises:
+            AdapterStateError: An edit lives in a hook (quantised weights), which no file would hold.
+        """
+        with GATE.drawing():
+            found = modules_with_registry(self)
+            if hooked := [n for n, (_, r) in found.items() if any(h.factors for h in r.hooks.values())]:
+                raise AdapterStateError(f"{hooked[0]} is edited by hooks, which are not saved; disable_erasure() first")
+            super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+            _write_sidecar(Path(save_directory), {n: r.applied for n, (_, r) in found.items() if r.applied})
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        lost = check_replacement(self, name, value)
+        super().__setattr__(name, value)
+        if lost:
+            super().__setattr__("_erasure_lost", _lost(self) | lost)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        stock = super().__call__  # type: ignore[misc]
+        with GATE.drawing():
+            check_call(self, inspect.signature(stock).bind_partial(*args, **kwargs).arguments)
+            return stock(*args, **kwargs)
+
 
 # ------------------------------------------------------------------------------------------------ switching
 
 
-def _load_lock(pipe: Any, lock: Path, hub: dict[str, Any], allow_base_mismatch: bool) -> tuple[str, ...]:
-    found = {name: replace(read(origin.path), origin=origin) for name, origin in locked(lock, **hub).items()}
-    with LOCK:
-        for name in found:
-            _new_name(name, _adapters(pipe))
-        _add(pipe, found, allow_base_mismatch)
-    return tuple(found)
-
-
-def _add(pipe: Any, new: dict[str, ErasureAdapter], allow_base_mismatch: bool) -> None:
-    """Load `new` beside what is loaded, all or nothing, and switch it on."""
-    loaded = _adapters(pipe)
-    fitting: dict[str, ErasureAdapter] = {}
-    for name, adapter in new.items():
-        if twin := next((n for n, a in (loaded | fitting).items() if a.digest == adapter.digest), None):
-            raise AdapterStateError(f"this erasure is loaded already, as {twin!r}; switch it with set_erasure_adapters")
-        for part in adapter.components:
-            resolved(component(pipe, part), part, adapter)
-        fits = _made_for(pipe, adapter)
-        if not fits and not allow_base_mismatch:
-            raise BaseModelMismatchError(_mismatch(adapter))
-        fitting[name] = adapter if fits else erase(pipe, adapter.spec, **joint_options([adapter]))
-    _switch(pipe, loaded | fitting, {**pipe.get_erasure_adapters(), **dict.fromkeys(fitting, True)})
-
-
 def _adapters(pipe: Any) -> dict[str, ErasureAdapter]:
     return {n: a for _, registry in modules_with_registry(pipe).values() for n, a in registry.adapters.items()}
+
+
+def _lost(pipe: Any) -> dict[str, str]:
+    """Adapter -> component, of what went with a component that was replaced."""
+    return getattr(pipe, "_erasure_lost", {})
 
 
 def _new_name(name: str | None, loaded: dict[str, ErasureAdapter]) -> str:
@@ -232,105 +267,65 @@ def _known(names: Sequence[str], states: dict[str, bool]) -> None:
         raise AdapterStateError(f"no erasure named {unknown[0]!r} is loaded (loaded: {', '.join(states) or 'none'})")
 
 
-def _made_for(pipe: Any, adapter: ErasureAdapter) -> bool:
-    for part, prints in adapter.base.items():
-        root = component(pipe, part)
-        dtype = next(root.parameters()).dtype
-        if base_fingerprint(root) != prints.get(str(dtype).removeprefix("torch.")):
-            return False
-    return True
-
-
-def _mismatch(adapter: ErasureAdapter) -> str:
-    return (
-        f"the weights of {' and '.join(adapter.base)} are not those the adapter {adapter.origin or ''} was made for "
-        "(fine-tuned, a LoRA fused in, or another dtype than its maker had); load it on its base model, or pass "
-        "allow_base_mismatch=True to solve its spec again here"
-    )
+def _add(pipe: Any, new: Mapping[str, ErasureAdapter], *, allow_base_mismatch: bool, locks: dict[str, Any]) -> None:
+    """Check the new adapters against the pipeline, and switch them on beside those that are on."""
+    loaded = _adapters(pipe)
+    for name, adapter in new.items():
+        if twin := next((n for n, a in loaded.items() if a.digest == adapter.digest), None):
+            raise AdapterStateError(f"this erasure is loaded already, as {twin!r}; switch it with set_erasure_adapters")
+        loaded[name] = fitting(pipe, adapter, allow_base_mismatch=allow_base_mismatch)
+    _switch(pipe, loaded, {**pipe.get_erasure_adapters(), **dict.fromkeys(new, True)}, locks=locks)
+    pipe._erasure_lost = {n: part for n, part in _lost(pipe).items() if n not in new}
 
 
 def _switch(
-    pipe: Any, adapters: dict[str, ErasureAdapter], on: dict[str, bool], resume: tuple[str, ...] = (),
-    applied: ErasureAdapter | None = None,
+    pipe: Any, adapters: dict[str, ErasureAdapter], on: dict[str, bool], *, resume: tuple[str, ...] = (),
+    applied: ErasureAdapter | None = None, locks: Mapping[str, tuple[bytes, bytes]] | None = None,
 ) -> None:  # fmt: skip
     """Make `on` the state of the pipeline: everything is staged first, then written."""
-    active = [adapters[n] for n, is_on in on.items() if is_on]
-    applied = applied or combined(pipe, active)
+    edit = applied or combined(pipe, [adapters[n] for n, is_on in on.items() if is_on])
     parts = dict.fromkeys([*modules_with_registry(pipe), *(c for a in adapters.values() for c in a.components)])
-    plans = []
-    for part in parts:
-        root = component(pipe, part)
-        mine = {n: a for n, a in adapters.items() if part in a.components}
-        edit = applied if applied and part in applied.components else None
-        old = registry_of(root)
-        registry = Registry(mine, {n: on[n] for n in mine}, resume, edit, dict(old.weights) if old else {})
-        plans.append((root, staged(root, part, edit), registry))
-    for root, plan, registry in plans:
-        commit(root, plan, registry)
+    locks = {**locks_of(pipe), **(locks or {})}
+    commit([_plan(pipe, part, adapters, on, edit, resume, locks) for part in parts])
 
 
-# ------------------------------------------------------------------------------------------------ verifying
+def _plan(
+    pipe: Any, part: str, adapters: Mapping[str, ErasureAdapter], on: Mapping[str, bool], edit: ErasureAdapter | None,
+    resume: tuple[str, ...], locks: Mapping[str, tuple[bytes, bytes]],
+) -> Plan:  # fmt: skip
+    """What changes in one component."""
+    root = component(pipe, part)
+    mine = {n: a for n, a in adapters.items() if part in a.components}
+    here = edit if edit and part in edit.components else None
+    registry = Registry(mine, {n: on[n] for n in mine}, resume, here, {n: lock for n, lock in locks.items() if n in mine})
+    known = registry_of(root)
+    plan = staged(root, part, here, registry=registry)
+    if getattr(pipe, part) is not root and len(registry.hooks) > len(known.hooks if known else {}):
+        raise AdapterStateError(f"{part} is compiled, and a hook added now would be ignored; load the erasure before compiling")
+    return plan
 
 
-@torch.no_grad()
-def _verify(pipe: Any) -> Verification:
-    residuals: dict[str, float] = {}
-    found = modules_with_registry(pipe)
-    notes = [f"adapter {n!r} is off" for n, on in pipe.get_erasure_adapters().items() if not on]
-    for encoder_name, tokenizer_name in family_of(pipe).encoders:
-        applied = next((r.applied for _, r in found.values() if r.applied and encoder_name in r.applied.goals), None)
-        if applied is not None:
-            residuals |= _residuals(pipe, applied, encoder_name, tokenizer_name)
-    notes += [f"adapter {n!r} was imported: its effect cannot be measured" for n, a in _adapters(pipe).items() if a.imported]
-    notes += [f"{n} was changed by someone else since the erasure was applied" for n, (m, _) in found.items() if not is_intact(m)]
-    if residuals and not any("unet" in r.applied.components for _, r in found.values() if r.applied):
-        notes.append("prompt_embeds made elsewhere: this erasure lives in the text encoder")
-    if any(r.applied and r.applied.options == Foreign(SUM) for _, r in found.values()):
-        notes.append(SUMMED)
-    if not residuals:
-        notes.append("no erasure is active")
-    threshold = max((THRESHOLDS.get(next(m.parameters()).dtype, 2e-2) for m, _ in found.values()), default=1e-5)
-    worst = max(residuals.values(), default=float("inf"))
-    return Verification(worst <= threshold, worst, threshold, (*notes, *NEVER_COVERED), residuals)
-
-
-def _residuals(pipe: Any, applied: ErasureAdapter, encoder_name: str, tokenizer_name: str) -> dict[str, float]:
-    """Component -> worst residual of the applied edit, through the live modules."""
-    encoder, goal = component(pipe, encoder_name), applied.goals[encoder_name]
-    rows = rows_of(pairs_of(applied.spec.concepts, "exact"), getattr(pipe, tokenizer_name), ALIGNMENTS[applied.options.alignment])
-    with _evaluating(encoder):
-        have = final_states(encoder, rows.target_ids)[rows.row, rows.target_at]
-    denoiser = family_of(pipe).denoiser
-    if denoiser not in applied.components:
-        return {encoder_name: float(relative(have.cpu(), goal).max())}
-    root, worst = component(pipe, denoiser), 0.0
-    base = originals(root)
-    for stored in applied.of(denoiser):
-        name = module_name(root, stored)
-        assert name is not None
-        layer = root.get_submodule(name)
-        wanted = goal.to(have) @ base[name.replace(".base_layer", "")].to(have).T
-        worst = max(worst, float(relative(layer(have), wanted).max()))
-    return {denoiser: worst}
-
-
-@contextmanager
-def _evaluating(module: torch.nn.Module) -> Iterator[None]:
-    training = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(training)
+def _write_sidecar(folder: Path, applied: Mapping[str, ErasureAdapter]) -> None:
+    """Say which erasures the saved weights hold; where they hold none, an older word is withdrawn."""
+    if not applied:
+        (folder / SIDECAR).unlink(missing_ok=True)
+        return
+    edits = {a.digest: {"components": [*a.components], "spec": a.spec.to_dict()} for a in applied.values()}
+    write_whole(folder / SIDECAR, json.dumps(edits, indent=2, sort_keys=True).encode())
 
 
 # ------------------------------------------------------------------------------------------------ stock pipelines
 
 
-@cache
-def _erasable_class(stock: type) -> type:
+@functools.cache
+def _erasable_class(stock: Any) -> type:
     """`stock` with the mixin in front, under its own name, so that diffusers saves and finds it as ever."""
-    body = {"__module__": stock.__module__, "__qualname__": stock.__qualname__, "__reduce_ex__": _reduce}
+
+    @functools.wraps(stock.__call__)  # diffusers reads the call's signature
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return ErasureLoaderMixin.__call__(self, *args, **kwargs)
+
+    body = {"__module__": stock.__module__, "__qualname__": stock.__qualname__, "__reduce_ex__": _reduce, "__call__": call}
     return type(stock.__name__, (ErasureLoaderMixin, stock), body)
 
 
@@ -344,8 +339,12 @@ def _reduce(self: Any, protocol: int) -> tuple[Callable[..., Any], tuple[Any, ..
     return _rebuild, (type(self).__mro__[2], self.__dict__)
 
 
-def erasable(pipe: P) -> P:
+def erasable(pipe: P, *, require_erasure: bool | str | Sequence[str] = False) -> P:
     """Give a pipeline the methods of `ErasureLoaderMixin`; the same object comes back, its class name kept.
+
+    Args:
+        pipe: A pipeline of a known family.
+        require_erasure: Refuse to draw while an erasure of these names is off; True: while any is, or none is loaded.
 
     Raises:
         UnknownFamilyError: The pipeline has no record.
@@ -353,4 +352,6 @@ def erasable(pipe: P) -> P:
     family_of(pipe)
     if not isinstance(pipe, ErasureLoaderMixin):
         pipe.__class__ = _erasable_class(type(pipe))  # type: ignore[arg-type, assignment]
+    if require_erasure is not False:
+        pipe.require_erasure(require_erasure)  # type: ignore[attr-defined]
     return pipe

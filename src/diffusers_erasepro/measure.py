@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,12 @@ def aligned_states(encoder: nn.Module, rows: Rows, edits: Mapping[str, LowRank])
 def relative(have: Tensor, goal: Tensor) -> Tensor:
     """||have - goal|| / ||goal|| per row."""
     return (have.double() - goal.double()).norm(dim=-1) / goal.double().norm(dim=-1)
+
+
+def largest(values: Iterable[float | Tensor]) -> float:
+    """The maximum; NaN if one is NaN, which Python's `max` would pass over. Nothing measured is infinite."""
+    found = [torch.as_tensor(v, dtype=torch.float64).max() for v in values]
+    return float(torch.stack(found).max()) if found else float("inf")
 
 
 def read_residual(have: Tensor, goal: Tensor, readers: Sequence[tuple[Tensor, LowRank]]) -> Tensor:

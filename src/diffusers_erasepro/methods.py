@@ -20,11 +20,12 @@ from .families import PipelineFamily, blocks_of, component, family_of, reader_pa
 from .fingerprint import fingerprints
 from .measure import aligned_states, read_residual
 from .options import READERS, Foreign, number
+from .places import weight_of
 from .prompts import ALIGNMENTS, rows_by_kind, token_ids
 from .report import NAN, LayerReport, Report, frobenius
 from .spec import Concept, ErasureSpec
 from .walk import final_states, working
-from .weights import originals, unedited, weight_of
+from .weights import originals, unedited
 
 P = TypeVar("P", bound="Peer")
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .factors import LowRank
 from .families import Site, base_linear
+from .linears import device_of
 from .prompts import Rows
 from .solve import Edit
 
@@ -127,7 +128,7 @@ def final_states(encoder: Any, ids: Tensor, *, batch: int = 64) -> Tensor:
     weight = next(encoder.parameters())
     if not len(ids):
         return weight.new_zeros(0, ids.shape[1], encoder.config.hidden_size)
-    device = weight.device
+    device = device_of(encoder)
     return torch.cat([encoder(part.to(device)).last_hidden_state for part in ids.split(batch)])
 
 

@@ -6,8 +6,7 @@ by `from_pipe` share it, and a replaced component loses it, as it loses the edit
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,15 +17,29 @@ from torch import Tensor, nn
 from .adapter import ErasureAdapter
 from .errors import AdapterStateError, BaseModelMismatchError
 from .factors import LowRank
-from .families import base_linear, module_name
+from .families import base_linear, module_name, unwrapped
 from .fingerprint import fingerprint
+from .gate import GATE
+from .linears import dtype_of
+from .places import editable, places_of, refuse_tied, travelled
 
 ATTRIBUTE = "_erasepro"
-LOCK = threading.RLock()
-"""Held while weights change, so that no two threads interleave."""
+HALF, BRAIN = torch.float16, torch.bfloat16
+JOURNEYS: tuple[tuple[torch.dtype, ...], ...] = ((), (HALF,), (BRAIN,), (HALF, BRAIN), (BRAIN, HALF))
+"""Dtypes a weight may have gone through between two looks; a pipeline that was `.half()` and is float again lost bits."""
 
 
-@dataclass
+class Added:
+    """Forward hook of a linear whose weight cannot be edited: adds B A x, or nothing while `factors` is None."""
+
+    def __init__(self) -> None:
+        self.factors: LowRank | None = None
+
+    def __call__(self, _: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        return out if self.factors is None else out + self.factors(args[0]).to(out)
+
+
+@dataclass(frozen=True)
 class EditedWeight:
     """One weight under our care."""
 
@@ -34,6 +47,14 @@ class EditedWeight:
     """The bits before any edit, on the CPU."""
     target: Tensor
     """The bits last written."""
+
+    def followed(self, live: Tensor) -> EditedWeight | None:
+        """The record after the dtype moves that `live` went through; None if someone else changed the values."""
+        for journey in JOURNEYS:
+            path = (*journey, live.dtype)
+            if torch.equal(travelled(self.target.to(live.device), path), live):
+                return EditedWeight(travelled(self.base, path), travelled(self.target, path))
+        return None
 
 
 @dataclass
@@ -46,7 +67,11 @@ class Registry:
     """What `enable_erasure` turns on again."""
     applied: ErasureAdapter | None = None
     """The one edit that stands for all active adapters; None where nothing is active."""
+    locks: dict[str, tuple[bytes, bytes]] = field(default_factory=dict)
+    """Locked adapter -> salt and hash of the token that unlocks it."""
     weights: dict[str, EditedWeight] = field(default_factory=dict)
+    hooks: dict[str, Added] = field(default_factory=dict)
+    """Of the linears whose weight cannot be edited; a linear may be in both, if it was cast to 8 bits later."""
 
 
 def registry_of(root: nn.Module) -> Registry | None:
@@ -57,38 +82,23 @@ def registry_of(root: nn.Module) -> Registry | None:
 def modules_with_registry(pipe: Any) -> dict[str, tuple[nn.Module, Registry]]:
     """Component name -> (module, registry), for components that have one."""
     found = {}
-    for name, module in pipe.components.items():
-        root = getattr(module, "_orig_mod", module)
-        if isinstance(root, nn.Module) and (registry := registry_of(root)) is not None:
+    for name, module in vars(pipe).items():
+        root = unwrapped(module) if isinstance(module, nn.Module) else None
+        if root is not None and (registry := registry_of(root)) is not None:
             found[name] = (root, registry)
     return found
 
 
 def originals(root: nn.Module) -> dict[str, Tensor]:
-    """Plain module name -> base bits, of every weight under our care."""
+    """Plain module name -> bits without our edit, of every weight under our care; a change by someone else stays in."""
     registry = registry_of(root)
     weights = registry.weights if registry else {}
-    return {name.replace(".base_layer", "").removeprefix("text_model."): w.base for name, w in weights.items()}
+    return {name.removeprefix("text_model."): _written(root, name, record, None)[1] for name, record in weights.items()}
 
 
 def base_fingerprint(root: nn.Module) -> str:
     """Fingerprint of the component without our edits, in the dtype it lives in."""
-    return fingerprint(root, next(root.parameters()).dtype, originals(root))
-
-
-def weight_of(root: nn.Module, name: str) -> nn.Parameter:
-    """The editable weight of the linear `name`, below any PEFT wrapper.
-
-    Raises:
-        AdapterStateError: The weight is offloaded or quantised, so it cannot be edited in place.
-    """
-    linear = base_linear(root.get_submodule(name))
-    weight = getattr(linear, "weight", None)
-    if not isinstance(weight, nn.Parameter) or not weight.is_floating_point() or weight.itemsize < 2:
-        raise AdapterStateError(f"{name} is a {type(linear).__name__} whose weight cannot be edited in place (quantised?)")
-    if weight.is_meta:
-        raise AdapterStateError(f"{name} has its weight offloaded; load the erasure before enabling offload")
-    return weight
+    return fingerprint(root, dtype_of(root), originals(root))
 
 
 def resolved(root: nn.Module, component: str, adapter: ErasureAdapter) -> dict[str, LowRank]:
@@ -103,65 +113,160 @@ def resolved(root: nn.Module, component: str, adapter: ErasureAdapter) -> dict[s
         shape = (factors.B.shape[0], factors.A.shape[1])
         if name is None:
             raise BaseModelMismatchError(f"{component} has no layer {stored}, which the adapter edits; load it on its base model")
-        have = tuple(weight_of(root, name).shape)
+        linear: Any = base_linear(root.get_submodule(name))
+        have = (linear.out_features, linear.in_features)
         if have != shape:
             raise BaseModelMismatchError(f"{component}.{name} is {have}, the adapter was made for {shape}")
         found[name] = factors
     return found
 
 
-def staged(root: nn.Module, component: str, adapter: ErasureAdapter | None) -> dict[str, tuple[EditedWeight, Tensor]]:
-    """What `commit` will write: name -> (record, bits), nothing touched yet.
+# ------------------------------------------------------------------------------------------------ staging
+
+
+@dataclass(frozen=True)
+class Change:
+    """Bits on their way into one place."""
+
+    place: Tensor
+    before: Tensor
+    after: Tensor
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that `commit` will do to one component; nothing is touched yet."""
+
+    root: nn.Module
+    registry: Registry | None
+    """The new one; None forgets the component."""
+    changes: list[Change]
+    hooks: dict[Added, tuple[nn.Module, LowRank | None]]
+    """Hook -> its linear, and what it shall add."""
+
+
+def staged(root: nn.Module, component: str, adapter: ErasureAdapter | None, *, registry: Registry | None) -> Plan:
+    """The plan that makes `adapter` the only edit of the component, and `registry` what is known of it.
 
     The new bits are base + B A, summed in float32 and rounded once. Where someone else changed the weight
     meanwhile (a fused LoRA, say), only our difference is exchanged and their change stays.
+
+    Raises:
+        AdapterStateError: A weight would not be finite, is tied to another, or cannot be reached.
     """
-    registry = registry_of(root) or Registry()
-    edits = resolved(root, component, adapter) if adapter else {}
-    plan = {}
-    for name in dict.fromkeys([*registry.weights, *edits]):
-        live = weight_of(root, name).detach()
-        old = registry.weights.get(name) or EditedWeight(live.cpu().clone(), live.cpu().clone())
-        target = old.base
-        if name in edits:
-            target = (old.base.float() + edits[name].to(torch.float32).dense()).to(old.base.dtype)
-        bits = target.to(live)
-        if not torch.equal(live, old.target.to(live)):
-            bits = (live.float() + (target.float() - old.target.float()).to(live.device)).to(live.dtype)
-        if not torch.isfinite(bits).all():
-            raise AdapterStateError(f"{component}.{name} would hold values that are not finite; nothing was changed")
-        plan[name] = (EditedWeight(old.base, target), bits)
+    old, edits = registry_of(root) or Registry(), resolved(root, component, adapter) if adapter else {}
+    names = list(dict.fromkeys([*old.weights, *old.hooks, *edits]))
+    refuse_tied(root, names)
+    plan = Plan(root, registry, [], {})
+    weights, hooks = {}, dict(old.hooks)
+    for name in names:
+        factors, hooked = edits.get(name), name in old.hooks or not editable(root, name)
+        _check_finite(f"{component}.{name}", factors)
+        if hooked:
+            hooks.setdefault(name, Added())
+            plan.hooks[hooks[name]] = (base_linear(root.get_submodule(name)), factors)
+        if name in old.weights or not hooked:
+            weights[name], bits = _written(root, name, old.weights.get(name), None if hooked else factors)
+            _check_finite(f"{component}.{name}", bits)
+            plan.changes.extend(Change(place, place.clone(), bits.to(place)) for place in places_of(root, name))
+    if registry is not None:
+        registry.weights, registry.hooks = weights, hooks
     return plan
 
 
-def commit(root: nn.Module, plan: Mapping[str, tuple[EditedWeight, Tensor]], registry: Registry) -> None:
-    """Write staged bits and replace the component's registry."""
-    with torch.no_grad():
-        for name, (record, bits) in plan.items():
-            weight_of(root, name).copy_(bits)
-            registry.weights[name] = record
-    setattr(root, ATTRIBUTE, registry)
+def _written(root: nn.Module, name: str, record: EditedWeight | None, factors: LowRank | None) -> tuple[EditedWeight, Tensor]:
+    """The record and the live bits of a weight once it holds `factors` as its only edit of ours."""
+    live = places_of(root, name)[0]
+    record = record or EditedWeight(live.cpu().clone(), live.cpu().clone())
+    known = record.followed(live)
+    base = (known or record).base
+    target = base if factors is None else (base.float() + factors.to(torch.float32).dense().to(base.device)).to(base.dtype)
+    if known:
+        return EditedWeight(base, target), target
+    ours = (target.float() - record.target.float()).to(live.device)
+    return EditedWeight(base, target), (live.float() + ours).to(live.dtype)
 
 
-def is_intact(root: nn.Module) -> bool:
-    """Whether every weight under our care holds the bits last written."""
+def _check_finite(where: str, values: Tensor | LowRank | None) -> None:
+    tensors = [values.A, values.B] if isinstance(values, LowRank) else [] if values is None else [values]
+    if not all(torch.isfinite(t.float()).all() for t in tensors):
+        raise AdapterStateError(f"{where} would hold values that are not finite; nothing was changed")
+
+
+# ------------------------------------------------------------------------------------------------ writing
+
+
+@torch.no_grad()
+def commit(plans: Sequence[Plan]) -> None:
+    """Carry out all plans; an exception or an interrupt on the way puts everything back."""
+    before = [(plan, registry_of(plan.root), {hook: hook.factors for hook in plan.hooks}) for plan in plans]
+    try:
+        for plan in plans:
+            _write(plan.changes)
+            _hang(plan.hooks, keep=plan.registry is not None)
+            _remember(plan.root, plan.registry)
+    except BaseException:
+        for plan, registry, factors in before:
+            _put_back(plan.changes)
+            _hang({h: (linear, factors[h]) for h, (linear, _) in plan.hooks.items()}, keep=registry is not None)
+            _remember(plan.root, registry)
+        raise
+
+
+def _write(changes: Sequence[Change]) -> None:
+    for change in changes:
+        change.place.copy_(change.after)
+
+
+def _put_back(changes: Sequence[Change]) -> None:
+    for change in changes:
+        change.place.copy_(change.before)
+
+
+def _hang(hooks: Mapping[Added, tuple[nn.Module, LowRank | None]], *, keep: bool) -> None:
+    """Set what each hook adds; hang up new ones, take all down if they are not to be kept."""
+    for hook, (linear, factors) in hooks.items():
+        hook.factors = factors
+        hanging = [key for key, value in linear._forward_hooks.items() if value is hook]
+        if keep and not hanging:
+            linear.register_forward_hook(hook)
+        if not keep:
+            for key in hanging:
+                del linear._forward_hooks[key]
+
+
+def _remember(root: nn.Module, registry: Registry | None) -> None:
+    if registry is not None:
+        setattr(root, ATTRIBUTE, registry)
+    elif hasattr(root, ATTRIBUTE):
+        delattr(root, ATTRIBUTE)
+
+
+def changed_by_others(root: nn.Module) -> list[str]:
+    """Names of the weights under our care that do not hold the bits last written, dtype moves aside."""
     registry = registry_of(root)
     weights = registry.weights if registry else {}
-    return all(torch.equal(weight_of(root, n).detach(), w.target.to(weight_of(root, n))) for n, w in weights.items())
+    return [n for n, record in weights.items() if not all(record.followed(place) for place in places_of(root, n))]
 
 
 @contextmanager
 def unedited(pipe: Any) -> Iterator[None]:
     """Inside, every edited weight is without our edit; afterwards the bits are those from before."""
-    with LOCK:
-        kept: list[tuple[nn.Parameter, Tensor]] = []
+    edited = {n: (root, r) for n, (root, r) in modules_with_registry(pipe).items() if r.applied}
+    if not edited:
+        yield
+        return
+    with GATE.changing(), torch.no_grad():
+        plans = [staged(root, name, None, registry=None) for name, (root, _) in edited.items()]
+        factors = {hook: hook.factors for plan in plans for hook in plan.hooks}
         try:
-            for name, (root, _) in modules_with_registry(pipe).items():
-                for module, (_, bits) in staged(root, name, None).items():
-                    weight = weight_of(root, module)
-                    kept.append((weight, weight.detach().clone()))
-                    weight.data.copy_(bits)
+            for plan in plans:
+                _write(plan.changes)
+                for hook in plan.hooks:
+                    hook.factors = None
             yield
         finally:
-            for weight, bits in kept:
-                weight.data.copy_(bits)
+            for hook, value in factors.items():
+                hook.factors = value
+            for plan in plans:
+                _put_back(plan.changes)

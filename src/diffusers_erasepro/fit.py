@@ -1,0 +1,91 @@
+"""Does an adapter fit this pipeline, and does it do what it says? Asked before any weight is touched."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .adapter import ErasureAdapter
+from .compose import joint_options
+from .erase import erase
+from .errors import AdapterIntegrityError, BaseModelMismatchError
+from .families import component, family_of
+from .linears import dtype_of
+from .measure import largest
+from .options import Options
+from .places import weight_of
+from .report import frobenius
+from .verify import allowed, listed, promised
+from .weights import base_fingerprint, resolved, unedited
+
+
+def fitting(pipe: Any, adapter: ErasureAdapter, *, allow_base_mismatch: bool) -> ErasureAdapter:
+    """The adapter if it was made for these weights and erases what it lists; its spec solved again if it was not made for them.
+
+    Raises:
+        BaseModelMismatchError: It was made for other components or weights, or these weights hold it already.
+        AdapterIntegrityError: It fits, and does not do what it says.
+    """
+    _check_parts(pipe, adapter)
+    _check_sizes(pipe, adapter)
+    if _made_for(pipe, adapter):
+        if not adapter.imported:  # without goals nothing is promised, and nothing can be measured
+            _check_promise(pipe, adapter)
+        return adapter
+    if largest(listed(pipe, adapter).values()) <= allowed(pipe, adapter):
+        raise BaseModelMismatchError(
+            f"these weights hold the erasure {adapter.origin or adapter.digest[:12]} already: its listed prompts meet their "
+            "anchors. The pipeline was saved with it on, or it was fused in; there is nothing to load"
+        )
+    if not allow_base_mismatch:
+        raise BaseModelMismatchError(_mismatch(adapter))
+    return erase(pipe, adapter.spec, **joint_options([adapter]))
+
+
+def _check_parts(pipe: Any, adapter: ErasureAdapter) -> None:
+    """Only the family's text encoders and denoiser, each with its layers in the right shapes."""
+    family = family_of(pipe)
+    known = {family.denoiser, *(name for name, _ in family.encoders)}
+    for part in (*adapter.components, *adapter.base, *adapter.goals):
+        if part not in known:
+            raise BaseModelMismatchError(f"the adapter edits {part!r}; {type(pipe).__name__} has {', '.join(sorted(known))}")
+    for part in adapter.components:
+        resolved(component(pipe, part), part, adapter)
+
+
+def _check_sizes(pipe: Any, adapter: ErasureAdapter) -> None:
+    most = getattr(adapter.options, "max_edit_size", Options.max_edit_size)  # other methods set no bound of their own
+    for part in adapter.components:
+        root = component(pipe, part)
+        for name, factors in resolved(root, part, adapter).items():
+            size = frobenius(factors) / float(weight_of(root, name).detach().float().norm())
+            if not size <= most:
+                raise AdapterIntegrityError(
+                    f"{part}.{name} would change by {size:.3g} times its weight, at most max_edit_size={most:g} is allowed; "
+                    "fetch the adapter again from its author"
+                )
+
+
+def _check_promise(pipe: Any, adapter: ErasureAdapter) -> None:
+    with unedited(pipe):
+        left, most = promised(pipe, adapter), allowed(pipe, adapter)
+    if not left <= most:
+        raise AdapterIntegrityError(
+            f"{adapter.origin or 'the adapter'} does not erase what it lists: residual {left:.1e}, at most {most:.0e} allowed; "
+            "fetch it again from its author"
+        )
+
+
+def _made_for(pipe: Any, adapter: ErasureAdapter) -> bool:
+    for part, prints in adapter.base.items():
+        root = component(pipe, part)
+        if base_fingerprint(root) != prints.get(str(dtype_of(root)).removeprefix("torch.")):
+            return False
+    return True
+
+
+def _mismatch(adapter: ErasureAdapter) -> str:
+    return (
+        f"the weights of {' and '.join(adapter.base)} are not those the adapter {adapter.origin or ''} was made for "
+        "(fine-tuned, a LoRA fused in, or another dtype than its maker had); load it on its base model, or pass "
+        "allow_base_mismatch=True to solve its spec again here"
+    )

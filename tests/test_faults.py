@@ -1,0 +1,203 @@
+"""Whatever breaks a load, a switch or a save on the way: bits, registry, hooks and files are as before."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import assert_same_bits, bits
+from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erase
+from diffusers_erasepro.gate import GATE
+from diffusers_erasepro.weights import registry_of
+
+STEPS = tuple(f"diffusers_erasepro/{module}.py" for module in ("loader", "weights", "places", "compose", "verify"))
+FAULTS = (RuntimeError("fault"), KeyboardInterrupt(), MemoryError())
+
+
+def interrupted(act, at, fault):
+    """Run `act`, and raise `fault` at the `at`-th line it executes in our modules; whether it was reached."""
+    seen = 0
+
+    def line(frame, event, _):
+        nonlocal seen
+        if event == "line":
+            seen += 1
+            if seen == at:
+                raise fault
+        return line
+
+    def call(frame, event, _):
+        return line if frame.f_code.co_filename.endswith(STEPS) else None
+
+    sys.settrace(call)
+    try:
+        act()
+    except type(fault):
+        return True
+    finally:
+        sys.settrace(None)
+    return False
+
+
+def state(pipe):
+    """Registry, hooks and switches of every component."""
+    roots = {"text_encoder": pipe.text_encoder, "unet": pipe.unet}
+    hooks = {n: sum(len(m._forward_hooks) for m in root.modules()) for n, root in roots.items()}
+    return {n: id(registry_of(root)) for n, root in roots.items()}, hooks, pipe.get_erasure_adapters()
+
+
+def inject(pipe, act, undo, points):
+    """Interrupt `act` at each of `points`; how often it was as before, and how often already done."""
+    before, known, done = bits(pipe), state(pipe), 0
+    act()
+    after = bits(pipe)
+    undo()
+    assert_same_bits(pipe, before)
+    known = state(pipe)
+    for i, at in enumerate(points):
+        if not interrupted(act, at, FAULTS[i % len(FAULTS)]):
+            undo()
+            break
+        if state(pipe) == known:
+            assert_same_bits(pipe, before)
+        else:  # the last lines, after everything was written
+            assert_same_bits(pipe, after)
+            undo()
+            known, done = state(pipe), done + 1
+        assert not GATE._drawing and GATE._changing is None
+    else:
+        pytest.fail("more lines than points")
+    return i, done
+
+
+@pytest.fixture(scope="module")
+def both(shipped, preserve):
+    return erase(shipped, ErasureSpec((Concept("star", "circle"),), preserve=preserve), layers=(0, "kv"))
+
+
+def test_a_load_that_breaks_at_any_line_changes_nothing(pipe, both):
+    tried, done = inject(
+        pipe, lambda: pipe.load_erasure_adapter(both, adapter_name="a"), pipe.unload_erasure_adapters, range(1, 10**6, 149)
+    )
+    assert tried > 5 and done <= 1
+
+
+@pytest.mark.slow
+def test_a_load_that_breaks_at_every_line_changes_nothing(pipe, both):
+    tried, done = inject(
+        pipe, lambda: pipe.load_erasure_adapter(both, adapter_name="a"), pipe.unload_erasure_adapters, range(1, 10**6)
+    )
+    print(f"{tried} lines, {done} of them after the last write")
+    assert tried > 500 and done < 20
+
+
+@pytest.mark.parametrize("step", [149, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_switch_that_breaks_changes_nothing(pipe, both, step):
+    pipe.load_erasure_adapter(both, adapter_name="a")
+    on, known = bits(pipe), pipe.get_erasure_adapters()
+    for at in range(1, 10**6, step):
+        if not interrupted(pipe.disable_erasure, at, FAULTS[at % len(FAULTS)]):
+            break
+        if pipe.get_erasure_adapters() == known:
+            assert_same_bits(pipe, on)
+        else:
+            pipe.enable_erasure()
+    pipe.enable_erasure()
+    assert_same_bits(pipe, on)
+
+
+def test_an_interrupt_while_erasing_under_an_erasure_puts_it_back(pipe, both, preserve):
+    pipe.load_erasure_adapter(both)
+    on = bits(pipe)
+    spec = ErasureSpec((Concept("cross", "square"),), preserve=preserve)
+    for at in range(5, 200, 30):
+        interrupted(lambda: erase(pipe, spec), at, KeyboardInterrupt())
+        assert_same_bits(pipe, on)
+
+
+KILLED = """
+import os, sys
+from diffusers_erasepro import ErasureAdapter
+adapter, folder, at = ErasureAdapter.from_pretrained(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+seen = 0
+def audit(event, args):
+    global seen
+    if event in ("open", "os.rename", "os.chmod", "os.mkdir", "tempfile.mkstemp", "os.fsync"):
+        seen += 1
+        if seen == at:
+            os.kill(os.getpid(), 9)
+def fsync(handle, real=os.fsync):
+    sys.audit("os.fsync"); real(handle); sys.audit("os.fsync")
+os.fsync = fsync
+sys.addaudithook(audit)
+adapter.save_pretrained(folder)
+os._exit(0)
+"""
+
+
+def kills(old, new, folder, points):
+    """SIGKILL a save at each point; the file is the old one or the new one, whole."""
+    target, killed = folder / old.name, 0
+    for at in points:
+        target.write_bytes(old.read_bytes())
+        code = subprocess.run([sys.executable, "-c", KILLED, str(new), str(folder), str(at)], check=False).returncode
+        killed += code == -9
+        assert target.read_bytes() in (old.read_bytes(), new.read_bytes())
+        ErasureAdapter.from_pretrained(target)
+        if code == 0:
+            break
+    return killed
+
+
+def test_a_save_that_is_killed_leaves_a_whole_file(no_star, no_cross, tmp_path):
+    old, new = no_star.save_pretrained(tmp_path / "old"), no_cross.save_pretrained(tmp_path / "new")
+    (tmp_path / "target").mkdir()
+    assert kills(old, new, tmp_path / "target", (4,)) == 1
+
+
+@pytest.mark.slow
+def test_two_hundred_kills_lose_nothing(no_star, no_cross, tmp_path):
+    old, new = no_star.save_pretrained(tmp_path / "old"), no_cross.save_pretrained(tmp_path / "new")
+    (tmp_path / "target").mkdir()
+    killed = sum(kills(old, new, tmp_path / "target", range(1, 12)) for _ in range(25))
+    print(f"{killed} kills")
+    assert killed >= 200
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_a_disk_that_fills_up_loses_nothing(no_star, no_cross, tmp_path, monkeypatch, number):
+    """ENOSPC at the n-th call into the file system, among write, flush, fsync, chmod and replace."""
+    target = no_star.save_pretrained(tmp_path)
+    before, seen = target.read_bytes(), 0
+
+    def failing(real):
+        def call(*args, **kwargs):
+            nonlocal seen
+            seen += 1
+            if seen == number + 1:
+                raise OSError(28, "No space left on device")
+            return real(*args, **kwargs)
+
+        return call
+
+    for name in ("fdopen", "fsync", "chmod", "replace"):
+        monkeypatch.setattr(os, name, failing(getattr(os, name)))
+    with pytest.raises(OSError, match="No space left"):
+        no_cross.save_pretrained(tmp_path)
+    assert target.read_bytes() == before and [p.name for p in Path(tmp_path).iterdir()] == [target.name]
+
+
+def test_off_after_dtype_moves_is_what_the_base_would_be(pipe, shipped, both):
+    import copy
+
+    plain = copy.deepcopy(shipped)
+    pipe.load_erasure_adapter(both)
+    for dtype in (torch.float16, torch.float32, torch.bfloat16, torch.float32):
+        plain.to(dtype)
+        pipe.to(dtype)
+        pipe.disable_erasure()
+        assert_same_bits(pipe, bits(plain))
+        pipe.enable_erasure()
