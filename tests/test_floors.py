@@ -6,9 +6,11 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent / "src" / "diffusers_erasepro"
 FLOORS = [
     {"errors", "factors", "templates"},
+    {"recording"},
     {"spec", "families", "solve", "gate", "linears", "header", "hub"},
     {"prompts", "card", "lockfile"},
-    {"options", "walk", "statistics", "fingerprint", "places"},
+    {"options", "walk", "fingerprint", "places"},
+    {"statistics"},
     {"measure", "report"},
     {"adapter"},
     {"weights"},

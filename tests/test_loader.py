@@ -1,6 +1,7 @@
 """Erasures on a live pipeline: exact, in any order, wholly or not at all."""
 
 import copy
+import json
 import pickle
 
 import pytest
@@ -271,3 +272,101 @@ def test_the_erased_pipeline_draws_another_picture_and_off_the_same(pipe, no_sta
     assert (draw(pipe, prompts) - base).abs().max() > 0.05
     with pipe.erasure_disabled():
         assert torch.equal(draw(pipe, prompts), base)
+
+
+def test_refit_under_a_style_on_the_readers_closes_the_residual(pipe, shipped, preserve, tmp_path):
+    from routes import make_kit
+
+    kit = make_kit(shipped, tmp_path, ("kv",), preserve)
+    pipe.load_erasure_adapter(kit.adapter)
+    pipe.load_lora_weights(kit.lora("kv"), adapter_name="style")
+    found = pipe.verify_erasure()
+    assert not found.ok and "LoRA 'style' is active in unet" in found.uncovered
+    pipe.refit_erasure()
+    assert pipe.verify_erasure().ok
+
+
+def test_verify_measures_prompts_of_ones_own_and_what_a_call_receives(pipe, no_star):
+    pipe.load_erasure_adapter(no_star)
+    found = pipe.verify_erasure(["a Star over the sea"], images=True)
+    assert found.ok and set(found.residuals) == {"text_encoder", "call"} and found.residuals["call"] < 1e-5
+    (residual,) = found.prompts.values()
+    assert 1e-5 < residual < 0.5
+    with pytest.raises(ConceptSpecError, match=r"names none of the erased concepts \('star'\)"):
+        pipe.verify_erasure("a house")
+
+
+def test_sampled_layers_tell_an_edit_from_none(pipe, shipped, preserve):
+    adapter = erase(shipped, ErasureSpec((Concept("star", "circle"),), preserve=preserve), layers=(0, "kv"))
+    pipe.load_erasure_adapter(adapter)
+    found = pipe.verify_erasure(sample=100)
+    assert found.ok and len(found.residuals) == len(adapter.edits)
+    name = next(n for n in found.residuals if n.startswith("unet"))
+    pipe.unet.get_submodule(name.removeprefix("unet.")).weight.data.copy_(
+        shipped.unet.get_submodule(name.removeprefix("unet.")).weight
+    )
+    found = pipe.verify_erasure(sample=100)
+    assert not found.ok and found.residuals[name] == pytest.approx(1.0, rel=1e-3)
+
+
+def test_tied_weights_are_not_edited(pipe, no_star):
+    pipe.text_encoder.get_submodule("encoder.layers.4.mlp.fc2").weight = pipe.text_encoder.get_submodule(FC2).weight
+    with pytest.raises(AdapterStateError, match="share one weight; untie them"):
+        pipe.load_erasure_adapter(no_star, allow_base_mismatch=True)
+
+
+def test_a_weight_on_the_meta_device_is_an_error(pipe, no_star):
+    pipe.text_encoder.to("meta")
+    with pytest.raises(AdapterStateError, match="meta device"):
+        pipe.load_erasure_adapter(no_star)
+
+
+def test_a_component_that_was_deleted_is_an_error(pipe, no_star):
+    pipe.load_erasure_adapter(no_star)
+    del pipe.text_encoder
+    with pytest.raises(AdapterStateError, match="text_encoder is None"):
+        pipe.load_erasure_adapter(no_star, adapter_name="again")
+
+
+def test_a_saved_erasure_says_so_and_is_not_loaded_twice(pipe, no_star, tmp_path):
+    pipe.load_erasure_adapter(no_star)
+    pipe.save_pretrained(tmp_path)
+    (edit,) = json.loads((tmp_path / "erasure.json").read_text()).values()
+    assert edit["components"] == ["text_encoder"] and edit["spec"] == no_star.spec.to_dict()
+    again = erasable(StableDiffusionPipeline.from_pretrained(tmp_path, safety_checker=None).to(torch.float32))
+    with pytest.raises(BaseModelMismatchError, match=r"hold the erasure .* already"):
+        again.load_erasure_adapter(no_star)
+    pipe.disable_erasure()
+    pipe.save_pretrained(tmp_path)
+    assert not (tmp_path / "erasure.json").exists()
+
+
+def test_several_are_loaded_at_once_or_none(pipe, shipped, no_star, no_cross):
+    before = bits(pipe)
+    with pytest.raises(ConceptSpecError):
+        pipe.load_erasure_adapters({"a": no_star, "b.c": no_cross})
+    assert_same_bits(pipe, before)
+    assert pipe.load_erasure_adapters({"a": no_star, "b": no_cross}) == ["a", "b"] and pipe.verify_erasure().ok
+    apart = erasable(copy.deepcopy(shipped))
+    apart.load_erasure_adapter(no_cross)
+    apart.load_erasure_adapter(no_star)
+    assert_same_bits(apart, bits(pipe))
+
+
+@pytest.mark.slow
+def test_two_hundred_clean_configurations_raise_no_alarm(shipped, preserve):
+    concepts = [Concept(w, "circle") for w in ("star", "cross", "ring", "heart", "arrow", "house", "tree", "dog")]
+    checked = 0
+    for layers in ((0, -1), ("kv",), (0, "kv")):
+        for concept in concepts:
+            adapter = erase(shipped, ErasureSpec((concept,), preserve=preserve), layers=layers)
+            for dtype in (torch.float32, torch.float16, torch.bfloat16):
+                plain = copy.deepcopy(shipped).to(dtype)
+                for change in (lambda p: None, lambda p: p.fuse_qkv_projections(vae=False), copy.deepcopy):
+                    p = erasable(copy.deepcopy(plain))
+                    p.load_erasure_adapter(adapter)
+                    p = change(p) or p
+                    found = p.verify_erasure()
+                    assert found.ok and p.verify_erasure(sample=100).ok, (concept, layers, dtype, found)
+                    checked += 1
+    assert checked >= 200

@@ -58,6 +58,11 @@ class ErasureAdapter:
         """Whether it came from another tool, without the keys to measure it or solve it again."""
         return isinstance(self.options, Foreign) and self.options.method == IMPORT
 
+    @property
+    def goal_parts(self) -> tuple[str, ...]:
+        """Names of the text encoders whose states have goals."""
+        return tuple(dict.fromkeys(name.split(".")[0] for name in self.goals))
+
     def of(self, component: str) -> dict[str, LowRank]:
         """The edits of one component, by stored name without the component."""
         return {k.partition(".")[2]: v for k, v in self.edits.items() if k.split(".")[0] == component}

@@ -44,8 +44,8 @@ def fitting(pipe: Any, adapter: ErasureAdapter, *, allow_base_mismatch: bool) ->
 def _check_parts(pipe: Any, adapter: ErasureAdapter) -> None:
     """Only the family's text encoders and denoiser, each with its layers in the right shapes."""
     family = family_of(pipe)
-    known = {family.denoiser, *(name for name, _ in family.encoders)}
-    for part in (*adapter.components, *adapter.base, *adapter.goals):
+    known = {family.denoiser, *(use.encoder for use in family.encoders)}
+    for part in (*adapter.components, *adapter.base, *adapter.goal_parts):
         if part not in known:
             raise BaseModelMismatchError(f"the adapter edits {part!r}; {type(pipe).__name__} has {', '.join(sorted(known))}")
     for part in adapter.components:

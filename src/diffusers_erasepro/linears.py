@@ -105,6 +105,11 @@ def plain_weight(linear: nn.Module) -> Tensor:
     return record.plain(linear) if record else resident(linear, "weight")
 
 
+def is_compiled(module: nn.Module) -> bool:
+    """Whether `torch.compile` wraps the module or a part of it."""
+    return hasattr(module, "_orig_mod") or any(m._compiled_call_impl is not None for m in module.modules())
+
+
 def dtype_of(root: nn.Module) -> torch.dtype:
     """The dtype `root` lives in; weights stored in 8 bits do not count."""
     return next((p.dtype for p in root.parameters() if p.is_floating_point() and p.itemsize > 1), torch.float32)

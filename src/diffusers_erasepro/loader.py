@@ -21,6 +21,7 @@ from .families import component, family_of
 from .fit import fitting
 from .gate import GATE
 from .guard import check_call, check_replacement, locks_of, new_lock, opened_by, refuse_locked
+from .linears import is_compiled
 from .lockfile import SUFFIX
 from .lockfile import locked as locked_files
 from .verify import Verification, verify
@@ -300,7 +301,7 @@ def _plan(
     registry = Registry(mine, {n: on[n] for n in mine}, resume, here, {n: lock for n, lock in locks.items() if n in mine})
     known = registry_of(root)
     plan = staged(root, part, here, registry=registry)
-    if getattr(pipe, part) is not root and len(registry.hooks) > len(known.hooks if known else {}):
+    if is_compiled(getattr(pipe, part)) and len(registry.hooks) > len(known.hooks if known else {}):
         raise AdapterStateError(f"{part} is compiled, and a hook added now would be ignored; load the erasure before compiling")
     return plan
 

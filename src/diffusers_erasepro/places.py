@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,16 @@ from .linears import FUSED, plain_weight, quantisation_of, resident
 def weight_of(root: nn.Module, name: str) -> Tensor:
     """`(d_out, d_in)` values of the linear `name`, below any PEFT wrapper, dequantised if need be."""
     return plain_weight(base_linear(root.get_submodule(name)))
+
+
+def effective_weight(root: nn.Module, name: str) -> Tensor:
+    """`weight_of`, and what the PEFT adapters that are active now add to it."""
+    layer: Any = root.get_submodule(name)
+    weight = weight_of(root, name).detach()
+    if not hasattr(layer, "get_delta_weight") or layer.disable_adapters:
+        return weight
+    active = [n for n in layer.active_adapters if n in layer.lora_A and n not in layer.merged_adapters]
+    return weight + sum(layer.get_delta_weight(n).detach() for n in active)
 
 
 def editable(root: nn.Module, name: str) -> bool:

@@ -16,11 +16,11 @@ from .errors import AdapterIntegrityError, ConceptSpecError, UnknownFamilyError
 from .families import base_linear, component, family_of
 from .guard import missing
 from .linears import dtype_of
-from .measure import largest, relative
+from .measure import largest, relative, target_states
 from .places import path_of
-from .prompts import ALIGNMENTS, Pair, Prompt, Rows, pairs_of, rows_of
+from .prompts import ALIGNMENTS, Pair, Prompt, Rows, TextPath, pairs_of, rows_of, text_paths
 from .spec import Concept
-from .walk import edited, final_states
+from .walk import edited
 from .weights import base_fingerprint, changed_by_others, modules_with_registry, registry_of, resolved, unedited
 
 THRESHOLDS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
@@ -81,71 +81,93 @@ def _active(pipe: Any) -> list[ErasureAdapter]:
 def listed(pipe: Any, adapter: ErasureAdapter, *, images: bool = False) -> dict[str, float]:
     """Component -> worst residual on the listed prompts, encoded now."""
     found: dict[str, float] = {}
-    for encoder_name, tokenizer_name in family_of(pipe).encoders:
-        if encoder_name in adapter.goals:
-            encoder, rows = component(pipe, encoder_name), _rows(pipe, adapter, tokenizer_name)
-            with evaluating(encoder):
-                have = final_states(encoder, rows.target_ids)[rows.row, rows.target_at]
-            found |= _read(pipe, adapter, have, encoder_name)
+    for path in _paths(pipe, adapter):
+        rows = _rows(path, adapter)
+        with evaluating(path.encoder):
+            have = target_states(path.encoder, rows, path.use.readings)
+        found |= _read(path, adapter, have, live=True)
     return found | ({"call": _called(pipe, adapter)} if images else {})
 
 
 @torch.no_grad()
 def promised(pipe: Any, adapter: ErasureAdapter) -> float:
     """Worst listed residual that `adapter` would have on the unedited pipeline: what its factors do, not what it reports."""
-    each, denoiser = [], family_of(pipe).denoiser
-    for encoder_name, tokenizer_name in family_of(pipe).encoders:
-        if encoder_name not in adapter.goals:
-            continue
-        rows, goal = _rows(pipe, adapter, tokenizer_name), adapter.goals[encoder_name]
-        encoder: Any = component(pipe, encoder_name)
-        if goal.shape != (want := (len(rows.row), encoder.config.hidden_size)):
-            raise AdapterIntegrityError(f"the goals of {encoder_name} are {tuple(goal.shape)}, its spec asks for {want}")
-        with evaluating(encoder), edited(encoder, resolved(encoder, encoder_name, adapter)):
-            have = final_states(encoder, rows.target_ids)[rows.row, rows.target_at]
-        if denoiser not in adapter.components:
-            each.append(relative(have.cpu(), goal))
-            continue
-        root: Any = component(pipe, denoiser)
-        x, y = have.to(dtype_of(root)), goal.to(have.device, dtype_of(root))
-        for name, factors in resolved(root, denoiser, adapter).items():
-            forward = base_linear(root.get_submodule(name)).forward
-            each.append(relative(forward(x) + factors(x), forward(y)))
+    each: list[float] = []
+    for path in _paths(pipe, adapter):
+        rows, encoder = _rows(path, adapter), path.encoder
+        with evaluating(encoder), edited(encoder, resolved(encoder, path.use.encoder, adapter)):
+            have = target_states(encoder, rows, path.use.readings)
+        for state, goal in zip(have, _goals(path, adapter), strict=True):
+            if state.shape != goal.shape:
+                raise AdapterIntegrityError(
+                    f"the goals of {path.use.encoder} are {tuple(goal.shape)}, its spec asks for {tuple(state.shape)}"
+                )
+        each += _read(path, adapter, have, live=False).values()
+    return largest(each)
+
+
+def _paths(pipe: Any, adapter: ErasureAdapter) -> list[TextPath]:
+    """The text encoders that the adapter has goals for."""
+    return [path for path in text_paths(pipe) if path.use.encoder in adapter.goal_parts]
+
+
+def _rows(path: TextPath, adapter: ErasureAdapter) -> Rows:
+    return rows_of(pairs_of(adapter.spec.concepts, "exact"), path, ALIGNMENTS[adapter.options.alignment])
+
+
+def _goals(path: TextPath, adapter: ErasureAdapter) -> list[Tensor]:
+    names = [f"{path.use.encoder}.{reading}" for reading in path.use.readings]
+    if missing_goals := [name for name in names if name not in adapter.goals]:
+        raise AdapterIntegrityError(f"the adapter lacks the goals of {', '.join(missing_goals)}; fetch it again from its author")
+    return [adapter.goals[name] for name in names]
+
+
+def _read(path: TextPath, adapter: ErasureAdapter, have: Sequence[Tensor], *, live: bool) -> dict[str, float]:
+    """Worst residual of what is read of an encoder: of the states, or of what the denoiser's edited linears make of them.
+
+    `live`: the linears hold the edit already; otherwise it is added here.
+    """
+    family, goals, use = family_of(path.pipe), _goals(path, adapter), path.use
+    states, found = list(zip(have, goals, use.readings, strict=True)), {}
+    if use == family.read_whole and family.denoiser in adapter.components:
+        x, y, _ = states.pop(next(i for i, (_, _, reading) in enumerate(states) if not reading.pooled))
+        found[family.denoiser] = _readers(component(path.pipe, family.denoiser), adapter, family.denoiser, x, y, live=live)
+    if states:
+        found[use.encoder] = largest([relative(h.cpu(), g) for h, g, _ in states])
+    return found
+
+
+def _readers(root: Any, adapter: ErasureAdapter, denoiser: str, have: Tensor, goal: Tensor, *, live: bool) -> float:
+    """Worst residual after the edited readers, on states `(k, d)`.
+
+    A style LoRA acts on anchors too, so it belongs to what is wanted; our edit does not.
+    """
+    x, y, each = have.to(dtype_of(root)), goal.to(have.device, dtype_of(root)), []
+    for name, factors in resolved(root, denoiser, adapter).items():
+        linear: Any = base_linear(root.get_submodule(name))
+        bias = 0 if linear.bias is None else linear.bias
+        if live:
+            through = path_of(root, name)
+            each.append(relative(through(x) - bias, through(y) - bias - factors(y)))
+        else:
+            each.append(relative(linear.forward(x) - bias + factors(x), linear.forward(y) - bias))
     return largest(each)
 
 
 def allowed(pipe: Any, adapter: ErasureAdapter) -> float:
     """Largest residual that counts as kept: what rounding explains in this dtype, or what the adapter's report admits."""
     own = adapter.report.listed_residual
-    dtypes = {dtype_of(component(pipe, part)) for part in {*adapter.components, *adapter.goals}}
+    dtypes = {dtype_of(component(pipe, part)) for part in {*adapter.components, *adapter.goal_parts}}
     return max(2 * own if own < 1 else 0.0, *(THRESHOLDS.get(d, 1e-5) for d in dtypes))
-
-
-def _rows(pipe: Any, adapter: ErasureAdapter, tokenizer_name: str) -> Rows:
-    alignment = ALIGNMENTS[adapter.options.alignment]
-    return rows_of(pairs_of(adapter.spec.concepts, "exact"), getattr(pipe, tokenizer_name), alignment)
-
-
-def _read(pipe: Any, adapter: ErasureAdapter, have: Tensor, encoder_name: str) -> dict[str, float]:
-    """Worst residual of states `(k, d)`: of themselves, or of what the denoiser's edited K/V make of them."""
-    goal, denoiser = adapter.goals[encoder_name], family_of(pipe).denoiser
-    if denoiser not in adapter.components:
-        return {encoder_name: largest([relative(have.cpu(), goal)])}
-    root, each = component(pipe, denoiser), []
-    x, y = have.to(dtype_of(root)), goal.to(have.device, dtype_of(root))
-    for name, factors in resolved(root, denoiser, adapter).items():
-        live = path_of(root, name)  # a style LoRA acts on anchors too, so it belongs to what is wanted; our edit does not
-        each.append(relative(live(x), live(y) - factors(y)))
-    return {denoiser: largest(each)}
 
 
 def _called(pipe: Any, adapter: ErasureAdapter) -> float:
     """Worst residual of the states that reach the denoiser in real calls with the listed prompts."""
-    family = family_of(pipe)
-    if len(family.encoders) != 1:
-        raise UnknownFamilyError(f"images=True knows pipelines with one text encoder, {type(pipe).__name__} has more")
-    (encoder_name, tokenizer_name), seen = family.encoders[0], []
-    rows, pairs = _rows(pipe, adapter, tokenizer_name), pairs_of(adapter.spec.concepts, "exact")
+    family, pairs = family_of(pipe), pairs_of(adapter.spec.concepts, "exact")
+    if len(family.encoders) != 1 or any(reading.pooled for reading in family.encoders[0].readings):
+        raise UnknownFamilyError(f"images=True knows pipelines that read one text encoder's states, not {type(pipe).__name__}")
+    (path,), seen = _paths(pipe, adapter), []
+    rows = _rows(path, adapter)
     keep = lambda _, args, kwargs: seen.append(kwargs["encoder_hidden_states"])  # noqa: E731
     handle = component(pipe, family.denoiser).register_forward_pre_hook(keep, with_kwargs=True)
     try:
@@ -154,7 +176,7 @@ def _called(pipe: Any, adapter: ErasureAdapter) -> float:
     finally:
         handle.remove()
     states = torch.cat(seen[:: len(seen) // len(pairs)])
-    return largest(_read(pipe, adapter, states[rows.row, rows.target_at], encoder_name).values())
+    return largest(_read(path, adapter, [states[rows.row, rows.target_at]], live=True).values())
 
 
 def _sampled(pipe: Any, adapter: ErasureAdapter, count: int) -> dict[str, float]:
@@ -186,14 +208,14 @@ def _share_left(root: nn.Module, name: str, factors: Any) -> float:
 def _told(pipe: Any, adapter: ErasureAdapter, text: str) -> float:
     """Residual of the concept in a prompt of the user's, against the same prompt with the anchor, unedited."""
     pair, each = _pair_in(text, adapter.spec.concepts), []
-    for encoder_name, tokenizer_name in family_of(pipe).encoders:
-        encoder = component(pipe, encoder_name)
-        rows = rows_of([pair], getattr(pipe, tokenizer_name), ALIGNMENTS[adapter.options.alignment])
-        with evaluating(encoder):
-            have = final_states(encoder, rows.target_ids)[rows.row, rows.target_at]
+    for path in _paths(pipe, adapter):
+        rows, readings = rows_of([pair], path, ALIGNMENTS[adapter.options.alignment]), path.use.readings
+        anchors = Rows(rows.anchor, rows.target, rows.row, rows.anchor_at, rows.target_at)
+        with evaluating(path.encoder):
+            have = target_states(path.encoder, rows, readings)
             with unedited(pipe):
-                goal = final_states(encoder, rows.anchor_ids)[rows.row, rows.anchor_at]
-        each.append(relative(have, goal))
+                goal = target_states(path.encoder, anchors, readings)
+        each += [relative(h, g) for h, g in zip(have, goal, strict=True)]
     return largest(each)
 
 
@@ -250,15 +272,15 @@ def _routes(pipe: Any, active: Sequence[ErasureAdapter]) -> list[str]:
     """Ways around the edits in force."""
     if not active:
         return []
-    denoiser, encoders = family_of(pipe).denoiser, [name for name, _ in family_of(pipe).encoders]
+    denoiser, encoders = family_of(pipe).denoiser, [use.encoder for use in family_of(pipe).encoders]
     notes = [*(ENCODED if any(name in a.components for a in active for name in encoders) else READ)]
     notes += [f"LoRA {n!r} is active in {part}" for part in (denoiser, *encoders) for n in _loras(getattr(pipe, part, None))]
     if getattr(getattr(pipe, denoiser, None), "encoder_hid_proj", None) is not None:
         notes.append("an IP-Adapter is loaded: its images reach the denoiser through attention of their own")
     if getattr(pipe, "controlnet", None) is not None:
         notes.append("controlnet reads the prompt through K/V of its own, which no edit covers")
-    for _, tokenizer_name in family_of(pipe).encoders:
-        added = [t for t in getattr(getattr(pipe, tokenizer_name, None), "added_tokens_encoder", {}) if not t.startswith("<|")]
+    for use in family_of(pipe).encoders:
+        added = [t for t in getattr(getattr(pipe, use.tokenizer, None), "added_tokens_encoder", {}) if not t.startswith("<|")]
         notes += [f"learned token {t!r}: an embedding that no prompt of the spec holds" for t in added]
     return notes
 

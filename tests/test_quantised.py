@@ -1,0 +1,184 @@
+"""Weights that cannot be edited in place: the edit is a hook, with the real libraries that quantise."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from conftest import draw
+from diffusers_erasepro import Concept, ErasureSpec, erasable, erase
+from diffusers_erasepro.errors import AdapterStateError, BaseModelMismatchError
+from diffusers_erasepro.families import family_of, reader_paths
+from diffusers_erasepro.linears import plain_weight, quantisation_of
+
+PROMPTS = ["a red star on snow"]
+
+
+def torchao_int8(unet, paths):
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    quantize_(unet, Int8WeightOnlyConfig(), filter_fn=lambda _, name: name in paths)
+
+
+def bnb(make):
+    def quantise(unet, paths):
+        for path in paths:
+            old = unet.get_submodule(path)
+            new = make(old)
+            new.load_state_dict(old.state_dict())
+            unet.set_submodule(path, new.to("cpu"))
+
+    return quantise
+
+
+def bnb_nf4(old):
+    from bitsandbytes.nn import Linear4bit
+
+    return Linear4bit(old.in_features, old.out_features, bias=False, quant_type="nf4", compute_dtype=torch.float32)
+
+
+def bnb_int8(old):
+    from bitsandbytes.nn import Linear8bitLt
+
+    return Linear8bitLt(old.in_features, old.out_features, bias=False, has_fp16_weights=False)
+
+
+def gguf_q8(unet, paths):
+    from diffusers.quantizers.gguf.utils import GGUFLinear, GGUFParameter
+    from gguf import GGMLQuantizationType, quants
+
+    for path in paths:
+        old = unet.get_submodule(path)
+        new = GGUFLinear(old.in_features, old.out_features, bias=False, compute_dtype=torch.float32)
+        data = torch.from_numpy(quants.quantize(old.weight.detach().numpy(), GGMLQuantizationType.Q8_0))
+        new.weight = GGUFParameter(data, quant_type=GGMLQuantizationType.Q8_0)
+        unet.set_submodule(path, new)
+
+
+def float8(unet, paths):
+    unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+
+
+WAYS = {
+    "torchao": torchao_int8,
+    "bitsandbytes 4 bit": bnb(bnb_nf4),
+    "bitsandbytes 8 bit": bnb(bnb_int8),
+    "GGUF": gguf_q8,
+    "8-bit floats": float8,
+}
+
+
+@pytest.fixture(scope="module")
+def spec(preserve):
+    return ErasureSpec((Concept("star", "circle"),), preserve=preserve)
+
+
+@pytest.fixture(params=WAYS)
+def quantised(request, shipped):
+    """The pipeline with the K/V of its denoiser quantised, and the name of the record."""
+    pytest.importorskip(request.param.split()[0].lower().replace("8-bit", "torch"))
+    pipe = erasable(copy.deepcopy(shipped))
+    with torch.no_grad():
+        WAYS[request.param](pipe.unet, set(reader_paths(pipe.unet, family_of(pipe))))
+    return pipe, request.param
+
+
+def test_the_record_knows_the_weight_and_its_values(quantised, shipped):
+    pipe, name = quantised
+    for path in reader_paths(pipe.unet, family_of(pipe)):
+        linear = pipe.unet.get_submodule(path)
+        assert quantisation_of(linear).name == name
+        x = torch.eye(linear.in_features)
+        torch.testing.assert_close(plain_weight(linear).float(), shipped.unet.get_submodule(path).weight, atol=0.05, rtol=0.1)
+        with torch.no_grad():  # 8 bits round the inputs too
+            torch.testing.assert_close(linear.forward(x).float().T, plain_weight(linear).float(), atol=0.03, rtol=0.05)
+
+
+def test_the_edit_is_a_hook_that_holds_toggles_and_leaves_no_trace(quantised, spec):
+    pipe, _ = quantised
+    plain = draw(pipe, PROMPTS)
+    adapter = erase(pipe, spec, layers=("kv",))
+    pipe.load_erasure_adapter(adapter, adapter_name="no-star")
+    found = pipe.verify_erasure(images=True)
+    assert found.residual < 2e-2 and pipe.unet._erasepro.hooks and not pipe.unet._erasepro.weights
+    erased = draw(pipe, PROMPTS)
+    assert (erased - plain).abs().max() > 0.05
+    pipe.disable_erasure()
+    assert torch.equal(draw(pipe, PROMPTS), plain) and not pipe.verify_erasure().ok
+    pipe.enable_erasure()
+    assert torch.equal(draw(pipe, PROMPTS), erased)
+    pipe.unload_erasure_adapters()
+    assert torch.equal(draw(pipe, PROMPTS), plain)
+    assert not any(type(h).__name__ == "Added" for m in pipe.unet.modules() for h in m._forward_hooks.values())
+
+
+def test_an_adapter_of_the_full_base_is_refused_or_solved_again(quantised, shipped, spec):
+    pipe, _ = quantised
+    adapter = erase(shipped, spec, layers=("kv",))
+    with pytest.raises(BaseModelMismatchError, match="allow_base_mismatch"):
+        pipe.load_erasure_adapter(adapter)
+    pipe.load_erasure_adapter(adapter, allow_base_mismatch=True)
+    assert pipe.verify_erasure().residual < 2e-2
+
+
+def test_hooks_are_not_saved_so_saving_says_so(quantised, spec, tmp_path):
+    pipe, _ = quantised
+    pipe.load_erasure_adapter(erase(pipe, spec, layers=("kv",)))
+    with pytest.raises(AdapterStateError, match="hooks, which are not saved"):
+        pipe.save_pretrained(tmp_path)
+
+
+@pytest.fixture
+def hooked(shipped, spec):
+    pipe = erasable(copy.deepcopy(shipped))
+    with torch.no_grad():
+        torchao_int8(pipe.unet, set(reader_paths(pipe.unet, family_of(pipe))))
+    return pipe, erase(pipe, spec, layers=("kv",))
+
+
+def test_copies_have_hooks_of_their_own(shipped, spec):
+    pipe = erasable(copy.deepcopy(shipped))
+    with torch.no_grad():
+        WAYS["bitsandbytes 4 bit"](pipe.unet, reader_paths(pipe.unet, family_of(pipe)))
+    adapter = erase(pipe, spec, layers=("kv",))
+    pipe.load_erasure_adapter(adapter, adapter_name="no-star")
+    for twin in (copy.deepcopy(pipe), pickle.loads(pickle.dumps(pipe))):
+        erased = draw(pipe, PROMPTS)
+        twin.disable_erasure()
+        assert torch.equal(draw(pipe, PROMPTS), erased) and not torch.equal(draw(twin, PROMPTS), erased)
+
+
+def test_a_hook_that_compiled_code_would_ignore_is_an_error(hooked):
+    pipe, adapter = hooked
+    plain = pipe.unet
+    pipe.unet = torch.compile(plain, backend="eager")
+    with pytest.raises(AdapterStateError, match="compiled, and a hook added now would be ignored"):
+        pipe.load_erasure_adapter(adapter)
+    assert pipe.get_erasure_adapters() == {} and not hasattr(plain, "_erasepro")
+    pipe.unet = plain
+    pipe.unet.compile(backend="eager")
+    with pytest.raises(AdapterStateError, match="compiled"):
+        pipe.load_erasure_adapter(adapter)
+
+
+@pytest.mark.slow
+def test_compiled_after_loading_the_hook_runs_and_its_switch_is_seen(hooked):
+    pipe, adapter = hooked
+    plain = draw(pipe, PROMPTS)
+    pipe.load_erasure_adapter(adapter)
+    erased = draw(pipe, PROMPTS)
+    pipe.unet = torch.compile(pipe.unet, backend="eager")
+    torch.testing.assert_close(draw(pipe, PROMPTS), erased)
+    pipe.disable_erasure()
+    torch.testing.assert_close(draw(pipe, PROMPTS), plain)
+    pipe.enable_erasure()
+    torch.testing.assert_close(draw(pipe, PROMPTS), erased)
+
+
+def test_a_weight_that_no_record_knows_is_an_error(shipped):
+    linear = nn.Linear(4, 4)
+    linear.weight = nn.Parameter(torch.zeros(4, 4, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(AdapterStateError, match=r"Linear of torch.int8 cannot be edited or hooked \(known: torchao"):
+        quantisation_of(linear)
