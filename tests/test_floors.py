@@ -21,6 +21,7 @@ FLOORS = [
     {"fit"},
     {"loader", "methods"},
     {"glyphs", "grids", "tables"},
+    {"attacks", "metrics"},
     {"demo", "models"},
     {"ui"},
     {"cli"},

@@ -14,6 +14,7 @@
     │   ├── HubAccessError                   a token is missing, or may not do this
     │   └── HubRateLimitError                too many requests; the message says how long to wait
     ├── BaseModelMismatchError (ValueError)  made for other weights than the pipeline holds
+    ├── EvaluationError (ValueError)         a suite that lacks a part, results that do not fit, nothing judged
     ├── AdapterStateError (RuntimeError)     not now: name in use, unknown name, weights that cannot be edited
     │   ├── ErasureLockedError               a locked erasure would be switched off
     │   └── ErasureInactiveError             a drawing without an erasure that is required, or was lost
@@ -71,6 +72,10 @@ class HubRateLimitError(HubError):
 
 class BaseModelMismatchError(ErasureError, ValueError):
     """The adapter was made for other weights than the pipeline holds."""
+
+
+class EvaluationError(ErasureError, ValueError):
+    """What shall be measured is not there; no number is made of nothing."""
 
 
 class AdapterStateError(ErasureError, RuntimeError):

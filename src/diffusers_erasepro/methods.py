@@ -16,7 +16,7 @@ from .adapter import ErasureAdapter
 from .erase import erase
 from .errors import ConceptSpecError, UnknownFamilyError
 from .factors import LowRank, compress
-from .families import PipelineFamily, blocks_of, component, family_of, reader_paths
+from .families import LAST, PipelineFamily, blocks_of, component, family_of, reader_paths
 from .fingerprint import fingerprints
 from .measure import aligned_states, read_residual
 from .options import READERS, Foreign, number
@@ -302,8 +302,8 @@ def _run(peer: Peer, pipe: Any, spec: ErasureSpec | Concept) -> ErasureAdapter:
     began = time.perf_counter()
     spec = ErasureSpec((spec,)) if isinstance(spec, Concept) else spec
     family = family_of(pipe)
-    (encoder_name, tokenizer_name), *more = family.encoders
-    if more:
+    encoder_name, tokenizer_name, _ = family.encoders[0]
+    if len(family.encoders) > 1:
         raise UnknownFamilyError(f"{peer.name} knows pipelines with one text encoder; {type(pipe).__name__} has several")
     root = component(pipe, family.denoiser)
     pairs = [(t.replace("{}", w), t.replace("{}", c.anchor)) for c in spec.concepts for w in c.words for t in peer.templates]
@@ -338,7 +338,7 @@ def assembled(
         spec, made_by,
         base={family.denoiser: fingerprints(root, originals(root))},
         edits={f"{family.denoiser}.{path}": factors.to(torch.float32) for path, (factors, _) in small.items()},
-        keys={}, goals={family.encoders[0][0]: states["exact"][1].float().cpu()},
+        keys={}, goals={f"{family.encoders[0].encoder}.{LAST}": states["exact"][1].float().cpu()},
         report=Report(
             float(residual["exact"].max()), float(unseen.max()) if len(unseen) else NAN, float(residual["kept"].mean()),
             layers, held_out_mean=float(unseen.mean()) if len(unseen) else NAN,
