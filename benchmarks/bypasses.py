@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--page", type=Path, default=Path("docs/reliability.md"))
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
+    made_with = provenance(0)
     shipped: Any = glyphs.load_pipeline()
     preserve, outcomes = tuple(glyphs.captions(120, seed=0)), {}
     for where, layers in WHERE.items():
@@ -64,7 +65,7 @@ def main() -> None:
                     outcomes[route.name, where, name] = walk_route(route, kit, shipped, dtype)
     counts = Counter(o.kind for o in outcomes.values())
     lines = [
-        f"`python benchmarks/bypasses.py` wrote this table: {provenance(0)}.",
+        f"`python benchmarks/bypasses.py` wrote this table: {made_with}.",
         f"{len(ROUTES)} routes, {len(outcomes)} cells: " + ", ".join(f"{counts[k]} {k}" for k in ("holds", "error", "listed"))
         + f", **{counts['SILENT']} silent**.", "",
         "- *holds*: the K/V of the target are those of its anchor on the same route without the erasure; the number is the worst",

@@ -169,7 +169,7 @@ CASES = {
     "a list": (lambda p: join(p, b"[]", b""), AdapterFormatError, "its header is no table"),
     "metadata is a list": (lambda p: join(p, {"__metadata__": []}, b""), AdapterFormatError, "its header is no table"),
     "metadata is a number": (lambda p: join(p, {"__metadata__": {"erasepro": 5}}, b""), AdapterFormatError, UNREADABLE),
-    "no metadata": (edit_table(lambda t: t.pop("__metadata__") and None), AdapterFormatError, "a plain LoRA"),
+    "no metadata": (edit_table(lambda t: t.pop("__metadata__") and None), AdapterFormatError, "for a plain LoRA see"),
     "a name twice": (
         edit_table(lambda t: json.dumps(t).replace('{"__meta', '{"a": 1, "a": 2, "__meta', 1).encode()),
         AdapterFormatError, "names something twice",
@@ -215,7 +215,7 @@ CASES = {
     "goals of another shape": (
         forge(lambda _, t: t.update({first(t, "lora_goal"): torch.zeros(3, 5)})), AdapterIntegrityError, "its spec asks for",
     ),
-    "no goals": (forge(lambda _, t: t.pop(first(t, "lora_goal"))), AdapterIntegrityError, "does not erase"),
+    "no goals": (forge(lambda _, t: t.pop(first(t, "lora_goal"))), AdapterFormatError, "the goals are missing"),
     "a missing layer": (forge(drop_layer), AdapterFormatError, "reported or stored, but not both"),
     "a missing layer, taken from the report too": (forge(drop_layer_quietly), AdapterIntegrityError, "does not erase"),
     "a missing lora_B": (forge(lambda _, t: t.pop(first(t, "fc2.lora_B"))), AdapterFormatError, "does not describe"),

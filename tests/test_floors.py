@@ -7,7 +7,7 @@ ROOT = Path(__file__).parent.parent / "src" / "diffusers_erasepro"
 FLOORS = [
     {"errors", "factors", "templates"},
     {"recording"},
-    {"spec", "families", "solve", "gate", "linears", "header", "hub"},
+    {"spec", "families", "solve", "header", "hub", "gate", "linears"},
     {"prompts", "card", "lockfile"},
     {"options", "walk", "fingerprint", "places"},
     {"statistics"},

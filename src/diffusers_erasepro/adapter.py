@@ -20,7 +20,7 @@ from torch import Tensor
 from .errors import AdapterFormatError, AdapterIntegrityError
 from .factors import LowRank
 from .families import ENCODERS, file_name
-from .header import SCHEMA, metadata, read_header, sealed, sorted_metadata
+from .header import SCHEMA, metadata, read_header, seal, sorted_metadata
 from .hub import CARD_NAME, WEIGHT_NAME, Origin, checked_name, find, push
 from .options import IMPORT, Foreign, Options, recorded
 from .report import Report
@@ -54,14 +54,14 @@ class ErasureAdapter:
         return tuple(dict.fromkeys(name.split(".")[0] for name in self.edits))
 
     @property
-    def imported(self) -> bool:
-        """Whether it came from another tool, without the keys to measure it or solve it again."""
-        return isinstance(self.options, Foreign) and self.options.method == IMPORT
-
-    @property
     def goal_parts(self) -> tuple[str, ...]:
         """Names of the text encoders whose states have goals."""
         return tuple(dict.fromkeys(name.split(".")[0] for name in self.goals))
+
+    @property
+    def imported(self) -> bool:
+        """Whether it came from another tool, without the keys to measure it or solve it again."""
+        return not self.goals
 
     def of(self, component: str) -> dict[str, LowRank]:
         """The edits of one component, by stored name without the component."""
@@ -85,7 +85,7 @@ class ErasureAdapter:
 
     def header(self) -> dict[str, Any]:
         """Everything about the adapter but its tensors, as plain data."""
-        return {
+        header: dict[str, Any] = {
             "schema": SCHEMA,
             "spec": self.spec.to_dict(),
             "options": self.options.to_dict(),
@@ -94,10 +94,11 @@ class ErasureAdapter:
             "report": self.report.to_dict(),
             "sha256": self.digest,
         }
+        return header | {"seal": seal(header)}
 
     def to_bytes(self) -> bytes:
         """The file's content; the same adapter gives the same bytes."""
-        return sorted_metadata(to_bytes(self.tensors(), metadata=metadata(sealed(self.header()))))
+        return sorted_metadata(to_bytes(self.tensors(), metadata=metadata(self.header())))
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *, weight_name: str = WEIGHT_NAME) -> Path:
         """Write the adapter into a folder; the old file stays whole until the new one is.
@@ -268,6 +269,8 @@ def _build(header: dict[str, Any], tensors: dict[str, Tensor]) -> ErasureAdapter
         goals={k.removeprefix(GOAL): v for k, v in tensors.items() if k.startswith(GOAL)},
         report=Report.from_dict(header["report"]),
     )
+    if adapter.imported and isinstance(adapter.options, Options):
+        raise ValueError("the goals are missing, without which nothing can be measured")
     if unknown := set(tensors) - set(adapter.tensors()):
         raise ValueError(f"unknown tensors {sorted(unknown)[:3]}")
     if unknown := set(adapter.components) - set(base):

@@ -18,7 +18,7 @@ from .factors import LowRank
 from .families import component, file_name
 from .fingerprint import fingerprints
 from .header import metadata, sorted_metadata
-from .options import IMPORT, Foreign
+from .options import Foreign
 from .places import weight_of
 from .report import NAN, LayerReport, Report, frobenius
 from .spec import ErasureSpec

@@ -268,7 +268,7 @@ def base_linear(module: nn.Module) -> nn.Module:
 def component(pipe: Any, name: str) -> nn.Module:
     """A component of the pipeline that is really there."""
     module = getattr(pipe, name, None)
-    if module is None:
+    if not isinstance(module, nn.Module):  # a deleted one leaves its config entry
         raise AdapterStateError(f"the pipeline's {name} is None; load the pipeline with its {name} to erase there")
     return unwrapped(module)
 

@@ -28,10 +28,10 @@ def fitting(pipe: Any, adapter: ErasureAdapter, *, allow_base_mismatch: bool) ->
     _check_parts(pipe, adapter)
     _check_sizes(pipe, adapter)
     if _made_for(pipe, adapter):
-        if not adapter.imported:  # without goals nothing is promised, and nothing can be measured
+        if not adapter.imported:  # those promise nothing
             _check_promise(pipe, adapter)
         return adapter
-    if largest(listed(pipe, adapter).values()) <= allowed(pipe, adapter):
+    if not adapter.imported and largest(listed(pipe, adapter).values()) <= allowed(pipe, adapter):
         raise BaseModelMismatchError(
             f"these weights hold the erasure {adapter.origin or adapter.digest[:12]} already: its listed prompts meet their "
             "anchors. The pipeline was saved with it on, or it was fused in; there is nothing to load"
@@ -53,7 +53,7 @@ def _check_parts(pipe: Any, adapter: ErasureAdapter) -> None:
 
 
 def _check_sizes(pipe: Any, adapter: ErasureAdapter) -> None:
-    most = getattr(adapter.options, "max_edit_size", Options.max_edit_size)  # other methods set no bound of their own
+    most = adapter.options.max_edit_size if isinstance(adapter.options, Options) else Options().max_edit_size
     for part in adapter.components:
         root = component(pipe, part)
         for name, factors in resolved(root, part, adapter).items():

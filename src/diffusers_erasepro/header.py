@@ -10,6 +10,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from .errors import AdapterFormatError, AdapterIntegrityError, UnsafeFileError
 
 SCHEMA = 1
@@ -17,6 +19,8 @@ HEADER_LIMIT = 8 * 2**20
 TENSOR_LIMIT = 4096
 DTYPES_READ = ("F32", "F16", "BF16")
 """Of tensors; names as in the file."""
+ENTRIES = {"schema", "spec", "options", "base", "ranks", "report", "sha256", "seal"}
+"""Of our header. Files of before the seal have none."""
 NOT_WEIGHTS = {b"version ": "a Git-LFS pointer", b"<!doctyp": "a web page", b"<html": "a web page"}
 
 
@@ -26,7 +30,7 @@ def read_header(path: Path) -> dict[str, Any]:
     Raises:
         UnsafeFileError: Not a safetensors file by name.
         AdapterFormatError: Not an erasure adapter, or one of a later version.
-        AdapterIntegrityError: The header is not as it was written.
+        AdapterIntegrityError: The header is not what was written.
     """
     if path.suffix != ".safetensors":
         raise UnsafeFileError(f"{path} is not a safetensors file; pickles are never loaded")
@@ -35,9 +39,17 @@ def read_header(path: Path) -> dict[str, Any]:
         raise AdapterFormatError(f"{path}: its 'erasepro' header is a {type(header).__name__}, not a table")
     if header.get("schema") != SCHEMA:
         raise AdapterFormatError(f"{path} has schema {header.get('schema')!r}, this version reads {SCHEMA}; upgrade the package")
-    if seal(header) != header.get("seal"):
+    if unknown := set(header) - ENTRIES:
+        raise AdapterFormatError(f"{path}: its header has unknown entries {sorted(unknown)[:3]}; fetch the file again")
+    if header.get("seal", seal(header)) != seal(header):
         raise AdapterIntegrityError(f"{path}: the header's seal is not that of its content; fetch the file again")
     return header
+
+
+def seal(header: Mapping[str, Any]) -> str:
+    """Sha256 of the header without its seal: a flipped bit in it is found, as one in a tensor is by the tensors' sha256."""
+    rest = {k: v for k, v in header.items() if k != "seal"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def headers_below(folder: Path) -> dict[str, dict[str, Any]]:
@@ -50,14 +62,17 @@ def headers_below(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _parsed(path: Path) -> Any:
+    """Our entry; what the file says of its tensors is checked before safetensors reads any."""
     try:
-        return _json(_table(path)["erasepro"])
-    except (UnicodeDecodeError, RecursionError, json.JSONDecodeError) as error:
+        stored = _checked_table(path)
+        with safe_open(path, framework="np"):
+            return _json(stored)
+    except (SafetensorError, UnicodeDecodeError, RecursionError, TypeError, json.JSONDecodeError) as error:
         raise AdapterFormatError(f"{path} is not a readable safetensors file: {error}") from error
 
 
-def _table(path: Path) -> dict[str, str]:
-    """The file's metadata; its header is not too long, has no name twice, and only tensors of the kinds we write.
+def _checked_table(path: Path) -> str:
+    """The `erasepro` entry of a safetensors header that is not too long, has no name twice, and only our kinds of tensors.
 
     A header of a million tensors takes safetensors 18 s and 1.3 GB, so its length is looked at first.
     """
@@ -76,18 +91,16 @@ def _table(path: Path) -> dict[str, str]:
     table = _json(text)
     if not isinstance(table, dict) or not isinstance(table.get("__metadata__", {}), dict):
         raise AdapterFormatError(f"{path} is not a readable safetensors file: its header is no table")
-    about: dict[str, str] = table.pop("__metadata__", {})
-    if "erasepro" not in about:
+    stored = table.pop("__metadata__", {}).get("erasepro")
+    if stored is None:
         raise AdapterFormatError(
             f"{path} is no erasure adapter: its header has no 'erasepro' entry; for a plain LoRA see `erasepro import`"
         )
-    if not isinstance(about["erasepro"], str):
-        raise AdapterFormatError(f"{path} is not a readable safetensors file: its metadata is no text")
     for name, entry in table.items():
         shape = entry.get("shape") if isinstance(entry, dict) else None
         if shape is None or entry.get("dtype") not in DTYPES_READ or len(shape) != 2:
             raise AdapterFormatError(f"{path}: {name} is not a matrix of {', '.join(DTYPES_READ)}, as all of ours are")
-    return about
+    return stored
 
 
 def _json(text: str | bytes) -> Any:

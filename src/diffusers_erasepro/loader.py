@@ -23,7 +23,7 @@ from .gate import GATE
 from .guard import check_call, check_replacement, locks_of, new_lock, opened_by, refuse_locked
 from .linears import is_compiled
 from .lockfile import SUFFIX
-from .lockfile import locked as locked_files
+from .lockfile import locked as pinned
 from .verify import Verification, verify
 from .weights import Plan, Registry, commit, modules_with_registry, registry_of, staged
 
@@ -44,7 +44,7 @@ class ErasureLoaderMixin:
         revision: str | None = None, token: str | bool | None = None,
         cache_dir: str | os.PathLike[str] | None = None, local_files_only: bool = False,
         allow_base_mismatch: bool = False, locked: bool = False, lock_token: str | None = None,
-    ) -> str | list[str]:  # fmt: skip
+    ) -> str | tuple[str, ...]:  # fmt: skip
         """Load an erasure and switch it on, beside those that are on already.
 
         Args:
@@ -63,7 +63,7 @@ class ErasureLoaderMixin:
             The adapter's name; of a lock, all names.
 
         Raises:
-            AdapterFormatError, AdapterIntegrityError: The file is not a whole erasure adapter, not the pinned one, or
+            AdapterFormatError, AdapterIntegrityError: The file is not a whole erasure adapter or not the pinned one, or it
                 does not erase.
             HubError: The Hub did not give the file; the subclasses say why.
             BaseModelMismatchError: It was made for other weights.
@@ -76,24 +76,15 @@ class ErasureLoaderMixin:
         lock = new_lock(lock_token) if locked or lock_token is not None else None
         source = pretrained_model_name_or_path_or_adapter
         if not isinstance(source, ErasureAdapter) and os.fspath(source).endswith(SUFFIX):
-            found = locked_files(Path(source), token=token, cache_dir=cache_dir, local_files_only=local_files_only)
-            return self.load_erasure_adapters(
-                {n: replace(read(o.path), origin=o) for n, o in found.items()}, allow_base_mismatch=allow_base_mismatch
-            )
+            made = _pinned(Path(source), token=token, cache_dir=cache_dir, local_files_only=local_files_only)
+            return _load(self, made, lock, allow_base_mismatch)
         adapter = source if isinstance(source, ErasureAdapter) else ErasureAdapter.from_pretrained(source, **hub)  # type: ignore[arg-type]
-        with GATE.changing():
-            name = _new_name(adapter_name, _adapters(self))
-            _add(self, {name: adapter}, allow_base_mismatch=allow_base_mismatch, locks={} if lock is None else {name: lock})
-            return name
+        return _load(self, {adapter_name: adapter}, lock, allow_base_mismatch)[0]
 
-    def load_erasure_adapters(self, sources: Mapping[str, Source], *, allow_base_mismatch: bool = False) -> list[str]:
+    def load_erasure_adapters(self, sources: Mapping[str, Source], *, allow_base_mismatch: bool = False) -> tuple[str, ...]:
         """Load several erasures, name -> file, folder, Hub id or adapter: all or none, and solved together once."""
         made = {n: s if isinstance(s, ErasureAdapter) else ErasureAdapter.from_pretrained(s) for n, s in sources.items()}
-        with GATE.changing():
-            loaded = _adapters(self)
-            names = [_new_name(name, loaded) for name in made]
-            _add(self, made, allow_base_mismatch=allow_base_mismatch, locks={})
-            return names
+        return _load(self, made, None, allow_base_mismatch)
 
     def get_erasure_adapters(self) -> dict[str, bool]:
         """Name -> whether it is on, in the order of loading."""
@@ -242,6 +233,22 @@ class ErasureLoaderMixin:
 
 
 # ------------------------------------------------------------------------------------------------ switching
+
+
+def _pinned(lock: Path, **hub: Any) -> dict[str, ErasureAdapter]:
+    """The adapters of an `erasures.lock`, by name."""
+    return {name: replace(read(origin.path), origin=origin) for name, origin in pinned(lock, **hub).items()}
+
+
+def _load(
+    pipe: Any, made: Mapping[Any, ErasureAdapter], lock: tuple[bytes, bytes] | None, allow_base_mismatch: bool
+) -> tuple[str, ...]:
+    """Load under these names (None for the next free one) beside what is loaded, all or nothing."""
+    with GATE.changing():
+        loaded = _adapters(pipe)
+        new = {_new_name(name, loaded): adapter for name, adapter in made.items()}
+        _add(pipe, new, allow_base_mismatch=allow_base_mismatch, locks=dict.fromkeys(new, lock) if lock else {})
+        return tuple(new)
 
 
 def _adapters(pipe: Any) -> dict[str, ErasureAdapter]:

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from .adapter import ErasureAdapter
+from .compose import SUM, SUMMED
 from .errors import AdapterIntegrityError, ConceptSpecError, UnknownFamilyError
 from .families import base_linear, component, family_of
 from .guard import missing
 from .linears import dtype_of
 from .measure import largest, relative, target_states
+from .options import Foreign
 from .places import path_of
 from .prompts import ALIGNMENTS, Pair, Prompt, Rows, TextPath, pairs_of, rows_of, text_paths
 from .spec import Concept
@@ -64,7 +66,14 @@ def verify(pipe: Any, *, prompts: Sequence[str] = (), images: bool = False, samp
     residuals = {name: value for part in measured for name, value in part.items()}
     threshold = max([THRESHOLDS[torch.float32], *(allowed(pipe, a) for a in active)])
     worst = float("inf") if broken else largest(residuals.values())
-    notes = (*broken, *_off(pipe), *_changed(pipe, active, deep=sample is None), *_routes(pipe, active), *NEVER_COVERED)
+    notes = (
+        *broken,
+        *_off(pipe),
+        *_unsure(pipe, active),
+        *_changed(pipe, active, deep=sample is None),
+        *_routes(pipe, active),
+        *NEVER_COVERED,
+    )
     told = {text: _told(pipe, a, text) for a in active for text in prompts}
     return Verification(worst <= threshold, worst, threshold, notes, residuals, told)
 
@@ -245,6 +254,13 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 # ------------------------------------------------------------------------------------------------ what is not covered
+
+
+def _unsure(pipe: Any, active: Sequence[ErasureAdapter]) -> list[str]:
+    """What is on and was not solved here."""
+    loaded = {n: a for _, r in modules_with_registry(pipe).values() for n, a in r.adapters.items()}
+    notes = [f"adapter {n!r} was imported: its effect cannot be measured" for n, a in loaded.items() if a.imported]
+    return [*notes, *([SUMMED] if any(a.options == Foreign(SUM) for a in active) else [])]
 
 
 def _off(pipe: Any) -> list[str]:
