@@ -193,7 +193,7 @@ def test_a_lock_pins_commit_and_sha256_and_loads_just_that(lock, hub, published,
     assert load().digest == no_cross.digest
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        assert pipe.load_erasure_adapter(lock) == ["no-cross", "no-star"]
+        assert pipe.load_erasure_adapter(lock) == ("no-cross", "no-star")
     assert pipe.get_erasure_adapters() == {"no-cross": True, "no-star": True} and pipe.verify_erasure().ok
     assert pin_of(load(revision=published).origin, lock.parent) == pins["no-star"]
 

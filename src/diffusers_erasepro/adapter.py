@@ -22,7 +22,7 @@ from .factors import LowRank
 from .families import ENCODERS, file_name
 from .header import SCHEMA, metadata, read_header, seal, sorted_metadata
 from .hub import CARD_NAME, WEIGHT_NAME, Origin, checked_name, find, push
-from .options import IMPORT, Foreign, Options, recorded
+from .options import Foreign, Options, recorded
 from .report import Report
 from .spec import ErasureSpec
 

@@ -31,6 +31,7 @@ KOHYA_NOTES = (
     "ComfyUI, A1111, Forge and InvokeAI apply it at the strength the user sets; only 1.0 erases as measured.",
     "They add several erasures up instead of solving them together, and verify nothing.",
 )
+IMPORT = "import"
 DOWN_UP = (
     (".lora_down.weight", ".lora_up.weight"),
     (".lora_A.weight", ".lora_B.weight"),

@@ -25,7 +25,7 @@ NOT_WEIGHTS = {b"version ": "a Git-LFS pointer", b"<!doctyp": "a web page", b"<h
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """The `erasepro` entry of the file's metadata; what the file says of its tensors is checked, none is read.
+    """The `erasepro` entry of the file's metadata; the tensors are not read.
 
     Raises:
         UnsafeFileError: Not a safetensors file by name.
@@ -161,17 +161,6 @@ def components(header: Mapping[str, Any]) -> list[str]:
 
 
 # ------------------------------------------------------------------------------------------------ writing
-
-
-def sealed(header: Mapping[str, Any]) -> dict[str, Any]:
-    """The header with its seal."""
-    return {**header, "seal": seal(header)}
-
-
-def seal(header: Mapping[str, Any]) -> str:
-    """Sha256 of the header without its seal: a flipped bit in it is found, as one in a tensor is by `tensor_digest`."""
-    rest = {k: v for k, v in header.items() if k != "seal"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def metadata(header: dict[str, Any]) -> dict[str, str]:

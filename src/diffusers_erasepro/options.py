@@ -76,10 +76,6 @@ class Options:
         return asdict(self) | {"layers": list(self.layers)}
 
 
-IMPORT = "import"
-"""The method of an adapter that another tool made: no keys, no goals."""
-
-
 @dataclass(frozen=True)
 class Foreign:
     """How an adapter was made that is not `erase`'s: recorded, and never solved again."""

@@ -264,11 +264,8 @@ def _unsure(pipe: Any, active: Sequence[ErasureAdapter]) -> list[str]:
 
 
 def _off(pipe: Any) -> list[str]:
-    """Adapters that are loaded and not vouched for."""
     states = {n: on for _, r in modules_with_registry(pipe).values() for n, on in r.on.items()}
-    adapters = {n: a for _, r in modules_with_registry(pipe).values() for n, a in r.adapters.items()}
-    imported = [f"adapter {n!r} was imported: its effect cannot be measured" for n, a in adapters.items() if a.imported]
-    return [f"adapter {n!r} is off" for n, on in states.items() if not on] + imported
+    return [f"adapter {n!r} is off" for n, on in states.items() if not on]
 
 
 def _changed(pipe: Any, active: Sequence[ErasureAdapter], *, deep: bool) -> list[str]:
