@@ -26,10 +26,10 @@ ERASED = ("no-star", "no-mira-voss")
 
 
 def load() -> Any:
-    """The pipeline with both erasures on; raises if they do not hold, so that the service does not start without them."""
+    """The pipeline with both erasures on and locked; raises if they do not hold, so that no service starts without them."""
     pipe = erasable(glyphs.load_pipeline())
     for name in ERASED:
-        pipe.load_erasure_adapter(ADAPTERS / name, adapter_name=name)
+        pipe.load_erasure_adapter(ADAPTERS / name, adapter_name=name, locked=True)
     pipe.verify_erasure(raise_on_fail=True)
     return pipe
 

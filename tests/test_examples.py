@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from diffusers_erasepro import glyphs
+from diffusers_erasepro.errors import ErasureLockedError
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -52,10 +53,20 @@ def test_the_service_draws_erased_and_says_so(client):
     assert client.post("/draw", json={"prompt": "x", "prompt_embeds": [0], "steps": 0}).status_code == 422
 
 
-def test_the_service_is_unhealthy_when_an_erasure_is_gone(client):
+def test_no_code_of_the_service_can_switch_it_off(client):
     pipe = client.app.state.pipe
-    with pipe.erasure_disabled():
-        answer = client.get("/health")
+    for switch_off in (pipe.disable_erasure, pipe.unload_erasure_adapters, lambda: pipe.set_erasure_adapters([])):
+        with pytest.raises(ErasureLockedError):
+            switch_off()
+    assert client.get("/health").json()["ok"]
+
+
+def test_the_service_is_unhealthy_when_the_weights_were_changed(client):
+    weight = client.app.state.pipe.text_encoder.get_submodule("encoder.layers.0.mlp.fc2").weight.data
+    kept = weight.clone()
+    weight.mul_(1.01)
+    answer = client.get("/health")
+    weight.copy_(kept)
     assert answer.status_code == 503 and not answer.json()["ok"]
     assert client.get("/health").status_code == 200
 

@@ -74,7 +74,7 @@ def find(
     path = Path(where)
     if weight_name is not None:
         checked_name(weight_name)
-    if subfolder and (Path(subfolder).is_absolute() or ".." in Path(subfolder).parts):
+    if subfolder and not (path / subfolder).resolve().is_relative_to(path.resolve()):
         raise UnsafeFileError(f"subfolder {subfolder!r} leads out of {where}; give a folder inside it")
     if path.is_file():
         return Origin(path, file_sha256(path))
