@@ -16,8 +16,10 @@ FLOORS = [
     {"erase"},
     {"compose"},
     {"loader", "methods"},
+    {"checkpoint"},
     {"glyphs", "grids"},
     {"attacks", "metrics"},
+    {"evaluate"},
     {"demo"},
     {"cli"},
 ]
