@@ -6,11 +6,20 @@ import torch
 from diffusers_erasepro import Concept
 from diffusers_erasepro.errors import ConceptSpecError
 from diffusers_erasepro.prompts import ALIGNMENTS, Pair, Prompt, aligned, pairs_of, rows_by_kind, rows_of, span
+from diffusers_erasepro.recording import plain
 
 
 @pytest.fixture
 def tokenizer(shipped):
     return shipped.tokenizer
+
+
+def mark(tokenizer, prompt):
+    return plain(tokenizer, [prompt.text]).mark(0, prompt.text, "")
+
+
+def marks(tokenizer, p):
+    return mark(tokenizer, p.target), mark(tokenizer, p.anchor)
 
 
 def pair(template, target, anchor):
@@ -20,31 +29,33 @@ def pair(template, target, anchor):
 @pytest.mark.parametrize("words", ["star", "crescent", "Mira Voss", "été", "星", "a b c"])
 @pytest.mark.parametrize("template", ["{}", "a {}", "look:  {}, on snow", "{} and more"])
 def test_span_holds_just_the_tokens_of_the_concept(tokenizer, template, words):
-    at, eos = span(tokenizer, Prompt.of(template, words))
+    prompt = Prompt.of(template, words)
+    at, (eos,) = span(mark(tokenizer, prompt), prompt)
     ids = tokenizer(template.replace("{}", words)).input_ids
     assert [ids[i] for i in at] == tokenizer(words).input_ids[1:-1]
     assert ids[eos] == tokenizer.eos_token_id and tokenizer.eos_token_id not in ids[:eos]
 
 
 def test_the_empty_anchor_sits_on_the_token_before(tokenizer):
-    assert span(tokenizer, Prompt.of("a {} shape", ""))[0] == [1]
-    assert span(tokenizer, Prompt.of("{} shape", ""))[0] == [0]
+    for template, at in (("a {} shape", 1), ("{} shape", 0), ("{}", 0)):
+        prompt = Prompt.of(template, "")
+        assert span(mark(tokenizer, prompt), prompt)[0] == [at]
 
 
 def test_last_subject_token_meets_last_anchor_token(tokenizer):
     p = pair("a red {} on snow", "crescent", "star")
-    target, t_eos = span(tokenizer, p.target)
-    anchor, a_eos = span(tokenizer, p.anchor)
+    (target, (t_eos,)), (anchor, (a_eos,)) = (span(m, q) for m, q in zip(marks(tokenizer, p), (p.target, p.anchor), strict=True))
     assert len(target) > len(anchor)
-    assert aligned(p, tokenizer, ALIGNMENTS["last_subject+eos"]) == [(target[-1], anchor[-1]), (t_eos, a_eos)]
-    whole = aligned(p, tokenizer, ALIGNMENTS["subject"])
+    assert aligned(p, marks(tokenizer, p), ALIGNMENTS["last_subject+eos"]) == [(target[-1], anchor[-1]), (t_eos, a_eos)]
+    whole = aligned(p, marks(tokenizer, p), ALIGNMENTS["subject"])
     assert [t for t, _ in whole] == target and whole[-1][1] == anchor[-1]
 
 
 def test_suffix_and_padding_go_by_offset_from_the_end_of_the_span(tokenizer):
-    found = aligned(pair("a {} on snow", "crescent", "star"), tokenizer, ALIGNMENTS["all"])
+    p = pair("a {} on snow", "crescent", "star")
+    found = aligned(p, marks(tokenizer, p), ALIGNMENTS["all"])
     shift = found[-1][0] - found[-1][1]
-    after = [(t, a) for t, a in found if t > span(tokenizer, Prompt.of("a {} on snow", "crescent"))[0][-1]]
+    after = [(t, a) for t, a in found if t > span(mark(tokenizer, p.target), p.target)[0][-1]]
     assert after and all(t - a == shift for t, a in after)
 
 

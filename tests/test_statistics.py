@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffusers_erasepro.prompts import token_ids
+from diffusers_erasepro.prompts import Tokens, token_ids
 from diffusers_erasepro.statistics import metrics, record_inputs, second_moments
 
 FIRST, LAST = "encoder.layers.0.mlp.fc2", "encoder.layers.5.mlp.fc2"
@@ -11,7 +11,7 @@ FIRST, LAST = "encoder.layers.0.mlp.fc2", "encoder.layers.5.mlp.fc2"
 
 @pytest.fixture
 def ids(shipped, preserve):
-    return token_ids(shipped.tokenizer, preserve[:70])
+    return Tokens(token_ids(shipped.tokenizer, preserve[:70]))
 
 
 def linears(shipped, *names):
@@ -20,7 +20,7 @@ def linears(shipped, *names):
 
 def test_moments_equal_the_obvious_sum(shipped, ids):
     with torch.no_grad(), record_inputs(linears(shipped, FIRST)) as seen:
-        states = shipped.text_encoder(ids).last_hidden_state
+        states = shipped.text_encoder(ids.ids).last_hidden_state
     found = second_moments(shipped.text_encoder, ids, linears(shipped, FIRST), key="sum")
     for name, inputs in ((FIRST, seen[FIRST]), ("states", states)):
         x = inputs.reshape(-1, inputs.shape[-1]).double()
@@ -48,7 +48,7 @@ def test_other_weights_or_captions_are_other_moments(shipped, ids):
 
 @pytest.mark.parametrize("out", [0, 9])
 def test_the_metric_is_the_kept_captions_and_as_much_of_the_empty_prompt(shipped, ids, out):
-    encoder, empty, site = shipped.text_encoder, token_ids(shipped.tokenizer, [""]), linears(shipped, LAST)
+    encoder, empty, site = shipped.text_encoder, Tokens(token_ids(shipped.tokenizer, [""])), linears(shipped, LAST)
     L = metrics(encoder, ids, ids[:out], empty, site, key="c", ridge=1e-6)[LAST]
     usual, unconditional = (second_moments(encoder, rows, site, key="c")[LAST] for rows in (ids[out:], empty))
     ridge = 1e-6 * usual.diagonal().mean() * torch.eye(len(L))

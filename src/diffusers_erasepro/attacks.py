@@ -20,7 +20,7 @@ from tqdm.auto import tqdm, trange
 from .errors import EvaluationError
 from .families import component, family_of, reader_paths
 from .methods import inverse_map
-from .prompts import Prompt, span, token_ids
+from .prompts import token_ids
 from .spec import Concept
 from .walk import final_states
 from .weights import weight_of
@@ -183,7 +183,8 @@ def _weighting(siege: Siege) -> list[Image.Image]:
     states, empty = siege.states(siege.victim, siege.prompts).clone(), siege.states(siege.victim, [""])[0]
     for i, text in enumerate(siege.prompts):
         start = text.index(word := _word(siege.concept, text))
-        at, _ = span(siege.victim.tokenizer, Prompt(text, start, start + len(word)))
+        offsets = siege.victim.tokenizer(text, return_offsets_mapping=True).offset_mapping
+        at = [k for k, (a, b) in enumerate(offsets) if a < min(b, start + len(word)) and b > start]
         states[i, at] = empty[at] + 1.6 * (states[i, at] - empty[at])
     return siege.draw(siege.victim, states)
 

@@ -53,7 +53,7 @@ def adapter_from_checkpoint(
         UnsafeFileError: A pickle that holds more than tensors.
     """
     family = family_of(base)
-    parts = [name for name, _ in family.encoders] + [family.denoiser]
+    parts = [use.encoder for use in family.encoders] + [family.denoiser]
     with unedited(base), torch.no_grad():
         found = {part: _of(part, family.denoiser, states_of(edited), component(base, part)) for part in parts}
         changes = {part: _changes(part, component(base, part), states) for part, states in found.items() if states}
@@ -66,7 +66,8 @@ def adapter_from_checkpoint(
         with working(component(base, family.encoders[0][0])) as encoder:
             adapter = assembled(base, family, told, Foreign("import", {"sha256": digest}), encoder, edits, error=error)
     if spec is None:
-        adapter = replace(adapter, report=replace(adapter.report, listed_residual=NAN, held_out_residual=NAN, held_out_mean=NAN))
+        unknown = replace(adapter.report, listed_residual=NAN, held_out_residual=NAN, held_out_mean=NAN)
+        adapter = replace(adapter, report=unknown, goals={})
     return adapter
 
 

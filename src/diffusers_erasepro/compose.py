@@ -14,10 +14,10 @@ from .adapter import ErasureAdapter
 from .erase import erase
 from .errors import AdapterStateError
 from .factors import LowRank, orthonormal, stack
-from .families import component, family_of
-from .measure import aligned_states
+from .families import component
+from .measure import anchor_states
 from .options import Foreign, Options
-from .prompts import ALIGNMENTS, pairs_of, rows_of
+from .prompts import ALIGNMENTS, pairs_of, rows_of, text_paths
 from .report import worst
 from .spec import ErasureSpec
 from .weights import base_fingerprint, unedited
@@ -92,11 +92,12 @@ def _summed(pipe: Any, adapters: Sequence[ErasureAdapter]) -> ErasureAdapter:
     """The sum of the edits, which says so; `verify_erasure` measures what it leaves."""
     warnings.warn(SUMMED, stacklevel=2)
     spec, made_by = joint_spec(adapters), Foreign(SUM)
-    goals = {}
+    goals: dict[str, Tensor] = {}
     with unedited(pipe), torch.no_grad():
-        for name, tokenizer_name in family_of(pipe).encoders:
-            rows = rows_of(pairs_of(spec.concepts, "exact"), getattr(pipe, tokenizer_name), ALIGNMENTS[made_by.alignment])
-            goals[name] = aligned_states(component(pipe, name), rows, {})[1].float().cpu()
+        for path in text_paths(pipe):
+            rows = rows_of(pairs_of(spec.concepts, "exact"), path, ALIGNMENTS[made_by.alignment])
+            states = anchor_states(path.encoder, rows, path.use.readings)
+            goals |= {f"{path.use.encoder}.{r}": x.float().cpu() for r, x in zip(path.use.readings, states, strict=True)}
     layers = dict.fromkeys(name for a in adapters for name in a.edits)
     return ErasureAdapter(
         spec, made_by, base={k: v for a in adapters for k, v in a.base.items()},

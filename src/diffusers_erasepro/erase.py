@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,16 +15,26 @@ from .adapter import ErasureAdapter
 from .denoiser import CHAINS, Look, least_drift
 from .errors import ConceptSpecError, IllPosedError
 from .factors import LowRank
-from .families import PipelineFamily, Site, base_linear, blocks_of, component, family_of, file_name, reader_paths, sites_of
+from .families import (
+    PipelineFamily,
+    Site,
+    base_linear,
+    closing_blocks,
+    component,
+    family_of,
+    file_name,
+    reader_paths,
+    sites_of,
+)
 from .fingerprint import fingerprints
 from .measure import read_residual
 from .options import AUTO, READERS, Options
-from .prompts import ALIGNMENTS, rows_by_kind, token_ids
-from .report import NAN, Report, layer_report, worst
+from .prompts import ALIGNMENTS, TextPath, rows_by_kind, text_paths
+from .report import NAN, EncoderReport, Report, layer_report, worst
 from .solve import Edit, solve
 from .spec import Concept, ErasureSpec
 from .statistics import STATES, metrics, record_inputs
-from .walk import Solver, Step, final_states, walk, working
+from .walk import Solver, Step, run, walk, working
 from .weights import originals, unedited, weight_of
 
 
@@ -38,7 +49,8 @@ def erase(pipe: Any, spec: ErasureSpec | Concept, **options: Any) -> ErasureAdap
         pipe: A diffusers pipeline of a known family (`families.PIPELINES`).
         spec: What to erase.
         variant: "block" edits the linear that writes the residual stream last, "linear" every one (`families.VARIANTS`).
-        layers: Encoder blocks to edit (negative counts from the last) and "kv" for the denoiser's K/V linears; or
+        layers: Encoder blocks to edit (-1 is the last that the pipeline reads) and "kv" for the denoiser's linears
+            that read the text states; or
             "auto" for the chain of `denoiser.CHAINS` that the noise predictions favour, which the adapter records.
         metric: "covariance" of the preserve captions, or "identity".
         alignment: Which token positions are constrained (`prompts.ALIGNMENTS`).
@@ -63,34 +75,43 @@ def erase(pipe: Any, spec: ErasureSpec | Concept, **options: Any) -> ErasureAdap
 
 
 def _erase(pipe: Any, family: PipelineFamily, spec: ErasureSpec, choice: Options) -> ErasureAdapter:
-    """The erasure in every text encoder."""
-    return _joined([_erase_encoder(pipe, family, spec, choice, *names) for names in family.encoders])
+    """The erasure in every text encoder that is there."""
+    made = _joined([_erase_encoder(pipe, family, spec, choice, path) for path in text_paths(pipe)])
+    return replace(made, report=replace(made.report, notes=_notes(pipe, family, made)))
 
 
-def _erase_encoder(
-    pipe: Any, family: PipelineFamily, spec: ErasureSpec, choice: Options, name: str, tokenizer_name: str
-) -> ErasureAdapter:
-    """The erasure in one text encoder, and in the K/V linears that read it if asked for."""
-    tokenizer, live = getattr(pipe, tokenizer_name), component(pipe, name)
-    rows = rows_by_kind(
-        spec.concepts, spec.preserve_captions(), tokenizer, ALIGNMENTS[choice.alignment], soft_budget=choice.soft_budget
-    )
-    sites = sites_of(live, choice.blocks(len(blocks_of(live))), choice.variant)
+def _erase_encoder(pipe: Any, family: PipelineFamily, spec: ErasureSpec, choice: Options, path: TextPath) -> ErasureAdapter:
+    """The erasure in one text encoder, and in the denoiser's linears that read it if asked for."""
+    (name, _, readings), live = path.use, path.encoder
+    alignment = ALIGNMENTS[choice.alignment]
+    with _named(name):
+        rows = rows_by_kind(spec.concepts, spec.preserve_captions(), path, alignment, soft_budget=choice.soft_budget)
+    sites = sites_of(live, _blocks(choice, closing_blocks(live, readings)), choice.variant)
+    whole = next((r for r in readings if not r.pooled), None) if path.use == family.read_whole else None
 
     with working(live) as encoder:
-        solver = _solver(choice, _metrics(encoder, tokenizer, spec, choice, sites), _kept(encoder, tokenizer, spec, sites))
-        done = walk(encoder, rows, sites, solver)
+        L, K = _metrics(encoder, path, spec, choice, sites), _kept(encoder, path, spec, sites)
+        solver = _solver(spec, choice, L, K)
+        done = walk(encoder, rows, sites, solver, readings)
 
     layers = [_Layer(file_name(name, s.site), weight_of(live, s.site), s.edit.factors, s) for s in done.steps]
     readers: list[_Layer] = []
-    if READERS in choice.layers:  # what the encoder still leaves open, the denoiser's K/V close
-        readers = _readers(pipe, family, done.states, solver)
-    residual = {kind: read_residual(*pair, [(r.weight, r.factors) for r in readers]) for kind, pair in done.states.items()}
+    if READERS in choice.layers and whole:  # what the encoder still leaves open, the denoiser's readers close
+        at = readings.index(whole)
+        readers = _readers(pipe, family, {kind: pairs[at] for kind, pairs in done.states.items()}, solver)
+    closed = [(r.weight, r.factors) for r in readers]
+    residual = {
+        kind: torch.cat([read_residual(*pair, closed if r == whole else ()) for r, pair in zip(readings, pairs, strict=True)])
+        for kind, pairs in done.states.items()
+    }
     unseen = residual["held_out"]
+    numbers: dict[str, Any] = {
+        "listed_residual": float(residual["exact"].max()), "held_out_residual": float(unseen.max()) if len(unseen) else NAN,
+        "held_out_mean": float(unseen.mean()) if len(unseen) else NAN, "drift": float(residual["kept"].mean()),
+    }  # fmt: skip
     report = Report(
-        float(residual["exact"].max()), float(unseen.max()) if len(unseen) else NAN, float(residual["kept"].mean()),
-        tuple(layer_report(x.stored, x.weight, x.factors, x.step, limit=choice.max_edit_size) for x in layers + readers),
-        held_out_mean=float(unseen.mean()) if len(unseen) else NAN,
+        **numbers, encoders=(EncoderReport(name, tuple(map(str, readings)), **numbers),),
+        layers=tuple(layer_report(x.stored, x.weight, x.factors, x.step, limit=choice.max_edit_size) for x in layers + readers),
     )  # fmt: skip
     roots = {name: live} | ({family.denoiser: component(pipe, family.denoiser)} if readers else {})
     return ErasureAdapter(
@@ -98,8 +119,32 @@ def _erase_encoder(
         base={part: fingerprints(root, originals(root)) for part, root in roots.items()},
         edits={x.stored: x.factors.to(torch.float32) for x in layers + readers},
         keys={x.stored: x.step.X.T.float().cpu() for x in layers} | {f"{name}.states": x.step.X.T.float().cpu() for x in readers},
-        goals={name: done.states["exact"][1].float().cpu()},
+        goals={f"{name}.{r}": goal.float().cpu() for r, (_, goal) in zip(readings, done.states["exact"], strict=True)},
     )  # fmt: skip
+
+
+def _blocks(choice: Options, closing: list[int]) -> list[int]:
+    """The blocks to edit. Layers count back from the last block that is read; who edits it edits every block that is."""
+    blocks = choice.blocks(closing[-1] + 1)
+    return sorted({*blocks, *closing}) if closing[-1] in blocks else blocks
+
+
+@contextmanager
+def _named(encoder: str) -> Iterator[None]:
+    """Inside, an error about the spec says which text encoder it met."""
+    try:
+        yield
+    except ConceptSpecError as error:
+        raise ConceptSpecError(f"{encoder}: {error}") from error
+
+
+def _notes(pipe: Any, family: PipelineFamily, adapter: ErasureAdapter) -> tuple[str, ...]:
+    missing = [use.encoder for use in family.encoders if getattr(pipe, use.encoder, None) is None]
+    beyond = [part for part in adapter.components if part not in family.stock]
+    return (
+        *(f"{name} is None and was skipped: the pipeline reads nothing of it" for name in missing),
+        *(f"stock load_lora_weights does not reach {name}: load with load_erasure_adapter" for name in beyond),
+    )
 
 
 @dataclass(frozen=True)
@@ -112,7 +157,7 @@ class _Layer:
     step: Step
 
 
-def _metrics(encoder: nn.Module, tokenizer: Any, spec: ErasureSpec, choice: Options, sites: list[Site]) -> dict[str, Tensor]:
+def _metrics(encoder: nn.Module, path: TextPath, spec: ErasureSpec, choice: Options, sites: list[Site]) -> dict[str, Tensor]:
     """The metric's factor L of every site; none for the identity."""
     if choice.metric == "identity":
         return {}
@@ -123,26 +168,30 @@ def _metrics(encoder: nn.Module, tokenizer: Any, spec: ErasureSpec, choice: Opti
         every = kept
     linears = {site.linear: base_linear(encoder.get_submodule(site.linear)) for site in sites}
     named = sorted(set(every) - set(kept))
-    ids, without, empty = (token_ids(tokenizer, texts) for texts in (every, named, [""]))
-    return metrics(encoder, ids, without, empty, linears, key=fingerprints(encoder, {})["float32"], ridge=choice.ridge)
+    tokens, states = path.tokens((*every, *named)), path.use.readings[0]
+    return metrics(
+        encoder, tokens[: len(every)], tokens[len(every) :], path.empty(), linears,
+        key=fingerprints(encoder, {})["float32"], ridge=choice.ridge, states=states,
+    )  # fmt: skip
 
 
-def _kept(encoder: nn.Module, tokenizer: Any, spec: ErasureSpec, sites: list[Site]) -> dict[str, Tensor]:
+def _kept(encoder: nn.Module, path: TextPath, spec: ErasureSpec, sites: list[Site]) -> dict[str, Tensor]:
     """What every site, and "states", receives at all positions of the prompts to keep; nothing there may change."""
     if not spec.keep:
         return {}
-    linears = {site.linear: base_linear(encoder.get_submodule(site.linear)) for site in sites}
-    with record_inputs(linears) as seen:
-        states = final_states(encoder, token_ids(tokenizer, spec.keep), batch=len(spec.keep))
-    return {name: x.reshape(-1, x.shape[-1]).T for name, x in (*seen.items(), (STATES, states))}
+    tokens, states = path.tokens(spec.keep), path.use.readings[0]
+    with record_inputs({site.linear: base_linear(encoder.get_submodule(site.linear)) for site in sites}) as seen:
+        seen[STATES] = states.of(run(encoder, tokens, hidden_states=states.index is not None))
+    return {name: x[tokens.read].T if x.shape[1] > 1 else x[:, 0].T for name, x in seen.items()}
 
 
-def _solver(choice: Options, L: Mapping[str, Tensor], K: Mapping[str, Tensor]) -> Solver:
+def _solver(spec: ErasureSpec, choice: Options, L: Mapping[str, Tensor], K: Mapping[str, Tensor]) -> Solver:
     """`solve` with this choice's numbers, each site's metric L L' and the keys K to leave alone."""
+    mu = choice.soft_weight * sum(len(c.words) for c in spec.concepts)  # a word weighs the same in any company
 
     def solver(site: str, X: Tensor, R: Tensor, Xs: Tensor, Rs: Tensor) -> Edit:
         return solve(
-            X, R, L=L.get(site), K=K.get(site), Xs=Xs, Rs=Rs, mu=choice.soft_weight, rtol=choice.rtol,
+            X, R, L=L.get(site), K=K.get(site), Xs=Xs, Rs=Rs, mu=mu, rtol=choice.rtol,
             max_rank=choice.max_rank, where=site,
         )  # fmt: skip
 
@@ -150,7 +199,7 @@ def _solver(choice: Options, L: Mapping[str, Tensor], K: Mapping[str, Tensor]) -
 
 
 def _readers(pipe: Any, family: PipelineFamily, states: Mapping[str, tuple[Tensor, Tensor]], solver: Solver) -> list[_Layer]:
-    """Every K/V linear W reads the same states, so one map B A of them serves all: D = (W B) A."""
+    """Every linear W among the readers has the same input, so one map B A of it serves all: D = (W B) A."""
     (X, Y), (Xs, Ys) = ((have.T, goal.T) for have, goal in (states["exact"], states["soft"]))
     edit = solver(STATES, X, Y - X, Xs, Ys - Xs)
     step = Step(STATES, edit, X.double(), float(((Y - X).norm(dim=0) / Y.norm(dim=0)).mean()))

@@ -9,6 +9,10 @@
     ├── AdapterFormatError (ValueError)      the file is not an erasure adapter this version can read
     │   ├── AdapterIntegrityError            it was one, but its bytes changed or are not finite
     │   └── UnsafeFileError                  a pickle, or a path outside the folder
+    ├── HubError (OSError)                   the Hub did not give or take a file: connection, cut off, server
+    │   ├── HubNotFoundError                 no such repository, revision or file, or it is private
+    │   ├── HubAccessError                   a token is missing, or may not do this
+    │   └── HubRateLimitError                too many requests; the message says how long to wait
     ├── BaseModelMismatchError (ValueError)  made for other weights than the pipeline holds
     ├── EvaluationError (ValueError)         a suite that lacks a part, results that do not fit, nothing judged
     ├── AdapterStateError (RuntimeError)     not now: name in use, unknown name, weights that cannot be edited
@@ -46,6 +50,22 @@ class AdapterIntegrityError(AdapterFormatError):
 
 class UnsafeFileError(AdapterFormatError):
     """A pickle, or a path that leads out of its folder."""
+
+
+class HubError(ErasureError, OSError):
+    """The Hub did not give or take a file; nothing was kept."""
+
+
+class HubNotFoundError(HubError):
+    """No such repository, revision or file, or it is private."""
+
+
+class HubAccessError(HubError):
+    """A token is missing, or may not do this."""
+
+
+class HubRateLimitError(HubError):
+    """Too many requests; the message says how long to wait."""
 
 
 class BaseModelMismatchError(ErasureError, ValueError):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from .errors import AdapterStateError, UnknownFamilyError
+
+POOLED = ("pooler_output", "text_embeds")
 
 
 @dataclass(frozen=True)
@@ -22,54 +24,218 @@ class EncoderFamily:
     writer: str
     """Inside a block."""
     linears: tuple[str, ...]
-    """Every linear inside a block, in the order they run."""
-    padding_row: str
+    """Every linear inside a block, in the order they run; those a model lacks are passed over."""
+    causal: bool = True
+    """Whether a token sees only those before it."""
+    padding_row: str | None = None
     """An attention linear inside a block: stock loaders refuse CLIP files without any (diffusers 0.42)."""
-    file_blocks: str
-    """Path of the block list in files, the spelling every stock loader maps."""
+    file_blocks: str | None = None
+    """Path of the block list in files, the spelling every stock loader maps; None keeps the live one."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One tensor that a denoiser reads of a text encoder's output."""
+
+    name: str
+    """Field of the output: "last_hidden_state", "hidden_states", or a pooled one of `POOLED`."""
+    index: int | None = None
+    """Which of the hidden states, as the pipeline counts them: 0 are the embeddings, -1 is the last block's."""
+
+    @property
+    def pooled(self) -> bool:
+        """One vector per prompt, taken at the end of the prompt."""
+        return self.name in POOLED
+
+    def of(self, output: Any) -> Tensor:
+        """`(n, length, d)`, or `(n, 1, d)` if pooled."""
+        found: Any = getattr(output, self.name)
+        return found[:, None] if self.pooled else found if self.index is None else found[self.index]
+
+    def block(self, count: int) -> int:
+        """The last block, of `count`, that it depends on."""
+        return count - 1 if self.index is None else self.index - 1 if self.index > 0 else count + self.index
+
+    def __str__(self) -> str:
+        return self.name if self.index is None else f"{self.name}[{self.index}]"
+
+
+class Use(NamedTuple):
+    """What a pipeline does with one of its text encoders."""
+
+    encoder: str
+    tokenizer: str
+    readings: tuple[Reading, ...]
 
 
 @dataclass(frozen=True)
 class PipelineFamily:
-    """A pipeline: which tokenizer belongs to which encoder, and which denoiser linears read the text states."""
+    """A pipeline: what it reads of which encoder. How it wraps and pads prompts is recorded from its `encode_prompt`."""
 
     pipelines: tuple[str, ...]
-    encoders: tuple[tuple[str, str], ...]
-    """`(encoder, tokenizer)` component names."""
+    encoders: tuple[Use, ...]
     denoiser: str
-    readers: str
-    """Pattern of the denoiser's K/V linears."""
+    readers: str | None = None
+    """Pattern of the denoiser's linears that read the text states as the encoder gives them, and nothing else; None
+    where there are none, or where they read several encoders at once or image tokens as well."""
+    stock: tuple[str, ...] = field(default=())
+    """Components that stock `load_lora_weights` really reaches (diffusers 0.42)."""
+
+    @property
+    def read_whole(self) -> Use | None:
+        """The one encoder whose states, position by position, `readers` read."""
+        whole = [use for use in self.encoders if any(not r.pooled for r in use.readings)]
+        return whole[0] if self.readers and len(whole) == 1 else None
 
 
-T = TypeVar("T")
+T = TypeVar("T", EncoderFamily, PipelineFamily)
 
-ENCODERS = (
+ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+LLAMA = (*ATTENTION, "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+
+ENCODERS: list[EncoderFamily] = [
     EncoderFamily(
         classes=("CLIPTextModel", "CLIPTextModelWithProjection"),
         blocks=("encoder.layers", "text_model.encoder.layers"),
         writer="mlp.fc2",
-        linears=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2"),
+        linears=(*ATTENTION, "self_attn.out_proj", "mlp.fc1", "mlp.fc2"),
         padding_row="self_attn.out_proj",
         file_blocks="text_model.encoder.layers",
     ),
-)
+    EncoderFamily(
+        classes=("T5EncoderModel", "UMT5EncoderModel"),
+        blocks=("encoder.block",),
+        writer="layer.1.DenseReluDense.wo",
+        linears=(
+            *(f"layer.0.SelfAttention.{x}" for x in "qkvo"),
+            *(f"layer.1.DenseReluDense.{x}" for x in ("wi", "wi_0", "wi_1", "wo")),
+        ),
+        causal=False,
+    ),
+    EncoderFamily(
+        classes=(
+            "LlamaModel", "Qwen2Model", "Qwen2_5_VLForConditionalGeneration", "Qwen3Model", "Qwen3ForCausalLM",
+            "MistralModel", "Mistral3ForConditionalGeneration",
+        ),
+        blocks=("layers", "model.layers", "model.language_model.layers"),
+        writer="mlp.down_proj",
+        linears=LLAMA,
+    ),
+]  # fmt: skip
 
-PIPELINES = (
+LAST, NEXT_TO_LAST = Reading("last_hidden_state"), Reading("hidden_states", -2)
+POOLER, PROJECTED = Reading("pooler_output"), Reading("text_embeds")
+CLIP_UNET = r"\.attn2\.to_[kv]$"
+CONTEXT = r"^context_embedder$"
+CAPTION = r"^caption_projection\.linear_1$"
+
+
+def _one(*readings: Reading) -> tuple[Use, ...]:
+    return (Use("text_encoder", "tokenizer", readings),)
+
+
+PIPELINES: list[PipelineFamily] = [
     PipelineFamily(
         pipelines=(
-            "StableDiffusionPipeline",
-            "StableDiffusionImg2ImgPipeline",
-            "StableDiffusionInpaintPipeline",
-            "StableDiffusionControlNetPipeline",
+            "StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline",
+            "StableDiffusionControlNetPipeline", "StableDiffusionControlNetImg2ImgPipeline",
+            "StableDiffusionControlNetInpaintPipeline", "AnimateDiffPipeline",
         ),
-        encoders=(("text_encoder", "tokenizer"),),
-        denoiser="unet",
-        readers=r"\.attn2\.to_[kv]$",
+        encoders=_one(LAST), denoiser="unet", readers=CLIP_UNET, stock=("unet", "text_encoder"),
     ),
-)
+    PipelineFamily(
+        pipelines=(
+            "StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline",
+            "StableDiffusionXLControlNetPipeline", "StableDiffusionXLControlNetImg2ImgPipeline",
+            "StableDiffusionXLControlNetInpaintPipeline", "StableDiffusionXLControlNetUnionPipeline",
+        ),
+        encoders=(
+            Use("text_encoder", "tokenizer", (NEXT_TO_LAST,)),
+            Use("text_encoder_2", "tokenizer_2", (NEXT_TO_LAST, PROJECTED)),
+        ),
+        denoiser="unet", stock=("unet", "text_encoder", "text_encoder_2"),
+    ),
+    PipelineFamily(
+        pipelines=(
+            "StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline", "StableDiffusion3InpaintPipeline",
+            "StableDiffusion3ControlNetPipeline", "StableDiffusion3ControlNetInpaintingPipeline",
+        ),
+        encoders=(
+            Use("text_encoder", "tokenizer", (NEXT_TO_LAST, PROJECTED)),
+            Use("text_encoder_2", "tokenizer_2", (NEXT_TO_LAST, PROJECTED)),
+            Use("text_encoder_3", "tokenizer_3", (LAST,)),
+        ),
+        denoiser="transformer", stock=("transformer", "text_encoder", "text_encoder_2"),
+    ),
+    PipelineFamily(
+        pipelines=(
+            "FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline", "FluxFillPipeline", "FluxKontextPipeline",
+            "FluxKontextInpaintPipeline", "FluxControlPipeline", "FluxControlNetPipeline",
+        ),
+        encoders=(Use("text_encoder", "tokenizer", (POOLER,)), Use("text_encoder_2", "tokenizer_2", (LAST,))),
+        denoiser="transformer", readers=CONTEXT, stock=("transformer", "text_encoder"),
+    ),
+    PipelineFamily(
+        pipelines=("Flux2Pipeline",),
+        encoders=_one(*(Reading("hidden_states", i) for i in (10, 20, 30))),
+        denoiser="transformer", stock=("transformer",),
+    ),
+    PipelineFamily(
+        pipelines=("Flux2KleinPipeline", "Flux2KleinInpaintPipeline"),
+        encoders=_one(*(Reading("hidden_states", i) for i in (9, 18, 27))),
+        denoiser="transformer", stock=("transformer",),
+    ),
+    PipelineFamily(
+        pipelines=("PixArtAlphaPipeline", "PixArtSigmaPipeline"),
+        encoders=_one(LAST), denoiser="transformer", readers=CAPTION,
+    ),
+    PipelineFamily(
+        pipelines=("AuraFlowPipeline", "ChromaPipeline", "ChromaImg2ImgPipeline", "ChromaInpaintPipeline"),
+        encoders=_one(LAST), denoiser="transformer", readers=CONTEXT, stock=("transformer",),
+    ),
+    PipelineFamily(
+        pipelines=("QwenImagePipeline", "QwenImageImg2ImgPipeline", "QwenImageInpaintPipeline", "QwenImageControlNetPipeline"),
+        encoders=_one(Reading("hidden_states", -1)), denoiser="transformer", stock=("transformer",),
+    ),
+    PipelineFamily(
+        pipelines=("ZImagePipeline", "ZImageImg2ImgPipeline", "ZImageInpaintPipeline", "ZImageControlNetPipeline"),
+        encoders=_one(NEXT_TO_LAST), denoiser="transformer", stock=("transformer",),
+    ),
+    PipelineFamily(
+        pipelines=("HunyuanVideoPipeline", "HunyuanVideoFramepackPipeline"),
+        encoders=(
+            Use("text_encoder", "tokenizer", (Reading("hidden_states", -3),)),
+            Use("text_encoder_2", "tokenizer_2", (POOLER,)),
+        ),
+        denoiser="transformer", stock=("transformer",),
+    ),
+    PipelineFamily(
+        pipelines=(
+            "WanPipeline", "WanImageToVideoPipeline", "WanVideoToVideoPipeline", "WanVACEPipeline", "MochiPipeline",
+        ),
+        encoders=_one(LAST), denoiser="transformer", stock=("transformer",),
+    ),
+    PipelineFamily(
+        pipelines=("LTXPipeline", "LTXImageToVideoPipeline", "LTXConditionPipeline"),
+        encoders=_one(LAST), denoiser="transformer", readers=CAPTION, stock=("transformer",),
+    ),
+    PipelineFamily(
+        pipelines=("CogVideoXPipeline", "CogVideoXImageToVideoPipeline", "CogVideoXVideoToVideoPipeline"),
+        encoders=_one(LAST), denoiser="transformer", readers=r"^patch_embed\.text_proj$", stock=("transformer",),
+    ),
+]  # fmt: skip
+"""Linears that text and image tokens share (Flux single blocks, CogVideoX, Z-Image) match no `readers`: an edit of
+them would touch image tokens. There the encoders carry the erasure."""
 
 
-def _record(obj: object, table: tuple[T, ...], names: str, what: str) -> T:
+def register(*records: EncoderFamily | PipelineFamily) -> None:
+    """Make records known, before the shipped ones; `docs/families.md` shows how to write one."""
+    for record in records:
+        table: list[Any] = PIPELINES if isinstance(record, PipelineFamily) else ENCODERS
+        table.insert(0, record)
+
+
+def _record(obj: object, table: Sequence[T], names: str, what: str) -> T:
     mro = [c.__name__ for c in type(obj).__mro__]
     for record in table:
         if set(getattr(record, names)) & set(mro):
@@ -111,6 +277,19 @@ def blocks_of(encoder: nn.Module) -> nn.ModuleList:
     return encoder.get_submodule(_blocks_path(encoder))  # type: ignore[return-value]
 
 
+def closing_blocks(encoder: nn.Module, readings: Sequence[Reading]) -> list[int]:
+    """The blocks whose output a denoiser reads; what lies deeper than the last does not count.
+
+    Raises:
+        UnknownFamilyError: The encoder has fewer blocks than the pipeline reads.
+    """
+    count = len(blocks_of(encoder))
+    found = sorted({reading.block(count) for reading in readings})
+    if not 0 <= found[0] <= found[-1] < count:
+        raise UnknownFamilyError(f"{type(encoder).__name__} has {count} blocks, too few to read {', '.join(map(str, readings))}")
+    return found
+
+
 def _blocks_path(encoder: nn.Module) -> str:
     names = {name for name, _ in encoder.named_modules()}
     paths = encoder_family_of(encoder).blocks
@@ -139,19 +318,23 @@ reading); `linear` edits every linear, until its own output is the anchor's (the
 def sites_of(encoder: nn.Module, blocks: Sequence[int], variant: str) -> list[Site]:
     """What is edited in `blocks`, in the order it runs."""
     family, path = encoder_family_of(encoder), _blocks_path(encoder)
-    return [site for block in blocks for site in VARIANTS[variant](family, f"{path}.{block}")]
+    names = {name for name, _ in encoder.named_modules()}
+    sites = [site for block in blocks for site in VARIANTS[variant](family, f"{path}.{block}") if site.linear in names]
+    if blocks and not sites:
+        raise UnknownFamilyError(f"{type(encoder).__name__} has no {family.writer} in its blocks; see docs/families.md")
+    return sites
 
 
 def reader_paths(denoiser: nn.Module, family: PipelineFamily) -> list[str]:
-    """Module names of the K/V linears that read the text states, PEFT wrappers looked through."""
-    pattern = re.compile(family.readers)
+    """Module names of the linears that read the text states, PEFT wrappers looked through."""
+    pattern = re.compile(family.readers or r"(?!)")
     return [name for name, _ in denoiser.named_modules() if pattern.search(name)]
 
 
 def file_name(component_name: str, module_name: str) -> str:
     """Spelling of a module in a file: CLIP blocks always under `text_model.`, which every loader maps."""
     for family in ENCODERS:
-        for path in sorted(family.blocks, key=len):
+        for path in sorted(family.blocks, key=len) if family.file_blocks else ():
             if component_name.startswith("text_encoder") and module_name.startswith(path + "."):
                 return f"{component_name}.{family.file_blocks}{module_name[len(path) :]}"
     return f"{component_name}.{module_name}"

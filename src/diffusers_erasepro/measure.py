@@ -8,15 +8,29 @@ import torch
 from torch import Tensor, nn
 
 from .factors import LowRank
+from .families import LAST, Reading
 from .prompts import Rows
-from .walk import edited, final_states
+from .walk import edited, states_of
+
+
+def target_states(encoder: nn.Module, rows: Rows, readings: Sequence[Reading]) -> list[Tensor]:
+    """What each reading has of the targets: `(k, d)` at the aligned positions, `(n, d)` if pooled."""
+    if not len(rows):
+        return [torch.zeros(0, 1) for _ in readings]
+    states = states_of(encoder, rows.target, readings)
+    return [s[:, 0] if r.pooled else s[rows.row, rows.target_at] for r, s in zip(readings, states, strict=True)]
+
+
+def anchor_states(encoder: nn.Module, rows: Rows, readings: Sequence[Reading]) -> list[Tensor]:
+    """What the denoiser reads of the anchors, per reading, as `target_states` of the targets."""
+    return target_states(encoder, Rows(rows.anchor, rows.target, rows.row, rows.anchor_at, rows.target_at), readings)
 
 
 def aligned_states(encoder: nn.Module, rows: Rows, edits: Mapping[str, LowRank]) -> tuple[Tensor, Tensor]:
     """Target states under `edits` and anchor states without, `(k, d)` each, at the aligned positions."""
-    goal = final_states(encoder, rows.anchor_ids)[rows.row, rows.anchor_at]
+    (goal,) = anchor_states(encoder, rows, [LAST])
     with edited(encoder, edits):
-        have = final_states(encoder, rows.target_ids)[rows.row, rows.target_at]
+        (have,) = target_states(encoder, rows, [LAST])
     return have, goal
 
 

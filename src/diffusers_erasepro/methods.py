@@ -16,7 +16,7 @@ from .adapter import ErasureAdapter
 from .erase import erase
 from .errors import ConceptSpecError, UnknownFamilyError
 from .factors import LowRank, compress
-from .families import PipelineFamily, blocks_of, component, family_of, file_name, reader_paths
+from .families import LAST, PipelineFamily, blocks_of, component, family_of, file_name, reader_paths
 from .fingerprint import fingerprints
 from .measure import aligned_states, read_residual
 from .options import READERS, Foreign, number
@@ -301,8 +301,8 @@ def _run(peer: Peer, pipe: Any, spec: ErasureSpec | Concept) -> ErasureAdapter:
     began = time.perf_counter()
     spec = ErasureSpec((spec,)) if isinstance(spec, Concept) else spec
     family = family_of(pipe)
-    (encoder_name, tokenizer_name), *more = family.encoders
-    if more:
+    encoder_name, tokenizer_name, _ = family.encoders[0]
+    if len(family.encoders) > 1:
         raise UnknownFamilyError(f"{peer.name} knows pipelines with one text encoder; {type(pipe).__name__} has several")
     root = component(pipe, family.denoiser)
     pairs = [(t.replace("{}", w), t.replace("{}", c.anchor)) for c in spec.concepts for w in c.words for t in peer.templates]
@@ -329,7 +329,7 @@ def assembled(
         edits: Component -> module name -> change of its weight.
         error: Largest relative error of the low-rank factors.
     """
-    encoder_name, tokenizer_name = family.encoders[0]
+    encoder_name, tokenizer_name, _ = family.encoders[0]
     small = {part: {path: compress(edit, error) for path, edit in paths.items()} for part, paths in edits.items()}
     weights = {(part, path): weight_of(component(pipe, part), path).detach() for part in small for path in small[part]}
     rows = rows_by_kind(
@@ -352,7 +352,7 @@ def assembled(
         spec, made_by,
         base={part: fingerprints(root, originals(root)) for part in small for root in [component(pipe, part)]},
         edits={file_name(part, path): f.to(torch.float32) for part, paths in small.items() for path, (f, _) in paths.items()},
-        keys={}, goals={encoder_name: states["exact"][1].float().cpu()},
+        keys={}, goals={f"{encoder_name}.{LAST}": states["exact"][1].float().cpu()},
         report=Report(
             float(residual["exact"].max()), float(unseen.max()) if len(unseen) else NAN, float(residual["kept"].mean()),
             layers, held_out_mean=float(unseen.mean()) if len(unseen) else NAN,

@@ -35,6 +35,19 @@ class LayerReport:
 
 
 @dataclass(frozen=True)
+class EncoderReport:
+    """One text encoder: as in `Report`, at what the denoiser reads of it."""
+
+    name: str
+    readings: tuple[str, ...]
+    """What the denoiser reads: "last_hidden_state", "hidden_states[-2]", "text_embeds", ..."""
+    listed_residual: float
+    held_out_residual: float
+    held_out_mean: float
+    drift: float
+
+
+@dataclass(frozen=True)
 class Report:
     """Residuals and drift are relative norms at what the denoiser reads."""
 
@@ -45,6 +58,9 @@ class Report:
     drift: float
     """Mean change of the preserve captions' states, from BOS to EOS (`prompts.MEASURED` says how many captions)."""
     layers: tuple[LayerReport, ...] = ()
+    encoders: tuple[EncoderReport, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What was left out, and which routes do not see the whole edit."""
     held_out_mean: float = NAN
     denoiser_residual: float | None = None
     denoiser_drift: float | None = None
@@ -57,7 +73,9 @@ class Report:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Report:
-        return cls(**{**data, "layers": tuple(LayerReport(**row) for row in data["layers"])})
+        encoders = tuple(EncoderReport(**{**row, "readings": tuple(row["readings"])}) for row in data.get("encoders", ()))
+        layers = tuple(LayerReport(**row) for row in data["layers"])
+        return cls(**{**data, "layers": layers, "encoders": encoders, "notes": tuple(data.get("notes", ()))})
 
 
 def frobenius(factors: LowRank) -> float:
@@ -90,4 +108,5 @@ def worst(parts: Sequence[Report]) -> Report:
         held_out_mean=max(r.held_out_mean for r in parts),
         drift=max(r.drift for r in parts),
         layers=tuple(layer for r in parts for layer in r.layers),
+        encoders=tuple(encoder for r in parts for encoder in r.encoders),
     )

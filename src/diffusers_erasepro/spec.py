@@ -43,7 +43,18 @@ def same_words(a: str, b: str) -> bool:
 
 def mentions(text: str, concept: str) -> bool:
     """Whether `text` holds the words of `concept` in a row, case and punctuation aside."""
-    return _plain(concept) in _plain(text)
+    return text in Mentions([concept])
+
+
+class Mentions:
+    """The texts that mention one of some concepts: `text in Mentions(words)`."""
+
+    def __init__(self, words: Iterable[str]) -> None:
+        self._words = [_plain(word) for word in words]
+
+    def __contains__(self, text: str) -> bool:
+        plain = _plain(text)
+        return any(word in plain for word in self._words)
 
 
 def _plain(text: str) -> str:
@@ -171,9 +182,8 @@ class ErasureSpec:
 
     def preserve_captions(self) -> tuple[str, ...]:
         """Those that name no target: the metric is made of them."""
-        words = [_plain(w) for c in self.concepts for w in c.words]
-        captions = ((t, _plain(t)) for t in self.every_caption())
-        return tuple(t for t, plain in captions if not any(w in plain for w in words))
+        named = Mentions(w for c in self.concepts for w in c.words)
+        return tuple(t for t in self.every_caption() if t not in named)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON and TOML, defaults left out."""
@@ -196,9 +206,9 @@ class ErasureSpec:
     def to_toml(self) -> str:
         """The spec as a TOML document."""
         data = self.to_dict()
-        lines = [line for name in ("preserve", "keep") if name in data for line in (f"{name} = {_toml(data[name])}", "")]
+        lines = [line for name in ("preserve", "keep") if name in data for line in (f"{name} = {toml_value(data[name])}", "")]
         for row in data["concepts"]:
-            lines += ["[[concepts]]", *(f"{key} = {_toml(value)}" for key, value in row.items()), ""]
+            lines += ["[[concepts]]", *(f"{key} = {toml_value(value)}" for key, value in row.items()), ""]
         return "\n".join(lines)
 
     @classmethod
@@ -226,11 +236,11 @@ def _known(row: object, fields: set[str], what: str) -> None:
         raise ConceptSpecError(f"{what} has unknown fields {unknown} (known: {', '.join(sorted(fields))})")
 
 
-def _toml(value: str | Sequence[str]) -> str:
+def toml_value(value: str | Sequence[str]) -> str:
     if isinstance(value, str):
         escaped = "".join(c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08x}" for c in value)
         return f'"{escaped}"'
-    return "[" + ", ".join(_toml(v) for v in value) + "]"
+    return "[" + ", ".join(toml_value(v) for v in value) + "]"
 
 
 def check_together(concepts: Sequence[Concept]) -> None:

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from .families import LAST, Reading
+from .prompts import Tokens
 from .solve import cholesky
+from .walk import run
 
-BATCH = 64
-CACHE_SIZE = 32
-"""Matrices; of CLIP-L's fc2 one takes 75 MB."""
+CACHE_BYTES = 2 << 30
+"""Of CLIP-L's fc2 one matrix takes 75 MB."""
 STATES = "states"
 _cache: OrderedDict[tuple[Hashable, str], Tensor] = OrderedDict()
 
@@ -37,33 +39,46 @@ def record_inputs(sites: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]
 
 
 @torch.no_grad()
-def second_moments(encoder: nn.Module, ids: Tensor, sites: Mapping[str, nn.Module], *, key: str) -> dict[str, Tensor]:
-    """`K K' / m (d_in, d_in)` in float64 of every site's inputs over all positions of `ids`, and of the final states.
+def second_moments(
+    encoder: nn.Module, tokens: Tokens, sites: Mapping[str, nn.Module], *, key: str, states: Reading = LAST
+) -> dict[str, Tensor]:
+    """`K K' / m (d_in, d_in)` in float64 of every site's inputs over the positions of `tokens`, and of `states`.
 
-    The final states go by the name "states". All positions count, the padding too: the denoiser reads them all.
+    These go by the name "states". Every position counts that the denoiser reads, the padding too unless a mask hides it.
 
     Args:
         encoder: Runs unedited on `ids`.
-        ids: `(n, length)` token ids of the preserve captions.
+        tokens: The preserve captions.
         sites: The linears to watch, by name.
-        key: Fingerprint of the encoder; with the ids and the names it is the key of a small cache.
+        key: Fingerprint of the encoder; with the tokens and the names it is the key of a small cache.
+        states: What is read of the encoder's output.
     """
-    return _remembered(_content(ids, key), sites, lambda missing: _recorded(encoder, ids, missing).items())
+    content = _content(tokens, key, states)
+    return _remembered(content, sites, lambda missing: _recorded(encoder, tokens, missing, states).items())
 
 
-def _recorded(encoder: nn.Module, ids: Tensor, sites: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+def _recorded(encoder: nn.Module, tokens: Tokens, sites: Mapping[str, nn.Module], states: Reading) -> dict[str, Tensor]:
     sums: dict[str, Tensor] = {}
-    for batch in tqdm(ids.split(BATCH), desc="statistics", leave=False, delay=2):
+    batches = [batch.trimmed() for batch in tokens.split()]
+    for batch in tqdm(batches, desc="statistics", leave=False, delay=2):
         with record_inputs(sites) as seen:
-            states = encoder(batch.to(_device(encoder))).last_hidden_state
-        for name, x in (*seen.items(), (STATES, states)):
-            flat = x.reshape(-1, x.shape[-1]).double()
+            seen[STATES] = states.of(run(encoder, batch, hidden_states=states.index is not None))
+        for name, x in seen.items():
+            flat = (x[:, 0] if x.shape[1] == 1 else x[batch.read.to(x.device)]).double()
             sums[name] = sums.get(name, 0) + flat.T @ flat
-    return {name: total / ids.numel() for name, total in sums.items()}
+    return {name: total / max(1, int(tokens.read.sum())) for name, total in sums.items()}
 
 
 def metrics(
-    encoder: nn.Module, ids: Tensor, without: Tensor, empty: Tensor, sites: Mapping[str, nn.Module], *, key: str, ridge: float
+    encoder: nn.Module,
+    tokens: Tokens,
+    without: Tokens,
+    empty: Tokens,
+    sites: Mapping[str, nn.Module],
+    *,
+    key: str,
+    ridge: float,
+    states: Reading = LAST,
 ) -> dict[str, Tensor]:
     """The metric of every site and of "states":  C = K K'/m + K0 K0'/m0 + ridge mean(diag) I = L L'.
 
@@ -73,48 +88,50 @@ def metrics(
 
     Args:
         encoder: Runs unedited on the rows.
-        ids: `(n, length)` token ids of a preserve list.
-        without: `(k, length)` rows of that list that name a target. Their share is taken out again, so that another
+        tokens: A preserve list.
+        without: Rows of that list that name a target. Their share is taken out again, so that another
             target costs the rows that name it, not a pass over the list.
-        empty: `(1, length)`.
+        empty: The unconditional prompt.
         sites: The linears to watch, by name.
         key: Fingerprint of the encoder.
         ridge: Share of the identity.
+        states: What is read of the encoder's output.
 
     Returns:
         Site -> its lower Cholesky factor L `(d_in, d_in)`, float64. It costs more than a solve, so it is cached too.
     """
-    content = (*(_content(rows, key) for rows in (ids, without, empty)), ridge)
+    content = (*(_content(rows, key, states) for rows in (tokens, without, empty)), ridge)
+    count, less = int(tokens.read.sum()), int(without.read.sum())
 
     def factors(missing: Mapping[str, nn.Module]) -> Iterator[tuple[str, Tensor]]:
-        every, unconditional = (second_moments(encoder, rows, missing, key=key) for rows in (ids, empty))
-        named = second_moments(encoder, without, missing, key=key) if len(without) else dict.fromkeys(every, 0.0)
+        every, unconditional = (second_moments(encoder, x, missing, key=key, states=states) for x in (tokens, empty))
+        named = second_moments(encoder, without, missing, key=key, states=states) if less else dict.fromkeys(every, 0.0)
         for name in every:
-            m = (len(ids) * every[name] - len(without) * named[name]) / (len(ids) - len(without))
+            m = (count * every[name] - less * named[name]) / (count - less)
             C = m + unconditional[name] + ridge * m.diagonal().mean() * torch.eye(len(m), dtype=m.dtype)
             yield name, cholesky(C, name)
 
     return _remembered(content, sites, factors)
 
 
-def _content(ids: Tensor, key: str) -> str:
-    return hashlib.sha256(ids.cpu().numpy().tobytes() + repr((key, ids.shape)).encode()).hexdigest()
+def _content(tokens: Tokens, key: str, states: Reading) -> str:
+    digest = hashlib.sha256(repr((key, str(states), tokens.ids.shape)).encode())
+    for part in (tokens.ids, tokens.read):
+        digest.update(part.cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _remembered(
     content: Hashable, sites: Mapping[str, nn.Module], make: Callable[[Mapping[str, nn.Module]], Iterable[tuple[str, Tensor]]]
 ) -> dict[str, Tensor]:
     """What `make` gives for each site and for "states", computed only for sites not seen with this content."""
-    missing = {name: module for name, module in sites.items() if (content, name) not in _cache}
-    if missing or (content, STATES) not in _cache:
-        _cache.update({(content, name): made for name, made in make(missing)})
-    wanted = [(content, name) for name in (*sites, STATES)]
-    for entry in wanted:
-        _cache.move_to_end(entry)
-    while len(_cache) > max(CACHE_SIZE, len(wanted)):
+    names = (*sites, STATES)
+    found = {name: _cache[content, name] for name in names if (content, name) in _cache}
+    if len(found) < len(names):
+        found |= make({name: module for name, module in sites.items() if name not in found})
+    for name in names:
+        _cache[content, name] = found[name]
+        _cache.move_to_end((content, name))
+    while sum(m.nbytes for m in _cache.values()) > CACHE_BYTES and len(_cache) > len(names):
         _cache.popitem(last=False)
-    return {name: _cache[content, name] for content, name in wanted}
-
-
-def _device(module: nn.Module) -> torch.device:
-    return next(module.parameters()).device
+    return {name: found[name] for name in names}

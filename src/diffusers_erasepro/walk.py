@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from .factors import LowRank
-from .families import Site, base_linear
-from .prompts import Rows
+from .families import LAST, Reading, Site, base_linear, encoder_family_of
+from .prompts import Rows, Tokens, joined
 from .solve import Edit
 
 Solver = Callable[[str, Tensor, Tensor, Tensor, Tensor], Edit]
@@ -47,12 +48,27 @@ class Walk:
 
     steps: list[Step]
     """One per site, shallow to deep."""
-    states: dict[str, tuple[Tensor, Tensor]]
-    """Per kind of rows: edited target states and anchor states `(k, d)` at the aligned positions, as the denoiser reads them."""
+    states: dict[str, list[tuple[Tensor, Tensor]]]
+    """Per kind of rows, per reading: edited target states and anchor states, `(k, d)` at the aligned positions, or
+    `(n, d)` if pooled."""
+
+
+def run(encoder: Any, tokens: Tokens, *, hidden_states: bool = False) -> Any:
+    """The encoder's output, without what no pipeline reads: caches and logits."""
+    device = next(encoder.parameters()).device
+    spared = {"use_cache": False, "logits_to_keep": 1}
+    arguments: dict[str, Any] = {k: v for k, v in spared.items() if k in inspect.signature(encoder.forward).parameters}
+    if tokens.mask is not None:
+        arguments["attention_mask"] = tokens.mask.to(device)
+    if hidden_states:
+        arguments["output_hidden_states"] = True
+    return encoder(tokens.ids.to(device), **arguments)
 
 
 @torch.no_grad()
-def walk(encoder: Any, rows: Mapping[str, Rows], sites: Sequence[Site], solver: Solver) -> Walk:
+def walk(
+    encoder: Any, rows: Mapping[str, Rows], sites: Sequence[Site], solver: Solver, readings: Sequence[Reading] = (LAST,)
+) -> Walk:
     """Run targets and anchors side by side through `encoder`, and solve at each of `sites` on the way.
 
     Where a site closes its gap the target rows' output is `h`, the anchor rows' is `h0`; the edit D of its linear
@@ -60,12 +76,14 @@ def walk(encoder: Any, rows: Mapping[str, Rows], sites: Sequence[Site], solver: 
     target rows then go on with `h + D x` (at every position, as the edited weight would), so the next site sees the
     edited stream. Rows of other kinds only ride along, to be measured at the end.
 
-    Attention is causal: what comes after the last aligned position matters to none, and is cut.
+    Where attention is causal, what comes after the last aligned position matters to none, and is cut.
     """
-    targets = torch.cat([r.target_ids for r in rows.values()])
-    anchors, anchor_row = torch.unique(torch.cat([r.anchor_ids for r in rows.values()]), dim=0, return_inverse=True)
+    targets = joined([r.target for r in rows.values()])
+    anchors, anchor_row = joined([r.anchor for r in rows.values()]).unique()
     half, first = len(targets), dict(zip(rows, accumulate([0, *map(len, rows.values())]), strict=False))
-    ids = torch.cat([targets, anchors])[:, : max(r.length for r in rows.values())]
+    tokens = joined([targets, anchors]).trimmed()
+    if encoder_family_of(encoder).causal:
+        tokens = tokens.cut(max(r.length for r in rows.values()))
     steps: list[Step] = []
     inputs: dict[Site, Tensor] = {}
 
@@ -73,6 +91,14 @@ def walk(encoder: Any, rows: Mapping[str, Rows], sites: Sequence[Site], solver: 
         """What stands at the aligned positions of the targets and of their anchors, `(k, d)` each."""
         at = rows[kind].row + first[kind]
         return out[at, rows[kind].target_at], out[half + anchor_row[at], rows[kind].anchor_at]
+
+    def read(kind: str, reading: Reading, output: Any) -> tuple[Tensor, Tensor]:
+        """What the denoiser reads of the targets and of their anchors."""
+        states = reading.of(output)
+        if not reading.pooled:
+            return both(kind, states)
+        at = slice(first[kind], first[kind] + len(rows[kind]))
+        return states[at, 0], states[half + anchor_row[at], 0]
 
     def columns(kind: str, x: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
         """X `(d_in, k)` and R `(d_out, k)`."""
@@ -97,11 +123,11 @@ def walk(encoder: Any, rows: Mapping[str, Rows], sites: Sequence[Site], solver: 
             keep = lambda _, args, site=site: inputs.__setitem__(site, args[0])  # noqa: E731
             handles.append(base_linear(encoder.get_submodule(site.linear)).register_forward_pre_hook(keep))
             handles.append(encoder.get_submodule(site.closes).register_forward_hook(solve_at(site)))
-        states = encoder(ids.to(next(encoder.parameters()).device)).last_hidden_state
+        output = run(encoder, tokens, hidden_states=any(r.index is not None for r in readings))
     finally:
         for handle in handles:
             handle.remove()
-    return Walk(steps, {kind: both(kind, states) for kind in rows})
+    return Walk(steps, {kind: [read(kind, reading, output) for reading in readings] for kind in rows})
 
 
 @contextmanager
@@ -122,13 +148,19 @@ def edited(root: nn.Module, edits: Mapping[str, LowRank]) -> Iterator[None]:
 
 
 @torch.no_grad()
-def final_states(encoder: Any, ids: Tensor, *, batch: int = 64) -> Tensor:
-    """Last hidden states `(n, length, d)`, what the denoiser reads."""
-    weight = next(encoder.parameters())
+def states_of(encoder: Any, tokens: Tokens, readings: Sequence[Reading]) -> list[Tensor]:
+    """What the denoiser reads, per reading `(n, length, d)`, or `(n, 1, d)` if pooled."""
+    deep = any(reading.index is not None for reading in readings)
+    outputs = (run(encoder, part, hidden_states=deep) for part in tokens.split())
+    parts = [[reading.of(output) for reading in readings] for output in outputs]
+    return [torch.cat(same) for same in zip(*parts, strict=True)]
+
+
+def final_states(encoder: Any, ids: Tensor) -> Tensor:
+    """Last hidden states `(n, length, d)` of plain token ids."""
     if not len(ids):
-        return weight.new_zeros(0, ids.shape[1], encoder.config.hidden_size)
-    device = weight.device
-    return torch.cat([encoder(part.to(device)).last_hidden_state for part in ids.split(batch)])
+        return next(encoder.parameters()).new_zeros(0, ids.shape[1], encoder.config.hidden_size)
+    return states_of(encoder, Tokens(ids), [LAST])[0]
 
 
 @contextmanager
