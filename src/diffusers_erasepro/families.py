@@ -47,8 +47,13 @@ class Reading:
         """One vector per prompt, taken at the end of the prompt."""
         return self.name in POOLED
 
+    @property
+    def inner(self) -> bool:
+        """A block's own output, which no final norm has seen."""
+        return self.index not in (None, -1)
+
     def of(self, output: Any) -> Tensor:
-        """`(n, length, d)`, or `(n, 1, d)` if pooled."""
+        """Of the encoder's output: `(n, length, d)`, or `(n, 1, d)` if pooled."""
         found: Any = getattr(output, self.name)
         return found[:, None] if self.pooled else found if self.index is None else found[self.index]
 

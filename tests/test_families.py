@@ -1,0 +1,131 @@
+"""Every family, on a tiny pipeline of its real classes, measured at what its own `encode_prompt` returns."""
+
+import copy
+
+import pytest
+import torch
+
+import tiny
+from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, glyphs
+from diffusers_erasepro.families import family_of
+from diffusers_erasepro.prompts import ALIGNMENTS, Pair, Prompt, rows_of, text_paths
+from diffusers_erasepro.recording import arguments
+
+SHIFT = {
+    ("QwenImagePipeline", "text_encoder"): -34,
+    ("HunyuanVideoPipeline", "text_encoder"): -95,
+    ("StableDiffusion3Pipeline", "text_encoder_3"): 77,
+}
+"""From a position in the encoder to the same in what `encode_prompt` returns: template tokens dropped, or another
+encoder's states put in front."""
+PRESERVE = tuple(glyphs.captions(6, seed=0))
+STAR, RING = Concept("star", "circle", ("a {}",), ()), Concept("ring", "square", ("a {}",), ())
+
+
+class Case:
+    """A family's tiny pipeline, what it held before `erase`, and the adapter made."""
+
+    def __init__(self, name):
+        self.name, self.pipe = name, tiny.build(name)
+        self.before = bits(self.pipe)
+        self.star = erase(self.pipe, ErasureSpec((STAR,), preserve=PRESERVE))
+
+    def erased(self, *adapters):
+        pipe = erasable(copy.deepcopy(self.pipe))
+        for i, adapter in enumerate(adapters or (self.star,)):
+            pipe.load_erasure_adapter(adapter, adapter_name=f"erasure-{i}")
+        return pipe
+
+
+@pytest.fixture(scope="module", params=tiny.BUILDERS)
+def case(request):
+    return Case(request.param)
+
+
+def bits(pipe):
+    modules = {k: m for k, m in pipe.components.items() if isinstance(m, torch.nn.Module)}
+    return {f"{k}.{n}": v.clone() for k, m in modules.items() for n, v in m.state_dict().items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@torch.no_grad()
+def encoded(pipe, prompt):
+    """The floats that `encode_prompt` returns for one prompt: sequences `(length, d)` and vectors `(d,)`."""
+    found = pipe.encode_prompt(**arguments(pipe, [prompt], False))
+    flat = [x[0] for x in (found if isinstance(found, tuple) else (found,)) if x is not None and len(x)]
+    return [x for x in flat if x.is_floating_point()]
+
+
+def residuals(case, pipe, concept):
+    """||erased(target) - base(anchor)|| / ||base(anchor)|| at each position that the erasure aligns, and of each vector."""
+    pair = Pair(*(Prompt.of("a {}", words) for words in (concept.target, concept.anchor)))
+    have, goal = encoded(pipe, pair.target.text), encoded(case.pipe, pair.anchor.text)
+    found = []
+    for path in text_paths(case.pipe):
+        if any(not reading.pooled for reading in path.use.readings):
+            rows, shift = rows_of([pair], path, ALIGNMENTS["last_subject+eos"]), SHIFT.get((case.name, path.use.encoder), 0)
+            h, g = have[0][rows.target_at + shift], goal[0][rows.anchor_at + shift]
+            found += ((h - g).norm(dim=-1) / g.norm(dim=-1)).tolist()
+    return found + [float((h - g).norm() / g.norm().clamp_min(1e-9)) for h, g in zip(have, goal, strict=True) if h.ndim == 1]
+
+
+def difference(pipe, other, prompt="a star"):
+    return max(float((a - b).abs().max()) for a, b in zip(encoded(pipe, prompt), encoded(other, prompt), strict=True))
+
+
+def test_erase_changes_no_bit(case):
+    assert same(bits(case.pipe), case.before)
+
+
+def test_listed_residual_at_encode_prompt(case):
+    pipe = case.erased()
+    base = residuals(case, case.pipe, STAR)
+    assert min(base) > 1e-3  # there was something to erase at every place
+    assert max(residuals(case, pipe, STAR)) <= 1e-4
+    assert case.star.report.listed_residual <= 1e-5 and pipe.verify_erasure(raise_on_fail=True).ok
+
+
+def test_off_is_the_base(case):
+    pipe = case.erased()
+    assert difference(pipe, case.pipe) > 1e-3
+    for _ in range(2):
+        pipe.disable_erasure()
+        assert same(bits(pipe), case.before) and difference(pipe, case.pipe) == 0
+        pipe.enable_erasure()
+        assert max(residuals(case, pipe, STAR)) <= 1e-4
+
+
+def test_saved_and_loaded(case, tmp_path):
+    case.star.save_pretrained(tmp_path)
+    again = ErasureAdapter.from_pretrained(tmp_path)
+    assert again.to_bytes() == case.star.to_bytes() and again.report.to_dict() == case.star.report.to_dict()
+    assert same(bits(case.erased(again)), bits(case.erased()))
+
+
+def test_two_stack_in_any_order(case):
+    ring = erase(case.pipe, ErasureSpec((RING,), preserve=PRESERVE))
+    one, other = case.erased(case.star, ring), case.erased(ring, case.star)
+    assert same(bits(one), bits(other))
+    assert max(residuals(case, one, STAR) + residuals(case, one, RING)) <= 1e-4
+    one.set_erasure_adapters(["erasure-0"])
+    assert same(bits(one), bits(case.erased()))
+
+
+def test_stock_lora_loads_it_or_the_adapter_says_no(case, tmp_path):
+    reached = family_of(case.pipe).stock
+    beyond = [part for part in case.star.components if part not in reached]
+    notes = [note for note in case.star.report.notes if "stock load_lora_weights" in note]
+    assert len(notes) == len(beyond) and all(part in note for part, note in zip(beyond, notes, strict=True))
+    if beyond:
+        return
+    case.star.save_pretrained(tmp_path)
+    stock = copy.deepcopy(case.pipe)
+    stock.load_lora_weights(tmp_path)
+    assert difference(stock, case.erased()) < 1e-4
+
+
+def test_layers_shared_with_image_tokens_are_left_alone(case):
+    assert {part for part in case.star.components} <= {use.encoder for use in family_of(case.pipe).encoders}
