@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-all lint types bench world clean
+.PHONY: demo test test-ui test-all lint types bench site adapters world clean
 
 demo: $(READY)  ## erase, save, load, toggle on the glyph world; writes demo-output/before-after.png
 	$(BIN)/erasepro demo --out demo-output
@@ -11,26 +11,37 @@ demo: $(READY)  ## erase, save, load, toggle on the glyph world; writes demo-out
 test: $(READY)
 	$(BIN)/python -m pytest
 
+test-ui:  ## the page in Debian's Chromium, in an environment of its own (gradio needs huggingface_hub < 2)
+	$(PYTHON) -m venv .venv-ui
+	.venv-ui/bin/python -m pip install -q --disable-pip-version-check -e ".[test,ui,ui-test]"
+	.venv-ui/bin/python -m pytest tests/test_ui.py
+
 test-all: $(READY)
 	$(BIN)/python -m pytest -m "slow or not slow"
 
 lint: $(READY)
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks adapters examples
+	$(BIN)/ruff format --check src tests benchmarks adapters examples
 
 types: $(READY)
 	$(BIN)/mypy
 
+site: $(READY)  ## the documents as a site, in site/
+	$(BIN)/mkdocs build --strict
+
 bench: $(READY)  ## the numbers of docs/first-light.md, about half an hour on two cores
 	$(BIN)/python benchmarks/first_light.py
+
+adapters: $(READY)  ## make the ready glyph adapters again, a few minutes; on one thread, so that the bytes are the same
+	OMP_NUM_THREADS=1 $(BIN)/python adapters/make.py
 
 world: $(READY)  ## train the glyph world from nothing, about two hours on two cores; resumes
 	$(BIN)/python -m diffusers_erasepro.glyphs.train all --out runs/first --to src/diffusers_erasepro/glyphs/weights
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[test]"
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[test,docs]"
 	touch $(READY)
 
 clean:
-	rm -rf .venv demo-output build dist
+	rm -rf .venv .venv-ui demo-output build dist site

@@ -1,11 +1,22 @@
 """Real parts for every test: the shipped glyph pipeline, loaded once and copied."""
 
 import copy
+import os
+import tempfile
 
-import pytest
-import torch
+from fake_hub import FakeHub, free_socket
 
-from diffusers_erasepro import Concept, ErasureSpec, erasable, erase, glyphs
+HUB_SOCKET = free_socket()
+os.environ |= {  # the Hub client reads these once, when it is imported
+    "HF_ENDPOINT": f"http://127.0.0.1:{HUB_SOCKET.getsockname()[1]}",
+    "HF_HOME": tempfile.mkdtemp(prefix="erasepro-hf-"),
+    "HF_HUB_DISABLE_XET": "1",
+}
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from diffusers_erasepro import Concept, ErasureSpec, erasable, erase, glyphs  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -38,6 +49,22 @@ def no_cross(shipped, preserve):
 @pytest.fixture(scope="session")
 def no_style(shipped, preserve):
     return erase(shipped, ErasureSpec((Concept("Mira Voss", anchor="Una Flatt", templates="style"),), preserve=preserve))
+
+
+@pytest.fixture(scope="session")
+def running_hub():
+    server = FakeHub(HUB_SOCKET)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def hub(running_hub, monkeypatch):
+    """An empty Hub on the loopback, and a token that may do everything."""
+    running_hub.clear()
+    monkeypatch.setenv("HF_TOKEN", "right")
+    return running_hub
 
 
 def bits(pipe):

@@ -6,8 +6,12 @@ import pytest
 import torch
 
 from conftest import assert_same_bits, bits
-from diffusers_erasepro import Concept, ErasureSpec, erase
+from diffusers_erasepro import Concept, ErasureSpec, erasable, erase
 from diffusers_erasepro.errors import ConceptSpecError, IllPosedError, UnknownFamilyError
+from diffusers_erasepro.families import family_of, reader_paths
+from diffusers_erasepro.measure import relative
+from diffusers_erasepro.prompts import token_ids
+from diffusers_erasepro.walk import final_states
 
 STAR = Concept("star", anchor="circle")
 
@@ -52,6 +56,24 @@ def test_soft_prompts_lower_the_residual_of_unseen_phrasings(shipped, preserve):
     bare = Concept("star", "circle", templates=("a {}",), soft_templates=())
     without = erase(shipped, ErasureSpec((bare,), preserve=preserve)).report
     assert erase(shipped, ErasureSpec((STAR,), preserve=preserve)).report.held_out_mean < without.held_out_mean
+
+
+@pytest.mark.parametrize("layers", [(0, -1), ("kv",)])
+def test_kept_prompts_stay_exactly_as_they_are(pipe, preserve, layers):
+    keep, denoiser = ("",), pipe.unet
+    ids = token_ids(pipe.tokenizer, keep)
+
+    def seen():
+        states = final_states(pipe.text_encoder, ids)
+        return states, denoiser.get_submodule(reader_paths(denoiser, family_of(pipe))[0])(states)
+
+    before = seen()
+    adapter = erase(pipe, ErasureSpec((STAR,), preserve=preserve, keep=keep), layers=layers)
+    assert adapter.report.listed_residual < 1e-5
+    with torch.no_grad():
+        erasable(pipe).load_erasure_adapter(adapter)
+        for now, then in zip(seen(), before, strict=True):
+            assert relative(now, then).max() < 1e-5
 
 
 def test_no_full_matrix_is_stored(no_star):

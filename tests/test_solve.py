@@ -69,6 +69,18 @@ def test_no_feasible_change_is_cheaper(seed):
     assert objective(D + 0.1 * other, **p) > objective(D, **p)
 
 
+def test_keys_to_leave_alone_are_left_alone_at_the_least_cost():
+    p = problem()
+    K = torch.randn(12, 4, generator=torch.Generator().manual_seed(1), dtype=DOUBLE)
+    edit = solve(**p, K=K, soft_rtol=0)
+    D = edit.factors.dense()
+    assert (D @ K).norm() < 1e-9 * D.norm()
+    zero = torch.zeros(7, 4, dtype=DOUBLE)
+    slow = slow_solution(**p | {"X": torch.cat([p["X"], K], 1), "R": torch.cat([p["R"], zero], 1)})
+    torch.testing.assert_close(D, slow, atol=1e-8, rtol=1e-8)
+    assert edit.factors.rank <= 3 + 5  # what is left alone adds no rank
+
+
 def test_identity_metric_is_the_papers_formula():
     p = problem()
     W, X = torch.randn(7, 12, dtype=DOUBLE), p["X"]
@@ -108,10 +120,10 @@ def test_factors_survive_half_precision_on_near_duplicates():
     assert (rounded @ X - R).norm() / R.norm() < 2e-3
 
 
-@pytest.mark.parametrize("name", ["X", "R", "C", "Xs", "Rs"])
+@pytest.mark.parametrize("name", ["X", "R", "C", "K", "Xs", "Rs"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_values_that_are_not_finite_are_named(name, value):
-    p = problem()
+    p = problem() | {"K": torch.ones(12, 1, dtype=DOUBLE)}
     p[name] = p[name].clone()
     p[name][0, 0] = value
     with pytest.raises(IllPosedError, match=rf"block 3: {name} has 1 values that are not finite"):

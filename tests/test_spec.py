@@ -88,10 +88,14 @@ words = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=
 
 
 @settings(max_examples=150, deadline=None)
-@given(target=words, anchor=words, synonym=words, captions=st.none() | st.lists(words, max_size=3))
-def test_toml_and_back_is_the_same_spec(target, anchor, synonym, captions):
+@given(
+    target=words, anchor=words, synonym=words, captions=st.none() | st.lists(words, max_size=3), keep=st.lists(words, max_size=2)
+)
+def test_toml_and_back_is_the_same_spec(target, anchor, synonym, captions, keep):
     try:
-        spec = ErasureSpec([Concept(target, anchor, synonyms=(synonym,), templates=("a {}",))], preserve=captions)
+        spec = ErasureSpec(
+            [Concept(target, anchor, synonyms=(synonym,), templates=("a {}",))], preserve=captions, keep=["", *keep]
+        )
     except ConceptSpecError:
         return
     assert ErasureSpec.from_toml(spec.to_toml()) == spec

@@ -110,7 +110,9 @@ def mistral3():
     vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
               "patch_size": 14}  # fmt: skip
     config = transformers.Mistral3Config(
-        text_config={"model_type": "mistral", **_sizes(30)}, vision_config={"model_type": "pixtral", **vision}, image_token_index=6
+        text_config={"model_type": "mistral", **_sizes(30)},
+        vision_config={"model_type": "pixtral", **vision},
+        image_token_index=6,
     )
     return _spread(transformers.Mistral3ForConditionalGeneration(config))
 
@@ -193,7 +195,11 @@ def flux2_vae():
 
 def flux2():
     return diffusers.Flux2Pipeline(
-        scheduler=flow(), vae=flux2_vae(), text_encoder=mistral3(), tokenizer=chat_tokenizer(side="left"), transformer=flux2_net(3)
+        scheduler=flow(),
+        vae=flux2_vae(),
+        text_encoder=mistral3(),
+        tokenizer=chat_tokenizer(side="left"),
+        transformer=flux2_net(3),
     )
 
 

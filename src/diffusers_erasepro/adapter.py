@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import re
+import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,17 +17,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from .errors import AdapterFormatError, AdapterIntegrityError, UnsafeFileError
+from .errors import AdapterFormatError, AdapterIntegrityError
 from .factors import LowRank
 from .families import ENCODERS, file_name
-from .options import Options
+from .header import SCHEMA, metadata, read_header, sorted_metadata
+from .hub import CARD_NAME, WEIGHT_NAME, Origin, checked_name, find, push
+from .options import Foreign, Options, recorded
 from .report import Report
 from .spec import ErasureSpec
 
-WEIGHT_NAME = "pytorch_lora_weights.safetensors"
-SCHEMA = 1
-HEADER_LIMIT = 8 * 2**20
-NOT_WEIGHTS = {b"version ": "a Git-LFS pointer", b"<!doctyp": "a web page", b"<html": "a web page"}
 KEYS, GOAL = "erasepro.lora_keys.", "erasepro.lora_goal."
 """Prefixes of our own tensors; stock loaders ignore a tensor whose name holds "lora" and no component (diffusers 0.42)."""
 
@@ -38,7 +35,7 @@ class ErasureAdapter:
     """A finished erasure: what to add to which layer, and all that is needed to make or check it again."""
 
     spec: ErasureSpec
-    options: Options
+    options: Options | Foreign
     base: Mapping[str, Mapping[str, str]]
     """Component -> dtype -> fingerprint of the weights it was made for."""
     edits: Mapping[str, LowRank]
@@ -48,13 +45,18 @@ class ErasureAdapter:
     goals: Mapping[str, Tensor]
     """Encoder -> `(n, d)` states the exact positions shall have."""
     report: Report
-    source: str = field(default="", compare=False)
-    """Where it was loaded from, for messages."""
+    origin: Origin | None = field(default=None, compare=False)
+    """The file it was loaded from, with its commit and sha256."""
 
     @property
     def components(self) -> tuple[str, ...]:
         """Names of the pipeline components it edits."""
         return tuple(dict.fromkeys(name.split(".")[0] for name in self.edits))
+
+    @property
+    def imported(self) -> bool:
+        """Whether it came from another tool, without the keys to measure it or solve it again."""
+        return not self.goals
 
     def of(self, component: str) -> dict[str, LowRank]:
         """The edits of one component, by stored name without the component."""
@@ -76,9 +78,9 @@ class ErasureAdapter:
         found |= {GOAL + k: v.float().contiguous() for k, v in self.goals.items()}
         return dict(sorted(found.items()))
 
-    def to_bytes(self) -> bytes:
-        """The file's content; the same adapter gives the same bytes."""
-        header = {
+    def header(self) -> dict[str, Any]:
+        """Everything about the adapter but its tensors, as plain data."""
+        return {
             "schema": SCHEMA,
             "spec": self.spec.to_dict(),
             "options": self.options.to_dict(),
@@ -87,8 +89,10 @@ class ErasureAdapter:
             "report": self.report.to_dict(),
             "sha256": self.digest,
         }
-        # One metadata key only: safetensors 0.8 writes several in an order that changes from run to run.
-        return to_bytes(self.tensors(), metadata={"erasepro": json.dumps(header, sort_keys=True)})
+
+    def to_bytes(self) -> bytes:
+        """The file's content; the same adapter gives the same bytes."""
+        return sorted_metadata(to_bytes(self.tensors(), metadata=metadata(self.header())))
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *, weight_name: str = WEIGHT_NAME) -> Path:
         """Write the adapter into a folder; the old file stays whole until the new one is.
@@ -116,6 +120,47 @@ class ErasureAdapter:
             raise
         return target
 
+    def card(self, **about: Any) -> Any:
+        """The adapter's model card; `about` as in `card.card`."""
+        from .card import card
+
+        return card(self.header(), **about)
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool | None = None, revision: str | None = None, create_pr: bool = False,
+        token: str | bool | None = None, subfolder: str | None = None, weight_name: str = WEIGHT_NAME,
+        commit_message: str = "Upload erasure", base_model: str | None = None, license: str | None = None,
+        pictures: Mapping[str, str | os.PathLike[str]] | None = None,
+    ) -> str:  # fmt: skip
+        """Publish the adapter with its card, its spec and pictures as one commit.
+
+        Args:
+            repo_id: "owner/name"; the repository is made if it is not there.
+            subfolder: Where in the repository, for several adapters in one.
+            base_model, license: For the card, as in `card.card`.
+            pictures: Prompt -> image file, for the card's gallery.
+            private, revision, create_pr, token, commit_message: As in `huggingface_hub.HfApi.upload_folder`.
+
+        Returns:
+            The url of the commit, or of the pull request.
+
+        Raises:
+            HubError: The Hub did not take it; the subclasses say why.
+        """
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            self.save_pretrained(folder, weight_name=weight_name)
+            (folder / "spec.toml").write_text(self.spec.to_toml())
+            names = {text: f"{i}{Path(file).suffix}" for i, (text, file) in enumerate((pictures or {}).items())}
+            for text, file in (pictures or {}).items():
+                shutil.copyfile(file, folder / names[text])
+            about = {"base_model": base_model, "license": license, "pictures": names, "subfolder": subfolder}
+            self.card(repo_id=repo_id, **about).save(folder / CARD_NAME)
+            return push(
+                folder, repo_id, subfolder=subfolder, private=private, revision=revision, create_pr=create_pr, token=token,
+                commit_message=commit_message,
+            )  # fmt: skip
+
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike[str], *, weight_name: str | None = None,
@@ -134,9 +179,13 @@ class ErasureAdapter:
             AdapterFormatError: Not an erasure adapter, or one of a later version.
             AdapterIntegrityError: The tensors are not those that were written.
             UnsafeFileError: A pickle, or a path that leads outside.
+            HubError: The Hub did not give the file; the subclasses say why.
         """
-        hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-        return read(find(pretrained_model_name_or_path, weight_name, subfolder, hub))
+        origin = find(
+            pretrained_model_name_or_path, weight_name=weight_name, subfolder=subfolder, revision=revision, token=token,
+            cache_dir=cache_dir, local_files_only=local_files_only,
+        )  # fmt: skip
+        return replace(read(origin.path), origin=origin)
 
     def __repr__(self) -> str:
         what = ", ".join(f"{c.target!r} -> {c.anchor!r}" for c in self.spec.concepts)
@@ -168,100 +217,43 @@ def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
 # ------------------------------------------------------------------------------------------------ reading
 
 
-def checked_name(weight_name: str) -> str:
-    """`weight_name` if it is a plain safetensors file name."""
-    if not re.fullmatch(r"[\w][\w .-]*\.safetensors", weight_name):
-        raise UnsafeFileError(f"weight_name {weight_name!r} must be a plain file name ending in .safetensors, without folders")
-    return weight_name
-
-
-def find(where: str | os.PathLike[str], weight_name: str | None, subfolder: str | None, hub: dict[str, Any]) -> Path:
-    """The adapter file named by a path or a Hub id."""
-    path = Path(where)
-    if weight_name is not None:
-        checked_name(weight_name)
-    if subfolder and (Path(subfolder).is_absolute() or ".." in Path(subfolder).parts):
-        raise UnsafeFileError(f"subfolder {subfolder!r} leads out of {where}; give a folder inside it")
-    if path.is_file():
-        return path
-    if path.is_dir():
-        return _in_folder(path / (subfolder or ""), weight_name)
-    if path.is_absolute() or str(where).startswith((".", "~")) or str(where).count("/") != 1:
-        raise AdapterFormatError(f"no file or folder at {where}; give a path that exists or a Hub id 'owner/name'")
-    from huggingface_hub import hf_hub_download
-
-    return Path(hf_hub_download(str(where), weight_name or WEIGHT_NAME, subfolder=subfolder, **hub))
-
-
-def _in_folder(folder: Path, weight_name: str | None) -> Path:
-    if weight_name:
-        candidates = [folder / weight_name]
-    elif (folder / WEIGHT_NAME).is_file():
-        candidates = [folder / WEIGHT_NAME]
-    else:
-        candidates = sorted(folder.glob("*.safetensors"))
-    if len(candidates) > 1:
-        raise AdapterFormatError(f"{folder} holds {[c.name for c in candidates]}; say which by weight_name=")
-    if not candidates or not candidates[0].is_file():
-        raise AdapterFormatError(f"no {weight_name or 'safetensors file'} in {folder}")
-    return candidates[0]
-
-
 def read(path: Path) -> ErasureAdapter:
     """Read and check one adapter file."""
-    if path.suffix != ".safetensors":
-        raise UnsafeFileError(f"{path} is not a safetensors file; pickles are never loaded")
-    header, tensors = _open(path)
-    if not isinstance(header, dict):
-        raise AdapterFormatError(f"{path}: its 'erasepro' header is a {type(header).__name__}, not a table")
-    if header.get("schema") != SCHEMA:
-        raise AdapterFormatError(f"{path} has schema {header.get('schema')!r}, this version reads {SCHEMA}; upgrade the package")
+    header, tensors = read_header(path), _tensors(path)
     if tensor_digest(tensors) != header.get("sha256"):
         raise AdapterIntegrityError(f"{path}: the tensors' sha256 is not the one in the header; fetch the file again")
     for name, value in tensors.items():
         if not torch.isfinite(value).all():
             raise AdapterIntegrityError(f"{path}: {name} has values that are not finite; fetch the file again")
     try:
-        return _build(header, tensors, str(path))
+        return _build(header, tensors)
     except (KeyError, TypeError, ValueError) as error:
         raise AdapterFormatError(f"{path}: the header does not describe its tensors ({error})") from error
 
 
-def _open(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    with path.open("rb") as file:
-        start = file.read(8)
-    if what := next((w for mark, w in NOT_WEIGHTS.items() if start.lower().startswith(mark)), None):
-        raise AdapterFormatError(f"{path} is {what}, not weights; download the file itself")
-    if len(start) == 8 and int.from_bytes(start, "little") > HEADER_LIMIT:
-        raise AdapterFormatError(f"{path}: a header of {int.from_bytes(start, 'little')} bytes, at most {HEADER_LIMIT} are read")
+def _tensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
-            stored = (file.metadata() or {}).get("erasepro")
-            if stored is None:
-                raise AdapterFormatError(f"{path} is no erasure adapter: its header has no 'erasepro' entry (a plain LoRA?)")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return json.loads(stored), tensors
-    except (SafetensorError, json.JSONDecodeError, RecursionError) as error:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
         raise AdapterFormatError(f"{path} is not a readable safetensors file: {error}") from error
 
 
-def _build(header: dict[str, Any], tensors: dict[str, Tensor], source: str) -> ErasureAdapter:
+def _build(header: dict[str, Any], tensors: dict[str, Tensor]) -> ErasureAdapter:
     edits = {}
     for name, rank in header["ranks"].items():
         A, B = tensors.pop(f"{name}.lora_A.weight"), tensors.pop(f"{name}.lora_B.weight")
         if A.ndim != 2 or B.ndim != 2 or A.shape[0] != B.shape[1] or not 0 < rank <= A.shape[0]:
             raise ValueError(f"{name}: shapes {tuple(A.shape)} and {tuple(B.shape)} for rank {rank}")
         edits[name] = LowRank(B[:, :rank].contiguous(), A[:rank].contiguous())
-    names = {f.name for f in fields(Options)}
     adapter = ErasureAdapter(
         spec=ErasureSpec.from_dict(header["spec"]),
-        options=Options(**{k: v for k, v in header["options"].items() if k in names}),
+        options=recorded(header["options"]),
         base=header["base"],
         edits=edits,
         keys={k.removeprefix(KEYS): v for k, v in tensors.items() if k.startswith(KEYS)},
         goals={k.removeprefix(GOAL): v for k, v in tensors.items() if k.startswith(GOAL)},
         report=Report.from_dict(header["report"]),
-        source=source,
     )
     unknown = set(tensors) - set(adapter.tensors())
     if unknown:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -14,10 +15,19 @@ from .erase import erase
 from .errors import AdapterStateError
 from .factors import LowRank, orthonormal, stack
 from .families import component
+from .measure import anchor_states
+from .options import Foreign, Options
+from .prompts import ALIGNMENTS, pairs_of, rows_of, text_paths
+from .report import worst
 from .spec import ErasureSpec
-from .weights import base_fingerprint
+from .weights import base_fingerprint, unedited
 
 SOLVED = 64
+SUM = "sum"
+SUMMED = (
+    "some of these erasures hold no keys, so they are added to the others instead of solved with them: residuals add up too; "
+    "verify_erasure() measures them"
+)
 _solved: OrderedDict[tuple[str, ...], ErasureAdapter] = OrderedDict()
 """Joint edits by the set of adapters and the base weights, so that a toggle does not solve twice."""
 
@@ -28,11 +38,18 @@ def joint_spec(adapters: Sequence[ErasureAdapter]) -> ErasureSpec:
     given = [a.spec.preserve for a in adapters if a.spec.preserve is not None]
     words = {" ".join(w.casefold().split()) for c in concepts for w in c.words}
     captions = dict.fromkeys(t for captions in given for t in captions if " ".join(t.casefold().split()) not in words)
-    return ErasureSpec(concepts, preserve=tuple(captions) if given else None)
+    keep = tuple(dict.fromkeys(text for a in adapters for text in a.spec.keep))
+    return ErasureSpec(concepts, preserve=tuple(captions) if given else None, keep=keep)
 
 
 def joint_options(adapters: Sequence[ErasureAdapter]) -> dict[str, Any]:
-    """The options to solve with: the union of the layers; everything else must agree."""
+    """The options to solve with: the union of the layers; everything else must agree.
+
+    Raises:
+        AdapterStateError: They differ, or one is not `erase`'s.
+    """
+    if foreign := next((a.options for a in adapters if isinstance(a.options, Foreign)), None):
+        raise AdapterStateError(f"an adapter by {foreign.method!r} cannot be solved again; make it anew on this pipeline")
     options = [a.options.to_dict() for a in adapters]
     layers = sorted({layer for o in options for layer in o["layers"]}, key=lambda x: (isinstance(x, str), x))
     for name, value in options[0].items():
@@ -47,6 +64,7 @@ def combined(pipe: Any, adapters: Sequence[ErasureAdapter]) -> ErasureAdapter | 
 
     One adapter is applied as it is. Several are solved again jointly on the pipeline's base weights, because the
     sum of edits made apart leaves residuals: hundredths with the covariance metric, .4 to .7 with the identity.
+    Adapters that `erase` did not make cannot be solved again: they are added, with a warning.
     A set solved before on the same base is remembered.
     """
     if len(adapters) <= 1:
@@ -54,11 +72,38 @@ def combined(pipe: Any, adapters: Sequence[ErasureAdapter]) -> ErasureAdapter | 
     ordered = sorted(adapters, key=lambda a: a.digest)
     key = (*(a.digest for a in ordered), *_base(pipe, ordered))
     if key not in _solved:
-        _solved[key] = erase(pipe, joint_spec(ordered), **joint_options(ordered))
+        _solved[key] = _joined(pipe, ordered)
     _solved.move_to_end(key)
     while len(_solved) > SOLVED:
         _solved.popitem(last=False)
     return _solved[key]
+
+
+def _joined(pipe: Any, adapters: Sequence[ErasureAdapter]) -> ErasureAdapter:
+    """Ours solved together, the others added to that."""
+    ours = [a for a in adapters if isinstance(a.options, Options)]
+    others = [a for a in adapters if isinstance(a.options, Foreign)]
+    if len(ours) > 1:
+        ours = [erase(pipe, joint_spec(ours), **joint_options(ours))]
+    return _summed(pipe, ours + others) if others else ours[0]
+
+
+def _summed(pipe: Any, adapters: Sequence[ErasureAdapter]) -> ErasureAdapter:
+    """The sum of the edits, which says so; `verify_erasure` measures what it leaves."""
+    warnings.warn(SUMMED, stacklevel=2)
+    spec, made_by = joint_spec(adapters), Foreign(SUM)
+    goals: dict[str, Tensor] = {}
+    with unedited(pipe), torch.no_grad():
+        for path in text_paths(pipe):
+            rows = rows_of(pairs_of(spec.concepts, "exact"), path, ALIGNMENTS[made_by.alignment])
+            states = anchor_states(path.encoder, rows, path.use.readings)
+            goals |= {f"{path.use.encoder}.{r}": x.float().cpu() for r, x in zip(path.use.readings, states, strict=True)}
+    layers = dict.fromkeys(name for a in adapters for name in a.edits)
+    return ErasureAdapter(
+        spec, made_by, base={k: v for a in adapters for k, v in a.base.items()},
+        edits={name: stack([a.edits[name] for a in adapters if name in a.edits]) for name in layers},
+        keys={}, goals=goals, report=worst([a.report for a in adapters]),
+    )  # fmt: skip
 
 
 def _base(pipe: Any, adapters: Sequence[ErasureAdapter]) -> list[str]:
@@ -95,5 +140,7 @@ def _kernel(name: str, adapters: Sequence[ErasureAdapter]) -> LowRank:
 
 def _keys(adapter: ErasureAdapter, name: str) -> Tensor:
     """`(d_in, n)`; all K/V linears share the keys of the encoder they read."""
+    if isinstance(adapter.options, Foreign):
+        raise AdapterStateError(f"an adapter by {adapter.options.method!r} holds no keys; it can only be added")
     stored = name if name in adapter.keys else next(k for k in adapter.keys if k.endswith(".states"))
     return adapter.keys[stored].double().T

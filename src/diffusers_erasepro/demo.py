@@ -7,15 +7,14 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from tqdm.auto import tqdm
 
 from . import glyphs
-from .adapter import ErasureAdapter
 from .erase import erase
 from .grids import save_grid
 from .loader import erasable
 from .spec import Concept, ErasureSpec
+from .tables import report_table
 
 CONCEPTS = {
     "no-star": Concept("star", anchor="circle"),
@@ -47,7 +46,7 @@ def run(out: Path, console: Console) -> None:
     for name, concept in tqdm(CONCEPTS.items(), desc="erase", leave=False):
         adapter = erase(pipe, ErasureSpec((concept,), preserve=tuple(preserve)))
         adapter.save_pretrained(out / name)
-        console.print(report_table(name, adapter))
+        console.print(report_table(name, adapter.header()["report"]))
 
     fresh = erasable(glyphs.load_pipeline())
     pictures = {"base": draw(fresh)}
@@ -62,13 +61,3 @@ def run(out: Path, console: Console) -> None:
         same = all(a.tobytes() == b.tobytes() for a, b in zip(draw(fresh), pictures["base"], strict=True))
     console.print(f"switched off, the pictures are the base's to the bit: {same}")
     console.print(f"picture: {save_grid(out / 'before-after.png', PROMPTS, pictures)}")
-
-
-def report_table(name: str, adapter: ErasureAdapter) -> Table:
-    """The adapter's report, a line per layer."""
-    report = adapter.report
-    title = f"{name}: residual {report.listed_residual:.1e} listed, {report.held_out_mean:.2f} held out; drift {report.drift:.3f}"
-    table = Table("layer", "rank", "||D||/||W||", "gap before", title=title, title_justify="left")
-    for layer in report.layers:
-        table.add_row(layer.name, str(layer.rank), f"{layer.edit_size:.2f}", f"{layer.gap:.3f}")
-    return table

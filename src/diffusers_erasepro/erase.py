@@ -33,8 +33,8 @@ from .prompts import ALIGNMENTS, TextPath, rows_by_kind, text_paths
 from .report import NAN, EncoderReport, Report, layer_report, worst
 from .solve import Edit, solve
 from .spec import Concept, ErasureSpec
-from .statistics import metrics
-from .walk import Solver, Step, walk, working
+from .statistics import STATES, metrics, record_inputs
+from .walk import Solver, Step, run, walk, working
 from .weights import originals, unedited, weight_of
 
 
@@ -90,7 +90,8 @@ def _erase_encoder(pipe: Any, family: PipelineFamily, spec: ErasureSpec, choice:
     whole = next((r for r in readings if not r.pooled), None) if path.use == family.read_whole else None
 
     with working(live) as encoder:
-        solver = _solver(choice, _metrics(encoder, path, spec, choice, sites))
+        L, K = _metrics(encoder, path, spec, choice, sites), _kept(encoder, path, spec, sites)
+        solver = _solver(spec, choice, L, K)
         done = walk(encoder, rows, sites, solver, readings)
 
     layers = [_Layer(file_name(name, s.site), weight_of(live, s.site), s.edit.factors, s) for s in done.steps]
@@ -104,7 +105,7 @@ def _erase_encoder(pipe: Any, family: PipelineFamily, spec: ErasureSpec, choice:
         for kind, pairs in done.states.items()
     }
     unseen = residual["held_out"]
-    numbers = {
+    numbers: dict[str, Any] = {
         "listed_residual": float(residual["exact"].max()), "held_out_residual": float(unseen.max()) if len(unseen) else NAN,
         "held_out_mean": float(unseen.mean()) if len(unseen) else NAN, "drift": float(residual["kept"].mean()),
     }  # fmt: skip
@@ -174,12 +175,24 @@ def _metrics(encoder: nn.Module, path: TextPath, spec: ErasureSpec, choice: Opti
     )  # fmt: skip
 
 
-def _solver(choice: Options, L: Mapping[str, Tensor]) -> Solver:
-    """`solve` with this choice's numbers and each site's metric L L'."""
+def _kept(encoder: nn.Module, path: TextPath, spec: ErasureSpec, sites: list[Site]) -> dict[str, Tensor]:
+    """What every site, and "states", receives at all positions of the prompts to keep; nothing there may change."""
+    if not spec.keep:
+        return {}
+    tokens, states = path.tokens(spec.keep), path.use.readings[0]
+    with record_inputs({site.linear: base_linear(encoder.get_submodule(site.linear)) for site in sites}) as seen:
+        seen[STATES] = states.of(run(encoder, tokens, hidden_states=states.index is not None))
+    return {name: x[tokens.read].T if x.shape[1] > 1 else x[:, 0].T for name, x in seen.items()}
+
+
+def _solver(spec: ErasureSpec, choice: Options, L: Mapping[str, Tensor], K: Mapping[str, Tensor]) -> Solver:
+    """`solve` with this choice's numbers, each site's metric L L' and the keys K to leave alone."""
+    mu = choice.soft_weight * sum(len(c.words) for c in spec.concepts)  # a word weighs the same in any company
 
     def solver(site: str, X: Tensor, R: Tensor, Xs: Tensor, Rs: Tensor) -> Edit:
         return solve(
-            X, R, L=L.get(site), Xs=Xs, Rs=Rs, mu=choice.soft_weight, rtol=choice.rtol, max_rank=choice.max_rank, where=site
+            X, R, L=L.get(site), K=K.get(site), Xs=Xs, Rs=Rs, mu=mu, rtol=choice.rtol,
+            max_rank=choice.max_rank, where=site,
         )  # fmt: skip
 
     return solver
@@ -188,8 +201,8 @@ def _solver(choice: Options, L: Mapping[str, Tensor]) -> Solver:
 def _readers(pipe: Any, family: PipelineFamily, states: Mapping[str, tuple[Tensor, Tensor]], solver: Solver) -> list[_Layer]:
     """Every linear W among the readers has the same input, so one map B A of it serves all: D = (W B) A."""
     (X, Y), (Xs, Ys) = ((have.T, goal.T) for have, goal in (states["exact"], states["soft"]))
-    edit = solver("states", X, Y - X, Xs, Ys - Xs)
-    step = Step("states", edit, X.double(), float(((Y - X).norm(dim=0) / Y.norm(dim=0)).mean()))
+    edit = solver(STATES, X, Y - X, Xs, Ys - Xs)
+    step = Step(STATES, edit, X.double(), float(((Y - X).norm(dim=0) / Y.norm(dim=0)).mean()))
     root, shared = component(pipe, family.denoiser), edit.factors
     weights = {path: weight_of(root, path).detach() for path in reader_paths(root, family)}
     return [_Layer(f"{family.denoiser}.{path}", W, LowRank(W.double() @ shared.B, shared.A), step) for path, W in weights.items()]

@@ -9,7 +9,12 @@
     ├── AdapterFormatError (ValueError)      the file is not an erasure adapter this version can read
     │   ├── AdapterIntegrityError            it was one, but its bytes changed or are not finite
     │   └── UnsafeFileError                  a pickle, or a path outside the folder
+    ├── HubError (OSError)                   the Hub did not give or take a file: connection, cut off, server
+    │   ├── HubNotFoundError                 no such repository, revision or file, or it is private
+    │   ├── HubAccessError                   a token is missing, or may not do this
+    │   └── HubRateLimitError                too many requests; the message says how long to wait
     ├── BaseModelMismatchError (ValueError)  made for other weights than the pipeline holds
+    ├── EvaluationError (ValueError)         a suite that lacks a part, results that do not fit, nothing judged
     ├── AdapterStateError (RuntimeError)     not now: name in use, unknown name, weights that cannot be edited
     └── ErasureVerificationError (RuntimeError)  measured on the live pipeline, the erasure does not hold
 
@@ -47,8 +52,28 @@ class UnsafeFileError(AdapterFormatError):
     """A pickle, or a path that leads out of its folder."""
 
 
+class HubError(ErasureError, OSError):
+    """The Hub did not give or take a file; nothing was kept."""
+
+
+class HubNotFoundError(HubError):
+    """No such repository, revision or file, or it is private."""
+
+
+class HubAccessError(HubError):
+    """A token is missing, or may not do this."""
+
+
+class HubRateLimitError(HubError):
+    """Too many requests; the message says how long to wait."""
+
+
 class BaseModelMismatchError(ErasureError, ValueError):
     """The adapter was made for other weights than the pipeline holds."""
+
+
+class EvaluationError(ErasureError, ValueError):
+    """What shall be measured is not there; no number is made of nothing."""
 
 
 class AdapterStateError(ErasureError, RuntimeError):

@@ -67,3 +67,12 @@ def orthonormal(factors: LowRank, *, rtol: float = 0.0, max_rank: int | None = N
     peak = V.gather(0, V.abs().argmax(0, keepdim=True)).sign()
     root = S.sqrt()
     return LowRank(U * peak * root, (V * peak * root).T)
+
+
+def compress(factors: LowRank, error: float) -> tuple[LowRank, float]:
+    """The fewest directions that keep ||D - B A||_F within `error` ||D||_F, and the relative error they leave."""
+    whole = orthonormal(factors)
+    size = whole.B.norm(dim=0) ** 2  # of U sqrt(S), the singular values
+    tail = (size**2).flip(0).cumsum(0).flip(0).sqrt() / size.norm().clamp_min(1e-300)
+    keep = max(1, int((tail > error).sum()))
+    return LowRank(whole.B[:, :keep], whole.A[:keep]), float(tail[keep]) if keep < len(tail) else 0.0

@@ -6,18 +6,21 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-from .adapter import ErasureAdapter
-from .compose import combined, joint_options, joint_spec
+from .adapter import ErasureAdapter, read
+from .compose import SUM, SUMMED, combined, joint_options, joint_spec
 from .erase import erase
 from .errors import AdapterStateError, BaseModelMismatchError, ConceptSpecError, ErasureVerificationError
 from .families import component, family_of, module_name
+from .lockfile import SUFFIX, locked
 from .measure import relative, target_states
+from .options import Foreign
 from .prompts import ALIGNMENTS, TextPath, pairs_of, rows_of, text_paths
 from .weights import (
     LOCK,
@@ -67,40 +70,36 @@ class ErasureLoaderMixin:
         revision: str | None = None, token: str | bool | None = None,
         cache_dir: str | os.PathLike[str] | None = None, local_files_only: bool = False,
         allow_base_mismatch: bool = False,
-    ) -> str:  # fmt: skip
+    ) -> str | tuple[str, ...]:  # fmt: skip
         """Load an erasure and switch it on, beside those that are on already.
 
         Args:
-            pretrained_model_name_or_path_or_adapter: A file, a folder, a Hub id or an `ErasureAdapter`.
+            pretrained_model_name_or_path_or_adapter: A file, a folder, a Hub id, an `ErasureAdapter`, or an
+                `erasures.lock`: all it pins or nothing.
             adapter_name: How to call it; letters, digits, "_" and "-", at most 64. Default: "erasure_0", ...
             weight_name, subfolder, revision, token, cache_dir, local_files_only: As in diffusers.
             allow_base_mismatch: Solve the spec again on this pipeline's weights if they are not those it was made for.
 
         Returns:
-            The adapter's name.
+            The adapter's name; of a lock, all names.
 
         Raises:
-            AdapterFormatError, AdapterIntegrityError: The file is not a whole erasure adapter.
+            AdapterFormatError, AdapterIntegrityError: The file is not a whole erasure adapter, or not the pinned one.
+            HubError: The Hub did not give the file; the subclasses say why.
             BaseModelMismatchError: It was made for other weights.
             AdapterStateError: The name, or the same erasure, is loaded already.
         """
         source = pretrained_model_name_or_path_or_adapter
+        if not isinstance(source, ErasureAdapter) and os.fspath(source).endswith(SUFFIX):
+            hub = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+            return _load_lock(self, Path(source), hub, allow_base_mismatch)
         adapter = source if isinstance(source, ErasureAdapter) else ErasureAdapter.from_pretrained(
             source, weight_name=weight_name, subfolder=subfolder, revision=revision, token=token,
             cache_dir=cache_dir, local_files_only=local_files_only,
         )  # fmt: skip
         with LOCK:
-            loaded = _adapters(self)
-            name = _new_name(adapter_name, loaded)
-            if twin := next((n for n, a in loaded.items() if a.digest == adapter.digest), None):
-                raise AdapterStateError(f"this erasure is loaded already, as {twin!r}; switch it with set_erasure_adapters")
-            for part in adapter.components:
-                resolved(component(self, part), part, adapter)
-            if not _made_for(self, adapter):
-                if not allow_base_mismatch:
-                    raise BaseModelMismatchError(_mismatch(adapter))
-                adapter = erase(self, adapter.spec, **adapter.options.to_dict())
-            _switch(self, loaded | {name: adapter}, {**self.get_erasure_adapters(), name: True})
+            name = _new_name(adapter_name, _adapters(self))
+            _add(self, {name: adapter}, allow_base_mismatch)
         return name
 
     def get_erasure_adapters(self) -> dict[str, bool]:
@@ -188,6 +187,31 @@ class ErasureLoaderMixin:
 # ------------------------------------------------------------------------------------------------ switching
 
 
+def _load_lock(pipe: Any, lock: Path, hub: dict[str, Any], allow_base_mismatch: bool) -> tuple[str, ...]:
+    found = {name: replace(read(origin.path), origin=origin) for name, origin in locked(lock, **hub).items()}
+    with LOCK:
+        for name in found:
+            _new_name(name, _adapters(pipe))
+        _add(pipe, found, allow_base_mismatch)
+    return tuple(found)
+
+
+def _add(pipe: Any, new: dict[str, ErasureAdapter], allow_base_mismatch: bool) -> None:
+    """Load `new` beside what is loaded, all or nothing, and switch it on."""
+    loaded = _adapters(pipe)
+    fitting: dict[str, ErasureAdapter] = {}
+    for name, adapter in new.items():
+        if twin := next((n for n, a in (loaded | fitting).items() if a.digest == adapter.digest), None):
+            raise AdapterStateError(f"this erasure is loaded already, as {twin!r}; switch it with set_erasure_adapters")
+        for part in adapter.components:
+            resolved(component(pipe, part), part, adapter)
+        fits = _made_for(pipe, adapter)
+        if not fits and not allow_base_mismatch:
+            raise BaseModelMismatchError(_mismatch(adapter))
+        fitting[name] = adapter if fits else erase(pipe, adapter.spec, **joint_options([adapter]))
+    _switch(pipe, loaded | fitting, {**pipe.get_erasure_adapters(), **dict.fromkeys(fitting, True)})
+
+
 def _adapters(pipe: Any) -> dict[str, ErasureAdapter]:
     return {n: a for _, registry in modules_with_registry(pipe).values() for n, a in registry.adapters.items()}
 
@@ -218,7 +242,7 @@ def _made_for(pipe: Any, adapter: ErasureAdapter) -> bool:
 
 def _mismatch(adapter: ErasureAdapter) -> str:
     return (
-        f"the weights of {' and '.join(adapter.base)} are not those the adapter {adapter.source or ''} was made for "
+        f"the weights of {' and '.join(adapter.base)} are not those the adapter {adapter.origin or ''} was made for "
         "(fine-tuned, a LoRA fused in, or another dtype than its maker had); load it on its base model, or pass "
         "allow_base_mismatch=True to solve its spec again here"
     )
@@ -259,9 +283,12 @@ def _verify(pipe: Any) -> Verification:
         )
         if applied is not None:
             residuals |= _residuals(path, applied)
+    notes += [f"adapter {n!r} was imported: its effect cannot be measured" for n, a in _adapters(pipe).items() if a.imported]
     notes += [f"{n} was changed by someone else since the erasure was applied" for n, (m, _) in found.items() if not is_intact(m)]
     if residuals and not any(family_of(pipe).denoiser in r.applied.components for _, r in found.values() if r.applied):
         notes.append("prompt_embeds made elsewhere: this erasure lives in the text encoder")
+    if any(r.applied and r.applied.options == Foreign(SUM) for _, r in found.values()):
+        notes.append(SUMMED)
     if not residuals:
         notes.append("no erasure is active")
     threshold = max((THRESHOLDS.get(next(m.parameters()).dtype, 2e-2) for m, _ in found.values()), default=1e-5)

@@ -21,9 +21,14 @@ def target_states(encoder: nn.Module, rows: Rows, readings: Sequence[Reading]) -
     return [s[:, 0] if r.pooled else s[rows.row, rows.target_at] for r, s in zip(readings, states, strict=True)]
 
 
+def anchor_states(encoder: nn.Module, rows: Rows, readings: Sequence[Reading]) -> list[Tensor]:
+    """What the denoiser reads of the anchors, per reading, as `target_states` of the targets."""
+    return target_states(encoder, Rows(rows.anchor, rows.target, rows.row, rows.anchor_at, rows.target_at), readings)
+
+
 def aligned_states(encoder: nn.Module, rows: Rows, edits: Mapping[str, LowRank]) -> tuple[Tensor, Tensor]:
     """Target states under `edits` and anchor states without, `(k, d)` each, at the aligned positions."""
-    (goal,) = target_states(encoder, Rows(rows.anchor, rows.target, rows.row, rows.anchor_at, rows.target_at), [LAST])
+    (goal,) = anchor_states(encoder, rows, [LAST])
     with edited(encoder, edits):
         (have,) = target_states(encoder, rows, [LAST])
     return have, goal

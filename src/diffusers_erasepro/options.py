@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .errors import ConceptSpecError
@@ -40,7 +41,7 @@ class Options:
         _one_of("metric", self.metric, METRICS)
         _one_of("alignment", self.alignment, tuple(ALIGNMENTS))
         for name in ("ridge", "soft_weight", "rtol", "max_edit_size"):
-            _number(name, getattr(self, name))
+            number(name, getattr(self, name))
         for name, least in (("soft_budget", 0), ("max_rank", 1)):
             value = getattr(self, name)
             if (name, value) != ("max_rank", None) and (type(value) is not int or value < least):
@@ -75,11 +76,31 @@ class Options:
         return asdict(self) | {"layers": list(self.layers)}
 
 
+@dataclass(frozen=True)
+class Foreign:
+    """How an adapter was made that is not `erase`'s: recorded, and never solved again."""
+
+    method: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    alignment: str = "last_subject"
+    """Where its listed residual is measured."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def recorded(data: Mapping[str, Any]) -> Options | Foreign:
+    """What `to_dict` of either wrote; fields of a later version are left out."""
+    kind: type[Options] | type[Foreign] = Foreign if "method" in data else Options
+    return kind(**{k: v for k, v in data.items() if k in kind.__dataclass_fields__})
+
+
 def _one_of(name: str, value: object, known: tuple[str, ...]) -> None:
     if value not in known:
         raise ConceptSpecError(f"{name} {value!r} is not known (known: {', '.join(known)})")
 
 
-def _number(name: str, value: object) -> None:
+def number(name: str, value: object) -> None:
+    """Raise ConceptSpecError unless `value` is a finite number of at least 0."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
         raise ConceptSpecError(f"{name} must be a finite number of at least 0, got {value!r}")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .errors import ConceptSpecError
 from .families import Use, component, family_of
 from .recording import Mark, Recorded, plain, record
-from .spec import Concept, ErasureSpec
+from .spec import Concept, ErasureSpec, Mentions
 
 T = TypeVar("T")
 
@@ -197,21 +197,26 @@ def text_paths(pipe: Any) -> list[TextPath]:
 
 def pairs_of(concepts: Sequence[Concept], kind: str, *, most: int | None = None) -> list[Pair]:
     """The pairs of one kind, "exact", "soft" or "held_out", each once; at most `most` of a word."""
+    named = Mentions(w for c in concepts for w in c.words)
     pairs = (
         Pair(Prompt.of(template, word), Prompt.of(template, concept.anchor))
         for concept in concepts
         for word in concept.words
-        for template in spread(_templates(concept, word, kind), most)
+        for template in spread(_templates(concept, word, kind, named), most)
     )
     return list(dict.fromkeys(pairs))
 
 
-def _templates(concept: Concept, word: str, kind: str) -> tuple[str, ...]:
+def _templates(concept: Concept, word: str, kind: str, named: Mentions) -> tuple[str, ...]:
     """Only the target is held exactly. Words of one meaning arrive at the deep layers as nearly the same key, where
-    different exact corrections (their lengths differ) cost drift: a synonym takes every template softly."""
-    if kind == "held_out" or word == concept.target:
-        return tuple(getattr(concept, kind))
-    return () if kind == "exact" else (*concept.exact, *concept.soft)
+    different exact corrections (their lengths differ) cost drift: a synonym takes every template softly.
+
+    A phrase that itself names a target ("a star by {}") would ask for that target back; only an exact one may.
+    """
+    if kind == "exact":
+        return concept.exact if word == concept.target else ()
+    soft = concept.soft if word == concept.target else (*concept.exact, *concept.soft)
+    return tuple(t for t in (soft if kind == "soft" else concept.held_out) if t not in named)
 
 
 def listed_prompts(spec: ErasureSpec) -> list[str]:

@@ -30,6 +30,8 @@ class LayerReport:
     constraints: int
     dropped: int
     """Constraints that were duplicates of others."""
+    compression: float = 0.0
+    """Relative error of the low-rank factors, where they stand for a full matrix."""
 
 
 @dataclass(frozen=True)

@@ -27,14 +27,15 @@ class Edit:
 
 
 def solve(
-    X: Tensor, R: Tensor, C: Tensor | None = None, *, L: Tensor | None = None, Xs: Tensor | None = None,
-    Rs: Tensor | None = None, mu: float = 0.03, rtol: float = 1e-7, soft_rtol: float = 1e-3, max_rank: int | None = None,
-    max_residual: float = 1e-3, where: str = "layer",
+    X: Tensor, R: Tensor, C: Tensor | None = None, *, L: Tensor | None = None, K: Tensor | None = None,
+    Xs: Tensor | None = None, Rs: Tensor | None = None, mu: float = 0.03, rtol: float = 1e-7,
+    soft_rtol: float = 1e-3, max_rank: int | None = None, max_residual: float = 1e-3, where: str = "layer",
 ) -> Edit:  # fmt: skip
-    """Minimise  tr(D C D') + mu ||D Xs - Rs||^2 / ns   subject to   D X = R.
+    """Minimise  tr(D C D') + mu ||D Xs - Rs||^2 / ns   subject to   D X = R  and  D K = 0.
 
-    With C = L L' the rows of D L lie in the span of the whitened keys  L^-1 [X Xs] = Q [x xs], so that D = M Q' L^-1
-    and only the small M is left to find. With H = I + mu xs xs'/ns = Lh Lh' and  Lh^-1 x = U S V':
+    K joins X with nothing to add. With C = L L' the rows of D L lie in the span of the whitened keys
+    L^-1 [X Xs] = Q [x xs], so that D = M Q' L^-1 and only the small M is left to find. With
+    H = I + mu xs xs'/ns = Lh Lh' and Lh^-1 x = U S V':
 
         G = (x' H^-1 x)^-1 x' H^-1 = V S^-1 U' Lh^-1
         M = M0 + (R - M0 x) G,   M0 = mu Rs xs' H^-1 / ns            (the soft prompts alone)
@@ -48,6 +49,7 @@ def solve(
         R: `(d_out, n)` what must be added to its output there.
         C: `(d_in, d_in)` the metric; None is the identity. Directions with little C are cheap to change.
         L: Its lower Cholesky factor, where that is known already; then C is not looked at.
+        K: `(d_in, k)` keys where nothing may change.
         Xs: `(d_in, ns)` keys met by least squares only.
         Rs: `(d_out, ns)` what should be added there.
         mu: Weight of the soft term against the metric; larger meets it better and drifts more.
@@ -60,8 +62,10 @@ def solve(
     Raises:
         IllPosedError: Values that are not finite, more constraints than dimensions, constraints that contradict.
     """
-    check_finite(where, X=X, R=R, Xs=Xs, Rs=Rs)
+    check_finite(where, X=X, R=R, K=K, Xs=Xs, Rs=Rs)
     X, R = X.double(), R.double()
+    if K is not None:
+        X, R = torch.cat([X, K.double()], 1), torch.cat([R, R.new_zeros(len(R), K.shape[1])], 1)
     d_in, n = X.shape
     if n > d_in:
         raise IllPosedError(f"{where}: {n} constraints on {d_in} input dimensions; use fewer exact templates or concepts")

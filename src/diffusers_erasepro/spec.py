@@ -43,7 +43,18 @@ def same_words(a: str, b: str) -> bool:
 
 def mentions(text: str, concept: str) -> bool:
     """Whether `text` holds the words of `concept` in a row, case and punctuation aside."""
-    return _plain(concept) in _plain(text)
+    return text in Mentions([concept])
+
+
+class Mentions:
+    """The texts that mention one of some concepts: `text in Mentions(words)`."""
+
+    def __init__(self, words: Iterable[str]) -> None:
+        self._words = [_plain(word) for word in words]
+
+    def __contains__(self, text: str) -> bool:
+        plain = _plain(text)
+        return any(word in plain for word in self._words)
 
 
 def _plain(text: str) -> str:
@@ -131,14 +142,17 @@ class ErasureSpec:
         concepts: What to erase, jointly.
         preserve: Captions that stand for everything else; None takes the shipped everyday corpus. More and
             closer to what the model is used for means less drift.
+        keep: A few prompts whose text features must not change at all, such as "". Each takes as many constraints
+            as the tokenizer's limit, so they cost drift elsewhere.
 
     Raises:
         ConceptSpecError: No concepts, one target twice, a cycle or chain of targets and anchors, a target
-            among the preserve captions.
+            among what shall be preserved or kept.
     """
 
     concepts: tuple[Concept, ...]
     preserve: tuple[str, ...] | None = field(default=None, repr=False)
+    keep: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         concepts = (self.concepts,) if isinstance(self.concepts, Concept) else tuple(self.concepts)
@@ -151,16 +165,15 @@ class ErasureSpec:
                 raise ConceptSpecError(f"concepts[{i}] must be a Concept, got {type(concept).__name__} {concept!r}")
         object.__setattr__(self, "concepts", concepts)
         if self.preserve is not None:
-            object.__setattr__(self, "preserve", _captions(self.preserve))
+            object.__setattr__(self, "preserve", _captions(self.preserve, "preserve"))
+        object.__setattr__(self, "keep", _captions(self.keep, "keep"))
         check_together(concepts)
-        self._check_preserve()
-
-    def _check_preserve(self) -> None:
-        for i, caption in enumerate(self.preserve or ()):
-            for concept in self.concepts:
-                if any(same_words(caption, w) for w in concept.words):
+        targets = {tuple(w.casefold().split()) for c in concepts for w in c.words}
+        for name in ("preserve", "keep"):
+            for i, caption in enumerate(getattr(self, name) or ()):
+                if tuple(caption.casefold().split()) in targets:
                     raise ConceptSpecError(
-                        f"preserve[{i}] is {caption!r}, which is also a target; a concept cannot be kept and erased"
+                        f"{name}[{i}] is {caption!r}, which is also a target; a concept cannot be kept and erased"
                     )
 
     def every_caption(self) -> tuple[str, ...]:
@@ -169,32 +182,33 @@ class ErasureSpec:
 
     def preserve_captions(self) -> tuple[str, ...]:
         """Those that name no target: the metric is made of them."""
-        words = [_plain(w) for c in self.concepts for w in c.words]
-        captions = ((t, _plain(t)) for t in self.every_caption())
-        return tuple(t for t, plain in captions if not any(w in plain for w in words))
+        named = Mentions(w for c in self.concepts for w in c.words)
+        return tuple(t for t in self.every_caption() if t not in named)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON and TOML, defaults left out."""
         rows = [{k: v for k, v in asdict(c).items() if v not in (None, ())} for c in self.concepts]
-        return {"concepts": rows} | ({} if self.preserve is None else {"preserve": list(self.preserve)})
+        lists = {"preserve": self.preserve, "keep": self.keep or None}
+        return {"concepts": rows} | {name: list(texts) for name, texts in lists.items() if texts is not None}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ErasureSpec:
         """The inverse of `to_dict`; unknown fields are an error."""
         if not isinstance(data, dict) or not isinstance(data.get("concepts"), list):
             raise ConceptSpecError("a spec needs a list `concepts`")
-        _known(data, {"concepts", "preserve"}, "spec")
+        _known(data, {"concepts", "preserve", "keep"}, "spec")
         concepts = []
         for i, row in enumerate(data["concepts"]):
             _known(row, {"target", "anchor", "templates", "soft_templates", "synonyms"}, f"concepts[{i}]")
             concepts.append(Concept(**row))
-        return cls(tuple(concepts), preserve=data.get("preserve"))
+        return cls(tuple(concepts), preserve=data.get("preserve"), keep=data.get("keep", ()))
 
     def to_toml(self) -> str:
         """The spec as a TOML document."""
-        lines = [] if self.preserve is None else [f"preserve = {_toml(list(self.preserve))}", ""]
-        for row in self.to_dict()["concepts"]:
-            lines += ["[[concepts]]", *(f"{key} = {_toml(value)}" for key, value in row.items()), ""]
+        data = self.to_dict()
+        lines = [line for name in ("preserve", "keep") if name in data for line in (f"{name} = {toml_value(data[name])}", "")]
+        for row in data["concepts"]:
+            lines += ["[[concepts]]", *(f"{key} = {toml_value(value)}" for key, value in row.items()), ""]
         return "\n".join(lines)
 
     @classmethod
@@ -206,12 +220,12 @@ class ErasureSpec:
             raise ConceptSpecError(f"the spec is not TOML: {error}") from error
 
 
-def _captions(values: object) -> tuple[str, ...]:
+def _captions(values: object, what: str) -> tuple[str, ...]:
     if isinstance(values, str) or not isinstance(values, Iterable):
-        raise ConceptSpecError(f"preserve must be a sequence of texts, got {type(values).__name__} {values!r}")
+        raise ConceptSpecError(f"{what} must be a sequence of texts, got {type(values).__name__} {values!r}")
     for i, value in enumerate(values := tuple(values)):
         if not isinstance(value, str):
-            raise ConceptSpecError(f"preserve[{i}] must be text, got {type(value).__name__} {value!r}")
+            raise ConceptSpecError(f"{what}[{i}] must be text, got {type(value).__name__} {value!r}")
     return values
 
 
@@ -222,11 +236,11 @@ def _known(row: object, fields: set[str], what: str) -> None:
         raise ConceptSpecError(f"{what} has unknown fields {unknown} (known: {', '.join(sorted(fields))})")
 
 
-def _toml(value: str | Sequence[str]) -> str:
+def toml_value(value: str | Sequence[str]) -> str:
     if isinstance(value, str):
         escaped = "".join(c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08x}" for c in value)
         return f'"{escaped}"'
-    return "[" + ", ".join(_toml(v) for v in value) + "]"
+    return "[" + ", ".join(toml_value(v) for v in value) + "]"
 
 
 def check_together(concepts: Sequence[Concept]) -> None:

@@ -16,8 +16,8 @@ from .prompts import Tokens
 from .solve import cholesky
 from .walk import reading
 
-CACHE_SIZE = 32
-"""Matrices; of CLIP-L's fc2 one takes 75 MB."""
+CACHE_BYTES = 2 << 30
+"""Of CLIP-L's fc2 one matrix takes 75 MB."""
 STATES = "states"
 _cache: OrderedDict[tuple[Hashable, str], Tensor] = OrderedDict()
 
@@ -132,6 +132,6 @@ def _remembered(
     for name in names:
         _cache[content, name] = found[name]
         _cache.move_to_end((content, name))
-    while len(_cache) > max(CACHE_SIZE, len(names)):
+    while sum(m.nbytes for m in _cache.values()) > CACHE_BYTES and len(_cache) > len(names):
         _cache.popitem(last=False)
     return {name: found[name] for name in names}

@@ -81,8 +81,8 @@ def reading(encoder: nn.Module, readings: Sequence[Reading]) -> Iterator[Callabl
 def run(encoder: Any, tokens: Tokens, *, last_hidden: bool) -> Any:
     """The encoder's output, without what no pipeline reads: caches and logits."""
     device = next(encoder.parameters()).device
-    arguments: dict[str, Any] = {"use_cache": False, "logits_to_keep": 1}
-    arguments = {k: v for k, v in arguments.items() if k in inspect.signature(encoder.forward).parameters}
+    spared = {"use_cache": False, "logits_to_keep": 1}
+    arguments: dict[str, Any] = {k: v for k, v in spared.items() if k in inspect.signature(encoder.forward).parameters}
     if tokens.mask is not None:
         arguments["attention_mask"] = tokens.mask.to(device)
     if last_hidden:
@@ -136,7 +136,7 @@ def walk(
             edit = solver(site.linear, X, R, *columns("soft", x, out))
             goal = both("exact", out)[1].norm(dim=-1)
             steps.append(Step(site.linear, edit, X.double(), float((R.norm(dim=0) / goal).mean())))
-            out[:half] += edit.factors(x[:half].double()).to(out)
+            out[:half] += edit.factors(x[:half])  # in the precision the edit will run in
             return _replace(output, out)
 
         return hook

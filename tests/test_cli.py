@@ -1,0 +1,131 @@
+"""The command line as a shell sees it: output, exit codes, one-line errors, and what it does not import."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from itertools import pairwise
+
+import pytest
+
+from diffusers_erasepro import ErasureAdapter, cli
+
+HEAVY = ("torch", "diffusers", "transformers", "peft", "matplotlib", "pandas")
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Run `erasepro ARGS...`; returns exit code, stdout, stderr."""
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["erasepro", *map(str, args)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return (end.value.code or 0, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def folder(no_star, tmp_path):
+    no_star.save_pretrained(tmp_path / "no-star")
+    return tmp_path / "no-star"
+
+
+def python(code, *args):
+    """A fresh interpreter, as a user's shell starts it."""
+    return subprocess.run([sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True, check=False)
+
+
+def test_erase_by_options_and_by_spec_then_show_and_verify(run, tmp_path):
+    out = tmp_path / "no-ring"
+    code, text, _ = run("erase", "glyphs", "--target", "ring", "--anchor", "circle", "-o", out, "--json")
+    assert code == 0 and json.loads(text)["report"]["listed_residual"] < 1e-5
+    assert {p.name for p in out.iterdir()} == {"pytorch_lora_weights.safetensors", "spec.toml", "README.md"}
+    assert run("erase", "glyphs", "--spec", out / "spec.toml", "-o", tmp_path / "again")[0] == 0
+    assert ErasureAdapter.from_pretrained(out).to_bytes() == ErasureAdapter.from_pretrained(tmp_path / "again").to_bytes()
+    code, text, _ = run("show", out)
+    assert code == 0 and "ring -> circle" in text and "It does not" in text
+    code, text, _ = run("verify", out, "--base", "glyphs")
+    assert code == 0 and text.startswith("holds: residual")
+
+
+def test_verify_fails_with_its_own_exit_code(run, folder, monkeypatch):
+    from diffusers_erasepro import loader
+
+    monkeypatch.setattr(loader, "THRESHOLDS", dict.fromkeys(loader.THRESHOLDS, 0.0))
+    code, text, _ = run("verify", folder, "--base", "glyphs", "--json")
+    assert code == 3 and json.loads(text)["ok"] is False
+
+
+def test_list_and_card(run, folder):
+    (folder / "other.safetensors").write_bytes(b"not an adapter")
+    code, text, _ = run("list", folder.parent, "--json")
+    assert code == 0 and list(json.loads(text)) == ["no-star/pytorch_lora_weights.safetensors"]
+    code, text, _ = run("list", folder.parent)
+    assert code == 0 and "star -> circle" in text
+
+
+def test_push_pull_lock(run, hub, folder, tmp_path):
+    assert run("push", folder, "me/no-star", "--private")[0] == 0
+    code, text, _ = run("pull", "me/no-star", "--lock", tmp_path / "erasures.lock", "-o", tmp_path / "copy", "--json")
+    got = json.loads(text)
+    assert code == 0 and got["commit"] == hub.repos["me/no-star"].branches["main"]
+    assert (tmp_path / "copy" / "pytorch_lora_weights.safetensors").read_bytes() == next(folder.iterdir()).read_bytes()
+    code, text, _ = run("verify", tmp_path / "erasures.lock", "--base", "glyphs")
+    assert code == 0 and text.startswith("holds")
+    code, text, _ = run("card", folder, "--repo-id", "me/no-star")
+    assert code == 0 and 'load_erasure_adapter("me/no-star"' in text
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "says"),
+    [
+        (("show", "/nowhere"), 1, "no file or folder at /nowhere"),
+        (("verify", "/nowhere", "--base", "nonsense"), 1, "no model 'nonsense'"),
+        (("verify", "/nowhere", "--base", "a.ckpt"), 1, "no model 'a.ckpt'"),
+        (("erase", "glyphs", "--spec", "/nowhere", "-o", "x"), 1, "No such file or directory"),
+        (("erase", "glyphs", "--target", "a", "--anchor", "a", "-o", "x"), 1, "nothing to erase"),
+        (("erase", "glyphs", "-o", "x"), 2, "give either --target or --spec"),
+        (("erase", "glyphs"), 2, "Missing option"),
+        (("nonsense",), 2, "No such command"),
+    ],
+)
+def test_errors_end_in_one_line_and_a_code(run, args, code, says):
+    got, out, err = run(*args)
+    assert (got, out) == (code, "") and says in err and "Traceback" not in err
+    if code == 1:
+        assert err.startswith("erasepro: ") and err.count("\n") == 1
+
+
+def test_debug_gives_the_traceback():
+    done = python(
+        "import sys; sys.argv[0] = 'erasepro'; from diffusers_erasepro.cli import main; main()", "--debug", "show", "/no"
+    )
+    assert done.returncode == 1 and "Traceback" in done.stderr
+
+
+def test_show_reads_the_header_without_torch(folder):
+    code = "import sys; sys.argv[0] = 'erasepro'\ntry:\n from diffusers_erasepro.cli import main; main()\n"
+    code += f"finally: print([m for m in {HEAVY} if m in sys.modules], file=sys.stderr)"
+    for command in (("show", folder), ("show", folder, "--json"), ("list", folder), ("--help",)):
+        done = python(code, *command)
+        assert done.returncode == 0 and done.stderr.strip().endswith("[]"), done.stderr
+
+
+def cpu_seconds(code, *args, tries=5):
+    """Least processor time of a fresh interpreter; elapsed time would measure what else the machine does."""
+    spent = [0.0]
+    for _ in range(tries):
+        assert python(code, *args).returncode == 0
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        spent.append(used.ru_utime + used.ru_stime)
+    return min(b - a for a, b in pairwise(spent[1:]))
+
+
+def test_help_and_import_are_quick():
+    main = "import sys; sys.argv[0] = 'erasepro'; from diffusers_erasepro.cli import main; main()"
+    assert cpu_seconds(main, "--help") <= 0.3
+    assert cpu_seconds("import diffusers_erasepro") - cpu_seconds("pass") <= 0.05

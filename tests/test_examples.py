@@ -1,0 +1,75 @@
+"""The examples do what they say."""
+
+import importlib.util
+import io
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from diffusers_erasepro import glyphs
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def example(name):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # pydantic looks its annotations up there
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+def test_stack_with_style_lora():
+    residuals = example("stack_with_style_lora").main()
+    assert residuals["with the LoRA"] > 1e-3
+    assert max(residuals["erased"], residuals["solved again"], residuals["LoRA taken off"]) < 1e-5
+
+
+def test_publish(hub):
+    adapter = example("publish").main("me/no-ring")
+    assert adapter.origin.commit == hub.repos["me/no-ring"].branches["main"]
+    files = hub.repos["me/no-ring"].commits[adapter.origin.commit]
+    assert glyphs.load_judge()([Image.open(io.BytesIO(files["0.png"][0]))])["shape"] == ["circle"]
+
+
+@pytest.fixture(scope="module")
+def client():
+    from fastapi.testclient import TestClient
+
+    with TestClient(example("serve").app) as client:
+        yield client
+
+
+def test_the_service_draws_erased_and_says_so(client):
+    answer = client.post("/draw", json={"prompt": "a red star on snow"})
+    assert answer.headers["content-type"] == "image/png"
+    assert glyphs.load_judge()([Image.open(io.BytesIO(answer.content))])["shape"] == ["circle"]
+    assert client.get("/health").json()["ok"]
+    assert client.post("/draw", json={"prompt": "x", "prompt_embeds": [0], "steps": 0}).status_code == 422
+
+
+def test_the_service_is_unhealthy_when_an_erasure_is_gone(client):
+    pipe = client.app.state.pipe
+    with pipe.erasure_disabled():
+        answer = client.get("/health")
+    assert answer.status_code == 503 and not answer.json()["ok"]
+    assert client.get("/health").status_code == 200
+
+
+@pytest.mark.slow
+def test_two_hundred_requests_at_once(client):
+    def ask(i):
+        if i % 10 == 0:
+            return client.get("/health").status_code, b""
+        answer = client.post("/draw", json={"prompt": "a red star on snow", "seed": i % 5, "steps": 3})
+        return answer.status_code, answer.content
+
+    with ThreadPoolExecutor(200) as pool:
+        answers = list(pool.map(ask, range(200)))
+    assert {code for code, _ in answers} == {200}
+    for seed in range(5):
+        assert len({content for i, (_, content) in enumerate(answers) if i % 5 == seed and i % 10}) == 1
