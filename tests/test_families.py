@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import tiny
-from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, glyphs
+from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, families, glyphs
+from diffusers_erasepro.errors import BaseModelMismatchError, ConceptSpecError, UnknownFamilyError
 from diffusers_erasepro.families import family_of
 from diffusers_erasepro.prompts import ALIGNMENTS, Pair, Prompt, rows_of, text_paths
 from diffusers_erasepro.recording import arguments
@@ -37,7 +38,12 @@ class Case:
         return pipe
 
 
-@pytest.fixture(scope="module", params=tiny.BUILDERS)
+FAST = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline", "PixArtAlphaPipeline",
+        "QwenImagePipeline", "ZImagePipeline", "WanPipeline")  # fmt: skip
+"""One of each kind of encoder and of wrapping; `make test-all` and `benchmarks/families.py` take them all."""
+
+
+@pytest.fixture(scope="module", params=[pytest.param(n, marks=[] if n in FAST else [pytest.mark.slow]) for n in tiny.BUILDERS])
 def case(request):
     return Case(request.param)
 
@@ -131,3 +137,72 @@ def test_stock_lora_loads_it_or_the_adapter_says_no(case, tmp_path):
 
 def test_layers_shared_with_image_tokens_are_left_alone(case):
     assert set(case.star.components) <= {use.encoder for use in family_of(case.pipe).encoders}
+
+
+def test_a_concept_that_one_tokenizer_truncates_is_an_error_that_names_it():
+    pipe = tiny.build("StableDiffusion3Pipeline")
+    before = bits(pipe)
+    long = Concept("star", "circle", ("very " * 90 + "{}",), ())  # 256 tokens of T5 hold it, 77 of CLIP do not
+    with pytest.raises(ConceptSpecError, match=r"text_encoder: concept truncated .* needs \d+ tokens, the tokenizer allows 77"):
+        erase(pipe, ErasureSpec((long,), preserve=PRESERVE))
+    assert same(bits(pipe), before)
+
+
+def test_an_encoder_that_is_none_is_skipped_and_said():
+    pipe = tiny.build("StableDiffusion3Pipeline")
+    pipe.text_encoder_3 = None
+    report = erase(pipe, ErasureSpec((STAR,), preserve=PRESERVE)).report
+    assert [e.name for e in report.encoders] == ["text_encoder", "text_encoder_2"]
+    assert any("text_encoder_3 is None" in note for note in report.notes)
+
+
+def test_an_encoder_of_an_unknown_class_is_an_error_and_changes_nothing():
+    class Mine(torch.nn.Module):
+        dtype, config = torch.float32, None
+
+        def forward(self, input_ids, attention_mask=None):
+            return (torch.zeros(*input_ids.shape, 4),)
+
+    pipe = tiny.build("PixArtAlphaPipeline")
+    pipe.text_encoder = Mine()
+    with pytest.raises(UnknownFamilyError, match=r"Mine is not a known text-encoder family \(known: .*CLIPTextModel"):
+        erase(pipe, ErasureSpec((STAR,), preserve=PRESERVE))
+
+
+def test_an_adapter_of_another_family_is_refused_and_changes_nothing(shipped):
+    adapter = erase(shipped, ErasureSpec((STAR,), preserve=PRESERVE))
+    for name in ("StableDiffusionXLPipeline", "PixArtAlphaPipeline"):
+        pipe = erasable(tiny.build(name))
+        before = bits(pipe)
+        with pytest.raises(BaseModelMismatchError):
+            pipe.load_erasure_adapter(adapter)
+        assert same(bits(pipe), before) and pipe.get_erasure_adapters() == {}
+
+
+def test_an_encoder_edit_loads_wherever_that_encoder_is():
+    pipe, other = tiny.build("StableDiffusionPipeline"), erasable(tiny.build("StableDiffusionPipeline"))
+    adapter = erase(pipe, ErasureSpec((STAR,), preserve=PRESERVE))
+    other.unet.conv_in.weight.data += 1  # another checkpoint, the same text encoder
+    other.load_erasure_adapter(adapter)
+    assert set(adapter.base) == {"text_encoder"} and other.verify_erasure().ok
+
+
+def test_kept_prompts_stay_where_an_inner_state_is_read():
+    pipe = erasable(tiny.build("StableDiffusionXLPipeline"))
+    base = encoded(pipe, "a red ring")
+    pipe.load_erasure_adapter(erase(pipe, ErasureSpec((STAR,), preserve=PRESERVE, keep=("a red ring",))))
+    for kept, before in zip(encoded(pipe, "a red ring"), base, strict=True):
+        torch.testing.assert_close(kept, before, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["StableDiffusionXLPipeline", "FluxPipeline", "QwenImagePipeline", "ZImagePipeline"])
+def test_probe_proposes_what_the_record_says(name):
+    pipe = tiny.build(name)
+    proposal, known = families.probe(pipe), families.family_of(pipe)
+    assert [u.encoder for u in proposal.pipeline.encoders] == [u.encoder for u in known.encoders]
+    for found, use in zip(proposal.pipeline.encoders, known.encoders, strict=True):
+        encoder = getattr(pipe, use.encoder)
+        count = len(families.blocks_of(encoder))
+        assert [(r.pooled, r.block(count)) for r in found.readings] == [(r.pooled, r.block(count)) for r in use.readings]
+    for found, use in zip(proposal.encoders, known.encoders, strict=True):
+        assert found.writer == families.encoder_family_of(getattr(pipe, use.encoder)).writer

@@ -246,8 +246,8 @@ def qwen_image():
         patch_size=2, in_channels=16, out_channels=4, num_layers=1, attention_head_dim=16, num_attention_heads=2,
         joint_attention_dim=WIDTH, axes_dims_rope=(8, 4, 4),
     )  # fmt: skip
-    coder = diffusers.AutoencoderKLQwenImage(base_dim=8, z_dim=4, dim_mult=[1, 2, 4], num_res_blocks=1, temperal_downsample=[False, True],
-                                             latents_mean=[0.0] * 4, latents_std=[1.0] * 4)  # fmt: skip
+    coder = diffusers.AutoencoderKLQwenImage(base_dim=8, z_dim=4, dim_mult=[1, 2, 4], num_res_blocks=1, latents_mean=[0.0] * 4,
+                                             temperal_downsample=[False, True], latents_std=[1.0] * 4)  # fmt: skip
     return diffusers.QwenImagePipeline(
         scheduler=flow(), vae=coder, text_encoder=qwen_vl(), tokenizer=chat_tokenizer(1200), transformer=net
     )
@@ -286,8 +286,8 @@ def wan():
         patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=WIDTH,
         freq_dim=16, ffn_dim=32, num_layers=1, cross_attn_norm=True, qk_norm="rms_norm_across_heads", rope_max_seq_len=32,
     )  # fmt: skip
-    coder = diffusers.AutoencoderKLWan(base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True],
-                                       latents_mean=[0.0] * 4, latents_std=[1.0] * 4)  # fmt: skip
+    coder = diffusers.AutoencoderKLWan(base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=[0.0] * 4,
+                                       temperal_downsample=[False, True, True], latents_std=[1.0] * 4)  # fmt: skip
     return diffusers.WanPipeline(
         tokenizer=t5_tokenizer(600), text_encoder=t5(kind="UMT5"), vae=coder, scheduler=flow(), transformer=net
     )

@@ -34,7 +34,7 @@ from .report import NAN, EncoderReport, Report, layer_report, worst
 from .solve import Edit, solve
 from .spec import Concept, ErasureSpec
 from .statistics import STATES, metrics, record_inputs
-from .walk import Solver, Step, run, walk, working
+from .walk import Solver, Step, reading, walk, working
 from .weights import originals, unedited, weight_of
 
 
@@ -180,8 +180,9 @@ def _kept(encoder: nn.Module, path: TextPath, spec: ErasureSpec, sites: list[Sit
     if not spec.keep:
         return {}
     tokens, states = path.tokens(spec.keep), path.use.readings[0]
-    with record_inputs({site.linear: base_linear(encoder.get_submodule(site.linear)) for site in sites}) as seen:
-        seen[STATES] = states.of(run(encoder, tokens, hidden_states=states.index is not None))
+    linears = {site.linear: base_linear(encoder.get_submodule(site.linear)) for site in sites}
+    with record_inputs(linears) as seen, reading(encoder, [states]) as read:
+        (seen[STATES],) = read(tokens)
     return {name: x[tokens.read].T if x.shape[1] > 1 else x[:, 0].T for name, x in seen.items()}
 
 
