@@ -142,7 +142,7 @@ def test_layers_shared_with_image_tokens_are_left_alone(case):
 def test_a_concept_that_one_tokenizer_truncates_is_an_error_that_names_it():
     pipe = tiny.build("StableDiffusion3Pipeline")
     before = bits(pipe)
-    long = Concept("star", "circle", ("very " * 90 + "{}",), ())  # 256 tokens of T5 hold it, 77 of CLIP do not
+    long = Concept("star", "circle", ("a " * 90 + "{}",), ())  # 256 tokens of T5 hold it, 77 of CLIP do not
     with pytest.raises(ConceptSpecError, match=r"text_encoder: concept truncated .* needs \d+ tokens, the tokenizer allows 77"):
         erase(pipe, ErasureSpec((long,), preserve=PRESERVE))
     assert same(bits(pipe), before)
@@ -158,10 +158,7 @@ def test_an_encoder_that_is_none_is_skipped_and_said():
 
 def test_an_encoder_of_an_unknown_class_is_an_error_and_changes_nothing():
     class Mine(torch.nn.Module):
-        dtype, config = torch.float32, None
-
-        def forward(self, input_ids, attention_mask=None):
-            return (torch.zeros(*input_ids.shape, 4),)
+        pass
 
     pipe = tiny.build("PixArtAlphaPipeline")
     pipe.text_encoder = Mine()
@@ -188,7 +185,7 @@ def test_an_encoder_edit_loads_wherever_that_encoder_is():
 
 
 def test_kept_prompts_stay_where_an_inner_state_is_read():
-    pipe = erasable(tiny.build("StableDiffusionXLPipeline"))
+    pipe = erasable(tiny.build("ZImagePipeline"))
     base = encoded(pipe, "a red ring")
     pipe.load_erasure_adapter(erase(pipe, ErasureSpec((STAR,), preserve=PRESERVE, keep=("a red ring",))))
     for kept, before in zip(encoded(pipe, "a red ring"), base, strict=True):

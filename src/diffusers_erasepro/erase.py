@@ -83,10 +83,10 @@ def _erase(pipe: Any, family: PipelineFamily, spec: ErasureSpec, choice: Options
 def _erase_encoder(pipe: Any, family: PipelineFamily, spec: ErasureSpec, choice: Options, path: TextPath) -> ErasureAdapter:
     """The erasure in one text encoder, and in the denoiser's linears that read it if asked for."""
     (name, _, readings), live = path.use, path.encoder
+    sites = sites_of(live, _blocks(choice, closing_blocks(live, readings)), choice.variant)
     alignment = ALIGNMENTS[choice.alignment]
     with _named(name):
         rows = rows_by_kind(spec.concepts, spec.preserve_captions(), path, alignment, soft_budget=choice.soft_budget)
-    sites = sites_of(live, _blocks(choice, closing_blocks(live, readings)), choice.variant)
     whole = next((r for r in readings if not r.pooled), None) if path.use == family.read_whole else None
 
     with working(live) as encoder:

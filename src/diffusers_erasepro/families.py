@@ -281,7 +281,7 @@ def _readings(output: Any, returned: Sequence[Tensor]) -> tuple[Reading, ...]:
     inner = [Reading("hidden_states", i - count - 1) for i in range(1, count + 1)]
     closing = [LAST] if "last_hidden_state" in output else inner[-1:]
     wanted = [*inner[:-1], *closing, *(Reading(name) for name in POOLED if name in output)]
-    return tuple(r for r in wanted if any(_holds(x, r.of(output)[0]) for x in returned))
+    return tuple(r for r in wanted if any(x.ndim == 2 - r.pooled and _holds(x, r.of(output)[0]) for x in returned))
 
 
 def _holds(returned: Tensor, states: Tensor) -> bool:
@@ -310,7 +310,8 @@ def _record(obj: object, table: Sequence[T], names: str, what: str) -> T:
             return record
     known = ", ".join(n for r in table for n in getattr(r, names))
     raise UnknownFamilyError(
-        f"{mro[0]} is not a known {what} (known: {known}); families.probe(pipe) proposes a record, docs/families.md shows how to add it"
+        f"{mro[0]} is not a known {what} (known: {known}); families.probe(pipe) proposes a record, docs/families.md "
+        "shows how to add one"
     )
 
 
