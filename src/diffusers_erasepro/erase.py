@@ -36,7 +36,7 @@ from .report import NAN, EncoderReport, Report, layer_report, worst
 from .solve import Edit, solve
 from .spec import Concept, ErasureSpec
 from .statistics import STATES, metrics, record_inputs
-from .walk import Solver, Step, run, walk, working
+from .walk import Solver, Step, reading, walk, working
 from .weights import originals, unedited
 
 
@@ -89,12 +89,12 @@ def _erase_encoder(
 ) -> ErasureAdapter:
     """The erasure in one text encoder, and in the denoiser's linears that read it if asked for."""
     (name, _, readings), live = path.use, path.encoder
+    sites = sites_of(live, _blocks(choice, closing_blocks(live, readings)), choice.variant)
     alignment = ALIGNMENTS[choice.alignment]
     with _named(name):
         rows = rows_to_solve(spec.concepts, path, alignment, soft_budget=choice.soft_budget)
         if measure:
             rows |= rows_to_measure(spec.concepts, spec.preserve_captions(), path, alignment)
-    sites = sites_of(live, _blocks(choice, closing_blocks(live, readings)), choice.variant)
     whole = next((r for r in readings if not r.pooled), None) if path.use == family.read_whole else None
 
     base = {name: fingerprints(live, originals(live))}
@@ -208,8 +208,9 @@ def _kept(encoder: nn.Module, path: TextPath, spec: ErasureSpec, sites: list[Sit
     if not spec.keep:
         return {}
     tokens, states = path.tokens(spec.keep), path.use.readings[0]
-    with record_inputs({site.linear: base_linear(encoder.get_submodule(site.linear)) for site in sites}) as seen:
-        seen[STATES] = states.of(run(encoder, tokens, hidden_states=states.index is not None))
+    linears = {site.linear: base_linear(encoder.get_submodule(site.linear)) for site in sites}
+    with record_inputs(linears) as seen, reading(encoder, [states]) as read:
+        (seen[STATES],) = read(tokens)
     return {name: x[tokens.read].T if x.shape[1] > 1 else x[:, 0].T for name, x in seen.items()}
 
 

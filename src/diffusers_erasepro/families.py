@@ -8,9 +8,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from .errors import AdapterStateError, UnknownFamilyError
+from .recording import arguments
 
 POOLED = ("pooler_output", "text_embeds")
 
@@ -48,8 +50,13 @@ class Reading:
         """One vector per prompt, taken at the end of the prompt."""
         return self.name in POOLED
 
+    @property
+    def inner(self) -> bool:
+        """A block's own output, which no final norm has seen."""
+        return self.index not in (None, -1)
+
     def of(self, output: Any) -> Tensor:
-        """`(n, length, d)`, or `(n, 1, d)` if pooled."""
+        """Of the encoder's output: `(n, length, d)`, or `(n, 1, d)` if pooled."""
         found: Any = getattr(output, self.name)
         return found[:, None] if self.pooled else found if self.index is None else found[self.index]
 
@@ -236,13 +243,77 @@ def register(*records: EncoderFamily | PipelineFamily) -> None:
         table.insert(0, record)
 
 
+class Proposal(NamedTuple):
+    """Records for a pipeline that has none, made by looking; read them before you `register` them."""
+
+    pipeline: PipelineFamily
+    encoders: tuple[EncoderFamily, ...]
+
+
+@torch.no_grad()
+def probe(pipe: Any) -> Proposal:
+    """Propose records for `pipe`: its encoders' blocks and writers by shape, and what `encode_prompt` returns of them.
+
+    Readers and the reach of the stock loader cannot be seen from outside; they are left empty.
+    """
+    names = [n for n, m in pipe.components.items() if n.startswith("text_encoder") and isinstance(m, nn.Module)]
+    heard: dict[str, Any] = {}
+
+    def ask(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        return args, kwargs | {"output_hidden_states": True}
+
+    handles = [getattr(pipe, n).register_forward_pre_hook(ask, with_kwargs=True) for n in names]
+    handles += [getattr(pipe, n).register_forward_hook(lambda _, __, out, n=n: heard.__setitem__(n, out)) for n in names]
+    try:
+        found = pipe.encode_prompt(**arguments(pipe, ["a star"], False))
+    finally:
+        for handle in handles:
+            handle.remove()
+    returned = [x[0] for x in found if x is not None and len(x)]
+    uses = [Use(n, n.replace("text_encoder", "tokenizer"), _readings(heard[n], returned)) for n in names if n in heard]
+    denoiser = next((n for n in ("transformer", "unet") if n in pipe.components), "")
+    encoders = tuple(_proposed(getattr(pipe, use.encoder)) for use in uses)
+    return Proposal(PipelineFamily((type(pipe).__name__,), tuple(uses), denoiser), encoders)
+
+
+def _readings(output: Any, returned: Sequence[Tensor]) -> tuple[Reading, ...]:
+    """Which fields of an encoder's output are among the tensors returned, looked for by one row of each."""
+    count = len(output.hidden_states) - 1
+    inner = [Reading("hidden_states", i - count - 1) for i in range(1, count + 1)]
+    closing = [LAST] if "last_hidden_state" in output else inner[-1:]
+    wanted = [*inner[:-1], *closing, *(Reading(name) for name in POOLED if name in output)]
+    return tuple(r for r in wanted if any(x.ndim == 2 - r.pooled and _holds(x, r.of(output)[0]) for x in returned))
+
+
+def _holds(returned: Tensor, states: Tensor) -> bool:
+    """Whether a row of `returned` begins or ends with, or stacks, some row of `states` that is not padding: any will do."""
+    width = states.shape[-1]
+    if not returned.is_floating_point() or returned.shape[-1] < width:
+        return False
+    rows = returned.reshape(-1, returned.shape[-1])
+    parts = rows.unfold(1, width, width if rows.shape[1] % width == 0 else rows.shape[1] - width).reshape(-1, width)
+    return bool((torch.cdist(states.double(), parts.double()) < 1e-6 * (1 + states.double().norm(dim=1))[:, None]).any())
+
+
+def _proposed(encoder: nn.Module) -> EncoderFamily:
+    lists = {n: m for n, m in encoder.named_modules() if isinstance(m, nn.ModuleList) and len(m) > 1 and "vis" not in n}
+    path = max(lists, key=lambda n: sum(p.numel() for p in lists[n].parameters()))
+    linears = {n: m for n, m in lists[path][0].named_modules() if isinstance(m, nn.Linear)}
+    width = next(m for m in encoder.modules() if isinstance(m, nn.Embedding)).embedding_dim
+    writer = [n for n, m in linears.items() if m.out_features == width][-1]
+    return EncoderFamily((type(encoder).__name__,), (path,), writer, tuple(linears))
+
+
 def _record(obj: object, table: Sequence[T], names: str, what: str) -> T:
     mro = [c.__name__ for c in type(obj).__mro__]
     for record in table:
         if set(getattr(record, names)) & set(mro):
             return record
     known = ", ".join(n for r in table for n in getattr(r, names))
-    raise UnknownFamilyError(f"{mro[0]} is not a known {what} (known: {known}); see docs/families.md to add one")
+    raise UnknownFamilyError(
+        f"{mro[0]} is not a known {what} (known: {known}); families.probe(pipe) proposes a record, docs/families.md "
+        "shows how to add one"
+    )
 
 
 def family_of(pipe: object) -> PipelineFamily:

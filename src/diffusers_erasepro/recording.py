@@ -121,7 +121,7 @@ def record(pipe: Any, texts: Sequence[str], encoder: str, tokenizer: str, *, gui
     handle = module.register_forward_pre_hook(listen, with_kwargs=True)
     try:
         with _listening(getattr(pipe, tokenizer)) as rows, torch.no_grad():
-            pipe.encode_prompt(**_arguments(pipe, texts, guidance))
+            pipe.encode_prompt(**arguments(pipe, texts, guidance))
     except _Enough:
         pass
     finally:
@@ -129,7 +129,7 @@ def record(pipe: Any, texts: Sequence[str], encoder: str, tokenizer: str, *, gui
     return Recorded(_joined(calls[-1:] if guidance else calls, encoder, pipe), rows)
 
 
-def _arguments(pipe: Any, texts: Sequence[str], guidance: bool) -> dict[str, Any]:
+def arguments(pipe: Any, texts: Sequence[str], guidance: bool) -> dict[str, Any]:
     """Arguments of `encode_prompt`: the defaults of `__call__` where it has the name."""
     drawn = {n: p.default for n, p in inspect.signature(pipe.__call__).parameters.items() if p.default is not p.empty}
     ours = {"prompt": list(texts), "device": pipe._execution_device, "do_classifier_free_guidance": guidance,

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from .families import LAST, Reading
 from .prompts import Tokens
 from .solve import cholesky
-from .walk import run
+from .walk import reading
 
 CACHE_BYTES = 2 << 30
 """Of CLIP-L's fc2 one matrix takes 75 MB."""
@@ -61,8 +61,8 @@ def _recorded(encoder: nn.Module, tokens: Tokens, sites: Mapping[str, nn.Module]
     sums: dict[str, Tensor] = {}
     batches = [batch.trimmed() for batch in tokens.split()]
     for batch in tqdm(batches, desc="statistics", leave=False, delay=2):
-        with record_inputs(sites) as seen:
-            seen[STATES] = states.of(run(encoder, batch, hidden_states=states.index is not None))
+        with record_inputs(sites) as seen, reading(encoder, [states]) as read:
+            (seen[STATES],) = read(batch)
         for name, x in seen.items():
             flat = (x[:, 0] if x.shape[1] == 1 else x[batch.read.to(x.device)]).double()
             sums[name] = sums.get(name, 0) + flat.T @ flat

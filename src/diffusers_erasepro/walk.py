@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .factors import LowRank
-from .families import LAST, Reading, Site, base_linear, encoder_family_of
+from .families import LAST, Reading, Site, base_linear, blocks_of, encoder_family_of
 from .linears import device_of
 from .prompts import Rows, Tokens, joined
 from .solve import Edit
@@ -54,14 +54,39 @@ class Walk:
     `(n, d)` if pooled."""
 
 
-def run(encoder: Any, tokens: Tokens, *, hidden_states: bool = False) -> Any:
+@contextmanager
+def reading(encoder: nn.Module, readings: Sequence[Reading]) -> Iterator[Callable[[Tokens], list[Tensor]]]:
+    """Inside, the function given runs tokens and returns what the denoiser reads, `(n, length, d)` or `(n, 1, d)` each.
+
+    Inner states are taken from the blocks: transformers notes its `hidden_states` before other hooks have changed them.
+    """
+    seen: dict[Reading, Tensor] = {}
+    blocks = blocks_of(encoder)
+
+    def keep(which: Reading) -> Callable[..., None]:
+        return lambda _, __, output: seen.__setitem__(which, _hidden(output))
+
+    def read(tokens: Tokens) -> list[Tensor]:
+        output = run(encoder, tokens, last_hidden=any(r.index == -1 for r in readings))
+        return [seen.pop(r) if r.inner else r.of(output) for r in readings]
+
+    inner = [r for r in readings if r.inner]
+    handles = [blocks[r.block(len(blocks))].register_forward_hook(keep(r)) for r in inner]
+    try:
+        yield read
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def run(encoder: Any, tokens: Tokens, *, last_hidden: bool) -> Any:
     """The encoder's output, without what no pipeline reads: caches and logits."""
     device = device_of(encoder)
     spared = {"use_cache": False, "logits_to_keep": 1}
     arguments: dict[str, Any] = {k: v for k, v in spared.items() if k in inspect.signature(encoder.forward).parameters}
     if tokens.mask is not None:
         arguments["attention_mask"] = tokens.mask.to(device)
-    if hidden_states:
+    if last_hidden:
         arguments["output_hidden_states"] = True
     return encoder(tokens.ids.to(device), **arguments)
 
@@ -81,7 +106,7 @@ def walk(
     """
     targets = joined([r.target for r in rows.values()])
     anchors, anchor_row = joined([r.anchor for r in rows.values()]).unique()
-    half, first = len(targets), dict(zip(rows, accumulate([0, *map(len, rows.values())]), strict=False))
+    half, first = len(targets), dict(zip(rows, accumulate(map(len, rows.values()), initial=0), strict=False))
     tokens = joined([targets, anchors]).trimmed()
     if encoder_family_of(encoder).causal:
         tokens = tokens.cut(max(r.length for r in rows.values()))
@@ -93,10 +118,9 @@ def walk(
         at = rows[kind].row + first[kind]
         return out[at, rows[kind].target_at], out[half + anchor_row[at], rows[kind].anchor_at]
 
-    def read(kind: str, reading: Reading, output: Any) -> tuple[Tensor, Tensor]:
+    def pair(kind: str, pooled: bool, states: Tensor) -> tuple[Tensor, Tensor]:
         """What the denoiser reads of the targets and of their anchors."""
-        states = reading.of(output)
-        if not reading.pooled:
+        if not pooled:
             return both(kind, states)
         at = slice(first[kind], first[kind] + len(rows[kind]))
         return states[at, 0], states[half + anchor_row[at], 0]
@@ -124,11 +148,13 @@ def walk(
             keep = lambda _, args, site=site: inputs.__setitem__(site, args[0])  # noqa: E731
             handles.append(base_linear(encoder.get_submodule(site.linear)).register_forward_pre_hook(keep))
             handles.append(encoder.get_submodule(site.closes).register_forward_hook(solve_at(site)))
-        output = run(encoder, tokens, hidden_states=any(r.index is not None for r in readings))
+        with reading(encoder, readings) as read:  # last, so that its hooks see the edited stream
+            states = read(tokens)
     finally:
         for handle in handles:
             handle.remove()
-    return Walk(steps, {kind: [read(kind, reading, output) for reading in readings] for kind in rows})
+    pooled = [r.pooled for r in readings]
+    return Walk(steps, {kind: [pair(kind, *one) for one in zip(pooled, states, strict=True)] for kind in rows})
 
 
 @contextmanager
@@ -151,10 +177,8 @@ def edited(root: nn.Module, edits: Mapping[str, LowRank]) -> Iterator[None]:
 @torch.no_grad()
 def states_of(encoder: Any, tokens: Tokens, readings: Sequence[Reading]) -> list[Tensor]:
     """What the denoiser reads, per reading `(n, length, d)`, or `(n, 1, d)` if pooled."""
-    deep = any(reading.index is not None for reading in readings)
-    outputs = (run(encoder, part, hidden_states=deep) for part in tokens.split())
-    parts = [[reading.of(output) for reading in readings] for output in outputs]
-    return [torch.cat(same) for same in zip(*parts, strict=True)]
+    with reading(encoder, readings) as read:
+        return [torch.cat(same) for same in zip(*(read(part) for part in tokens.split()), strict=True)]
 
 
 def final_states(encoder: Any, ids: Tensor) -> Tensor:

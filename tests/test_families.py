@@ -1,0 +1,205 @@
+"""Every family, on a tiny pipeline of its real classes, measured at what its own `encode_prompt` returns."""
+
+import copy
+
+import pytest
+import torch
+
+import tiny
+from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, families, glyphs
+from diffusers_erasepro.errors import BaseModelMismatchError, ConceptSpecError, UnknownFamilyError
+from diffusers_erasepro.families import family_of
+from diffusers_erasepro.prompts import ALIGNMENTS, Pair, Prompt, rows_of, text_paths
+from diffusers_erasepro.recording import arguments
+
+SHIFT = {
+    ("QwenImagePipeline", "text_encoder"): -34,
+    ("HunyuanVideoPipeline", "text_encoder"): -95,
+    ("StableDiffusion3Pipeline", "text_encoder_3"): 77,
+}
+"""From a position in the encoder to the same in what `encode_prompt` returns: template tokens dropped, or another
+encoder's states put in front."""
+PRESERVE = tuple(glyphs.captions(6, seed=0))
+STAR, RING = Concept("star", "circle", ("a {}",), ()), Concept("ring", "square", ("a {}",), ())
+
+
+class Case:
+    """A family's tiny pipeline, what it held before `erase`, and the adapter made."""
+
+    def __init__(self, name):
+        self.name, self.pipe = name, tiny.build(name)
+        self.before = bits(self.pipe)
+        self.star = erase(self.pipe, ErasureSpec((STAR,), preserve=PRESERVE))
+
+    def erased(self, *adapters):
+        pipe = erasable(copy.deepcopy(self.pipe))
+        for i, adapter in enumerate(adapters or (self.star,)):
+            pipe.load_erasure_adapter(adapter, adapter_name=f"erasure-{i}")
+        return pipe
+
+
+FAST = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline", "PixArtAlphaPipeline",
+        "QwenImagePipeline", "ZImagePipeline", "WanPipeline")  # fmt: skip
+"""One of each kind of encoder and of wrapping; `make test-all` and `benchmarks/families.py` take them all."""
+
+
+@pytest.fixture(scope="module", params=[pytest.param(n, marks=[] if n in FAST else [pytest.mark.slow]) for n in tiny.BUILDERS])
+def case(request):
+    return Case(request.param)
+
+
+def bits(pipe):
+    modules = {k: m for k, m in pipe.components.items() if isinstance(m, torch.nn.Module)}
+    return {f"{k}.{n}": v.clone() for k, m in modules.items() for n, v in m.state_dict().items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@torch.no_grad()
+def encoded(pipe, prompt):
+    """The floats that `encode_prompt` returns for one prompt: sequences `(length, d)` and vectors `(d,)`."""
+    found = pipe.encode_prompt(**arguments(pipe, [prompt], False))
+    flat = [x[0] for x in (found if isinstance(found, tuple) else (found,)) if x is not None and len(x)]
+    return [x for x in flat if x.is_floating_point()]
+
+
+def residuals(case, pipe, concept):
+    """||erased(target) - base(anchor)|| / ||base(anchor)|| at each position that the erasure aligns, and of each vector."""
+    pair = Pair(*(Prompt.of("a {}", words) for words in (concept.target, concept.anchor)))
+    have, goal = encoded(pipe, pair.target.text), encoded(case.pipe, pair.anchor.text)
+    found = []
+    for path in text_paths(case.pipe):
+        if any(not reading.pooled for reading in path.use.readings):
+            rows, shift = rows_of([pair], path, ALIGNMENTS["last_subject+eos"]), SHIFT.get((case.name, path.use.encoder), 0)
+            h, g = have[0][rows.target_at + shift], goal[0][rows.anchor_at + shift]
+            found += ((h - g).norm(dim=-1) / g.norm(dim=-1)).tolist()
+    if any(path.pooled for path in text_paths(case.pipe)):  # vectors without one are masks; all zero are position ids
+        found += [float((h - g).norm() / g.norm()) for h, g in zip(have, goal, strict=True) if h.ndim == 1 and g.any()]
+    return found
+
+
+def difference(pipe, other, prompt="a star"):
+    return max(float((a - b).abs().max()) for a, b in zip(encoded(pipe, prompt), encoded(other, prompt), strict=True))
+
+
+def test_erase_changes_no_bit(case):
+    assert same(bits(case.pipe), case.before)
+
+
+def test_listed_residual_at_encode_prompt(case):
+    pipe = case.erased()
+    base = residuals(case, case.pipe, STAR)
+    assert min(base) > 1e-3  # there was something to erase at every place
+    assert max(residuals(case, pipe, STAR)) <= 1e-4
+    assert case.star.report.listed_residual <= 1e-5 and pipe.verify_erasure(raise_on_fail=True).ok
+
+
+def test_off_is_the_base(case):
+    pipe = case.erased()
+    assert difference(pipe, case.pipe) > 1e-3
+    for _ in range(2):
+        pipe.disable_erasure()
+        assert same(bits(pipe), case.before) and difference(pipe, case.pipe) == 0
+        pipe.enable_erasure()
+        assert max(residuals(case, pipe, STAR)) <= 1e-4
+
+
+def test_saved_and_loaded(case, tmp_path):
+    case.star.save_pretrained(tmp_path)
+    again = ErasureAdapter.from_pretrained(tmp_path)
+    assert again.to_bytes() == case.star.to_bytes() and again.report.to_dict() == case.star.report.to_dict()
+    assert same(bits(case.erased(again)), bits(case.erased()))
+
+
+def test_two_stack_in_any_order(case):
+    ring = erase(case.pipe, ErasureSpec((RING,), preserve=PRESERVE))
+    one, other = case.erased(case.star, ring), case.erased(ring, case.star)
+    assert same(bits(one), bits(other))
+    assert max(residuals(case, one, STAR) + residuals(case, one, RING)) <= 1e-4
+    one.set_erasure_adapters(["erasure-0"])
+    assert same(bits(one), bits(case.erased()))
+
+
+def test_stock_lora_loads_it_or_the_adapter_says_no(case, tmp_path):
+    reached = family_of(case.pipe).stock
+    beyond = [part for part in case.star.components if part not in reached]
+    notes = [note for note in case.star.report.notes if "stock load_lora_weights" in note]
+    assert len(notes) == len(beyond) and all(part in note for part, note in zip(beyond, notes, strict=True))
+    if beyond:
+        return
+    case.star.save_pretrained(tmp_path)
+    stock = copy.deepcopy(case.pipe)
+    stock.load_lora_weights(tmp_path)
+    assert difference(stock, case.erased()) < 1e-4
+
+
+def test_layers_shared_with_image_tokens_are_left_alone(case):
+    assert set(case.star.components) <= {use.encoder for use in family_of(case.pipe).encoders}
+
+
+def test_a_concept_that_one_tokenizer_truncates_is_an_error_that_names_it():
+    pipe = tiny.build("StableDiffusion3Pipeline")
+    before = bits(pipe)
+    long = Concept("star", "circle", ("a " * 90 + "{}",), ())  # 256 tokens of T5 hold it, 77 of CLIP do not
+    with pytest.raises(ConceptSpecError, match=r"text_encoder: concept truncated .* needs \d+ tokens, the tokenizer allows 77"):
+        erase(pipe, ErasureSpec((long,), preserve=PRESERVE))
+    assert same(bits(pipe), before)
+
+
+def test_an_encoder_that_is_none_is_skipped_and_said():
+    pipe = tiny.build("StableDiffusion3Pipeline")
+    pipe.text_encoder_3 = None
+    report = erase(pipe, ErasureSpec((STAR,), preserve=PRESERVE)).report
+    assert [e.name for e in report.encoders] == ["text_encoder", "text_encoder_2"]
+    assert any("text_encoder_3 is None" in note for note in report.notes)
+
+
+def test_an_encoder_of_an_unknown_class_is_an_error_and_changes_nothing():
+    class Mine(torch.nn.Module):
+        pass
+
+    pipe = tiny.build("PixArtAlphaPipeline")
+    pipe.text_encoder = Mine()
+    with pytest.raises(UnknownFamilyError, match=r"Mine is not a known text-encoder family \(known: .*CLIPTextModel"):
+        erase(pipe, ErasureSpec((STAR,), preserve=PRESERVE))
+
+
+def test_an_adapter_of_another_family_is_refused_and_changes_nothing(shipped):
+    adapter = erase(shipped, ErasureSpec((STAR,), preserve=PRESERVE))
+    for name in ("StableDiffusionXLPipeline", "PixArtAlphaPipeline"):
+        pipe = erasable(tiny.build(name))
+        before = bits(pipe)
+        with pytest.raises(BaseModelMismatchError):
+            pipe.load_erasure_adapter(adapter)
+        assert same(bits(pipe), before) and pipe.get_erasure_adapters() == {}
+
+
+def test_an_encoder_edit_loads_wherever_that_encoder_is():
+    pipe, other = tiny.build("StableDiffusionPipeline"), erasable(tiny.build("StableDiffusionPipeline"))
+    adapter = erase(pipe, ErasureSpec((STAR,), preserve=PRESERVE))
+    other.unet.conv_in.weight.data += 1  # another checkpoint, the same text encoder
+    other.load_erasure_adapter(adapter)
+    assert set(adapter.base) == {"text_encoder"} and other.verify_erasure().ok
+
+
+def test_kept_prompts_stay_where_an_inner_state_is_read():
+    pipe = erasable(tiny.build("ZImagePipeline"))
+    base = encoded(pipe, "a red ring")
+    pipe.load_erasure_adapter(erase(pipe, ErasureSpec((STAR,), preserve=PRESERVE, keep=("a red ring",))))
+    for kept, before in zip(encoded(pipe, "a red ring"), base, strict=True):
+        torch.testing.assert_close(kept, before, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["StableDiffusionXLPipeline", "FluxPipeline", "QwenImagePipeline", "ZImagePipeline"])
+def test_probe_proposes_what_the_record_says(name):
+    pipe = tiny.build(name)
+    proposal, known = families.probe(pipe), families.family_of(pipe)
+    assert [u.encoder for u in proposal.pipeline.encoders] == [u.encoder for u in known.encoders]
+    for found, use in zip(proposal.pipeline.encoders, known.encoders, strict=True):
+        encoder = getattr(pipe, use.encoder)
+        count = len(families.blocks_of(encoder))
+        assert [(r.pooled, r.block(count)) for r in found.readings] == [(r.pooled, r.block(count)) for r in use.readings]
+    for found, use in zip(proposal.encoders, known.encoders, strict=True):
+        assert found.writer == families.encoder_family_of(getattr(pipe, use.encoder)).writer
