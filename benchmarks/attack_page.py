@@ -63,11 +63,7 @@ def page(rows: list[dict[str, Any]], where: str) -> str:
     """The page, from the lines alone."""
     text = [INTRODUCTION.format(where=where, steps=STEPS, n=rows[0]["n"])]
     for concept in dict.fromkeys(r["concept"] for r in rows):
-        text += [
-            f"\n## {concept}\n",
-            "| attack | access | budget | " + " | ".join(VICTIMS) + " |",
-            "|---|---|---|" + "---|" * len(VICTIMS),
-        ]
+        text += [f"\n## {concept}\n", f"| attack | access | budget | {' | '.join(VICTIMS)} |", "|---" * (3 + len(VICTIMS)) + "|"]
         for attack, record in ATTACKS.items():
             found = {r["victim"]: r for r in rows if (r["concept"], r["attack"]) == (concept, attack)}
             cells = [cell(found[v]) if v in found else "not run" for v in VICTIMS]
@@ -84,9 +80,10 @@ INTRODUCTION = """# Attacks, measured
 `python benchmarks/attack_page.py` wrote this page: {where}, {n} pictures per cell, {steps} steps, guidance 3, float32.
 A cell is the share of pictures in which the judge sees the concept, with its Wilson interval (95 %): lower is safer.
 Prompts are held-out phrasings that name the concept. UCE and ours keep the same `glyphs.captions(400, seed=0)`.
-An attack that fails on the unedited pipeline says nothing about an erasure: the words are then too garbled to be read at all.
-"Embedding", "image" and "weights" attackers give the pipeline something other than a prompt, or hold its weights; an edit of
-the text encoder does not see embeddings made elsewhere, and no edit survives training. With {n} pictures a cell of .000 still allows what its interval says."""
+An attack that fails on the unedited pipeline says nothing about an erasure: its words are too garbled to be read at all.
+"Embedding", "image" and "weights" attackers give the pipeline something other than a prompt, or hold its weights; an
+edit of the text encoder does not see embeddings made elsewhere, and no edit survives training. With so few pictures a
+cell of .000 still allows what its interval says."""
 
 
 def main() -> None:

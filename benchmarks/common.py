@@ -6,7 +6,6 @@ import platform
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,50 +13,14 @@ import torch
 from PIL import Image
 from tqdm.auto import trange
 
-from diffusers_erasepro import Concept, ErasureAdapter
+from diffusers_erasepro import ErasureAdapter
 from diffusers_erasepro.families import base_linear, family_of, reader_paths
-from diffusers_erasepro.glyphs.captions import mention, phrase
-from diffusers_erasepro.glyphs.world import FIRST, Scene, World, sample_scene
+from diffusers_erasepro.glyphs.asking import Pairs, kind_of, prompts_with, prompts_without  # noqa: F401
 from diffusers_erasepro.prompts import Prompt, span, token_ids
 from diffusers_erasepro.spec import ErasureSpec
 from diffusers_erasepro.walk import final_states
 
 FIELDS = ("shape", "style", "color", "background")
-Pairs = list[tuple[str, Scene]]
-
-
-def kind_of(world: World, concept: Concept) -> str:
-    """Which field of a scene the concept is: "shape", "style" or "attribute"."""
-    return "shape" if concept.target in world.shapes else "style" if concept.target in world.styles else "attribute"
-
-
-def prompts_with(concept: Concept, n: int, *, seed: int, held_out: bool, world: World = FIRST) -> Pairs:
-    """`n` captions that ask for the concept, each with what it says."""
-    rng, field, found = np.random.default_rng([seed, 1]), kind_of(world, concept), []
-    for i in range(n):
-        scene = mention(sample_scene(world, rng, second=0.0), rng)
-        scene = replace(scene, shape=scene.shape or "square") if field != "shape" else scene
-        scene = replace(scene, **{field: concept.words[i % len(concept.words)]})
-        found.append((phrase(world, scene, rng, held_out=held_out), scene))
-    return found
-
-
-def prompts_without(
-    concepts: Sequence[Concept], n: int, *, seed: int, held_out: bool, world: World = FIRST, shape: bool = True
-) -> Pairs:
-    """`n` captions that name none of the concepts, and another shape; or none, where `shape` is false.
-
-    A caption that leaves the shape open has no one right picture: a breath decides which shape is drawn, and one such
-    flip weighs more in a mean than a hundred pictures. So these are drawn, and told, apart.
-    """
-    rng, found = np.random.default_rng([seed, 2]), []
-    words = {w for c in concepts for w in c.words}
-    while len(found) < n:
-        scene = mention(sample_scene(world, rng, second=0.0), rng)
-        scene = scene if shape else replace(scene, shape=None)
-        if (scene.shape is not None) == shape and not words & {scene.shape, scene.style, scene.attribute}:
-            found.append((phrase(world, scene, rng, held_out=held_out), scene))
-    return found
 
 
 @torch.no_grad()

@@ -51,3 +51,15 @@ def fingerprints(
             digest.update(f"{name}{tuple(value.shape)}".encode())
             digest.update(sample.to(dtypes[key]).float().numpy().tobytes())
     return {name: digest.hexdigest()[:32] for name, digest in digests.items()}
+
+
+def as_it_runs(root: nn.Module, base: Mapping[str, str]) -> str:
+    """The base's fingerprint, and every LoRA's on top of it: what the component computes with, not what it was made of."""
+    digest = hashlib.sha256(repr(sorted(base.items())).encode())
+    for path, module in root.named_modules():
+        if hasattr(module, "active_adapters") and hasattr(module, "scaling"):  # a PEFT layer
+            digest.update(repr((path, module.active_adapters, sorted(module.scaling.items()), module.disable_adapters)).encode())
+        elif "lora_" in path:
+            for _, value in module.named_parameters(recurse=False):
+                digest.update(value.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:32]

@@ -16,12 +16,12 @@ from .adapter import ErasureAdapter
 from .erase import erase
 from .errors import ConceptSpecError, UnknownFamilyError
 from .factors import LowRank, compress
-from .families import LAST, PipelineFamily, blocks_of, component, family_of, reader_paths
+from .families import LAST, PipelineFamily, blocks_of, component, family_of, file_name, reader_paths
 from .fingerprint import fingerprints
 from .measure import aligned_states, read_residual
 from .options import READERS, Foreign, number
 from .places import weight_of
-from .prompts import ALIGNMENTS, rows_by_kind, token_ids
+from .prompts import ALIGNMENTS, rows_to_measure, rows_to_solve, token_ids
 from .report import NAN, LayerReport, Report, frobenius
 from .spec import Concept, ErasureSpec
 from .walk import final_states, working
@@ -275,7 +275,13 @@ def literal(pipe: Any, spec: ErasureSpec | Concept, **options: Any) -> ErasureAd
     """
     encoder = component(pipe, family_of(pipe).encoders[0][0])
     every = (*range(len(blocks_of(encoder))), READERS)
-    reading = {"variant": "linear", "layers": every, "metric": "identity", "alignment": "last_subject", "soft_weight": 0.0}
+    reading: dict[str, Any] = {
+        "variant": "linear",
+        "layers": every,
+        "metric": "identity",
+        "alignment": "last_subject",
+        "soft_weight": 0.0,
+    }
     return erase(pipe, spec, **(reading | options))
 
 
@@ -312,33 +318,48 @@ def _run(peer: Peer, pipe: Any, spec: ErasureSpec | Concept) -> ErasureAdapter:
         weights = {path: weight_of(root, path).detach().double().cpu() for path in reader_paths(root, family)}
         captions = spec.preserve_captions() if peer.preserve is None else tuple(peer.preserve)
         reading = Reading(encoder, getattr(pipe, tokenizer_name), targets, anchors, captions, weights)
-        adapter = assembled(pipe, family, spec, Foreign(peer.name, asdict(peer)), reading, peer.edits(reading))
+        edits = {family.denoiser: peer.edits(reading)}
+        adapter = assembled(pipe, family, spec, Foreign(peer.name, asdict(peer)), encoder, edits)
     return replace(adapter, report=replace(adapter.report, seconds=time.perf_counter() - began))
 
 
 def assembled(
-    pipe: Any, family: PipelineFamily, spec: ErasureSpec, made_by: Foreign, reading: Reading, edits: Mapping[str, LowRank]
-) -> ErasureAdapter:
-    """The adapter of finished K/V edits: compressed, and measured as ours are."""
-    small = {path: compress(edit, COMPRESSION) for path, edit in edits.items()}
-    rows = rows_by_kind(spec.concepts, spec.preserve_captions(), reading.tokenizer, ALIGNMENTS[made_by.alignment], soft_budget=0)
-    states = {kind: aligned_states(reading.encoder, rows[kind], {}) for kind in ("exact", "held_out", "kept")}
-    edited = [(reading.weights[path], factors) for path, (factors, _) in small.items()]
+    pipe: Any, family: PipelineFamily, spec: ErasureSpec, made_by: Foreign, encoder: Any,
+    edits: Mapping[str, Mapping[str, LowRank]], *, error: float = COMPRESSION,
+) -> ErasureAdapter:  # fmt: skip
+    """The adapter of finished edits, compressed and measured as ours are.
+
+    Args:
+        pipe, family, spec: Where they belong and what they erase.
+        made_by: Recorded as the adapter's options.
+        encoder: The text encoder to measure with, unedited.
+        edits: Component -> module name -> change of its weight.
+        error: Largest relative error of the low-rank factors.
+    """
+    encoder_name, tokenizer_name, _ = family.encoders[0]
+    small = {part: {path: compress(edit, error) for path, edit in paths.items()} for part, paths in edits.items()}
+    weights = {(part, path): weight_of(component(pipe, part), path).detach() for part in small for path in small[part]}
+    alignment, tokenizer = ALIGNMENTS[made_by.alignment], getattr(pipe, tokenizer_name)
+    rows = rows_to_solve(spec.concepts, tokenizer, alignment, soft_budget=0)
+    rows |= rows_to_measure(spec.concepts, spec.preserve_captions(), tokenizer, alignment)
+    in_encoder = {path: factors for path, (factors, _) in small.get(encoder_name, {}).items()}
+    states = {kind: aligned_states(encoder, rows[kind], in_encoder) for kind in ("exact", "held_out", "kept")}
+    of_denoiser, readers = small.get(family.denoiser, {}), reader_paths(component(pipe, family.denoiser), family)
+    edited = [(weights[family.denoiser, path], of_denoiser[path][0]) for path in readers if path in of_denoiser]
     residual = {kind: read_residual(*pair, edited) for kind, pair in states.items()}
     unseen = residual["held_out"]
     layers = tuple(
         LayerReport(
-            f"{family.denoiser}.{path}", factors.rank, frobenius(factors) / float(reading.weights[path].norm()),
-            condition=NAN, gap=NAN, constraints=0, dropped=0, compression=error,
+            file_name(part, path), factors.rank, frobenius(factors) / float(weights[part, path].double().norm()),
+            condition=NAN, gap=NAN, constraints=0, dropped=0, compression=left,
         )
-        for path, (factors, error) in small.items()
+        for part, paths in small.items() for path, (factors, left) in paths.items()
     )  # fmt: skip
-    root = component(pipe, family.denoiser)
     return ErasureAdapter(
         spec, made_by,
-        base={family.denoiser: fingerprints(root, originals(root))},
-        edits={f"{family.denoiser}.{path}": factors.to(torch.float32) for path, (factors, _) in small.items()},
-        keys={}, goals={f"{family.encoders[0].encoder}.{LAST}": states["exact"][1].float().cpu()},
+        base={part: fingerprints(root, originals(root)) for part in small for root in [component(pipe, part)]},
+        edits={file_name(part, path): f.to(torch.float32) for part, paths in small.items() for path, (f, _) in paths.items()},
+        keys={}, goals={f"{encoder_name}.{LAST}": states["exact"][1].float().cpu()},
         report=Report(
             float(residual["exact"].max()), float(unseen.max()) if len(unseen) else NAN, float(residual["kept"].mean()),
             layers, held_out_mean=float(unseen.mean()) if len(unseen) else NAN,

@@ -1,0 +1,168 @@
+"""Evaluation: numbers with intervals, made of lines that resume and shard; controls that behave."""
+
+import itertools
+import json
+import math
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conftest import assert_same_bits, bits
+from diffusers_erasepro import Concept, ErasureSpec
+from diffusers_erasepro import evaluate as evaluation
+from diffusers_erasepro.errors import ConceptSpecError, EvaluationError
+from diffusers_erasepro.metrics import frechet, harmonic, mean, rate
+
+STAR = Concept("star", anchor="circle")
+
+
+@settings(max_examples=50, deadline=None)
+@given(hits=st.lists(st.booleans(), min_size=1, max_size=200))
+def test_wilson_holds_the_rate_and_shrinks_with_n(hits):
+    one, four = rate(hits), rate(hits * 4)
+    assert 0 <= one.low <= one.value <= one.high <= 1
+    assert four.high - four.low < one.high - one.low
+
+
+def test_wilson_is_the_textbook_formula():
+    z, n, p = 1.959964, 24, 0.25
+    centre, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    found = rate([True] * 6 + [False] * 18)
+    expected = ((centre - spread) / (1 + z * z / n), (centre + spread) / (1 + z * z / n))
+    assert (found.low, found.high) == pytest.approx(expected, abs=1e-6)
+
+
+def test_bootstrap_is_seeded_and_holds_the_mean():
+    values = list(np.random.default_rng(0).exponential(size=50))
+    assert mean(values, seed=1) == mean(values, seed=1)
+    assert mean(values).low < mean(values).value < mean(values).high
+
+
+def test_frechet_of_gaussians_is_the_closed_form():
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(500, 4))
+    assert frechet(a, a) == pytest.approx(0, abs=1e-6)
+    assert frechet(a, a + 2.0) == pytest.approx(16.0, rel=1e-6)
+    assert frechet(a, (a - a.mean(0)) * 3 + a.mean(0)) == pytest.approx(4 * np.trace(np.cov(a, rowvar=False)), rel=1e-6)
+
+
+def test_harmonic_is_between_and_zero_where_one_is():
+    assert harmonic(1, 1, 1) == 1
+    assert harmonic(0.9, 0.0) == 0
+    assert 0.5 < harmonic(0.5, 1.0) < 0.75
+
+
+def test_nothing_is_made_of_nothing():
+    for number in (rate, mean):
+        with pytest.raises(EvaluationError, match="no picture was judged"):
+            number([])
+    with pytest.raises(EvaluationError, match="no picture was judged"):
+        evaluation.aggregate([])
+    with pytest.raises(EvaluationError, match="two pictures"):
+        frechet(np.zeros((1, 3)), np.zeros((5, 3)))
+
+
+def test_what_is_not_there_is_named(shipped):
+    with pytest.raises(EvaluationError, match="NudeNet"):
+        evaluation.evaluate(shipped, STAR, {"ours": "erasepro"}, "nudity-i2p")
+    with pytest.raises(EvaluationError, match="known: glyphs"):
+        evaluation.suite_named("imagenet")
+    with pytest.raises(EvaluationError, match="no method"):
+        evaluation.evaluate(shipped, STAR, {})
+    with pytest.raises(ConceptSpecError, match="esd"):
+        evaluation.evaluate(shipped, STAR, {"esd": "esd"}, n=1, controls=False)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(evaluation, "STEPS", 1)
+
+
+def without_machine(found):
+    """The measures without what the machine's load decides."""
+    return {row: {k: v for k, v in x.items() if k not in ("seconds", "peak_mib")} for row, x in found.items()}
+
+
+def lines_of(folder):
+    return {(x["row"], x["kind"], x["index"]): x for x in evaluation._lines(folder) if "kind" in x}
+
+
+def test_a_killed_run_goes_on_and_two_shards_give_the_numbers_of_one(quick, pipe, no_star, tmp_path):
+    spec, rows = no_star.spec, {"ours": no_star}
+    before = bits(pipe)
+    whole = evaluation.evaluate(pipe, spec, rows, n=9, out=tmp_path / "one", controls=False)
+    assert_same_bits(pipe, before)
+
+    file = tmp_path / "one" / "shard-0.jsonl"
+    complete = lines_of(tmp_path / "one")
+    file.write_bytes(file.read_bytes()[: len(file.read_bytes()) // 2])  # as a kill leaves it
+    again = evaluation.evaluate(pipe, spec, rows, n=9, out=tmp_path / "one", controls=False)
+    assert without_machine(again) == without_machine(whole)
+    assert lines_of(tmp_path / "one") == complete
+
+    suite, shards = evaluation.SUITES["glyphs"], []
+    for i in (1, 0):
+        state = SimpleNamespace(process_index=i, num_processes=2, is_main_process=i == 0)
+        evaluation._draw(pipe, spec, {"unedited": None, **rows}, suite, 9, 0, [], shards.append, state)
+    assert without_machine(evaluation.aggregate(shards)) == without_machine(whole)
+    assert any(x["mse"] > 0 for x in shards if x.get("row") == "ours")
+
+
+def test_another_run_is_not_mixed_in(pipe, no_star, tmp_path):
+    (tmp_path / "shard-0.jsonl").write_text(json.dumps({"run": {"suite": "glyphs", "n": 5}}) + "\n")
+    with pytest.raises(EvaluationError, match="another run"):
+        evaluation.evaluate(pipe, no_star.spec, {"ours": no_star}, n=6, out=tmp_path)
+
+
+def picture(row, kind, i, **more):
+    measured = {"mse": 0.1, "feature": 0.1, "features": [i, i**2 % 3], "right": [True, i % 2 == 0]}
+    return {"row": row, "kind": kind, "index": i, **measured, **more}
+
+
+def test_aggregation_does_not_mind_order_or_repetition():
+    lines = [
+        picture(row, kind, i, hit=row == "unedited", anchor=row != "unedited")
+        for row, kind, i in itertools.product(("unedited", "ours"), evaluation.KINDS, range(6))
+    ]
+    found = evaluation.aggregate(lines)
+    assert found == evaluation.aggregate([*reversed(lines), *lines])
+    assert (found["unedited"]["ACC_e"].value, found["ours"]["ACC_e"].value) == (1.0, 0.0)
+    assert found["ours"]["H_o"] == pytest.approx(harmonic(1.0, 0.75, 1.0))
+    assert "| ours | 0 (0 to 0.39; n 6) |" in evaluation.table(found)
+    with pytest.raises(EvaluationError, match="'near'"):
+        evaluation.aggregate([x for x in lines if x["kind"] != "near"])
+
+
+def test_asks_name_what_they_should(shipped):
+    spec = ErasureSpec((STAR, Concept("Mira Voss", "Una Flatt", templates="style")))
+    asks = evaluation.SUITES["glyphs"].asks(shipped, spec, 6, 0)
+    assert set(asks) == set(evaluation.KINDS)
+    assert all(ask.concept.target in ask.text for ask in asks["target"])
+    for ask in asks["near"] + asks["other"]:
+        assert not any(word in ask.text for word in ("star", "Mira Voss", "drop"))
+
+
+@pytest.mark.slow
+def test_accelerate_launch_gives_the_same_numbers(tmp_path):
+    (tmp_path / "spec.toml").write_text(ErasureSpec((STAR,)).to_toml())
+    run = [
+        "-m",
+        "diffusers_erasepro.evaluate",
+        "--spec",
+        str(tmp_path / "spec.toml"),
+        "--methods",
+        "uce",
+        "-n",
+        "8",
+        "--no-controls",
+    ]
+    two = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    for start, name in (([sys.executable], "one"), ([*two, "--mixed_precision", "no", "--dynamo_backend", "no"], "two")):
+        subprocess.run([*start, *run, "--no-controls", "--out", str(tmp_path / name)], check=True)
+    assert lines_of(tmp_path / "one") == lines_of(tmp_path / "two")
+    assert len(list((tmp_path / "two").glob("shard-*.jsonl"))) == 2
