@@ -20,10 +20,10 @@ from tqdm.auto import tqdm, trange
 from .errors import EvaluationError
 from .families import component, family_of, reader_paths
 from .methods import inverse_map
+from .places import weight_of
 from .prompts import token_ids
 from .spec import Concept
 from .walk import final_states
-from .weights import weight_of
 
 BATCH = 40
 
