@@ -88,7 +88,7 @@ cell of .000 still allows what its interval says."""
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("attacks.jsonl"), help="JSON lines, appended to")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/attacks.jsonl"), help="JSON lines, appended to")
     parser.add_argument("--page", type=Path, default=Path("docs/attacks.md"))
     parser.add_argument("-n", type=int, default=24)
     parser.add_argument("--seed", type=int, default=1)
