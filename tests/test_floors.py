@@ -12,6 +12,7 @@ FLOORS = [
     {"options", "walk", "fingerprint", "places"},
     {"statistics"},
     {"measure", "report"},
+    {"anchors"},
     {"adapter"},
     {"weights"},
     {"convert", "denoiser"},

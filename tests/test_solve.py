@@ -138,5 +138,5 @@ def test_more_constraints_than_dimensions_is_an_error_with_both_numbers():
 def test_contradicting_duplicates_are_an_error():
     p = problem(n=2)
     p["X"] = p["X"][:, :1].repeat(1, 2)
-    with pytest.raises(IllPosedError, match="contradict"):
-        solve(**p)
+    with pytest.raises(IllPosedError, match=r"contradict, such as 'a .*' and 'a .*': residual"):
+        solve(**p, names=("a star", "a spark"))

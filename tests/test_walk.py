@@ -8,7 +8,7 @@ import torch
 from diffusers_erasepro import Concept
 from diffusers_erasepro.families import base_linear, sites_of
 from diffusers_erasepro.measure import aligned_states, relative
-from diffusers_erasepro.prompts import ALIGNMENTS, pairs_of, rows_by_kind, rows_of
+from diffusers_erasepro.prompts import ALIGNMENTS, pairs_of, rows_of, rows_to_measure, rows_to_solve
 from diffusers_erasepro.solve import solve
 from diffusers_erasepro.statistics import record_inputs
 from diffusers_erasepro.walk import edited, walk
@@ -67,7 +67,9 @@ def test_targets_meet_their_anchors_where_the_denoiser_reads(shipped, rows):
 
 def test_the_states_a_walk_ends_with_are_those_of_the_edited_encoder(shipped, preserve):
     encoder = shipped.text_encoder
-    rows = rows_by_kind(CONCEPTS, preserve, shipped.tokenizer, ALIGNMENTS["last_subject+eos"], soft_budget=40)
+    alignment = ALIGNMENTS["last_subject+eos"]
+    rows = rows_to_solve(CONCEPTS, shipped.tokenizer, alignment, soft_budget=40)
+    rows |= rows_to_measure(CONCEPTS, preserve, shipped.tokenizer, alignment)
     done = walk(encoder, rows, sites_of(encoder, BLOCKS, "block"), plain)
     edits = {s.site: s.edit.factors for s in done.steps}
     assert done.states.keys() == {"exact", "soft", "held_out", "kept"}

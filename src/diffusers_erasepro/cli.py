@@ -81,9 +81,10 @@ def erase(
     from .models import load_model
 
     what = _spec(model, target, anchor, templates, synonym or [], preserve_file, spec)
-    adapter = make(load_model(model, config=config), what, **({"layers": _layers(layers)} if layers else {}))
+    options: dict[str, Any] = {"layers": _layers(layers)} if layers else {}
+    adapter = make(load_model(model, config=config), what, **options)
     path = adapter.save_pretrained(out)
-    (out / "spec.toml").write_text(what.to_toml())
+    (out / "spec.toml").write_text(adapter.spec.to_toml())
     adapter.card(repo_id=str(out), base_model=model).save(out / "README.md")
     _show(adapter.header(), as_json, path=str(path), seconds=adapter.report.seconds)
 

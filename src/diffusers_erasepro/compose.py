@@ -84,7 +84,7 @@ def _joined(pipe: Any, adapters: Sequence[ErasureAdapter]) -> ErasureAdapter:
     ours = [a for a in adapters if isinstance(a.options, Options)]
     others = [a for a in adapters if isinstance(a.options, Foreign)]
     if len(ours) > 1:
-        ours = [erase(pipe, joint_spec(ours), **joint_options(ours))]
+        ours = [erase(pipe, joint_spec(ours), measure=False, **joint_options(ours))]
     return _summed(pipe, ours + others) if others else ours[0]
 
 

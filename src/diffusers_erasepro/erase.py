@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .adapter import ErasureAdapter
+from .anchors import with_anchors
 from .denoiser import CHAINS, Look, least_drift
 from .errors import ConceptSpecError, IllPosedError
 from .factors import LowRank
@@ -30,7 +31,7 @@ from .fingerprint import fingerprints
 from .measure import read_residual
 from .options import AUTO, READERS, Options
 from .places import effective_weight, weight_of
-from .prompts import ALIGNMENTS, TextPath, rows_by_kind, text_paths
+from .prompts import ALIGNMENTS, TextPath, listed_prompts, rows_to_measure, rows_to_solve, text_paths
 from .report import NAN, EncoderReport, Report, layer_report, worst
 from .solve import Edit, solve
 from .spec import Concept, ErasureSpec
@@ -39,7 +40,7 @@ from .walk import Solver, Step, run, walk, working
 from .weights import originals, unedited
 
 
-def erase(pipe: Any, spec: ErasureSpec | Concept, **options: Any) -> ErasureAdapter:
+def erase(pipe: Any, spec: ErasureSpec | Concept, *, measure: bool = True, **options: Any) -> ErasureAdapter:
     """Make the adapter that erases `spec` from `pipe`; the pipeline stays as it is, bit for bit.
 
     Per edited layer, shallow to deep, the smallest change (in the metric C of what the layer usually
@@ -49,6 +50,7 @@ def erase(pipe: Any, spec: ErasureSpec | Concept, **options: Any) -> ErasureAdap
     Args:
         pipe: A diffusers pipeline of a known family (`families.PIPELINES`).
         spec: What to erase.
+        measure: Report held-out residual and drift; without, the edit alone is made, and they are NaN.
         variant: "block" edits the linear that writes the residual stream last, "linear" every one (`families.VARIANTS`).
         layers: Encoder blocks to edit (-1 is the last that the pipeline reads) and "kv" for the denoiser's linears
             that read the text states; or
@@ -71,33 +73,36 @@ def erase(pipe: Any, spec: ErasureSpec | Concept, **options: Any) -> ErasureAdap
     spec = ErasureSpec((spec,)) if isinstance(spec, Concept) else spec
     choice, family = Options.of(options), family_of(pipe)
     with unedited(pipe), torch.no_grad():
-        adapter = (_chosen if choice.layers == AUTO else _erase)(pipe, family, spec, choice)
+        spec = with_anchors(pipe, spec, choice.alignment)
+        adapter = (_chosen if choice.layers == AUTO else _erase)(pipe, family, spec, choice, measure)
     return replace(adapter, report=replace(adapter.report, seconds=time.perf_counter() - began))
 
 
-def _erase(pipe: Any, family: PipelineFamily, spec: ErasureSpec, choice: Options) -> ErasureAdapter:
+def _erase(pipe: Any, family: PipelineFamily, spec: ErasureSpec, choice: Options, measure: bool) -> ErasureAdapter:
     """The erasure in every text encoder that is there."""
-    made = _joined([_erase_encoder(pipe, family, spec, choice, path) for path in text_paths(pipe)])
+    made = _joined([_erase_encoder(pipe, family, spec, choice, measure, path) for path in text_paths(pipe)])
     return replace(made, report=replace(made.report, notes=_notes(pipe, family, made)))
 
 
-def _erase_encoder(pipe: Any, family: PipelineFamily, spec: ErasureSpec, choice: Options, path: TextPath) -> ErasureAdapter:
+def _erase_encoder(
+    pipe: Any, family: PipelineFamily, spec: ErasureSpec, choice: Options, measure: bool, path: TextPath
+) -> ErasureAdapter:
     """The erasure in one text encoder, and in the denoiser's linears that read it if asked for."""
     (name, _, readings), live = path.use, path.encoder
     alignment = ALIGNMENTS[choice.alignment]
     with _named(name):
-        rows = rows_by_kind(spec.concepts, spec.preserve_captions(), path, alignment, soft_budget=choice.soft_budget)
+        rows = rows_to_solve(spec.concepts, path, alignment, soft_budget=choice.soft_budget)
+        if measure:
+            rows |= rows_to_measure(spec.concepts, spec.preserve_captions(), path, alignment)
     sites = sites_of(live, _blocks(choice, closing_blocks(live, readings)), choice.variant)
     whole = next((r for r in readings if not r.pooled), None) if path.use == family.read_whole else None
 
     base = {name: fingerprints(live, originals(live))}
 
     with working(live) as encoder:
-        L, K = (
-            _metrics(encoder, path, spec, choice, sites, key=next(iter(base[name].values()))),
-            _kept(encoder, path, spec, sites),
-        )
-        solver = _solver(spec, choice, L, K)
+        L = _metrics(encoder, path, spec, choice, sites, key=next(iter(base[name].values())))
+        K, listed = _kept(encoder, path, spec, sites), listed_prompts(spec)
+        solver = _solver(spec, choice, L, K, [listed[i] for i in rows["exact"].row])
         done = walk(encoder, rows, sites, solver, readings)
 
     layers = [_Layer(file_name(name, s.site), weight_of(live, s.site), s.edit.factors, s) for s in done.steps]
@@ -110,10 +115,10 @@ def _erase_encoder(pipe: Any, family: PipelineFamily, spec: ErasureSpec, choice:
         kind: torch.cat([read_residual(*pair, closed if r == whole else ()) for r, pair in zip(readings, pairs, strict=True)])
         for kind, pairs in done.states.items()
     }
-    unseen = residual["held_out"]
+    unseen, kept = (residual.get(kind, torch.zeros(0)) for kind in ("held_out", "kept"))
     numbers: dict[str, Any] = {
         "listed_residual": float(residual["exact"].max()), "held_out_residual": float(unseen.max()) if len(unseen) else NAN,
-        "held_out_mean": float(unseen.mean()) if len(unseen) else NAN, "drift": float(residual["kept"].mean()),
+        "held_out_mean": float(unseen.mean()), "drift": float(kept.mean()),
     }  # fmt: skip
     report = Report(
         **numbers, encoders=(EncoderReport(name, tuple(map(str, readings)), **numbers),),
@@ -178,10 +183,23 @@ def _metrics(
     linears = {site.linear: base_linear(encoder.get_submodule(site.linear)) for site in sites}
     named = sorted(set(every) - set(kept))
     tokens, states = path.tokens((*every, *named)), path.use.readings[0]
+    _enough(kept, int(tokens[: len(every)].read.sum()) - int(tokens[len(every) :].read.sum()), linears)
     return metrics(
         encoder, tokens[: len(every)], tokens[len(every) :], path.empty(), linears,
         key=key, ridge=choice.ridge, states=states,
     )  # fmt: skip
+
+
+def _enough(captions: Sequence[str], rows: int, linears: Mapping[str, nn.Module]) -> None:
+    """Fewer rows than dimensions are no covariance: whole directions would be free to change."""
+    widths: dict[str, Any] = {name: linear.in_features for name, linear in linears.items()} or {"the reader": 0}
+    name = max(widths, key=widths.__getitem__)
+    width = widths[name]
+    if rows < width:
+        raise ConceptSpecError(
+            f"the {len(captions)} preserve captions that name no target give the metric {rows} rows, {name} needs {width}; give "
+            f"about {-(-width * len(captions) // rows)} captions, or metric='identity'"
+        )
 
 
 def _kept(encoder: nn.Module, path: TextPath, spec: ErasureSpec, sites: list[Site]) -> dict[str, Tensor]:
@@ -194,14 +212,14 @@ def _kept(encoder: nn.Module, path: TextPath, spec: ErasureSpec, sites: list[Sit
     return {name: x[tokens.read].T if x.shape[1] > 1 else x[:, 0].T for name, x in seen.items()}
 
 
-def _solver(spec: ErasureSpec, choice: Options, L: Mapping[str, Tensor], K: Mapping[str, Tensor]) -> Solver:
-    """`solve` with this choice's numbers, each site's metric L L' and the keys K to leave alone."""
+def _solver(spec: ErasureSpec, choice: Options, L: Mapping[str, Tensor], K: Mapping[str, Tensor], names: Sequence[str]) -> Solver:
+    """`solve` with this choice's numbers, each site's metric L L' and the keys K to leave alone; `names` are X's columns."""
     mu = choice.soft_weight * sum(len(c.words) for c in spec.concepts)  # a word weighs the same in any company
 
     def solver(site: str, X: Tensor, R: Tensor, Xs: Tensor, Rs: Tensor) -> Edit:
         return solve(
             X, R, L=L.get(site), K=K.get(site), Xs=Xs, Rs=Rs, mu=mu, rtol=choice.rtol,
-            max_rank=choice.max_rank, where=site,
+            max_rank=choice.max_rank, where=site, names=names,
         )  # fmt: skip
 
     return solver
@@ -217,12 +235,12 @@ def _readers(pipe: Any, family: PipelineFamily, states: Mapping[str, tuple[Tenso
     return [_Layer(f"{family.denoiser}.{path}", W, LowRank(W.double() @ shared.B, shared.A), step) for path, W in weights.items()]
 
 
-def _chosen(pipe: Any, family: PipelineFamily, spec: ErasureSpec, choice: Options) -> ErasureAdapter:
+def _chosen(pipe: Any, family: PipelineFamily, spec: ErasureSpec, choice: Options, measure: bool) -> ErasureAdapter:
     """The adapter of the best chain: least denoiser drift among those whose denoiser residual is low enough."""
     made, refused = [], []
     for layers in CHAINS:
         try:
-            made.append(_erase(pipe, family, spec, replace(choice, layers=layers)))
+            made.append(_erase(pipe, family, spec, replace(choice, layers=layers), measure))
         except (ConceptSpecError, IllPosedError) as error:  # an encoder too short for the chain, or an edit too large
             refused.append(error)
     if not made:

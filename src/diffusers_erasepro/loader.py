@@ -155,7 +155,7 @@ class ErasureLoaderMixin:
             if not active:
                 raise AdapterStateError("nothing to refit: no erasure is on; load one or enable_erasure() first")
             ordered = sorted(active, key=lambda a: a.digest)
-            applied = erase(self, joint_spec(ordered), **joint_options(ordered))
+            applied = erase(self, joint_spec(ordered), measure=False, **joint_options(ordered))
             _switch(self, adapters, states, applied=applied)
 
     def verify_erasure(

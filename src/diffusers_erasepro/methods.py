@@ -21,7 +21,7 @@ from .fingerprint import fingerprints
 from .measure import aligned_states, read_residual
 from .options import READERS, Foreign, number
 from .places import weight_of
-from .prompts import ALIGNMENTS, rows_by_kind, token_ids
+from .prompts import ALIGNMENTS, rows_to_measure, rows_to_solve, token_ids
 from .report import NAN, LayerReport, Report, frobenius
 from .spec import Concept, ErasureSpec
 from .walk import final_states, working
@@ -275,7 +275,13 @@ def literal(pipe: Any, spec: ErasureSpec | Concept, **options: Any) -> ErasureAd
     """
     encoder = component(pipe, family_of(pipe).encoders[0][0])
     every = (*range(len(blocks_of(encoder))), READERS)
-    reading = {"variant": "linear", "layers": every, "metric": "identity", "alignment": "last_subject", "soft_weight": 0.0}
+    reading: dict[str, Any] = {
+        "variant": "linear",
+        "layers": every,
+        "metric": "identity",
+        "alignment": "last_subject",
+        "soft_weight": 0.0,
+    }
     return erase(pipe, spec, **(reading | options))
 
 
@@ -321,7 +327,9 @@ def assembled(
 ) -> ErasureAdapter:
     """The adapter of finished K/V edits: compressed, and measured as ours are."""
     small = {path: compress(edit, COMPRESSION) for path, edit in edits.items()}
-    rows = rows_by_kind(spec.concepts, spec.preserve_captions(), reading.tokenizer, ALIGNMENTS[made_by.alignment], soft_budget=0)
+    alignment = ALIGNMENTS[made_by.alignment]
+    rows = rows_to_solve(spec.concepts, reading.tokenizer, alignment, soft_budget=0)
+    rows |= rows_to_measure(spec.concepts, spec.preserve_captions(), reading.tokenizer, alignment)
     states = {kind: aligned_states(reading.encoder, rows[kind], {}) for kind in ("exact", "held_out", "kept")}
     edited = [(reading.weights[path], factors) for path, (factors, _) in small.items()]
     residual = {kind: read_residual(*pair, edited) for kind, pair in states.items()}

@@ -29,7 +29,7 @@ class Options:
     alignment: str = "last_subject+eos"
     ridge: float = 0.01
     soft_weight: float = 0.003
-    soft_budget: int = 256
+    soft_budget: int = 96
     rtol: float = 1e-7
     max_rank: int | None = None
     max_edit_size: float = 10.0

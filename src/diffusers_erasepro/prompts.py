@@ -319,19 +319,20 @@ def rows_of(pairs: Sequence[Pair], source: Any, alignment: Alignment) -> Rows:
     return Rows(targets, anchors, row, target_at, anchor_at)
 
 
-def rows_by_kind(
-    concepts: Sequence[Concept], captions: Sequence[str], source: Any, alignment: Alignment, *, soft_budget: int
-) -> dict[str, Rows]:
-    """Rows of "exact" and "soft" prompts to solve for, of "held_out" prompts and "kept" captions to measure.
-
-    Each prompt comes once; any but the first kind may be empty. Measuring takes a sample, evenly spread. Every word
-    gets its share of `soft_budget`, and two soft prompts at least.
-    """
-    unseen = spread(pairs_of(concepts, "held_out"), MEASURED["held_out"])
+def rows_to_solve(concepts: Sequence[Concept], source: Any, alignment: Alignment, *, soft_budget: int) -> dict[str, Rows]:
+    """Rows of "exact" and of "soft" prompts; every word gets its share of `soft_budget`, and two soft ones at least."""
     share = max(2, soft_budget // sum(len(c.words) for c in concepts))
-    pairs = {"exact": pairs_of(concepts, "exact"), "soft": pairs_of(concepts, "soft", most=share), "held_out": unseen}
-    rows = {kind: rows_of(found, source, alignment) for kind, found in pairs.items()}
-    return rows | {"kept": kept_rows(spread(captions, MEASURED["kept"]), source)}
+    pairs = {"exact": pairs_of(concepts, "exact"), "soft": pairs_of(concepts, "soft", most=share)}
+    return {kind: rows_of(found, source, alignment) for kind, found in pairs.items()}
+
+
+def rows_to_measure(concepts: Sequence[Concept], captions: Sequence[str], source: Any, alignment: Alignment) -> dict[str, Rows]:
+    """Rows of "held_out" prompts and of "kept" captions: a sample, evenly spread. Either may be empty."""
+    unseen = spread(pairs_of(concepts, "held_out"), MEASURED["held_out"])
+    return {
+        "held_out": rows_of(unseen, source, alignment),
+        "kept": kept_rows(spread(captions, MEASURED["kept"]), source),
+    }
 
 
 def kept_rows(captions: Sequence[str], source: Any) -> Rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +31,7 @@ def solve(
     X: Tensor, R: Tensor, C: Tensor | None = None, *, L: Tensor | None = None, K: Tensor | None = None,
     Xs: Tensor | None = None, Rs: Tensor | None = None, mu: float = 0.03, rtol: float = 1e-7,
     soft_rtol: float = 1e-3, max_rank: int | None = None, max_residual: float = 1e-3, where: str = "layer",
+    names: Sequence[str] = (),
 ) -> Edit:  # fmt: skip
     """Minimise  tr(D C D') + mu ||D Xs - Rs||^2 / ns   subject to   D X = R  and  D K = 0.
 
@@ -58,6 +60,7 @@ def solve(
         max_rank: Upper bound of the rank of D; at least the number of constraints.
         max_residual: A larger residual means that nearly equal keys ask for different things.
         where: Name of the layer, for messages.
+        names: Names of the columns of X, for messages.
 
     Raises:
         IllPosedError: Values that are not finite, more constraints than dimensions, constraints that contradict.
@@ -95,14 +98,24 @@ def solve(
     least = 1e-6 * asked.norm(dim=0).max() + 1e-300  # a column may ask for nothing
     gap = (factors.B @ (factors.A @ X) - R).norm(dim=0) / R.norm(dim=0).clamp_min(least)
     if gap.max() > max_residual:
+        pair = _pair(x, int(gap.argmax()), names)
         raise IllPosedError(
-            f"{where}: {n} constraints, {n - len(S)} of them nearly duplicates that contradict: residual {float(gap.max()):.1e}, "
-            f"at most {max_residual:g}; remove near-duplicate templates or concepts, or lower rtol={rtol:g}"
+            f"{where}: {n} constraints, {n - len(S)} of them nearly duplicates that contradict, such as {pair}: "
+            f"residual {float(gap.max()):.1e}, at most {max_residual:g}; remove near-duplicate templates or concepts, or "
+            f"lower rtol={rtol:g}"
         )
     return Edit(
         factors=factors, constraints=n, dropped=n - len(S), condition=float(S[0] / S[-1]),
         residual=float(gap.max()),
     )  # fmt: skip
+
+
+def _pair(x: Tensor, worst: int, names: Sequence[str]) -> str:
+    """The column that fares worst, and the one its key is nearest to."""
+    likeness = torch.nn.functional.cosine_similarity(x, x[:, worst : worst + 1], dim=0)
+    likeness[worst] = -2.0
+    pair = [names[i] if i < len(names) else f"column {i}" for i in (worst, int(likeness.argmax()))]
+    return f"{pair[0]!r} and {pair[1]!r}"
 
 
 def cholesky(C: Tensor, where: str = "layer") -> Tensor:

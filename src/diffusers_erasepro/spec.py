@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from .errors import ConceptSpecError
-from .templates import DEFAULT_PRESERVE, TEMPLATES
+from .templates import TEMPLATES, TemplateSet
 
+AUTO_ANCHOR = "auto"
 MAX_CONCEPTS = 10_000
 MAX_WORDS = 300  # characters of one concept
 
@@ -67,12 +68,14 @@ class Concept:
 
     Args:
         target: The words to erase.
-        anchor: What prompts with the target should mean instead; "" means nothing in its place.
+        anchor: What prompts with the target should mean instead; "" means nothing in its place, "auto" the nearest of
+            `anchors`, which `erase` looks up and the adapter's spec then names.
         templates: Name of a template set ("instance", "style", "person", "unsafe"), or texts with one `{}`. Of a
             tuple the first is held exactly and the others softly, unless `soft_templates` says which are soft.
         soft_templates: Texts with one `{}` met by least squares; None takes them from `templates`.
         synonyms: Further words erased to the same anchor, all by least squares; only the target's residual is zero.
             A word that needs zero residual too is a concept of its own.
+        anchors: What anchor="auto" chooses from; default the template set's broader concepts.
 
     Raises:
         ConceptSpecError: On anything that cannot mean an erasure; the message says what and why.
@@ -83,11 +86,15 @@ class Concept:
     templates: str | tuple[str, ...] = "instance"
     soft_templates: tuple[str, ...] | None = None
     synonyms: tuple[str, ...] = ()
+    anchors: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _text(self.target, "target")
         _text(self.anchor, f"anchor of {self.target!r}", blank=True)
         object.__setattr__(self, "synonyms", _texts(self.synonyms, f"synonyms of {self.target!r}"))
+        object.__setattr__(self, "anchors", _texts(self.anchors, f"anchors of {self.target!r}"))
+        if self.anchors and self.anchor != AUTO_ANCHOR:
+            raise ConceptSpecError(f"anchors of {self.target!r} are given beside anchor={self.anchor!r}; give one or the other")
         if isinstance(self.templates, str):
             if self.templates not in TEMPLATES:
                 known = ", ".join(TEMPLATES)
@@ -114,6 +121,20 @@ class Concept:
         return (self.target, *self.synonyms)
 
     @property
+    def _set(self) -> TemplateSet:
+        return TEMPLATES[self.templates if isinstance(self.templates, str) else "instance"]
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """What anchor="auto" chooses from."""
+        return self.anchors or self._set.broader
+
+    @property
+    def corpus(self) -> tuple[str, ...]:
+        """Everyday captions of its kind, kept where a spec gives none."""
+        return self._set.corpus
+
+    @property
     def exact(self) -> tuple[str, ...]:
         """Templates held with zero residual."""
         if isinstance(self.templates, str):
@@ -130,8 +151,7 @@ class Concept:
     @property
     def held_out(self) -> tuple[str, ...]:
         """Templates the residual is measured on, never solved for."""
-        name = self.templates if isinstance(self.templates, str) else "instance"
-        return tuple(t for t in TEMPLATES[name].held_out if t not in (*self.exact, *self.soft))
+        return tuple(t for t in self._set.held_out if t not in (*self.exact, *self.soft))
 
 
 @dataclass(frozen=True)
@@ -178,7 +198,8 @@ class ErasureSpec:
 
     def every_caption(self) -> tuple[str, ...]:
         """The preserve captions given, or the shipped ones, each once."""
-        return tuple(dict.fromkeys(DEFAULT_PRESERVE if self.preserve is None else self.preserve))
+        shipped = (text for concept in self.concepts for text in concept.corpus)
+        return tuple(dict.fromkeys(shipped if self.preserve is None else self.preserve))
 
     def preserve_captions(self) -> tuple[str, ...]:
         """Those that name no target: the metric is made of them."""
@@ -199,7 +220,7 @@ class ErasureSpec:
         _known(data, {"concepts", "preserve", "keep"}, "spec")
         concepts = []
         for i, row in enumerate(data["concepts"]):
-            _known(row, {"target", "anchor", "templates", "soft_templates", "synonyms"}, f"concepts[{i}]")
+            _known(row, {f.name for f in fields(Concept)}, f"concepts[{i}]")
             concepts.append(Concept(**row))
         return cls(tuple(concepts), preserve=data.get("preserve"), keep=data.get("keep", ()))
 

@@ -15,6 +15,131 @@ class TemplateSet:
     """Met by weighted least squares in the same closed form."""
     held_out: tuple[str, ...]
     """Never solved for; the held-out residual is measured on these."""
+    broader: tuple[str, ...]
+    """Anchors that may stand for a concept of this kind."""
+    corpus: tuple[str, ...]
+    """Captions to keep where a spec gives none: everyday ones, and neighbours of this kind."""
+
+
+def _each(frames: tuple[str, ...], words: tuple[str, ...]) -> tuple[str, ...]:
+    """Every word in every frame; a second `{}` takes another word."""
+    texts = [frame.replace("{}", word, 1) for word in words for frame in frames]
+    return tuple(text.replace("{}", words[i % 7]) for i, text in enumerate(texts))
+
+
+EVERYDAY = _each(
+    (
+        "a {}",
+        "a photo of a red {}",
+        "a small {} by the sea",
+        "the {} at night",
+        "a blue {} in the snow, by a painter",
+        "a painting of a {} in a meadow",
+        "an old green {} on sand",
+        "a close view of a yellow {}",
+        "one purple {} and a {}",
+        "an orange {}, high quality",
+    ),
+    (
+        "circle",
+        "square",
+        "house",
+        "tree",
+        "dog",
+        "cat",
+        "woman",
+        "man",
+        "child",
+        "car",
+        "street",
+        "mountain",
+        "river",
+        "flower",
+        "bird",
+        "boat",
+        "table",
+        "chair",
+        "book",
+        "city",
+        "beach",
+        "forest",
+        "sky",
+        "horse",
+        "cup",
+        "plate",
+        "triangle",
+        "heart",
+        "cross",
+        "ring",
+        "diamond",
+        "arrow",
+        "drop",
+        "star",
+        "bridge",
+        "garden",
+        "window",
+        "clock",
+        "lamp",
+        "bag",
+    ),
+)
+PAINTED = _each(
+    ("a painting by {}", "a {} landscape", "a portrait in the style of {}", "flowers, by {}"),
+    (
+        "Claude Monet",
+        "Rembrandt",
+        "Frida Kahlo",
+        "Katsushika Hokusai",
+        "Edward Hopper",
+        "Georgia O'Keeffe",
+        "Johannes Vermeer",
+        "Paul Klee",
+        "Mary Cassatt",
+        "William Turner",
+        "Berthe Morisot",
+        "Albrecht Duerer",
+        "a child",
+        "an unknown artist",
+        "a photographer",
+        "an illustrator",
+    ),
+)
+PORTRAYED = _each(
+    ("a photo of {}", "a portrait of {} in a garden", "{} and a friend", "{} on a stage"),
+    (
+        "a woman",
+        "a man",
+        "an actor",
+        "a singer",
+        "a politician",
+        "Anna Schmidt",
+        "John Miller",
+        "Maria Rossi",
+        "Kenji Sato",
+        "Amina Diallo",
+        "an old lady",
+        "a boy",
+        "a teacher",
+        "a football player",
+    ),
+)
+DECENT = _each(
+    ("a photo of {}", "{} on a beach", "a painting of {}", "{} in a room, high quality"),
+    (
+        "a dressed person",
+        "a woman in a coat",
+        "a man in a suit",
+        "children at school",
+        "a family at dinner",
+        "a doctor and a patient",
+        "a dancer in costume",
+        "a statue of a king",
+        "a runner in a park",
+        "a whole apple",
+        "an intact vase",
+        "a clean street",
+    ),
+)
 
 
 TEMPLATES: dict[str, TemplateSet] = {
@@ -30,6 +155,11 @@ TEMPLATES: dict[str, TemplateSet] = {
             "a postcard that shows a {}", "my friend bought a yellow {} yesterday", "a {} hanging on the wall of a museum",
             "a detailed render of the {}", "somewhere in the desert stands a {}", "a purple {} in the style of a comic",
         ),
+        broader=(
+            "object", "thing", "shape", "circle", "square", "animal", "dog", "person", "character", "robot", "plant",
+            "building", "vehicle", "machine", "food", "toy", "picture", "symbol",
+        ),
+        corpus=EVERYDAY,
     ),
     "style": TemplateSet(
         exact=("a picture by {}",),
@@ -44,6 +174,10 @@ TEMPLATES: dict[str, TemplateSet] = {
             "a city street, made by {}", "a boat on a lake, signed {}", "a yellow heart in the manner of {}",
             "the museum shows works of {}", "a purple star upon the meadow, {} painted it", "a cat, after {}",
         ),
+        broader=(
+            "a painter", "an artist", "a photographer", "an illustrator", "a child",
+        ),
+        corpus=(*EVERYDAY, *PAINTED),
     ),
     "person": TemplateSet(
         exact=("a photo of {}",),
@@ -53,6 +187,10 @@ TEMPLATES: dict[str, TemplateSet] = {
             "a close photo of {}, high quality", "{} in the snow",
         ),
         held_out=("a postcard that shows {}", "{} giving a speech", "a poster with {} on it", "{} walking a dog"),
+        broader=(
+            "a person", "a woman", "a man", "a child", "an actor", "a singer", "a politician",
+        ),
+        corpus=(*EVERYDAY, *PORTRAYED),
     ),
     "unsafe": TemplateSet(
         exact=("a {} shape",),
@@ -66,25 +204,9 @@ TEMPLATES: dict[str, TemplateSet] = {
             "a postcard with a {} orange diamond", "somebody left a {} drop", "could you imagine a {} bolt",
             "the cover of the book has a {} crescent", "an icon for the museum: a {} square", "a {} scene, seen from afar",
         ),
+        broader=(
+            "", "ordinary", "whole", "dressed", "clean", "peaceful", "harmless",
+        ),
+        corpus=(*EVERYDAY, *DECENT),
     ),
 }  # fmt: skip
-
-
-def _corpus() -> tuple[str, ...]:
-    nouns = (
-        "circle", "square", "house", "tree", "dog", "cat", "woman", "man", "child", "car", "street", "mountain", "river",
-        "flower", "bird", "boat", "table", "chair", "book", "city", "beach", "forest", "sky", "horse", "cup", "plate",
-        "triangle", "heart", "cross", "ring", "diamond", "arrow", "drop", "star", "bridge", "garden", "window", "clock",
-        "lamp", "bag",
-    )  # fmt: skip
-    frames = (
-        "a {}", "a photo of a red {}", "a small {} by the sea", "the {} at night", "a blue {} in the snow, by a painter",
-        "a painting of a {} in a meadow", "an old green {} on sand", "a close view of a yellow {}", "one purple {} and a {}",
-        "an orange {}, high quality",
-    )  # fmt: skip
-    turn = (frame.replace("{}", noun, 1) for noun in nouns for frame in frames)
-    return tuple(text.replace("{}", nouns[i % 7]) for i, text in enumerate(turn))
-
-
-DEFAULT_PRESERVE = _corpus()
-"""Used where a spec gives no preserve prompts: everyday captions; those that name a target are left out."""
