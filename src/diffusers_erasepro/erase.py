@@ -101,9 +101,8 @@ def _erase_encoder(
 
     with working(live) as encoder:
         L = _metrics(encoder, path, spec, choice, sites, key=as_it_runs(live, base[name]))
-        listed = listed_prompts(spec)
-        names = [listed[i] for i in rows["exact"].row]
-        solver = _solver(spec, choice, L, _kept(encoder, path, spec, sites), names)
+        K, listed = _kept(encoder, path, spec, sites), listed_prompts(spec)
+        solver = _solver(spec, choice, L, K, [listed[i] for i in rows["exact"].row])
         done = walk(encoder, rows, sites, solver, readings)
 
     layers = [_Layer(file_name(name, s.site), weight_of(live, s.site), s.edit.factors, s) for s in done.steps]
