@@ -157,8 +157,9 @@ class Bench:
         low, high = wilson(rate(told, "shape", word), self.n)
         tqdm.write(f"{label} {scale}")
         return (
-            f"| {label} | {scale} | {rate(shown, 'shape', word):.2f} | {rate(told, 'shape', word):.3f} ({low:.2f} to {high:.2f}) | "
-            f"{rate(refit, 'shape', word):.3f} | {kept(alone):.3f} | {style:.3f} | {before:.1e} | {after:.1e} | "
+            f"| {label} | {scale} | {rate(shown, 'shape', word):.2f} | "
+            f"{rate(told, 'shape', word):.3f} ({low:.2f} to {high:.2f}) | {rate(refit, 'shape', word):.3f} | "
+            f"{kept(alone):.3f} | {style:.3f} | {before:.1e} | {after:.1e} | "
             f"{'same' if order else '**differ**'} | {'same' if back else '**differ**'} |"
         )
 
@@ -184,11 +185,11 @@ def main() -> None:
     args.page.write_text("\n".join([
         "# An erasure beside style LoRAs", "",
         f"`python benchmarks/style_loras.py` wrote this page: {where}, {args.n} images per cell, 15 steps, guidance 3.",
-        f"Three LoRAs (rank {RANK}, {STEPS} steps of {BATCH} pictures, peft, loaded with stock `load_lora_weights`) draw captions that",
-        "name no artist in an artist's style. The erasure is star -> circle at default settings. Prompts are held-out phrasings",
-        "without an artist. Residual: worst listed one, on the live modules with the LoRA on. Thresholds: fp32 1e-5.", "",
-        "| LoRA | scale | star drawn, LoRA alone | star drawn, erased (95 %) | after refit | style, LoRA alone | style, erased | residual | "
-        "after refit | LoRA first or erasure first: base weights | LoRA gone, refit: first bits |",
+        f"Three LoRAs (rank {RANK}, {STEPS} steps of {BATCH} pictures, peft, loaded with stock `load_lora_weights`) draw",
+        "captions that name no artist in an artist's style. The erasure is star -> circle at default settings. Prompts are",
+        "held-out phrasings without an artist. Residual: worst listed one, on the live modules with the LoRA on. Thresholds: fp32 1e-5.", "",
+        "| LoRA | scale | star drawn, LoRA alone | star drawn, erased (95 %) | after refit | style, LoRA alone | "
+        "style, erased | residual | after refit | LoRA first or erasure first: base weights | LoRA gone, refit: first bits |",
         "|---|---|---|---|---|---|---|---|---|---|---|", *rows, "",
     ]))  # fmt: skip
 

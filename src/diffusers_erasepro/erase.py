@@ -215,7 +215,7 @@ def _kept(encoder: nn.Module, path: TextPath, spec: ErasureSpec, sites: list[Sit
 
 def _solver(spec: ErasureSpec, choice: Options, L: Mapping[str, Tensor], K: Mapping[str, Tensor], names: Sequence[str]) -> Solver:
     """`solve` with this choice's numbers, each site's metric L L' and the keys K to leave alone; `names` are X's columns."""
-    mu = choice.soft_weight * sum(len(c.words) for c in spec.concepts)  # a word weighs the same in any company
+    mu = choice.soft_weight * len(spec.concepts)  # a concept weighs the same in any company
 
     def solver(site: str, X: Tensor, R: Tensor, Xs: Tensor, Rs: Tensor) -> Edit:
         return solve(
