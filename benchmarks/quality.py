@@ -38,11 +38,8 @@ def settings(world: World) -> dict[tuple[str, str], Make]:
         ("SPEED", "V, threshold .1"): speed,
         ("SPEED", "K and V, threshold .1"): partial(speed, readers="kv"),
         ("SPEED", "K and V, threshold .01"): partial(speed, readers="kv", threshold=0.01),
-        ("SPEED", "K and V, threshold 1"): partial(speed, readers="kv", threshold=1.0),
         ("RECE", "regulariser 1e-3"): rece,
-        ("RECE", "regulariser .1"): partial(rece, regulariser=0.1),
         ("literal", "identity"): literal,
-        ("literal", "covariance"): partial(literal, metric="covariance"),
     }
 
 
@@ -56,8 +53,7 @@ def cells(world: World) -> dict[str, tuple[Concept, ...]]:
     """What is erased jointly."""
     shapes, styles, attribute = (tuple(c for f, c in concepts_of(world) if f == kind) for kind in ("shape", "style", "attribute"))
     return {
-        "1 shape": shapes[:1], "4 shapes": shapes, "1 style": styles[:1], "2 styles": styles, "attribute": attribute,
-        "all seven": (*shapes, *styles, *attribute),
+        "1 shape": shapes[:1], "4 shapes": shapes, "2 styles": styles, "attribute": attribute, "all seven": (*shapes, *styles, *attribute),
     }  # fmt: skip
 
 
@@ -102,7 +98,7 @@ class Bench:
             pairs = prompts_with(concept, share, seed=self.seed, held_out=True, world=self.world)
             told = self.judge(draw(self.pipe, pairs, seed=self.seed, desc=f"{cell}: {method}"))
             shown.append(rate(told, kind_of(self.world, concept), concept.target))
-        images = draw(self.pipe, self.others, seed=self.seed, desc="others")
+        images = self.base if method == "unedited" else draw(self.pipe, self.others, seed=self.seed, desc="others")
         moved = change(images, self.base)
         correct = accuracy(self.judge(images), self.others)
         return Row(cell, method, setting, float(np.mean(shown)), correct, float(moved.mean()), float(np.median(moved)))
@@ -131,7 +127,7 @@ def verdict(rows: Sequence[Row]) -> str:
 def plot(path: Path, found: dict[str, list[Row]]) -> None:
     """Share still drawn against change of others, one panel per cell, a line per method through its settings."""
     figure = Figure(figsize=(12, 7), layout="constrained")
-    for axes, (cell, rows) in zip(figure.subplots(2, 3).flat, found.items(), strict=True):
+    for axes, (cell, rows) in zip(figure.subplots(2, 3).flat, found.items(), strict=False):
         for method in dict.fromkeys(r.method for r in rows):
             line = sorted((r for r in rows if r.method == method), key=lambda r: r.mse)
             axes.plot([r.mse for r in line], [r.target for r in line], "o-", label=method, lw=2.5 if method == "ours" else 1)
@@ -146,7 +142,8 @@ def page(args: argparse.Namespace, where: str, found: dict[str, list[Row]], base
     lines = [
         f"# Ours beside the peers, on the {args.world} world", "",
         f"`python benchmarks/quality.py --world {args.world}` wrote this page: {where};",
-        f"{args.n} target and {args.n} other images per row, 15 steps, guidance 3, held-out phrasings, same seeds. Preserve list of every method unless said:",
+        f"{args.n} target and {args.n} other images per row, 15 steps, guidance 3, held-out phrasings,",
+        "same seeds. Preserve list of every method unless said:",
         "`glyphs.captions(400, seed=0)`. Peers are `diffusers_erasepro.methods`; docs/peers.md holds them beside their",
         "authors' code.",
         "", "## Ours at default settings against the best peer at its best setting", "",

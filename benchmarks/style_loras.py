@@ -187,7 +187,8 @@ def main() -> None:
         f"`python benchmarks/style_loras.py` wrote this page: {where}, {args.n} images per cell, 15 steps, guidance 3.",
         f"Three LoRAs (rank {RANK}, {STEPS} steps of {BATCH} pictures, peft, loaded with stock `load_lora_weights`) draw",
         "captions that name no artist in an artist's style. The erasure is star -> circle at default settings. Prompts are",
-        "held-out phrasings without an artist. Residual: worst listed one, on the live modules with the LoRA on. Thresholds: fp32 1e-5.", "",
+        "held-out phrasings without an artist. Residual: worst listed one, on the live modules with the",
+        "LoRA on; fp32 allows 1e-5.", "",
         "| LoRA | scale | star drawn, LoRA alone | star drawn, erased (95 %) | after refit | style, LoRA alone | "
         "style, erased | residual | after refit | LoRA first or erasure first: base weights | LoRA gone, refit: first bits |",
         "|---|---|---|---|---|---|---|---|---|---|---|", *rows, "",
