@@ -53,7 +53,8 @@ def cells(world: World) -> dict[str, tuple[Concept, ...]]:
     """What is erased jointly."""
     shapes, styles, attribute = (tuple(c for f, c in concepts_of(world) if f == kind) for kind in ("shape", "style", "attribute"))
     return {
-        "1 shape": shapes[:1], "4 shapes": shapes, "2 styles": styles, "attribute": attribute, "all seven": (*shapes, *styles, *attribute),
+        "1 shape": shapes[:1], "4 shapes": shapes, "2 styles": styles, "attribute": attribute,
+        "all seven": (*shapes, *styles, *attribute),
     }  # fmt: skip
 
 
