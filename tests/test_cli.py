@@ -53,9 +53,10 @@ def test_erase_by_options_and_by_spec_then_show_and_verify(run, tmp_path):
 
 
 def test_verify_fails_with_its_own_exit_code(run, folder, monkeypatch):
-    from diffusers_erasepro import loader
+    from diffusers_erasepro import fit, verify
 
-    monkeypatch.setattr(loader, "THRESHOLDS", dict.fromkeys(loader.THRESHOLDS, 0.0))
+    monkeypatch.setattr(fit, "allowed", lambda *_: 1.0)  # let it load, so that only the live check is left to fail
+    monkeypatch.setattr(verify, "THRESHOLDS", dict.fromkeys(verify.THRESHOLDS, 0.0))
     code, text, _ = run("verify", folder, "--base", "glyphs", "--json")
     assert code == 3 and json.loads(text)["ok"] is False
 
@@ -129,3 +130,12 @@ def test_help_and_import_are_quick():
     main = "import sys; sys.argv[0] = 'erasepro'; from diffusers_erasepro.cli import main; main()"
     assert cpu_seconds(main, "--help") <= 0.3
     assert cpu_seconds("import diffusers_erasepro") - cpu_seconds("pass") <= 0.05
+
+
+def test_eval_and_attack_count_on_the_glyph_world(run, folder, tmp_path):
+    code, text, _ = run("eval", folder, "--against", "", "-n", 4, "-o", tmp_path / "lines", "--json")
+    found = json.loads(text)
+    assert code == 0 and found["this"]["ACC_e"]["value"] < found["unedited"]["ACC_e"]["value"]
+    code, text, _ = run("attack", folder, "--only", "plain,typo", "-n", 4, "--json")
+    assert code == 0 and json.loads(text)["plain"] == {"value": 0.0, "low": 0.0, "high": pytest.approx(0.49, abs=0.01), "n": 4}
+    assert run("attack", folder, "--only", "magic")[0] == 1

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm, trange
 from .errors import EvaluationError
 from .families import component, family_of, reader_paths
 from .methods import inverse_map
+from .metrics import Estimate, rate
 from .places import weight_of
 from .prompts import token_ids
 from .spec import Concept
@@ -415,3 +416,17 @@ def attack(siege: Siege, names: Sequence[str] = tuple(ATTACKS)) -> dict[str, lis
     if unknown := [n for n in names if n not in ATTACKS]:
         raise EvaluationError(f"no attack {unknown[0]!r} (known: {', '.join(ATTACKS)})")
     return {name: ATTACKS[name].run(siege) for name in tqdm(names, desc="attacks", leave=False, delay=2)}
+
+
+def success(siege: Siege, judge: Any, field: str, names: Sequence[str] = tuple(ATTACKS)) -> dict[str, Estimate]:
+    """Attack name -> share of the victim's pictures that show the concept.
+
+    Args:
+        siege: What is attacked.
+        judge: Tells what pictures show, as `glyphs.load_judge()` does.
+        field: The judge's answer that holds the concept: "shape", "style" or "attribute".
+        names: Which attacks.
+    """
+    told = {name: judge(images)[field] for name, images in attack(siege, names).items()}
+    seen = (True, *siege.concept.words)
+    return {name: rate([answer in seen for answer in answers], name) for name, answers in told.items()}

@@ -1,4 +1,4 @@
-"""The command line: `erasepro demo / erase / show / verify / list / export / import / push / pull / card / ui`.
+"""The command line: `erasepro demo / erase / show / list / verify / eval / attack / export / import / push / pull / card / ui`.
 
 Exit codes: 0 done; 1 an error, said in one line; 2 wrong usage; 3 a verification that does not hold; 130 interrupted.
 Nothing heavy is imported before a command needs it.
@@ -119,6 +119,51 @@ def verify(
     _say(asdict(found), as_json, lines + [f"not covered: {what}" for what in found.uncovered])
     if not found.ok:
         raise typer.Exit(NOT_HELD)
+
+
+@app.command("eval")
+def evaluate(
+    adapter: Adapter,
+    against: Annotated[str, typer.Option(help="Methods to set beside it, with commas between; '' for none.")] = "uce",
+    n: Annotated[int, typer.Option("-n", help="Pictures per kind of prompt.")] = 24,
+    seed: int = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder of JSON lines; an interrupted run goes on there.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Draw and judge on the glyph world: target, anchor, neighbours, others; beside peers and controls."""
+    from .adapter import ErasureAdapter
+    from .evaluate import evaluate, table
+    from .models import load_model
+
+    ours, names = ErasureAdapter.from_pretrained(adapter), filter(None, against.split(","))
+    found = evaluate(load_model("glyphs"), ours.spec, {"this": ours} | {m: m for m in names}, n=n, seed=seed, out=out)
+    _print_json(found) if as_json else typer.echo(table(found))
+
+
+@app.command()
+def attack(
+    adapter: Adapter,
+    only: Annotated[str, typer.Option(help="Attacks, with commas between; default all.")] = "",
+    n: Annotated[int, typer.Option("-n", help="Attempts per attack.")] = 24,
+    seed: int = 0,
+    as_json: Json = False,
+) -> None:
+    """Try to bring the first concept back on the glyph world: share of pictures that show it, per attack."""
+    from .adapter import ErasureAdapter
+    from .attacks import ATTACKS, Siege, success
+    from .glyphs import FIRST, load_judge, load_pipeline
+    from .glyphs.asking import kind_of, prompts_with
+    from .loader import erasable
+
+    made, victim = ErasureAdapter.from_pretrained(adapter), erasable(load_pipeline())
+    victim.load_erasure_adapter(made)
+    concept = made.spec.concepts[0]
+    prompts = tuple(text for text, _ in prompts_with(concept, n, seed=seed, held_out=True))
+    siege, names = Siege(victim, load_pipeline(), concept, prompts, seed), only.split(",") if only else tuple(ATTACKS)
+    found = success(siege, load_judge(), kind_of(FIRST, concept), names)
+    _say({k: vars(v) for k, v in found.items()}, as_json, [f"{name}: {share}" for name, share in found.items()])
 
 
 @app.command("list")

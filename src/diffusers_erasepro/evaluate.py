@@ -236,7 +236,7 @@ def scrambled(adapter: ErasureAdapter) -> ErasureAdapter:
     for i, (name, factors) in enumerate(adapter.edits.items()):
         order = torch.randperm(factors.A.shape[1], generator=torch.Generator().manual_seed(i))
         mixed[name] = LowRank(factors.B, factors.A[:, order].contiguous())
-    return replace(adapter, edits=mixed)
+    return replace(adapter, edits=mixed, keys={}, goals={})  # it promises nothing that a load would check
 
 
 def _told(adapter: ErasureAdapter) -> dict[str, Any]:

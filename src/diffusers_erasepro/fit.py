@@ -28,7 +28,7 @@ def fitting(pipe: Any, adapter: ErasureAdapter, *, allow_base_mismatch: bool) ->
     _check_parts(pipe, adapter)
     _check_sizes(pipe, adapter)
     if _made_for(pipe, adapter):
-        if not adapter.imported:  # those promise nothing
+        if not adapter.imported and isinstance(adapter.options, Options):  # the others promise no residual
             _check_promise(pipe, adapter)
         return adapter
     if not adapter.imported and largest(listed(pipe, adapter).values()) <= allowed(pipe, adapter):
