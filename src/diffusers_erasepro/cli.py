@@ -139,7 +139,8 @@ def evaluate(
 
     ours, names = ErasureAdapter.from_pretrained(adapter), filter(None, against.split(","))
     found = evaluate(load_model("glyphs"), ours.spec, {"this": ours} | {m: m for m in names}, n=n, seed=seed, out=out)
-    _print_json(found) if as_json else typer.echo(table(found))
+    plain = {row: {k: getattr(v, "__dict__", v) for k, v in measures.items()} for row, measures in found.items()}
+    _say(plain, as_json, [table(found)])
 
 
 @app.command()
