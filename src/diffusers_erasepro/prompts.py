@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from .recording import Mark, Recorded, plain, record
 from .spec import Concept, ErasureSpec, Mentions
 
 T = TypeVar("T")
+_EMPTY: WeakKeyDictionary[Any, dict[tuple[type, str], Tokens]] = WeakKeyDictionary()
+"""Per tokenizer, pipeline class and encoder."""
 
 MEASURED = {"held_out": 64, "kept": 8}
 """Prompts that the report's residual and drift are measured on, at most."""
@@ -177,8 +180,12 @@ class TextPath:
         return _tokens(self.record(texts))
 
     def empty(self) -> Tokens:
-        """The unconditional prompt, as guidance encodes it where `encode_prompt` does so."""
-        return _tokens(self.record([""], guidance=True))[-1:]
+        """The unconditional prompt, as guidance encodes it where `encode_prompt` does so; that runs the encoder, so once."""
+        known = _EMPTY.setdefault(getattr(self.pipe, self.use.tokenizer), {})
+        key = (type(self.pipe), self.use.encoder)
+        if key not in known:
+            known[key] = _tokens(self.record([""], guidance=True))[-1:]
+        return known[key]
 
 
 def text_paths(pipe: Any) -> list[TextPath]:
