@@ -14,11 +14,7 @@ from PIL import Image
 from tqdm.auto import trange
 
 from diffusers_erasepro import ErasureAdapter
-from diffusers_erasepro.families import base_linear, family_of, reader_paths
 from diffusers_erasepro.glyphs.asking import Pairs, kind_of, prompts_with, prompts_without  # noqa: F401
-from diffusers_erasepro.prompts import Prompt, span, token_ids
-from diffusers_erasepro.spec import ErasureSpec
-from diffusers_erasepro.walk import final_states
 
 FIELDS = ("shape", "style", "color", "background")
 
@@ -71,41 +67,6 @@ def erased(pipe: Any, adapter: ErasureAdapter) -> Iterator[Any]:
         yield pipe
     finally:
         pipe.unload_erasure_adapters()
-
-
-@contextmanager
-def uce(
-    pipe: Any, spec: ErasureSpec, *, erase_scale: float = 1.0, preserve_scale: float = 1.0, lamb: float = 0.5
-) -> Iterator[Any]:
-    """The pipeline edited by UCE (Gandikota et al., WACV 2024; our own code) for the time of the block.
-
-    W = (sum v k' + lamb W0)(sum k k' + lamb I)^-1 over the last token of each concept (v: its anchor under W0) and of
-    each preserve text (v: itself under W0), for every cross-attention K and V.
-    """
-    root = pipe.unet
-
-    def last_states(texts: Sequence[str]) -> torch.Tensor:
-        at = [max(span(pipe.tokenizer, Prompt(t, 0, len(t)))[0] if t else [0]) for t in texts]
-        return final_states(pipe.text_encoder, token_ids(pipe.tokenizer, texts))[
-            torch.arange(len(texts)), torch.tensor(at)
-        ].double()
-
-    words = [(w, c.anchor) for c in spec.concepts for w in c.words]
-    with torch.no_grad():
-        old, new = last_states([w for w, _ in words]), last_states([a for _, a in words])
-        keep = last_states(spec.preserve_captions())
-    gram = erase_scale * old.T @ old + preserve_scale * keep.T @ keep + lamb * torch.eye(old.shape[1], dtype=torch.float64)
-    cross = erase_scale * new.T @ old + preserve_scale * keep.T @ keep + lamb * torch.eye(old.shape[1], dtype=torch.float64)
-    change = torch.linalg.solve(gram, cross.T).T  # W = W0 change
-    weights = [base_linear(root.get_submodule(p)).weight for p in reader_paths(root, family_of(pipe))]
-    before = [w.detach().clone() for w in weights]
-    try:
-        for w in weights:
-            w.data.copy_((w.detach().double() @ change).to(w.dtype))
-        yield pipe
-    finally:
-        for w, bits in zip(weights, before, strict=True):
-            w.data.copy_(bits)
 
 
 def provenance(seed: int) -> str:

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from common import FIELDS, accuracy, change, draw, erased, prompts_with, prompts_without, provenance, rate, uce, wilson
+from common import FIELDS, accuracy, change, draw, erased, prompts_with, prompts_without, provenance, rate, wilson
 from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, glyphs
 from diffusers_erasepro.glyphs.world import WORLDS, World
 from diffusers_erasepro.grids import save_depth
+from diffusers_erasepro.methods import uce
 
 DRAWINGS = (
     ("shape", "star", "circle"),
@@ -223,7 +224,7 @@ def main() -> None:
         rows.append(bench.row("unedited", field, concept, bench.pipe))
         with erased(bench.pipe, adapter) as pipe:
             rows.append(bench.row("ours", field, concept, pipe))
-        with uce(bench.pipe, spec) as pipe:
+        with erased(bench.pipe, uce(bench.pipe, spec)) as pipe:
             rows.append(bench.row("UCE", field, concept, pipe))
         tqdm.write(json.dumps([vars(r) for r in rows[-3:]]))
     name, first = next(iter(adapters.items()))
@@ -244,7 +245,7 @@ def main() -> None:
         f"{args.n} images per cell, 15 steps, guidance 3, float32,",
         f"{(time.time() - began) / 60:.0f} minutes. Prompts are held-out phrasings: neither templates nor training use them.",
         "Preserve list of both methods: `glyphs.captions(400, seed=0)`.",
-        "UCE: K/V, last token, lamb .5; our own code.",
+        "UCE: `methods.uce` at its default settings; docs/peers.md holds it beside its authors' code.",
         f"Others (n = {args.n}): captions with another shape and none of the concepts. The last column holds captions",
         f"that leave the shape open (n = {args.n // 4}): which one is drawn hangs by a breath, and single flips make the mean.",
         "", "## Asked and measured", "", *promises(bench, rows, adapters, checks),
