@@ -184,6 +184,20 @@ def test_an_encoder_edit_loads_wherever_that_encoder_is():
     assert set(adapter.base) == {"text_encoder"} and other.verify_erasure().ok
 
 
+def test_the_same_encoder_read_elsewhere_is_another_base():
+    pipe, other = tiny.build("StableDiffusionPipeline"), erasable(tiny.build("StableDiffusionXLPipeline"))
+    other.text_encoder = pipe.text_encoder
+    with pytest.raises(
+        BaseModelMismatchError, match=r"text_encoder.last_hidden_state; .* reads text_encoder.hidden_states\[-2\]"
+    ):
+        other.load_erasure_adapter(erase(pipe, ErasureSpec((STAR,), preserve=PRESERVE)))
+
+
+def test_readers_where_there_are_none_are_an_error():
+    with pytest.raises(ConceptSpecError, match="no linear of StableDiffusionXLPipeline's denoiser reads"):
+        erase(tiny.build("StableDiffusionXLPipeline"), ErasureSpec((STAR,), preserve=PRESERVE), layers=(0, "kv"))
+
+
 def test_kept_prompts_stay_where_an_inner_state_is_read():
     pipe = erasable(tiny.build("ZImagePipeline"))
     base = encoded(pipe, "a red ring")

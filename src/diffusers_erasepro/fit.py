@@ -48,6 +48,13 @@ def _check_parts(pipe: Any, adapter: ErasureAdapter) -> None:
     for part in (*adapter.components, *adapter.base, *adapter.goal_parts):
         if part not in known:
             raise BaseModelMismatchError(f"the adapter edits {part!r}; {type(pipe).__name__} has {', '.join(sorted(known))}")
+    for use in family.encoders:
+        read, met = {f"{use.encoder}.{r}" for r in use.readings}, {g for g in adapter.goals if g.startswith(f"{use.encoder}.")}
+        if met and met != read:
+            raise BaseModelMismatchError(
+                f"the adapter was made for pipelines that read {', '.join(sorted(met))}; {type(pipe).__name__} reads "
+                f"{', '.join(sorted(read))}. Make it on this pipeline"
+            )
     for part in adapter.components:
         resolved(component(pipe, part), part, adapter)
 
