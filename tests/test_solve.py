@@ -94,6 +94,14 @@ def test_cutting_the_soft_part_leaves_the_constraint_exact():
     full, cut = solve(**p, soft_rtol=0), solve(**p, max_rank=5)
     assert cut.factors.rank == 5 < full.factors.rank
     torch.testing.assert_close(cut.factors.dense() @ p["X"], p["R"], atol=1e-9, rtol=1e-9)
+    exact = solve(**p, max_rank=3).factors.dense()
+    lost = (full.factors.dense() - cut.factors.dense()).norm() / (full.factors.dense() - exact).norm()
+    assert full.cut == 0 and cut.cut == pytest.approx(float(lost)) and 0 < cut.cut < 1
+
+
+def test_a_rank_below_the_constraints_is_an_error_with_both_numbers():
+    with pytest.raises(IllPosedError, match="max_rank=2 is less than the 3 exact constraints"):
+        solve(**problem(), max_rank=2)
 
 
 def test_repeated_constraints_count_once():

@@ -31,7 +31,8 @@ class LayerReport:
     dropped: int
     """Constraints that were duplicates of others."""
     compression: float = 0.0
-    """Relative error of the low-rank factors, where they stand for a full matrix."""
+    """What the low rank costs: relative error where the factors stand for a full matrix, share of the soft part that
+    `max_rank` left out where they do not."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def layer_report(name: str, weight: Tensor, factors: LowRank, step: Step, *, lim
             f"{name}: the edit is {size:.3g} times the weight, at most max_edit_size={limit:g} is allowed (rank {factors.rank}, "
             f"condition {edit.condition:.1e}); edit an earlier block as well, use fewer templates, or raise max_edit_size"
         )
-    return LayerReport(name, factors.rank, size, edit.condition, step.gap, edit.constraints, edit.dropped)
+    return LayerReport(name, factors.rank, size, edit.condition, step.gap, edit.constraints, edit.dropped, edit.cut)
 
 
 def worst(parts: Sequence[Report]) -> Report:

@@ -25,6 +25,8 @@ class Edit:
     """Of the whitened X, over the directions kept."""
     residual: float
     """||D X - R|| / ||R||, the worst column."""
+    cut: float = 0.0
+    """Share of the soft part, in the Frobenius norm, that `max_rank` left out."""
 
 
 def solve(
@@ -67,6 +69,11 @@ def solve(
     """
     check_finite(where, X=X, R=R, K=K, Xs=Xs, Rs=Rs)
     X, R = X.double(), R.double()
+    room = None if max_rank is None else max_rank - X.shape[1]
+    if room is not None and room < 0:
+        raise IllPosedError(
+            f"{where}: max_rank={max_rank} is less than the {X.shape[1]} exact constraints; allow at least as many"
+        )
     if K is not None:
         X, R = torch.cat([X, K.double()], 1), torch.cat([R, R.new_zeros(len(R), K.shape[1])], 1)
     d_in, n = X.shape
@@ -87,11 +94,12 @@ def solve(
     U, S, V = U[:, kept], S[kept], Vh[kept].T
     G = V / S @ torch.linalg.solve_triangular(Lh.T, U, upper=True).T  # (n, k)
 
-    parts = [LowRank(R, G @ span)]
+    parts, cut = [LowRank(R, G @ span)], 0.0
     if soft:
         rows = torch.cholesky_solve(weight * xs, Lh).T  # (ns, k), so that M0 = Rs rows
         rest = LowRank(Rs.double(), (rows - (rows @ x) @ G) @ span)  # type: ignore[union-attr]
-        parts.append(orthonormal(rest, rtol=soft_rtol, max_rank=max_rank - n if max_rank else None))
+        kept, cut = shortened(orthonormal(rest, rtol=soft_rtol), room)
+        parts.append(kept)
     factors = orthonormal(stack(parts), rtol=1e-12)
 
     asked = torch.cat([R, Rs.double()], 1) if soft else R  # type: ignore[union-attr]
@@ -106,8 +114,16 @@ def solve(
         )
     return Edit(
         factors=factors, constraints=n, dropped=n - len(S), condition=float(S[0] / S[-1]),
-        residual=float(gap.max()),
+        residual=float(gap.max()), cut=cut,
     )  # fmt: skip
+
+
+def shortened(factors: LowRank, rank: int | None) -> tuple[LowRank, float]:
+    """The first `rank` directions of orthonormal factors, and the share of the norm that is left out."""
+    if rank is None or rank >= factors.rank:
+        return factors, 0.0
+    power = factors.B.square().sum(0).square()  # of U sqrt(S): the squared singular values
+    return LowRank(factors.B[:, :rank], factors.A[:rank]), float((power[rank:].sum() / power.sum()).sqrt())
 
 
 def _pair(x: Tensor, worst: int, names: Sequence[str]) -> str:
