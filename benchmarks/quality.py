@@ -184,14 +184,15 @@ def main() -> None:
     done = [Row(**json.loads(line)) for line in lines.read_text().splitlines()] if lines.exists() else []
     rows = {(r.cell, r.method, r.setting): r for r in done}
     bench = Bench(world, args.folder, args.n, args.seed)
+    cells = args.cells or list(bench.cells)
     makes: dict[tuple[str, str], Make | None] = {("unedited", "-"): None, **settings(world)}
-    for cell, method, setting in tqdm([(c, *key) for c in bench.cells for key in makes], desc="rows"):
+    for cell, method, setting in tqdm([(c, *key) for c in cells for key in makes], desc="rows"):
         if (cell, method, setting) not in rows:
             rows[cell, method, setting] = row = bench.row(cell, method, setting, makes[method, setting])
             with lines.open("a") as file:
                 file.write(json.dumps(asdict(row)) + "\n")
-    found = {cell: [rows[cell, *key] for key in settings(world)] for cell in bench.cells}
-    base = {cell: rows[cell, "unedited", "-"] for cell in bench.cells}
+    found = {cell: [rows[cell, *key] for key in settings(world)] for cell in cells}
+    base = {cell: rows[cell, "unedited", "-"] for cell in cells}
     args.page.write_text("\n".join(page(args, where, found, base)))
 
 
