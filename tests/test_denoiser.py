@@ -66,7 +66,7 @@ def test_auto_is_never_worse_than_the_default(look, auto, no_star):
 
 def test_where_no_chain_erases_enough_the_best_is_taken(no_star):
     at = lambda r, d: replace(no_star, report=replace(no_star.report, denoiser_residual=r, denoiser_drift=d))  # noqa: E731
-    good, spare, poor, worse = at(0.2, 0.02), at(0.29, 0.01), at(0.4, 0.001), at(0.5, 0.0)
+    good, spare, poor, worse = at(ENOUGH / 2, 0.02), at(ENOUGH, 0.01), at(2 * ENOUGH, 0.001), at(3 * ENOUGH, 0.0)
     assert least_drift([good, spare, poor, worse]) is spare
     assert least_drift([worse, poor]) is poor
 
