@@ -176,6 +176,7 @@ def main() -> None:
         "--lines", type=Path, help="JSON lines of finished rows, to go on from (default: runs/quality-WORLD.jsonl)"
     )
     parser.add_argument("--page", type=Path, help="default: docs/quality-WORLD.md")
+    parser.add_argument("--cells", nargs="*", help="default: all")
     args = parser.parse_args()
     args.page = args.page or Path(f"docs/quality-{args.world}.md")
     where, world = provenance(args.seed), WORLDS[args.world]
