@@ -187,7 +187,8 @@ def page(world: str, where: str, n: int, found: dict[str, list[Row]]) -> str:
         "15 steps, guidance 3, same seeds. Defaults are chosen by this page, so its pictures come from training phrasings;",
         "only the column 'held out' measures phrasings that no edit was solved for. One choice differs from the default per row.",
         "Denoiser: noise predictions instead of pictures (`denoiser.Look`); residual is what is left of the target, drift how",
-        "far captions move that no metric has seen. CLEAR chooses the early block by how far the target lies from the preserve captions.",
+        "far captions move that no metric has seen. CLEAR chooses the early block by how far the target lies from the",
+        "preserve captions.",
     ]  # fmt: skip
     for concept, rows in found.items():
         lines += ["", f"## {concept}", "", *table(rows)]
