@@ -62,6 +62,8 @@ class Row:
     """Accuracy on prompts with another shape and without any of the concepts."""
     mse: float
     """Mean change of those pictures, same seeds."""
+    said: float
+    """The same of captions that say shape, style, colour and background: only those have one right picture."""
     median: float
     """Median change of those pictures."""
     flipped: float
@@ -78,6 +80,7 @@ class Bench:
         self.pipe, self.judge = erasable(glyphs.load_pipeline(folder)), glyphs.load_judge(folder)
         every = [concept for _, concept in self.concepts]
         self.others = prompts_without(every, others, seed=seed, held_out=True, world=world)
+        self.said = np.array([all(getattr(scene, f) for f in FIELDS) for _, scene in self.others])
         self.open = prompts_without(every, n // 4, seed=seed, held_out=True, world=world, shape=False)
         self.base_others, self.base_open = (draw(self.pipe, pairs, seed=seed) for pairs in (self.others, self.open))
         self.base_accuracy = accuracy(self.judge(self.base_others), self.others)
@@ -96,7 +99,7 @@ class Bench:
         return Row(
             method, concept.target, rate(told, field, concept.target), max(by_word),
             None if field == "attribute" else rate(told, field, concept.anchor), sum(right) / len(right),
-            accuracy(self.judge(images), self.others), float(moved.mean()), float(np.median(moved)),
+            accuracy(self.judge(images), self.others), float(moved.mean()), float(moved[self.said].mean()), float(np.median(moved)),
             float((moved > 0.005).mean()),
             float(change(opened, self.base_open).mean()),
         )  # fmt: skip
@@ -140,15 +143,15 @@ def sizes(pipe: Any, spec: ErasureSpec, blocks: tuple[int, ...]) -> list[float]:
 def table(rows: list[Row], n: int, base_accuracy: float) -> list[str]:
     lines = [
         "| erased | method | target still drawn (95 %) | worst word | anchor drawn | rest of the prompt | others (unedited "
-        f"{base_accuracy:.3f}) | mse of others | median | flipped | shape left open |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        f"{base_accuracy:.3f}) | mse of others | all said | median | flipped | shape left open |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         low, high = wilson(row.target, n)
         anchor = "-" if row.anchor is None else f"{row.anchor:.3f}"
         lines.append(
             f"| {row.concept} | {row.method} | {row.target:.3f} ({low:.2f} to {high:.2f}) | {row.worst_word:.2f} | {anchor} | "
-            f"{row.context:.3f} | {row.others:.3f} | {row.mse:.6f} | {row.median:.6f} | {row.flipped:.4f} | {row.open:.5f} |"
+            f"{row.context:.3f} | {row.others:.3f} | {row.mse:.6f} | {row.said:.6f} | {row.median:.6f} | {row.flipped:.4f} | {row.open:.5f} |"
         )
     return lines
 
@@ -173,14 +176,16 @@ def promises(bench: Bench, rows: list[Row], adapters: dict[str, ErasureAdapter],
     worst = min(every, key=lambda name: by[name, "ours"].others)
     lost = bench.base_accuracy - by[worst, "ours"].others
     line("accuracy lost on others", "<= .01", f"{lost:.3f} ({worst})", lost <= 0.01)
-    ratio = {t: by[t, "ours"].mse / by[t, "UCE"].mse for t in every}
-    worst = max(ratio, key=ratio.__getitem__)
-    line("mse of others, against UCE's", "<= .5", f"{ratio[worst]:.2f} ({worst})", ratio[worst] <= 0.5)
-    pooled = sum(by[t, "ours"].mse for t in every) / sum(by[t, "UCE"].mse for t in every)
-    line("the same over all concepts", "<= .5", f"{pooled:.2f}", pooled <= 0.5)
-    ratio = {t: by[t, "ours"].median / by[t, "UCE"].median for t in every}
-    worst = max(ratio, key=ratio.__getitem__)
-    line("the same of the median picture", "<= .5", f"{ratio[worst]:.2f} ({worst})", ratio[worst] <= 0.5)
+    for what, field in (
+        ("mse of others", "mse"),
+        ("the same, captions that leave nothing open", "said"),
+        ("median of others", "median"),
+    ):
+        ours, peer = ({t: getattr(by[t, method], field) for t in every} for method in ("ours", "UCE"))
+        worst = max(every, key=lambda t: ours[t] / peer[t])
+        line(f"{what}, against UCE's", "<= .5", f"{ours[worst] / peer[worst]:.2f} ({worst})", ours[worst] <= 0.5 * peer[worst])
+        whole = sum(ours.values()) / sum(peer.values())
+        line(f"{what}, against UCE's: all concepts together", "<= .5", f"{whole:.2f}", whole <= 0.5)
     fall = {t: max(values[1:]) / values[0] for t, values in checks["depth"].items()}
     worst = max(fall, key=fall.__getitem__)
     line("largest deeper edit against the first, every block edited", "< 1", f"{fall[worst]:.2f} ({worst})", fall[worst] < 1)
@@ -249,6 +254,7 @@ def main() -> None:
     save_depth(args.page.parent / "images" / picture, depth | alone, title="Every block edited: size of each edit")
     by_block = [f"| {t} | {' | '.join(f'{s:.2f}' for s in values)} |" for t, values in (depth | alone).items()]
 
+    said = int(bench.said.sum())
     page = [
         f"# One concept at a time, measured on the {args.world} world", "",
         f"`benchmarks/first_light.py --world {args.world}` wrote this page: {where},",
@@ -257,7 +263,9 @@ def main() -> None:
         "Preserve list of both methods: `glyphs.captions(400, seed=0)`.",
         "UCE: `methods.uce` at its default settings; docs/peers.md holds it beside its authors' code.",
         f"Others (n = {args.others}): captions with another shape and none of the concepts. The last column holds captions",
-        f"that leave the shape open (n = {args.n // 4}): which one is drawn hangs by a breath, and single flips make the mean.",
+        f"that leave the shape open (n = {args.n // 4}): which one is drawn hangs by a breath, and single flips make the mean. So it",
+        f"is, more mildly, where colour, background or artist is open: 'all said' has the {said} captions that leave nothing open.",
+        "Flipped: changed by more than .005, which the eye sees.",
         "", "## Asked and measured", "", *promises(bench, rows, adapters, checks),
         "", "## Every cell", "", *table(rows, args.n, bench.base_accuracy),
         "", "## What the adapters say of themselves", "", *reports(adapters),
