@@ -233,7 +233,7 @@ def uce(pipe: Any, spec: ErasureSpec | Concept, **settings: Any) -> ErasureAdapt
     Returns:
         An adapter without keys: beside others it is added, not solved again.
     """
-    return _run(UCE.of(settings), pipe, spec)
+    return run(UCE.of(settings), pipe, spec)
 
 
 def rece(pipe: Any, spec: ErasureSpec | Concept, **settings: Any) -> ErasureAdapter:
@@ -246,7 +246,7 @@ def rece(pipe: Any, spec: ErasureSpec | Concept, **settings: Any) -> ErasureAdap
         erase_scale, preserve_scale, lamb: Weights of the three terms. Defaults 1, .1, .1 as in the official code.
         start: Settings of the UCE edit it starts from.
     """
-    return _run(RECE.of(settings), pipe, spec)
+    return run(RECE.of(settings), pipe, spec)
 
 
 def speed(pipe: Any, spec: ErasureSpec | Concept, **settings: Any) -> ErasureAdapter:
@@ -263,7 +263,7 @@ def speed(pipe: Any, spec: ErasureSpec | Concept, **settings: Any) -> ErasureAda
         readers: "v" (its authors' choice), "k" or "kv".
         seed: Of the perturbations and of the clustering.
     """
-    return _run(SPEED.of(settings), pipe, spec)
+    return run(SPEED.of(settings), pipe, spec)
 
 
 def literal(pipe: Any, spec: ErasureSpec | Concept, **options: Any) -> ErasureAdapter:
@@ -304,7 +304,8 @@ def method_named(name: str) -> Callable[..., ErasureAdapter]:
 # ------------------------------------------------------------------------------------------------ adapters
 
 
-def _run(peer: Peer, pipe: Any, spec: ErasureSpec | Concept) -> ErasureAdapter:
+def run(peer: Peer, pipe: Any, spec: ErasureSpec | Concept) -> ErasureAdapter:
+    """The adapter of a peer's closed form, measured as ours are. `pipe` stays as it is."""
     began = time.perf_counter()
     spec = ErasureSpec((spec,)) if isinstance(spec, Concept) else spec
     family = family_of(pipe)
