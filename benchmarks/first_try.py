@@ -26,7 +26,7 @@ TIMED = {
 def steps(page: str) -> Iterator[tuple[str, str]]:
     """("sh", a command) and ("python", all Python blocks so far), in the page's order; what needs a real model is left out."""
     so_far = ""
-    for block in re.finditer(r"```python\n(.*?)```|^    (erasepro .*)$", page, re.M | re.S):
+    for block in re.finditer(r"```python\n(.*?)```|^    (erasepro [^\n]*)$", page, re.M | re.S):
         code, command = block.groups()
         if command and "PATH/TO" not in command:
             yield "sh", command
