@@ -14,6 +14,7 @@ from common import provenance
 
 ROOT = Path(__file__).parent.parent
 NAMES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "huggingface_hub")
+TESTING = ("pytest", "hypothesis", "fastapi", "uvicorn", "ftfy")
 SMOKE = ("tests/test_erase.py", "tests/test_adapter.py", "tests/test_loader.py", "tests/test_compose.py")
 
 
@@ -28,12 +29,12 @@ def tried(label: str, pins: list[str], folder: Path, wheel: Path) -> str:
     """A row: what was installed, and how the smoke tests ended."""
     bin = folder / label / "bin"
     venv.create(folder / label, with_pip=True)
-    subprocess.run([bin / "pip", "install", "-q", *pins, str(wheel), "pytest", "hypothesis"], check=True)
+    subprocess.run([bin / "pip", "install", "-q", *pins, str(wheel), *TESTING], check=True)
     listed = subprocess.run([bin / "pip", "list", "--format=freeze"], capture_output=True, text=True, check=True).stdout
     have = dict(line.replace("-", "_", 1).split("==") if "hugging" in line else line.split("==") for line in listed.split())
-    done = subprocess.run([bin / "python", "-m", "pytest", "-q", *SMOKE], cwd=ROOT, capture_output=True, text=True)
-    print(done.stdout[-3000:], flush=True)
-    last = next(line for line in reversed(done.stdout.splitlines()) if " passed" in line or " failed" in line or "error" in line)
+    done = subprocess.run([bin / "python", "-m", "pytest", *SMOKE], cwd=ROOT, capture_output=True, text=True)
+    print(done.stdout[-3000:], done.stderr[-3000:], flush=True)
+    last = done.stdout.strip().splitlines()[-1]
     return f"| {label} | {' | '.join(have.get(name, '-') for name in NAMES)} | {last.strip('= ')} |"
 
 
