@@ -7,9 +7,10 @@ from typing import Any
 
 import diffusers
 import torch
+from safetensors import SafetensorError
 
 from . import glyphs
-from .errors import HubNotFoundError, UnsafeFileError
+from .errors import AdapterFormatError, HubError, HubNotFoundError, UnsafeFileError
 from .hub import named
 from .loader import erasable
 
@@ -26,6 +27,7 @@ def load_model(name: str, *, config: str | None = None, revision: str | None = N
 
     Raises:
         UnsafeFileError: A single file that is not safetensors.
+        AdapterFormatError: A single file that cannot be read, or is not the model that `config` describes.
         HubNotFoundError: No such file, folder or repository.
         HubError: The Hub did not give it.
         UnknownFamilyError: The pipeline has no record.
@@ -39,6 +41,8 @@ def load_model(name: str, *, config: str | None = None, revision: str | None = N
         raise HubNotFoundError(
             f"no model {name!r}; give {GLYPHS!r}, a folder, a .safetensors checkpoint or a Hub id 'owner/name'"
         )
+    if path.is_dir() and not (path / diffusers.DiffusionPipeline.config_name).is_file():
+        raise HubNotFoundError(f"{name} holds no {diffusers.DiffusionPipeline.config_name}; give a folder in diffusers' layout")
     with named(name):
         return _ready(diffusers.DiffusionPipeline.from_pretrained(name, revision=revision))
 
@@ -55,11 +59,17 @@ def _ready(pipe: Any) -> Any:
 def _single_file(path: Path, config: str | None) -> Any:
     if path.suffix != ".safetensors":
         raise UnsafeFileError(f"{path} is not a safetensors file; pickles are never loaded, convert it first")
-    with named(f"the configuration of {path.name}"):
-        if config is None:
-            config = _stock_config(path)
-        stock = diffusers.DiffusionPipeline.load_config(config)["_class_name"]
-        return getattr(diffusers, stock).from_single_file(path, config=config)
+    try:
+        with named(f"the configuration of {path.name}"):
+            config = config or _stock_config(path)
+            stock = diffusers.DiffusionPipeline.load_config(config)["_class_name"]
+            return getattr(diffusers, stock).from_single_file(path, config=config)
+    except SafetensorError as error:
+        raise AdapterFormatError(f"{path} is not a readable safetensors file: {error}") from error
+    except HubError as error:
+        raise type(error)(f"{error}; or give a folder of the same model in diffusers' layout: --config FOLDER") from error
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise AdapterFormatError(f"{path} is not the model that {config} describes; --config names one that fits: {error}") from error
 
 
 def _stock_config(path: Path) -> str:
