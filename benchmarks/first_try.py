@@ -1,8 +1,4 @@
-"""The transcript in docs/quickstart.md: its commands and Python as a stranger types them, in an empty environment outside the repository.
-
-Every command and every Python block of the page is run, and what it printed is written under it. `--here` takes the
-environment that runs this script, for a check; tests/test_docs.py does that.
-"""
+"""The transcript of docs/first-try.md: the quickstart as a stranger does it, in an empty environment outside the repository."""
 
 from __future__ import annotations
 
@@ -14,75 +10,80 @@ import sys
 import tempfile
 import time
 import venv
+from collections.abc import Iterator
 from pathlib import Path
 
 from common import provenance
 
 ROOT = Path(__file__).parent.parent
-PAGE = ROOT / "docs" / "quickstart.md"
-CONSOLE = re.compile(r"^```console\n(.*?)^```\n", re.M | re.S)
-PYTHON = re.compile(r"(^```python\n(.*?)^```\n)(?:\n```text\n.*?^```\n)?", re.M | re.S)
-TRIED = re.compile(r"^Tried by .*?\n\n", re.M | re.S)
-TIMED = {"import diffusers_erasepro": ["python", "-c", "import diffusers_erasepro"], "erasepro --help": ["erasepro", "--help"]}
-MARK = "----- next block -----"
+TIMED = {
+    "import diffusers_erasepro": ["python", "-c", "import diffusers_erasepro"],
+    "python -c pass": ["python", "-c", "pass"],
+    "erasepro --help": ["erasepro", "--help"],
+}
 
 
-def run(command: list[str], folder: Path, bin: Path) -> str:
-    """What a shell without a terminal shows of the command: nothing of this checkout is on its path."""
+def steps(page: str) -> Iterator[tuple[str, str]]:
+    """("sh", a command) and ("python", all Python blocks so far), in the page's order; what needs a real model is left out."""
+    so_far = ""
+    for block in re.finditer(r"```python\n(.*?)```|^    (erasepro [^\n]*)$", page, re.M | re.S):
+        code, command = block.groups()
+        if command and "PATH/TO" not in command:
+            yield "sh", command
+        elif code:
+            so_far += code
+    yield "python", so_far
+
+
+def ran(command: list[str], folder: Path, bin: Path) -> str:
+    """What the command prints, in `folder`, with nothing of this checkout on its path."""
     clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    env = clean | {"PATH": f"{bin}:/usr/bin:/bin", "COLUMNS": "110", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(command, cwd=folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT).stdout
+    env = clean | {"PATH": f"{bin}:/usr/bin:/bin", "COLUMNS": "110", "OMP_NUM_THREADS": "2"}
+    done = subprocess.run(command, cwd=folder, env=env, text=True, capture_output=True)
+    if done.returncode:
+        raise SystemExit(f"{command} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+    return done.stdout.strip()
 
 
-def transcript(page: str, folder: Path, bin: Path) -> str:
-    """The page with what its commands and its Python print now.
-
-    The Python blocks are one program, which runs after the commands.
-    """
-
-    def answered(block: re.Match[str]) -> str:
-        commands = re.findall(r"^\$ (.*)$", block[1], re.M)
-        said = [f"$ {c}\n{run(['bash', '-c', c], folder, bin)}" for c in commands]
-        return f"```console\n{''.join(said)}```\n"
-
-    page = CONSOLE.sub(answered, page)
-    blocks = [block[2] for block in PYTHON.finditer(page)]
-    printed = iter(run(["python", "-c", f"print({MARK!r})\n".join(blocks)], folder, bin).split(f"{MARK}\n"))
-    return PYTHON.sub(lambda b: b[1] + (f"\n```text\n{said}```\n" if (said := next(printed)) else ""), page)
-
-
-def fastest(command: list[str], folder: Path, bin: Path) -> float:
-    """Seconds, the fastest of seven."""
+def seconds(command: list[str], folder: Path, bin: Path) -> float:
+    """The fastest of five."""
     taken = []
-    for _ in range(7):
+    for _ in range(5):
         began = time.perf_counter()
-        run(command, folder, bin)
+        ran(command, folder, bin)
         taken.append(time.perf_counter() - began)
     return min(taken)
 
 
-def installed(folder: Path, torch: str) -> tuple[Path, str]:
-    """A new environment with the wheel of this tree; its programs, and how it was made."""
-    subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, str(ROOT)], check=True)
-    (wheel,) = folder.glob("*.whl")
-    venv.create(folder / "venv", with_pip=True)
-    subprocess.run([folder / "venv" / "bin" / "pip", "install", "-q", torch, str(wheel)], check=True)
-    return folder / "venv" / "bin", f"a new environment, `pip install {torch} {wheel.name}` ({wheel.stat().st_size / 1e6:.0f} MB)"
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--torch", default="torch==2.13.0", help="what to install first; a plain torch may bring CUDA")
-    parser.add_argument("--bin", type=Path, help="programs of an environment that has the wheel already")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "first-try.md")
     args = parser.parse_args()
     where = provenance(0)
-    with tempfile.TemporaryDirectory() as name, tempfile.TemporaryDirectory() as empty:
-        bin, how = (args.bin, f"the wheel in {args.bin}") if args.bin else installed(Path(name), args.torch)
-        seconds = {what: fastest(command, Path(empty), bin) for what, command in TIMED.items()}
-        page = transcript(PAGE.read_text(), Path(empty), bin)
-    times = ", ".join(f"`{what}` {took:.2f} s" for what, took in seconds.items())
-    tried = f"Tried by `benchmarks/first_try.py` in an empty folder: {how};\n{where}. Fastest of seven: {times}.\n\n"
-    PAGE.write_text(TRIED.sub(lambda _: tried, page))
+    with tempfile.TemporaryDirectory() as name:
+        folder, bin = Path(name), Path(name) / "venv" / "bin"
+        subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", name, str(ROOT)], check=True)
+        (wheel,) = folder.glob("*.whl")
+        venv.create(folder / "venv", with_pip=True)
+        subprocess.run([bin / "pip", "install", "-q", args.torch, str(wheel)], check=True)
+        lines = [
+            "# The first try", "",
+            f"`python benchmarks/first_try.py` wrote this page: {where}. A new environment in an empty folder,",
+            f"`pip install {args.torch} {wheel.name}` ({wheel.stat().st_size / 2**20:.1f} MB), then the commands of the",
+            "[quickstart](quickstart.md), as they stand there.", "",
+        ]  # fmt: skip
+        for kind, text in steps((ROOT / "docs" / "quickstart.md").read_text()):
+            out = ran(["bash", "-c", text] if kind == "sh" else ["python", "-c", text], folder, bin)
+            shown = (
+                f"$ {text}"
+                if kind == "sh"
+                else f">>> # the Python blocks of the quickstart, one after the other\n{text.rstrip()}"
+            )
+            lines += ["```text", shown, *out.splitlines(), "```", ""]
+        lines += ["| fastest of five | seconds |", "|---|---|"]
+        lines += [f"| `{what}` | {seconds(command, folder, bin):.2f} |" for what, command in TIMED.items()]
+    args.page.write_text("\n".join([*lines, ""]))
 
 
 if __name__ == "__main__":

@@ -168,7 +168,10 @@ def attack(
 
 
 @app.command("list")
-def list_adapters(folder: Annotated[Path, typer.Argument(help="Where to look.")] = Path("."), as_json: Json = False) -> None:
+def list_adapters(
+    folder: Annotated[Path, typer.Argument(help="Where to look.", exists=True, file_okay=False)] = Path("."),
+    as_json: Json = False,
+) -> None:
     """List the adapters below a folder."""
     from .header import headers_below
 
@@ -193,7 +196,6 @@ def card(
     from .hub import find
 
     made = make(read_header(find(adapter).path), base_model=base_model, repo_id=repo_id, license=license)
-    made.validate()
     typer.echo(str(made), nl=False)
 
 
@@ -317,7 +319,7 @@ def main() -> None:
 
     try:
         app()
-    except (ErasureError, OSError) as error:
+    except (ErasureError, OSError, UnicodeDecodeError) as error:
         if debug:
             raise
         typer.echo(f"erasepro: {' '.join(str(error).split())}", err=True)

@@ -69,7 +69,9 @@ def _single_file(path: Path, config: str | None) -> Any:
     except HubError as error:
         raise type(error)(f"{error}; or give a folder of the same model in diffusers' layout: --config FOLDER") from error
     except (KeyError, RuntimeError, ValueError) as error:
-        raise AdapterFormatError(f"{path} is not the model that {config} describes; --config names one that fits: {error}") from error
+        raise AdapterFormatError(
+            f"{path} is not the model that {config} describes; --config names one that fits: {error}"
+        ) from error
 
 
 def _stock_config(path: Path) -> str:
