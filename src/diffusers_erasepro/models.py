@@ -7,7 +7,7 @@ from typing import Any
 
 import diffusers
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from . import glyphs
 from .errors import AdapterFormatError, HubError, HubNotFoundError, UnsafeFileError
@@ -59,7 +59,11 @@ def _ready(pipe: Any) -> Any:
 def _single_file(path: Path, config: str | None) -> Any:
     if path.suffix != ".safetensors":
         raise UnsafeFileError(f"{path} is not a safetensors file; pickles are never loaded, convert it first")
+    from diffusers.loaders.single_file_utils import SingleFileComponentError
+
     try:
+        with safe_open(path, framework="pt"):
+            pass
         with named(f"the configuration of {path.name}"):
             config = config or _stock_config(path)
             stock = diffusers.DiffusionPipeline.load_config(config)["_class_name"]
@@ -68,7 +72,7 @@ def _single_file(path: Path, config: str | None) -> Any:
         raise AdapterFormatError(f"{path} is not a readable safetensors file: {error}") from error
     except HubError as error:
         raise type(error)(f"{error}; or give a folder of the same model in diffusers' layout: --config FOLDER") from error
-    except (KeyError, RuntimeError, ValueError) as error:
+    except (SingleFileComponentError, KeyError, RuntimeError, ValueError) as error:
         raise AdapterFormatError(
             f"{path} is not the model that {config} describes; --config names one that fits: {error}"
         ) from error
