@@ -88,6 +88,8 @@ class PipelineFamily:
     where there are none, or where they read several encoders at once or image tokens as well."""
     stock: tuple[str, ...] = field(default=())
     """Components that stock `load_lora_weights` really reaches (diffusers 0.42)."""
+    frames: int | None = None
+    """Frames of the clips that `layers="auto"` looks at, the second axis of a latent after its channels; None for pictures."""
 
     @property
     def read_whole(self) -> Use | None:
@@ -147,9 +149,13 @@ PIPELINES: list[PipelineFamily] = [
         pipelines=(
             "StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline",
             "StableDiffusionControlNetPipeline", "StableDiffusionControlNetImg2ImgPipeline",
-            "StableDiffusionControlNetInpaintPipeline", "AnimateDiffPipeline",
+            "StableDiffusionControlNetInpaintPipeline",
         ),
         encoders=_one(LAST), denoiser="unet", readers=CLIP_UNET, stock=("unet", "text_encoder"),
+    ),
+    PipelineFamily(
+        pipelines=("AnimateDiffPipeline",),
+        encoders=_one(LAST), denoiser="unet", readers=CLIP_UNET, stock=("unet", "text_encoder"), frames=8,
     ),
     PipelineFamily(
         pipelines=(

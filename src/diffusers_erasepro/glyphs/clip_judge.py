@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from .clips import MOTIONS
+from .clips import MOTIONS, STILL, Clip
 from .judge import Judge, to_pixels
 from .render import SIZE
 
@@ -115,3 +115,18 @@ class ClipJudge:
     def changes(self, clips: Sequence[Sequence[Image.Image]]) -> NDArray[np.float64]:
         """Mean frame-to-frame distance of the still judge's features, per clip."""
         return np.array([self.judge.features(frames).diff(dim=0).norm(dim=1).mean().item() for frames in clips])
+
+
+def right(told: dict[str, list], said: Sequence[Clip]) -> dict[str, list[bool]]:
+    """Per question whether the clips show what is said: once per frame in which the glyph should be there, and per clip.
+
+    What is not said counts nowhere, but for the motion: not said, the glyph rests.
+    """
+    found: dict[str, list[bool]] = {name: [] for name in told}
+    for i, clip in enumerate(said):
+        shown = MOTIONS[clip.motion or STILL][:, 3] > 0
+        for name in ("shape", "color", "background"):
+            if (word := getattr(clip, name)) is not None:
+                found[name] += [v == word for v, there in zip(told[name][i], shown, strict=True) if there]
+        found["motion"].append(told["motion"][i] == (clip.motion or STILL))
+    return found

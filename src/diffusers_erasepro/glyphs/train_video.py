@@ -7,6 +7,8 @@ checkpoint. Tokenizer, VAE, scheduler and the UNet's convolutions stay those of 
 from __future__ import annotations
 
 import argparse
+import copy
+import subprocess
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,15 @@ import torch
 import torch.nn.functional as F
 from diffusers import MotionAdapter, UNetMotionModel
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import trange
 from transformers import CLIPTextModel
 
-from . import load_pipeline
-from .clips import FRAMES, MOTIONS, Clip, clip_pair, render_clip
-from .train import LENGTH, WIDTH, Run, channels_last, fit, to_tensor, tokenize
+from . import load_clip_judge, load_pipeline, load_video_pipeline
+from .clip_judge import ClipJudge, right
+from .clips import FRAMES, MOTIONS, Clip, captioned_clips, clip_pair, render_clip
+from .train import LENGTH, WIDTH, Run, fit, stamp, to_tensor, tokenize
 from .world import FIRST
 
 QUESTIONS = {"shape": FIRST.shapes, "color": FIRST.colors, "background": FIRST.backgrounds, "motion": MOTIONS}
@@ -61,7 +65,15 @@ def train_encoder(run: Run, still: Any) -> CLIPTextModel:
         return loss, right
 
     encoder.set_attn_implementation("eager")
-    fit(run, "encoder", nn.ModuleList([encoder, heads]), lambda i: loss_of(run.rng(2, i), 48)[0], steps=400, lr=5e-4, save_every=50)
+    fit(
+        run,
+        "encoder",
+        nn.ModuleList([encoder, heads]),
+        lambda i: loss_of(run.rng(2, i), 48)[0],
+        steps=400,
+        lr=5e-4,
+        save_every=50,
+    )
     with torch.no_grad():
         right = loss_of(run.rng(3), 400)[1]
     run.note(part="encoder", accuracy=dict(zip(QUESTIONS, [round(r, 4) for r in right.tolist()], strict=True)))
@@ -85,6 +97,10 @@ def new_adapter(run: Run, unet: Any) -> MotionAdapter:
 @torch.no_grad()
 def cache(run: Run, still: Any, encoder: CLIPTextModel, n: int) -> tuple[Tensor, Tensor]:
     """Latents `(n, 8, FRAMES, 8, 8)` and text states `(n, LENGTH, WIDTH)` of `n` captioned clips, in half precision."""
+    path = run.out / "cache.pt"
+    if path.exists():
+        latents, states = torch.load(path, weights_only=True)
+        return latents, states
     latents, states = [], []
     for i in trange(0, n, 25, desc="cache", mininterval=5):
         rng = run.rng(8, i)
@@ -93,12 +109,13 @@ def cache(run: Run, still: Any, encoder: CLIPTextModel, n: int) -> tuple[Tensor,
         z = still.vae.encode(pixels).latent_dist.mode() * still.vae.config.scaling_factor
         latents.append(z.unflatten(0, (-1, FRAMES)).transpose(1, 2).half())
         states.append(encoder(tokenize(still.tokenizer, [text for text, _, _ in triples])).last_hidden_state.half())
+    torch.save((torch.cat(latents), torch.cat(states)), path)
     return torch.cat(latents), torch.cat(states)
 
 
 def train_unet(run: Run, still: Any, encoder: CLIPTextModel) -> UNetMotionModel:
     """Train motion modules and the spatial transformers beside them; v loss, one caption in ten empty."""
-    unet = channels_last(UNetMotionModel.from_unet2d(still.unet, new_adapter(run, still.unet)))
+    unet = UNetMotionModel.from_unet2d(still.unet, new_adapter(run, still.unet))
     for name, p in unet.named_parameters():
         p.requires_grad_("attentions" in name or "motion_modules" in name)
     unet.set_attn_processor(AttnProcessor())
@@ -109,7 +126,7 @@ def train_unet(run: Run, still: Any, encoder: CLIPTextModel) -> UNetMotionModel:
     def step(i: int) -> Tensor:
         rng = run.rng(9, i)
         pick = torch.from_numpy(rng.integers(len(latents), size=BATCH))
-        x, text = latents[pick].float(), states[pick]
+        x, text = latents[pick].float().contiguous(), states[pick]  # torch 2.13's frozen convolutions crash on other layouts
         text = torch.where(torch.from_numpy(rng.random(BATCH) < 0.1)[:, None, None], empty, text).float()
         t = ((torch.arange(BATCH) + torch.rand(BATCH)) * (1000 / BATCH)).long()  # spread, so that losses compare
         noise = torch.randn_like(x)
@@ -117,10 +134,36 @@ def train_unet(run: Run, still: Any, encoder: CLIPTextModel) -> UNetMotionModel:
         out = unet(noisy, t, text.repeat_interleave(FRAMES, 0)).sample
         return F.mse_loss(out, still.scheduler.get_velocity(x, noise, t))
 
-    trained = fit(run, "unet", unet, step, steps=1000, lr=7e-4, ema=0.99, save_every=50)
+    trained = fit(run, "unet", unet, step, steps=1200, lr=7e-4, ema=0.99, save_every=50)
     assert isinstance(trained, UNetMotionModel)
     trained.set_attn_processor(AttnProcessor2_0())
     return trained
+
+
+def pack(run: Run, still: Any, encoder: CLIPTextModel, unet: UNetMotionModel, folder: Path) -> None:
+    """What differs from the still world, in fp16, each file stamped with its recipe: encoder, motion modules, transformers."""
+    unet = copy.deepcopy(unet).to(torch.float16, memory_format=torch.contiguous_format)
+    unet.save_motion_modules(str(folder / "motion_adapter"))
+    copy.deepcopy(encoder).to(torch.float16).save_pretrained(folder / "text_encoder")
+    spatial = {name: p.contiguous() for name, p in unet.state_dict().items() if ".attentions." in name}
+    save_file(spatial, folder / "unet.safetensors")
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip() or "unknown"
+    command = f"python -m diffusers_erasepro.glyphs.train_video all --seed {run.seed}"
+    for path in folder.rglob("*.safetensors"):
+        stamp(path, {"command": command, "seed": run.seed, "commit": commit})
+    size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) / 2**20
+    run.note(part="pack", folder=str(folder), megabytes=round(size, 2))
+
+
+def measure(pipe: Any, judge: ClipJudge, pairs: list[tuple[str, Clip]]) -> dict[str, float]:
+    """How often frames, and clips, show what their caption says."""
+    frames = []
+    for i in trange(0, len(pairs), 8, desc="measure"):
+        noise = torch.Generator().manual_seed(i)
+        texts = [text for text, _ in pairs[i : i + 8]]
+        frames += pipe(texts, num_frames=FRAMES, num_inference_steps=12, guidance_scale=3.0, generator=noise).frames
+    found = right(judge(frames), [said for _, said in pairs])
+    return {name: round(sum(values) / len(values), 4) for name, values in found.items()}
 
 
 class Parts:
@@ -136,6 +179,18 @@ class Parts:
     @cached_property
     def unet(self) -> UNetMotionModel:
         return train_unet(self.run, self.still, self.encoder)
+
+    @cached_property
+    def pack(self) -> Path:
+        pack(self.run, self.still, self.encoder, self.unet, self.folder)
+        return self.folder
+
+    @cached_property
+    def measure(self) -> None:
+        pipe, judge = load_video_pipeline(self.pack), load_clip_judge()
+        for held_out in (False, True):
+            accuracy = measure(pipe, judge, captioned_clips(64, seed=self.run.seed + 77, held_out=held_out))
+            self.run.note(part="measure", held_out=held_out, n=64, accuracy=accuracy)
 
 
 def main() -> None:
