@@ -49,12 +49,17 @@ def sample_clip(rng: np.random.Generator) -> Clip:
     return Clip(scene.shape, None, scene.color, scene.background, motion=str(rng.choice(list(MOTIONS))))
 
 
+def mention_clip(clip: Clip, rng: np.random.Generator) -> Clip:
+    """`clip` with some fields left open."""
+    said = mention(clip, rng)
+    assert isinstance(said, Clip)
+    return said if rng.random() < 0.85 else replace(said, motion=None)
+
+
 def clip_pair(rng: np.random.Generator, *, held_out: bool = False) -> tuple[str, Clip, Clip]:
     """A caption, what it mentions, and the full clip to draw: no motion mentioned means resting."""
     clip = sample_clip(rng)
-    said = mention(clip, rng)
-    assert isinstance(said, Clip)
-    said = said if rng.random() < 0.85 else replace(said, motion=None)
+    said = mention_clip(clip, rng)
     return caption_of(said, rng, held_out=held_out), said, replace(clip, motion=said.motion or STILL)
 
 

@@ -29,14 +29,19 @@ from .clips import FRAMES, MOTIONS, Clip, captioned_clips, clip_pair, render_cli
 from .train import LENGTH, WIDTH, Run, fit, stamp, to_tensor, tokenize
 from .world import FIRST
 
-QUESTIONS = {"shape": FIRST.shapes, "color": FIRST.colors, "background": FIRST.backgrounds, "motion": MOTIONS}
+QUESTIONS: dict[str, tuple[str | None, ...]] = {
+    "shape": (*FIRST.shapes, None),
+    "color": (*FIRST.colors, None),
+    "background": (*FIRST.backgrounds, None),
+    "motion": (*MOTIONS, None),
+}
 """What a caption says, and the encoder reveals; None is an answer too."""
 BATCH = 8  # clips
 
 
 def labels_of(said: Clip) -> list[int]:
     """The answer index to each of `QUESTIONS`."""
-    return [[*words, None].index(getattr(said, name)) for name, words in QUESTIONS.items()]
+    return [answers.index(getattr(said, name)) for name, answers in QUESTIONS.items()]
 
 
 def train_encoder(run: Run, still: Any) -> CLIPTextModel:
@@ -44,7 +49,7 @@ def train_encoder(run: Run, still: Any) -> CLIPTextModel:
     teacher, tokenizer = still.text_encoder, still.tokenizer
     encoder = type(teacher)(teacher.config)
     encoder.load_state_dict(teacher.state_dict())
-    heads = nn.ModuleList([nn.Linear(WIDTH, len(words) + 1) for words in QUESTIONS.values()])
+    heads = nn.ModuleList([nn.Linear(WIDTH, len(answers)) for answers in QUESTIONS.values()])
 
     def loss_of(rng: np.random.Generator, n: int) -> tuple[Tensor, Tensor]:
         pairs = [clip_pair(rng)[:2] for _ in range(n)]

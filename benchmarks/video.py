@@ -1,0 +1,376 @@
+"""The numbers of docs/video.md: shapes and motions erased from moving glyphs, every frame judged, on held-out prompts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm.auto import tqdm, trange
+
+from common import erased, provenance, wilson
+from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, glyphs
+from diffusers_erasepro.denoiser import CHAINS, ENOUGH, Look, least_drift
+from diffusers_erasepro.errors import ErasureError
+from diffusers_erasepro.families import Reading, blocks_of
+from diffusers_erasepro.glyphs.clip_judge import right
+from diffusers_erasepro.glyphs.clips import FRAMES, Clip, caption_of, captioned_clips, mention_clip, render_clip, sample_clip
+from diffusers_erasepro.glyphs.train import to_tensor
+from diffusers_erasepro.grids import save_grid
+from diffusers_erasepro.options import Layers, Options
+from diffusers_erasepro.prompts import ALIGNMENTS, rows_to_solve, text_paths
+from diffusers_erasepro.walk import states_of
+
+Pairs = list[tuple[str, Clip]]
+Clips = list[list[Image.Image]]
+CONCEPTS: tuple[tuple[str, Concept], ...] = (
+    ("shape", Concept("star", "circle")),
+    ("shape", Concept("heart", "triangle")),
+    ("motion", Concept("rising", "resting", templates="unsafe")),
+    ("motion", Concept("quobbling", "resting", templates="unsafe")),
+)
+EVERY = tuple(concept for _, concept in CONCEPTS)
+DEFAULT = Options().layers
+Made = dict[str, dict[Layers, ErasureAdapter]]
+FRAMEWISE = ("shape", "color", "background")
+
+
+def prompts_with(field: str, concept: Concept, n: int, seed: int) -> Pairs:
+    """`n` held-out captions that ask for the concept, each with what it says."""
+    rng = np.random.default_rng([seed, 1])
+    said = [replace(mention_clip(sample_clip(rng), rng), **{field: concept.target}) for _ in range(n)]
+    return [(caption_of(clip, rng, held_out=True), clip) for clip in said]
+
+
+def prompts_without(n: int, seed: int) -> Pairs:
+    """`n` held-out captions that name another shape and none of the concepts."""
+    rng, found = np.random.default_rng([seed, 2]), Pairs()
+    words = {concept.target for concept in EVERY}
+    while len(found) < n:
+        said = mention_clip(sample_clip(rng), rng)
+        if said.shape and not words & {said.shape, said.motion}:
+            found.append((caption_of(said, rng, held_out=True), said))
+    return found
+
+
+@dataclass(frozen=True)
+class Row:
+    """One concept under one choice of layers."""
+
+    concept: str
+    layers: str
+    target: float
+    """Share of the target prompts' frames that still show the shape, or of their clips that still move so."""
+    anchor: float
+    context: float
+    """Accuracy on what else the target prompts say, in frames."""
+    frames: float
+    """Accuracy on the other prompts: shape, colour and background in frames."""
+    motions: float
+    """Accuracy on the other prompts: motion of clips."""
+    change: float
+    """Mean frame-to-frame change of the judge's features on the other prompts."""
+    mse: float
+    """Mean change of the other prompts' frames against the unedited ones, same seeds."""
+
+
+class Bench:
+    """Clips drawn once and kept, and what the judge says of them."""
+
+    def __init__(self, folder: Path, kept: Path, n: int, seed: int, steps: int) -> None:
+        self.pipe, self.judge = erasable(glyphs.load_video_pipeline(folder)), glyphs.load_clip_judge()
+        self.kept, self.n, self.seed, self.steps = kept, n, seed, steps
+        self.others = prompts_without(n, seed)
+        kept.mkdir(parents=True, exist_ok=True)
+
+    def draw(self, name: str, pairs: Pairs) -> Clips:
+        """One clip per caption; caption i always starts from the same noise. What was drawn before is read."""
+        path = self.kept / f"{name}.npy"
+        if not path.exists():
+            np.save(path, np.array([[np.asarray(f) for f in clip] for clip in self._drawn(name, pairs)]))
+        return [[Image.fromarray(frame) for frame in clip] for clip in np.load(path)]
+
+    def _drawn(self, name: str, pairs: Pairs) -> Clips:
+        clips: Clips = []
+        for i in trange(0, len(pairs), 8, desc=name, leave=False):
+            texts = [text for text, _ in pairs[i : i + 8]]
+            noise = [torch.Generator().manual_seed(self.seed * 100_000 + i + j) for j in range(len(texts))]
+            clips += self.pipe(
+                texts, num_frames=FRAMES, num_inference_steps=self.steps, guidance_scale=3.0, generator=noise
+            ).frames
+        return clips
+
+    def row(self, field: str, concept: Concept, layers: str, n: int, *, edit: str = "") -> Row:
+        """Drawn with what is on now. `edit` names it, where several concepts share one adapter."""
+        edit = edit or (f"{concept.target}-{layers}" if layers != "unedited" else layers)
+        targets, others = prompts_with(field, concept, self.n, self.seed)[:n], self.others[:n]
+        told = self.judge(self.draw(f"{edit}.{concept.target}.{n}", targets))
+        clips = self.draw(f"{edit}.others.{n}", others)
+        kept, base = right(self.judge(clips), [said for _, said in others]), self.draw(f"unedited.others.{n}", others)
+        context = right(told, [said for _, said in targets])
+        return Row(
+            concept.target, layers, share(told[field], concept.target), share(told[field], concept.anchor),
+            mean([v for name in FRAMEWISE if name != field for v in context[name]]),
+            mean([v for name in FRAMEWISE for v in kept[name]]), mean(kept["motion"]),
+            float(self.judge.changes(clips).mean()), float(np.mean((pixels(clips) - pixels(base)) ** 2)),
+        )  # fmt: skip
+
+
+def mean(values: Sequence[bool]) -> float:
+    return sum(values) / len(values)
+
+
+def share(answers: list[Any], word: str) -> float:
+    """Share of all frames, or clips, of which the judge says `word`."""
+    flat = [v for answer in answers for v in (answer if isinstance(answer, list) else [answer])]
+    return mean([v == word for v in flat])
+
+
+def pixels(clips: Clips) -> np.ndarray:
+    """`(clips, frames, height, width, 3)` in [0, 1]."""
+    return np.array([[np.asarray(frame, dtype=np.float64) for frame in clip] for clip in clips]) / 255
+
+
+def named(layers: Layers) -> str:
+    return "+".join(map(str, layers))
+
+
+def made(pipe: Any, concept: Concept, preserve: tuple[str, ...]) -> dict[Layers, ErasureAdapter]:
+    """An adapter per chain that `layers="auto"` looks at, each with its denoiser residual and drift."""
+    spec, found = ErasureSpec((concept,), preserve=preserve), {}
+    with torch.no_grad():
+        look = Look.at(pipe, spec)
+        for layers in tqdm(CHAINS, desc=f"{concept.target}: chains", leave=False):
+            try:
+                found[layers] = look.judged(erase(pipe, spec, layers=layers))
+            except ErasureError as error:
+                tqdm.write(f"{concept.target}, {layers}: {error}")
+    return found
+
+
+def separation(pipe: Any, concept: Concept) -> list[float]:
+    """CLEAR's criterion, our reading of its abstract: per block, |mean target - mean anchor|^2 over the variance within both.
+
+    Read at the last subject token of the soft prompts.
+    """
+    path = text_paths(pipe)[0]
+    rows = rows_to_solve((concept,), path, ALIGNMENTS["last_subject"], soft_budget=96)["soft"]
+    readings = [Reading("hidden_states", i + 1) for i in range(len(blocks_of(path.encoder)) - 1)]
+    readings.append(path.use.readings[0])
+    sides = zip(states_of(path.encoder, rows.target, readings), states_of(path.encoder, rows.anchor, readings), strict=True)
+    found = []
+    for targets, anchors in sides:
+        a, b = targets[rows.row, rows.target_at].double(), anchors[rows.row, rows.anchor_at].double()
+        within = a.var(0).sum() + b.var(0).sum()
+        found.append(float((a.mean(0) - b.mean(0)).square().sum() / within))
+    return found
+
+
+def judged_renders(judge: Any, vae: Any, n: int) -> list[str]:
+    """The judge itself: on clips drawn by code, and on what the VAE leaves of them."""
+    rng = np.random.default_rng(5)
+    full = [sample_clip(rng) for _ in range(n)]
+    stacks = [render_clip(clip, rng) for clip in full]
+    with torch.no_grad():
+        again = [((vae(to_tensor(s)).sample.clamp(-1, 1) + 1) * 127.5).permute(0, 2, 3, 1).byte().numpy() for s in stacks]
+    lines = []
+    for name, clips in (("judge on renders", stacks), ("judge on reconstructions", again)):
+        found = right(judge([[Image.fromarray(f) for f in clip] for clip in clips]), full)
+        lines.append(f"| {name}, {n} clips | " + " | ".join(f"{mean(found[k]):.3f}" for k in (*FRAMEWISE, "motion")) + " |")
+    return lines
+
+
+def drawn_right(bench: Bench) -> list[str]:
+    """The unedited pipeline: what its clips show of what the captions say."""
+    lines = []
+    for name, held_out in (("training", False), ("**held-out**", True)):
+        pairs = captioned_clips(bench.n, seed=bench.seed + 50, held_out=held_out)
+        clips = bench.draw(f"unedited.{'held-out' if held_out else 'training'}.{bench.n}", pairs)
+        found = right(bench.judge(clips), [said for _, said in pairs])
+        by = " | ".join(f"{mean(found[k]):.3f}" for k in (*FRAMEWISE, "motion"))
+        lines.append(f"| drawn from {name} phrasings, {bench.n} clips | {by} |")
+    return lines
+
+
+def row_line(row: Row, base: Row, n: int) -> str:
+    low, high = wilson(row.target, n)
+    return (
+        f"| {row.concept} | {row.layers} | {row.target:.3f} ({low:.2f} to {high:.2f}) | {row.anchor:.3f} | {row.context:.3f} | "
+        f"{row.frames:.3f} | {row.motions:.3f} | {100 * (row.change / base.change - 1):+.1f} % | {row.mse:.5f} |"
+    )
+
+
+HEAD = (
+    "| erased | layers | target left (95 %, by clips) | anchor | rest of the prompt | others: frames | others: motion | "
+    "others: frame-to-frame change | others: mse |",
+    "|---|---|---|---|---|---|---|---|---|",
+)
+
+
+def promises(rows: dict[tuple[str, str], Row], layers: str) -> list[str]:
+    """What was asked, what was measured with the default method, and whether it holds."""
+    lines = ["| what | allowed | worst measured | holds |", "|---|---|---|---|"]
+
+    def line(what: str, allowed: str, values: dict[str, float], most: float, form: str) -> None:
+        worst = max(values, key=values.__getitem__)
+        holds = "yes" if values[worst] <= most else "**no**"
+        lines.append(f"| {what} | {allowed} | {form.format(values[worst])} ({worst}) | {holds} |")
+
+    base = rows["star", "unedited"]
+    for field, unit in (("shape", "frames"), ("motion", "clips")):
+        left = {c.target: rows[c.target, layers].target for f, c in CONCEPTS if f == field}
+        line(f"erased {field} still there, {unit}", "<= .05", left, 0.05, "{:.3f}")
+    for name in ("frames", "motions"):
+        lost = {c.target: getattr(base, name) - getattr(rows[c.target, layers], name) for c in EVERY}
+        line(f"accuracy of other prompts lost, {name}", "<= .02", lost, 0.02, "{:.3f}")
+    moved = {c.target: abs(rows[c.target, layers].change / base.change - 1) for c in EVERY}
+    line("frame-to-frame change of other prompts, against unedited", "+-10 %", moved, 0.10, "{:.1%}")
+    return lines
+
+
+def best_fixed(grid: dict[str, dict[Layers, Row]]) -> Layers:
+    """The one chain for all concepts: fewest concepts left over the bound, then least change of the others."""
+    common = [layers for layers in CHAINS if all(layers in rows for rows in grid.values())]
+
+    def cost(layers: Layers) -> tuple[int, float]:
+        rows = [rows[layers] for rows in grid.values()]
+        return sum(r.target > 0.05 for r in rows), float(np.mean([r.mse for r in rows]))
+
+    return min(common, key=cost)
+
+
+def strips(bench: Bench, layers: str, images: Path) -> list[str]:
+    """Eight frames before and after, for the first prompt of each concept whose unedited clip shows it."""
+    lines = []
+    for field, concept in CONCEPTS:
+        pairs = prompts_with(field, concept, bench.n, bench.seed)
+        before, after = (bench.draw(f"{e}.{concept.target}.{bench.n}", pairs) for e in ("unedited", f"{concept.target}-{layers}"))
+        told = bench.judge(before)[field]
+        i = next(i for i in range(bench.n) if share([told[i]], concept.target) > 0.5)
+        rows = {"unedited": before[i], f"{concept.target} erased": after[i]}
+        save_grid(images / f"video-{concept.target}.png", [f"frame {k}" for k in range(FRAMES)], rows, title=pairs[i][0])
+        lines += [f"![{concept.target}, before and after](images/video-{concept.target}.png)", ""]
+    return lines
+
+
+def chains_table(adapters: Made, grid: dict[str, dict[Layers, Row]], fixed: Layers) -> list[str]:
+    """Per concept and chain: what the noise predictions say, and what is drawn."""
+    lines = ["| erased | layers | r | d | target left | others: frames | others: mse | |", "|---|---|---|---|---|---|---|---|"]
+    for concept in EVERY:
+        for layers, row in grid[concept.target].items():
+            report = adapters[concept.target][layers].report
+            marks = [
+                m
+                for m, on in (("auto's choice", layers == chosen(adapters[concept.target])), ("best fixed", layers == fixed))
+                if on
+            ]
+            lines.append(
+                f"| {concept.target} | {named(layers)} | {report.denoiser_residual:.3f} | {report.denoiser_drift:.4f} | "
+                f"{row.target:.3f} | {row.frames:.3f} | {row.mse:.5f} | {', '.join(marks)} |"
+            )
+    return lines
+
+
+def separations_table(pipe: Any) -> list[str]:
+    found = {concept.target: separation(pipe, concept) for concept in EVERY}
+    blocks = range(len(found["star"]))
+    lines = [f"| erased | {' | '.join(f'block {i}' for i in blocks)} |", "|---|" + "---|" * len(blocks)]
+    for target, values in found.items():
+        cells = (f"**{v:.1f}**" if v == max(values) else f"{v:.1f}" for v in values)
+        lines.append(f"| {target} | {' | '.join(cells)} |")
+    return lines
+
+
+def main_rows(bench: Bench, adapters: Made, together: ErasureAdapter) -> dict[tuple[str, str], Row]:
+    """Every concept unedited, erased by the default, by auto's choice, and by one adapter for all."""
+    rows: dict[tuple[str, str], Row] = {}
+    for field, concept in tqdm(CONCEPTS, desc="concepts"):
+        t = concept.target
+        rows[t, "unedited"] = bench.row(field, concept, "unedited", bench.n)
+        for layers in dict.fromkeys((DEFAULT, chosen(adapters[t]))):
+            with erased(bench.pipe, adapters[t][layers]):
+                rows[t, named(layers)] = bench.row(field, concept, named(layers), bench.n)
+        with erased(bench.pipe, together):
+            rows[t, "together"] = bench.row(field, concept, f"{named(DEFAULT)}, all four", bench.n, edit="together")
+        tqdm.write(json.dumps([vars(row) for (name, _), row in rows.items() if name == t]))
+    return rows
+
+
+def every_chain(bench: Bench, adapters: Made, n: int) -> dict[str, dict[Layers, Row]]:
+    grid: dict[str, dict[Layers, Row]] = {concept.target: {} for concept in EVERY}
+    for field, concept in tqdm(CONCEPTS, desc="every chain"):
+        for layers, adapter in adapters[concept.target].items():
+            with erased(bench.pipe, adapter):
+                grid[concept.target][layers] = bench.row(field, concept, named(layers), n)
+    return grid
+
+
+def chosen(tried: dict[Layers, ErasureAdapter]) -> Layers:
+    """What `layers="auto"` takes."""
+    return least_drift(list(tried.values())).options.layers  # type: ignore[union-attr]
+
+
+INTRO = """
+Prompts are held-out phrasings; preserve list: `captioned_clips(400, seed=0)`, training phrasings. The pipeline is
+`glyphs.load_video_pipeline()`, a stock `AnimateDiffPipeline`; [the glyph world](glyphs.md#moving-glyphs) says how it was
+trained. Shape, colour and background are counted per frame in which the glyph should be there, the motion per clip.
+"""
+CELLS = """
+Target left: share of frames that show the shape, of clips that move so. Its interval takes clips as the trials, as frames
+of one clip are not independent. The other prompts name another shape and none of the four concepts.
+"""
+LAYERS = """
+`layers="auto"` compares noise predictions of whole clips, and draws nothing: r is what is left of the target, d is drift.
+It takes the least d with r <= {enough}. Best fixed is the one chain for all four concepts: fewest left above .05 in drawn
+clips, then least change of the others; here {fixed}.
+"""
+CLEAR = """
+CLEAR (arXiv 2605.25941) edits where concept and non-concept separate. Our reading, per block of the text encoder: squared
+distance of the mean target and the mean anchor over the variance within both, at the last subject token.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--n", type=int, default=48, help="clips per cell")
+    parser.add_argument("--grid", type=int, default=16, help="clips per cell where every chain is drawn")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--folder", type=Path, default=glyphs.VIDEO, help="where the weights are")
+    parser.add_argument("--kept", type=Path, default=Path("runs/video-bench"), help="clips drawn before are read from here")
+    parser.add_argument("--page", type=Path, default=Path("docs/video.md"))
+    args = parser.parse_args()
+    began = time.time()
+    bench = Bench(args.folder, args.kept, args.n, args.seed, args.steps)
+    preserve = tuple(text for text, _ in captioned_clips(400, seed=0))
+    base = judged_renders(bench.judge, bench.pipe.vae, 2 * args.n) + drawn_right(bench)
+    adapters = {c.target: made(bench.pipe, c, preserve) for c in tqdm(EVERY, desc="adapters")}
+    rows = main_rows(bench, adapters, erase(bench.pipe, ErasureSpec(EVERY, preserve=preserve)))
+    grid = every_chain(bench, adapters, args.grid)
+    fixed, default = best_fixed(grid), named(DEFAULT)
+    page = [
+        "# Moving glyphs, measured", "",
+        f"`benchmarks/video.py` wrote this page: {provenance(args.seed)},",
+        f"{args.n} clips of {FRAMES} frames per cell ({args.grid} where every chain is drawn), {args.steps} steps, guidance 3,",
+        f"float32, {(time.time() - began) / 60:.0f} minutes (clips that an earlier start drew are read, not counted).",
+        INTRO, "| share right | shape | colour | background | motion |", "|---|---|---|---|---|", *base,
+        "", "## Asked and measured", "",
+        f"With the default method, `erase(pipe, spec)`, layers {default}, each concept alone:",
+        ", ".join(f"{c.target} to {c.anchor}" for c in EVERY) + ".", "", *promises(rows, default),
+        "", "## Before and after", "", *strips(bench, default, args.page.parent / "images"),
+        "## Every cell", CELLS, *HEAD, *(row_line(row, rows[t, "unedited"], args.n) for (t, _), row in rows.items()),
+        "", "## Which layers", LAYERS.format(enough=ENOUGH, fixed=named(fixed)), *chains_table(adapters, grid, fixed),
+        CLEAR, *separations_table(bench.pipe), "",
+    ]  # fmt: skip
+    args.page.write_text("\n".join(page))
+
+
+if __name__ == "__main__":
+    main()
