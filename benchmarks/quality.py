@@ -16,8 +16,10 @@ from tqdm.auto import tqdm
 
 from common import accuracy, change, draw, erased, kind_of, prompts_with, prompts_without, provenance, rate, wilson
 from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, glyphs
+from diffusers_erasepro.errors import IllPosedError
 from diffusers_erasepro.glyphs.world import WORLDS, World
 from diffusers_erasepro.methods import literal, rece, speed, uce
+from diffusers_erasepro.report import NAN
 from first_light import concepts_of
 
 SIX = ("{}", "a {}", "a photo of a {}", "the {}", "a painting of a {}", "one {}")
@@ -88,7 +90,11 @@ class Bench:
         concepts = self.cells[cell]
         if make is None:
             return self.measured(cell, method, setting)
-        adapter = make(self.pipe, ErasureSpec(concepts, preserve=self.preserve))
+        try:
+            adapter = make(self.pipe, ErasureSpec(concepts, preserve=self.preserve))
+        except IllPosedError as error:  # the literal formula meets constraints that contradict
+            tqdm.write(f"{cell}, {method}, {setting}: {error}")
+            return Row(cell, method, setting, NAN, NAN, NAN, NAN)
         with erased(self.pipe, adapter):
             return self.measured(cell, method, setting)
 
@@ -112,7 +118,7 @@ def best(rows: Sequence[Row], bar: float) -> Row:
 
 def verdict(rows: Sequence[Row]) -> str:
     """Ours against the best setting of the best peer: erased no less, kept no worse, half the change."""
-    ours = rows[0]
+    ours, rows = rows[0], [r for r in rows if r.target == r.target]
     bar = max(0.05, ours.target)
     peers = [best([r for r in rows if r.method == m], bar) for m in dict.fromkeys(r.method for r in rows) if m != "ours"]
     erase_enough = [r for r in peers if r.target <= bar]
@@ -158,6 +164,9 @@ def page(args: argparse.Namespace, where: str, found: dict[str, list[Row]], base
     ]  # fmt: skip
     for cell, rows in found.items():
         for r in (base[cell], *rows):
+            if r.target != r.target:
+                lines.append(f"| {r.cell} | {r.method} | {r.setting} | refused: its constraints contradict | | | |")
+                continue
             low, high = wilson(r.target, args.n)
             lines.append(
                 f"| {r.cell} | {r.method} | {r.setting} | {r.target:.3f} ({low:.2f} to {high:.2f}) | {r.others:.3f} | "
@@ -176,6 +185,7 @@ def main() -> None:
         "--lines", type=Path, help="JSON lines of finished rows, to go on from (default: runs/quality-WORLD.jsonl)"
     )
     parser.add_argument("--page", type=Path, help="default: docs/quality-WORLD.md")
+    parser.add_argument("--cells", nargs="*", help="default: all")
     args = parser.parse_args()
     args.page = args.page or Path(f"docs/quality-{args.world}.md")
     where, world = provenance(args.seed), WORLDS[args.world]

@@ -1,0 +1,223 @@
+"""The numbers of docs/ablation-*.md: each choice of the method changed alone, from the default."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from common import accuracy, change, draw, erased, kind_of, prompts_with, prompts_without, provenance, rate
+from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, glyphs
+from diffusers_erasepro.denoiser import Look
+from diffusers_erasepro.errors import IllPosedError
+from diffusers_erasepro.families import base_linear, sites_of
+from diffusers_erasepro.fingerprint import fingerprints
+from diffusers_erasepro.glyphs.world import WORLDS, World
+from diffusers_erasepro.measure import aligned_states, relative
+from diffusers_erasepro.prompts import ALIGNMENTS, rows_to_solve, text_paths
+from diffusers_erasepro.statistics import metrics, record_inputs
+from diffusers_erasepro.weights import resolved
+from first_light import concepts_of
+
+CHOICES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "closing block alone": {"layers": (-1,)},
+    "first block alone": {"layers": (0,)},
+    "blocks 1 and last": {"layers": (1, -1)},
+    "blocks 2 and last": {"layers": (2, -1)},
+    "blocks 3 and last": {"layers": (3, -1)},
+    "block 0, then K/V": {"layers": (0, "kv")},
+    "K/V alone": {"layers": ("kv",)},
+    "auto": {"layers": "auto"},
+    "the block CLEAR chooses, and last": {},
+    "0 and last, each as if alone": {},
+    "every linear (the paper's formula)": {"variant": "linear"},
+    "identity metric": {"metric": "identity"},
+    "last subject token": {"alignment": "last_subject"},
+    "whole subject, EOS": {"alignment": "subject+eos"},
+    "subject to EOS": {"alignment": "subject_to_eos"},
+    "no soft prompts": {"soft_budget": 0},
+    "8 soft prompts": {"soft_budget": 8},
+    "soft weight .001": {"soft_weight": 0.001},
+    "soft weight .01": {"soft_weight": 0.01},
+    "soft weight .1": {"soft_weight": 0.1},
+    "ridge .001": {"ridge": 0.001},
+    "ridge .1": {"ridge": 0.1},
+    "rank at most 16": {"max_rank": 16},
+}
+"""Options of `erase` that differ from the default."""
+PRESERVE, COUNTS = 400, (100, 1600)
+"""Captions of the preserve list, and other lengths of it."""
+
+
+@dataclass(frozen=True)
+class Row:
+    concept: str
+    choice: str
+    layers: str
+    listed: float
+    held_out: float
+    drift: float
+    """Mean relative change of the preserve captions' states."""
+    residual_seen: float
+    """`denoiser_residual`: what the noise predictions still have of the target."""
+    drift_seen: float
+    """`denoiser_drift`."""
+    sizes: tuple[float, ...]
+    """||D||/||W|| per edited layer."""
+    rank: int
+    drawn: float
+    """Share of target prompts whose picture still shows the target."""
+    others: float
+    """Accuracy on prompts without it."""
+    mse: float
+    """Mean change of those pictures, same seeds."""
+    median: float
+    why: str = ""
+    """Why no edit was made."""
+
+
+def clearest(pipe: Any, spec: ErasureSpec) -> int:
+    """The block whose writer tells the target best from the preserve captions (CLEAR, arXiv 2605.25941, our reading).
+
+    The Mahalanobis distance of what it receives at the constrained positions, sqrt(x' C^-1 x), on average.
+    """
+    (path,) = text_paths(pipe)
+    encoder = path.encoder
+    sites = sites_of(encoder, range(len(encoder.encoder.layers) - 1), "block")
+    linears = {site.linear: base_linear(encoder.get_submodule(site.linear)) for site in sites}
+    rows = rows_to_solve(spec.concepts, path, ALIGNMENTS["last_subject+eos"], soft_budget=0)["exact"]
+    kept, empty = path.tokens(spec.preserve_captions()), path.empty()
+    with torch.no_grad():
+        L = metrics(encoder, kept, kept[:0], empty, linears, key=str(fingerprints(encoder, {})), ridge=0.01)
+        with record_inputs(linears) as seen:
+            encoder(rows.target.ids)
+    far = [torch.linalg.solve_triangular(L[n], x[rows.row, rows.target_at].double().T, upper=False) for n, x in seen.items()]
+    return max(range(len(far)), key=lambda i: float(far[i].norm(dim=0).mean()))
+
+
+class Bench:
+    """A world, and the unedited pictures of its concepts."""
+
+    def __init__(self, world: World, folder: Path, n: int, seed: int) -> None:
+        self.world, self.n, self.seed = world, n, seed
+        self.pipe, self.judge = erasable(glyphs.load_pipeline(folder)), glyphs.load_judge(folder)
+        found = dict(reversed([(field, concept) for field, concept in concepts_of(world)]))
+        self.concepts: Sequence[Concept] = tuple(found[field] for field in ("shape", "style", "attribute"))
+        self.others = prompts_without(self.concepts, n, seed=seed, held_out=False, world=world)
+        self.base = draw(self.pipe, self.others, seed=seed)
+        self.looks: dict[str, Look] = {}
+
+    def spec(self, concept: Concept, count: int) -> ErasureSpec:
+        return ErasureSpec((concept,), preserve=tuple(glyphs.captions(count, seed=0, world=self.world)))
+
+    def row(self, concept: Concept, choice: str, options: dict[str, Any], count: int = PRESERVE) -> Row:
+        spec = self.spec(concept, count)
+        if choice.startswith("the block CLEAR"):
+            options = {"layers": (clearest(self.pipe, spec), -1)}
+        try:
+            adapter = self.apart(spec) if choice == "0 and last, each as if alone" else erase(self.pipe, spec, **options)
+        except IllPosedError as error:
+            nan = float("nan")
+            return Row(concept.target, choice, "-", nan, nan, nan, nan, nan, (), 0, nan, nan, nan, nan, str(error))
+        return self.measured(concept, choice, adapter)
+
+    def apart(self, spec: ErasureSpec) -> ErasureAdapter:
+        """The default without its order: the closing block is solved as if the early one stayed unedited."""
+        whole, parts = erase(self.pipe, spec), [erase(self.pipe, spec, layers=(block,)) for block in (0, -1)]
+        edits = {name: factors for part in parts for name, factors in part.edits.items()}
+        layers = [layer for part in parts for layer in part.report.layers]
+        (path,) = text_paths(self.pipe)
+        rows = rows_to_solve(spec.concepts, path, ALIGNMENTS[whole.options.alignment], soft_budget=0)["exact"]
+        made, nan = replace(whole, edits=edits), float("nan")
+        with torch.no_grad():
+            have, goal = aligned_states(path.encoder, rows, resolved(path.encoder, "text_encoder", made))
+        numbers = {"listed_residual": float(relative(have, goal).max()), "held_out_mean": nan, "drift": nan}
+        return replace(made, report=replace(whole.report, layers=tuple(layers), **numbers))
+
+    def measured(self, concept: Concept, choice: str, adapter: ErasureAdapter) -> Row:
+        name, report = concept.target, adapter.report
+        with torch.no_grad():
+            if name not in self.looks:
+                self.looks[name] = Look.at(self.pipe, self.spec(concept, PRESERVE))
+            residual, drift = self.looks[name].compare(adapter)
+        targets = prompts_with(concept, self.n, seed=self.seed, held_out=False, world=self.world)
+        with erased(self.pipe, adapter):
+            told = self.judge(draw(self.pipe, targets, seed=self.seed))
+            images = draw(self.pipe, self.others, seed=self.seed)
+        moved = change(images, self.base)
+        layers = "+".join(map(str, adapter.options.layers))
+        return Row(
+            name, choice, layers, report.listed_residual, report.held_out_mean, report.drift, residual, drift,
+            tuple(round(x.edit_size, 3) for x in report.layers), max(x.rank for x in report.layers),
+            rate(told, kind_of(self.world, concept), name), accuracy(self.judge(images), self.others),
+            float(moved.mean()), float(np.median(moved)),
+        )  # fmt: skip
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    lines = [
+        "| choice | layers | listed | held out | drift | denoiser: residual | drift | edit size, shallow to deep | rank "
+        "| drawn | others right | mse of others | median |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        if r.why:
+            lines.append(f"| {r.choice} | refused: {r.why} | | | | | | | | | | | |")
+            continue
+        sizes = ", ".join(f"{s:.2f}" for s in r.sizes[:4]) + (f" ... {r.sizes[-1]:.2f}" if len(r.sizes) > 4 else "")
+        lines.append(
+            f"| {r.choice} | {r.layers} | {r.listed:.1e} | {r.held_out:.3f} | {r.drift:.4f} | {r.residual_seen:.3f} | "
+            f"{r.drift_seen:.4f} | {sizes} | {r.rank} | {r.drawn:.3f} | {r.others:.3f} | {r.mse:.6f} | {r.median:.7f} |"
+        )
+    return lines
+
+
+def page(world: str, where: str, n: int, found: dict[str, list[Row]]) -> str:
+    lines = [
+        f"# Each choice alone, on the {world} world", "",
+        f"`python benchmarks/ablation.py --world {world}` wrote this page: {where}; {n} target and {n} other pictures per row,",
+        "15 steps, guidance 3, same seeds. Defaults are chosen by this page, so its pictures come from training phrasings;",
+        "only the column 'held out' measures phrasings that no edit was solved for. One choice differs from the default per row.",
+        "Denoiser: noise predictions instead of pictures (`denoiser.Look`); residual is what is left of the target, drift how",
+        "far other prompts move. CLEAR chooses the early block by how far the target lies from the preserve captions.",
+    ]  # fmt: skip
+    for concept, rows in found.items():
+        lines += ["", f"## {concept}", "", *table(rows)]
+    return "\n".join([*lines, ""])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--n", type=int, default=32, help="images per cell")
+    parser.add_argument("--seed", type=int, default=3)
+    parser.add_argument("--world", choices=sorted(WORLDS), default="first")
+    parser.add_argument("--folder", type=Path, default=glyphs.WEIGHTS, help="where that world's weights are")
+    parser.add_argument("--lines", type=Path, help="JSON lines of finished rows (default: runs/ablation-WORLD.jsonl)")
+    args = parser.parse_args()
+    where, lines = provenance(args.seed), args.lines or Path(f"runs/ablation-{args.world}.jsonl")
+    lines.parent.mkdir(exist_ok=True)
+    done = [Row(**json.loads(line)) for line in lines.read_text().splitlines()] if lines.exists() else []
+    rows = {(r.concept, r.choice): r for r in done}
+    bench = Bench(WORLDS[args.world], args.folder, args.n, args.seed)
+    asked = [(name, options, PRESERVE) for name, options in CHOICES.items()]
+    asked += [(f"{count} preserve captions", {}, count) for count in COUNTS]
+    every = [(concept, *choice) for concept in bench.concepts for choice in asked]
+    for concept, name, options, count in tqdm(every, desc="choices"):
+        if (concept.target, name) not in rows:
+            rows[concept.target, name] = row = bench.row(concept, name, options, count)
+            with lines.open("a") as file:
+                file.write(json.dumps(asdict(row)) + "\n")
+    found = {c.target: [rows[c.target, name] for name, *_ in asked] for c in bench.concepts}
+    Path(f"docs/ablation-{args.world}.md").write_text(page(args.world, where, args.n, found))
+
+
+if __name__ == "__main__":
+    main()
