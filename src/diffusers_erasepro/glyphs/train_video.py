@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import re
 import subprocess
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +39,8 @@ QUESTIONS: dict[str, tuple[str | None, ...]] = {
 }
 """What a caption says, and the encoder reveals; None is an answer too."""
 BATCH = 8  # clips
+SPATIAL = r"conv_|.*\.attentions\.|(down_blocks\.0|up_blocks\.1)\.resnets|up_blocks\.0\.upsamplers"
+"""What of the still UNet is trained on and shipped again; all of it would not stay within 16 MB."""
 
 
 def labels_of(said: Clip) -> list[int]:
@@ -127,10 +130,10 @@ def cache(run: Run, still: Any, encoder: CLIPTextModel, n: int) -> tuple[Tensor,
 
 
 def train_unet(run: Run, still: Any, encoder: CLIPTextModel) -> UNetMotionModel:
-    """Train motion modules and the spatial transformers beside them; v loss, one caption in ten empty."""
+    """Train motion modules and the parts of the still UNet that draw; v loss, one caption in ten empty."""
     unet = UNetMotionModel.from_unet2d(still.unet, new_adapter(run, still.unet))
     for name, p in unet.named_parameters():
-        p.requires_grad_("attentions" in name or "motion_modules" in name)
+        p.requires_grad_("motion_modules" in name or re.match(SPATIAL, name) is not None)
     unet.set_attn_processor(AttnProcessor())
     latents, states = cache(run, still, encoder, max(50, round(3000 * min(1, run.scale)) // 25 * 25))
     with torch.no_grad():
@@ -159,7 +162,7 @@ def pack(run: Run, still: Any, encoder: CLIPTextModel, unet: UNetMotionModel, fo
     unet = copy.deepcopy(unet).to(torch.float16, memory_format=torch.contiguous_format)
     unet.save_motion_modules(str(folder / "motion_adapter"))
     copy.deepcopy(encoder).to(torch.float16).save_pretrained(folder / "text_encoder")
-    spatial = {name: p.contiguous() for name, p in unet.state_dict().items() if ".attentions." in name}
+    spatial = {name: p.contiguous() for name, p in unet.state_dict().items() if re.match(SPATIAL, name)}
     save_file(spatial, folder / "unet.safetensors")
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip() or "unknown"
     command = f"python -m diffusers_erasepro.glyphs.train_video all --seed {run.seed}"
