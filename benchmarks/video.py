@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ CONCEPTS: tuple[tuple[str, Concept], ...] = (
 EVERY = tuple(concept for _, concept in CONCEPTS)
 DEFAULT = Options().layers
 Made = dict[str, dict[Layers, ErasureAdapter]]
+Rows = dict[tuple[str, str], "Row"]
 FRAMEWISE = ("shape", "color", "background")
 
 
@@ -91,7 +92,7 @@ class Bench:
 
     def draw(self, name: str, pairs: Pairs) -> Clips:
         """One clip per caption; caption i always starts from the same noise. What was drawn before is read."""
-        path = self.kept / f"{name}.npy"
+        path = self.kept / f"{name}.{len(pairs)}.npy"
         if not path.exists():
             np.save(path, np.array([[np.asarray(f) for f in clip] for clip in self._drawn(name, pairs)]))
         return [[Image.fromarray(frame) for frame in clip] for clip in np.load(path)]
@@ -106,13 +107,14 @@ class Bench:
             ).frames
         return clips
 
-    def row(self, field: str, concept: Concept, layers: str, n: int, *, edit: str = "") -> Row:
-        """Drawn with what is on now. `edit` names it, where several concepts share one adapter."""
-        edit = edit or (f"{concept.target}-{layers}" if layers != "unedited" else layers)
-        targets, others = prompts_with(field, concept, self.n, self.seed)[:n], self.others[:n]
-        told = self.judge(self.draw(f"{edit}.{concept.target}.{n}", targets))
-        clips = self.draw(f"{edit}.others.{n}", others)
-        kept, base = right(self.judge(clips), [said for _, said in others]), self.draw(f"unedited.others.{n}", others)
+    def row(self, field: str, concept: Concept, layers: str, adapter: ErasureAdapter | None = None) -> Row:
+        """Drawn with `adapter` on; clips of an adapter for several concepts serve all their rows."""
+        with erased(self.pipe, adapter) if adapter else nullcontext():
+            edit = "unedited" if adapter is None else adapter.digest[:12]
+            targets = prompts_with(field, concept, self.n, self.seed)
+            told = self.judge(self.draw(f"{edit}.{concept.target}", targets))
+            clips = self.draw(f"{edit}.others", self.others)
+        kept, base = right(self.judge(clips), [said for _, said in self.others]), self.draw("unedited.others", self.others)
         context = right(told, [said for _, said in targets])
         return Row(
             concept.target, layers, share(told[field], concept.target), share(told[field], concept.anchor),
@@ -189,7 +191,7 @@ def drawn_right(bench: Bench) -> list[str]:
     lines = []
     for name, held_out in (("training", False), ("**held-out**", True)):
         pairs = captioned_clips(bench.n, seed=bench.seed + 50, held_out=held_out)
-        clips = bench.draw(f"unedited.{'held-out' if held_out else 'training'}.{bench.n}", pairs)
+        clips = bench.draw(f"unedited.{'held-out' if held_out else 'training'}", pairs)
         found = right(bench.judge(clips), [said for _, said in pairs])
         by = " | ".join(f"{mean(found[k]):.3f}" for k in (*FRAMEWISE, "motion"))
         lines.append(f"| drawn from {name} phrasings, {bench.n} clips | {by} |")
@@ -211,7 +213,7 @@ HEAD = (
 )
 
 
-def promises(rows: dict[tuple[str, str], Row], layers: str) -> list[str]:
+def promises(rows: Rows, layers: str) -> list[str]:
     """What was asked, what was measured with the default method, and whether it holds."""
     lines = ["| what | allowed | worst measured | holds |", "|---|---|---|---|"]
 
@@ -220,14 +222,16 @@ def promises(rows: dict[tuple[str, str], Row], layers: str) -> list[str]:
         holds = "yes" if values[worst] <= most else "**no**"
         lines.append(f"| {what} | {allowed} | {form.format(values[worst])} ({worst}) | {holds} |")
 
-    base = rows["star", "unedited"]
+    base, done = rows[EVERY[0].target, "unedited"], [c.target for c in EVERY if (c.target, layers) in rows]
     for field, unit in (("shape", "frames"), ("motion", "clips")):
-        left = {c.target: rows[c.target, layers].target for f, c in CONCEPTS if f == field}
+        left = {c.target: rows[c.target, layers].target for f, c in CONCEPTS if f == field and c.target in done} or {
+            "none yet": 1.0
+        }
         line(f"erased {field} still there, {unit}", "<= .05", left, 0.05, "{:.3f}")
     for name in ("frames", "motions"):
-        lost = {c.target: getattr(base, name) - getattr(rows[c.target, layers], name) for c in EVERY}
+        lost = {t: getattr(base, name) - getattr(rows[t, layers], name) for t in done}
         line(f"accuracy of other prompts lost, {name}", "<= .02", lost, 0.02, "{:.3f}")
-    moved = {c.target: abs(rows[c.target, layers].change / base.change - 1) for c in EVERY}
+    moved = {t: abs(rows[t, layers].change / base.change - 1) for t in done}
     line("frame-to-frame change of other prompts, against unedited", "+-10 %", moved, 0.10, "{:.1%}")
     return lines
 
@@ -242,31 +246,27 @@ def best_fixed(adapters: Made) -> Layers:
     return min(CHAINS, key=cost)
 
 
-def strips(bench: Bench, layers: str, images: Path) -> list[str]:
-    """Eight frames before and after, for the first prompt of each concept whose unedited clip shows it."""
-    lines = []
-    for field, concept in CONCEPTS:
-        pairs = prompts_with(field, concept, bench.n, bench.seed)
-        before, after = (bench.draw(f"{e}.{concept.target}.{bench.n}", pairs) for e in ("unedited", f"{concept.target}-{layers}"))
-        told = bench.judge(before)[field]
-        i = next(i for i in range(bench.n) if share([told[i]], concept.target) > 0.5)
-        rows = {"unedited": before[i], f"{concept.target} erased": after[i]}
-        save_grid(images / f"video-{concept.target}.png", [f"frame {k}" for k in range(FRAMES)], rows, title=pairs[i][0])
-        lines += [f"![{concept.target}, before and after](images/video-{concept.target}.png)", ""]
-    return lines
+def strip(bench: Bench, field: str, concept: Concept, adapter: ErasureAdapter, images: Path) -> list[str]:
+    """Eight frames before and after, for the first prompt whose unedited clip shows the concept."""
+    pairs = prompts_with(field, concept, bench.n, bench.seed)
+    before, after = (bench.draw(f"{e}.{concept.target}", pairs) for e in ("unedited", adapter.digest[:12]))
+    told = bench.judge(before)[field]
+    i = next(i for i in range(bench.n) if share([told[i]], concept.target) > 0.5)
+    rows = {"unedited": before[i], f"{concept.target} erased": after[i]}
+    save_grid(images / f"video-{concept.target}.png", [f"frame {k}" for k in range(FRAMES)], rows, title=pairs[i][0])
+    return [f"![{concept.target}, before and after](images/video-{concept.target}.png)", ""]
 
 
-def chains_table(adapters: Made, rows: dict[tuple[str, str], Row], fixed: Layers) -> list[str]:
+def chains_table(adapters: Made, rows: Rows, fixed: Layers) -> list[str]:
     """Per concept and chain: what the noise predictions say, and, where it was drawn, what is seen."""
     lines = ["| erased | layers | r | d | target left | others: frames | others: mse | |", "|---|---|---|---|---|---|---|---|"]
-    for concept in EVERY:
-        found = adapters[concept.target]
+    for target, found in adapters.items():
         for layers, adapter in found.items():
-            row, report = rows.get((concept.target, named(layers))), adapter.report
+            row, report = rows.get((target, named(layers))), adapter.report
             marks = [m for m, on in (("auto's choice", layers == chosen(found)), ("best fixed", layers == fixed)) if on]
             seen = f"{row.target:.3f} | {row.frames:.3f} | {row.mse:.5f}" if row else "- | - | -"
             lines.append(
-                f"| {concept.target} | {named(layers)} | {report.denoiser_residual:.3f} | {report.denoiser_drift:.4f} | "
+                f"| {target} | {named(layers)} | {report.denoiser_residual:.3f} | {report.denoiser_drift:.4f} | "
                 f"{seen} | {', '.join(marks)} |"
             )
     return lines
@@ -280,21 +280,6 @@ def separations_table(pipe: Any) -> list[str]:
         cells = (f"**{v:.1f}**" if v == max(values) else f"{v:.1f}" for v in values)
         lines.append(f"| {target} | {' | '.join(cells)} |")
     return lines
-
-
-def main_rows(bench: Bench, adapters: Made, fixed: Layers, together: ErasureAdapter) -> dict[tuple[str, str], Row]:
-    """Every concept unedited, erased by the default, auto's choice, the best fixed chain, and by one adapter for all."""
-    rows: dict[tuple[str, str], Row] = {}
-    for field, concept in tqdm(CONCEPTS, desc="concepts"):
-        t = concept.target
-        rows[t, "unedited"] = bench.row(field, concept, "unedited", bench.n)
-        for layers in dict.fromkeys((DEFAULT, chosen(adapters[t]), fixed)):
-            with erased(bench.pipe, adapters[t][layers]):
-                rows[t, named(layers)] = bench.row(field, concept, named(layers), bench.n)
-        with erased(bench.pipe, together):
-            rows[t, "together"] = bench.row(field, concept, f"{named(DEFAULT)}, all four", bench.n, edit="together")
-        tqdm.write(json.dumps([vars(row) for (name, _), row in rows.items() if name == t]))
-    return rows
 
 
 def chosen(tried: dict[Layers, ErasureAdapter]) -> Layers:
@@ -322,37 +307,65 @@ distance of the mean target and the mean anchor over the variance within both, a
 """
 
 
+def write(page: Path, bench: Bench, head: list[str], rows: Rows, adapters: Made, pictures: list[str]) -> None:
+    """The page, with what has been drawn so far."""
+    default, n = named(DEFAULT), bench.n
+    text = [
+        *head, "", "## Asked and measured", "",
+        f"With the default method, `erase(pipe, spec)`, layers {default}, each concept alone:",
+        ", ".join(f"{c.target} to {c.anchor}" for c in EVERY) + ".", "", *promises(rows, default),
+        "", "## Before and after", "", *pictures,
+        "## Every cell", CELLS, *HEAD, *(row_line(row, rows[t, "unedited"], n) for (t, _), row in sorted(rows.items())),
+    ]  # fmt: skip
+    if adapters:
+        fixed = best_fixed(adapters)
+        text += ["", "## Which layers", LAYERS.format(enough=ENOUGH, fixed=named(fixed)), *chains_table(adapters, rows, fixed)]
+    page.write_text("\n".join([*text, CLEAR, *separations_table(bench.pipe), ""]))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--n", type=int, default=48, help="clips per cell")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--folder", type=Path, default=glyphs.VIDEO, help="where the weights are")
-    parser.add_argument("--kept", type=Path, default=Path("runs/video-bench"), help="clips drawn before are read from here")
-    parser.add_argument("--page", type=Path, default=Path("docs/video.md"))
+    parser.add_argument(
+        "--kept", type=Path, default=Path("runs/video-bench"), help="what an earlier start made is read from here"
+    )
+    parser.add_argument("--page", type=Path, default=Path("docs/video.md"), help="written again after every cell")
     args = parser.parse_args()
-    began = time.time()
     bench = Bench(args.folder, args.kept, args.n, args.seed, args.steps)
     preserve = tuple(text for text, _ in captioned_clips(400, seed=0))
     base = judged_renders(bench.judge, bench.pipe.vae, 2 * args.n) + drawn_right(bench)
-    adapters = {c.target: made(bench.pipe, c, preserve, args.kept / "adapters") for c in tqdm(EVERY, desc="adapters")}
-    fixed, default = best_fixed(adapters), named(DEFAULT)
-    rows = main_rows(bench, adapters, fixed, erase(bench.pipe, ErasureSpec(EVERY, preserve=preserve)))
-    page = [
+    head = [
         "# Moving glyphs, measured", "",
         f"`benchmarks/video.py` wrote this page: {provenance(args.seed)},",
-        f"{args.n} clips of {FRAMES} frames per cell, {args.steps} steps, guidance 3,",
-        f"float32, {(time.time() - began) / 60:.0f} minutes (clips that an earlier start drew are read, not counted).",
+        f"{args.n} clips of {FRAMES} frames per cell, {args.steps} steps, guidance 3, float32.",
         INTRO, "| share right | shape | colour | background | motion |", "|---|---|---|---|---|", *base,
-        "", "## Asked and measured", "",
-        f"With the default method, `erase(pipe, spec)`, layers {default}, each concept alone:",
-        ", ".join(f"{c.target} to {c.anchor}" for c in EVERY) + ".", "", *promises(rows, default),
-        "", "## Before and after", "", *strips(bench, default, args.page.parent / "images"),
-        "## Every cell", CELLS, *HEAD, *(row_line(row, rows[t, "unedited"], args.n) for (t, _), row in rows.items()),
-        "", "## Which layers", LAYERS.format(enough=ENOUGH, fixed=named(fixed)), *chains_table(adapters, rows, fixed),
-        CLEAR, *separations_table(bench.pipe), "",
     ]  # fmt: skip
-    args.page.write_text("\n".join(page))
+    rows, adapters, pictures = Rows(), Made(), list[str]()
+
+    def note(concept: Concept, key: str, row: Row) -> None:
+        rows[concept.target, key] = row
+        tqdm.write(json.dumps(vars(row)))
+        write(args.page, bench, head, rows, adapters, pictures)
+
+    for field, concept in tqdm(CONCEPTS, desc="default"):
+        alone = erase(bench.pipe, ErasureSpec((concept,), preserve=preserve))
+        rows[concept.target, "unedited"] = bench.row(field, concept, "unedited")
+        row = bench.row(field, concept, named(DEFAULT), alone)
+        pictures += strip(bench, field, concept, alone, args.page.parent / "images")
+        note(concept, named(DEFAULT), row)
+    for field, concept in tqdm(CONCEPTS, desc="all at once"):
+        together = erase(bench.pipe, ErasureSpec(EVERY, preserve=preserve))
+        note(concept, "together", bench.row(field, concept, f"{named(DEFAULT)}, all four", together))
+    for concept in tqdm(EVERY, desc="every chain"):
+        adapters[concept.target] = made(bench.pipe, concept, preserve, args.kept / "adapters")
+    fixed = best_fixed(adapters)
+    for field, concept in tqdm(CONCEPTS, desc="auto and best fixed"):
+        for layers in {chosen(adapters[concept.target]), fixed} - {DEFAULT}:
+            note(concept, named(layers), bench.row(field, concept, named(layers), adapters[concept.target][layers]))
+    write(args.page, bench, head, rows, adapters, pictures)
 
 
 if __name__ == "__main__":

@@ -6,16 +6,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import assert_same_bits, bits
 from diffusers import AnimateDiffPipeline
 from PIL import Image
 from safetensors import safe_open
 
 import tiny
+from conftest import assert_same_bits, bits
 from diffusers_erasepro import Concept, ErasureSpec, erasable, erase, glyphs
-from diffusers_erasepro.denoiser import CHAINS
+from diffusers_erasepro.denoiser import Look
 from diffusers_erasepro.glyphs.clip_judge import motion_of, right, track
-from diffusers_erasepro.glyphs.clips import FRAMES, MOTIONS, STILL, caption_of, captioned_clips, render_clip, sample_clip
+from diffusers_erasepro.glyphs.clips import FRAMES, MOTIONS, STILL, captioned_clips, render_clip, sample_clip
 from diffusers_erasepro.glyphs.judge import to_pixels
 
 
@@ -104,8 +104,12 @@ def test_a_shape_and_a_motion_are_erased_and_off_is_the_same_bits(video, judge, 
     assert_same_bits(video, before)
 
 
-def test_auto_compares_whole_clips():
-    """Of a tiny pipeline with as many blocks: its layers are one of the chains, its residual that of clips."""
+@torch.no_grad()
+def test_noise_of_whole_clips_is_compared_and_motion_modules_are_left_alone(clip_captions):
     pipe = tiny.build("AnimateDiffPipeline")
-    adapter = erase(pipe, ErasureSpec((Concept("star", "circle"),)), layers="auto", max_edit_size=1e9)
-    assert adapter.options.layers in CHAINS and adapter.report.denoiser_residual < 1
+    spec = ErasureSpec((Concept("star", "circle", soft_templates=()),), preserve=clip_captions[:6])
+    look, adapter = Look.at(pipe, spec), erase(pipe, spec, layers=(0, "kv"))
+    assert {x.shape[2] for _, x, _, _ in look.anchored} == {FRAMES}
+    assert look.judged(adapter).report.denoiser_residual < 0.5  # most of the target is gone
+    edited = [name for name in adapter.edits if name.startswith("unet.")]
+    assert edited and not [name for name in edited if "motion_modules" in name]

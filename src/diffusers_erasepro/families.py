@@ -136,6 +136,7 @@ ENCODERS: list[EncoderFamily] = [
 LAST, NEXT_TO_LAST = Reading("last_hidden_state"), Reading("hidden_states", -2)
 POOLER, PROJECTED = Reading("pooler_output"), Reading("text_embeds")
 CLIP_UNET = r"\.attn2\.to_[kv]$"
+SPATIAL_UNET = r"\.attentions\..+" + CLIP_UNET  # the attn2 of motion modules attends to frames, not to text
 CONTEXT = r"^context_embedder$"
 CAPTION = r"^caption_projection\.linear_1$"
 
@@ -155,7 +156,7 @@ PIPELINES: list[PipelineFamily] = [
     ),
     PipelineFamily(
         pipelines=("AnimateDiffPipeline",),
-        encoders=_one(LAST), denoiser="unet", readers=CLIP_UNET, stock=("unet", "text_encoder"), frames=8,
+        encoders=_one(LAST), denoiser="unet", readers=SPATIAL_UNET, stock=("unet", "text_encoder"), frames=8,
     ),
     PipelineFamily(
         pipelines=(

@@ -18,8 +18,8 @@ from .render import SIZE
 
 CONTRAST = 0.35
 """A pixel is the glyph's where a channel differs this much from the background of its row, of a range of 2."""
-SMALLEST = 12
-"""Pixels of the smallest thing called a glyph."""
+SMALLEST, LARGEST = 12, SIZE * SIZE // 2
+"""Pixels of the smallest and the largest thing called a glyph."""
 MIDDLE = 0.6
 """Half the side of the glyph's box after it is moved and scaled, as the still judge is used to."""
 PLACE, SIZES, HIDDEN = 0.06, 0.09, 9.0
@@ -46,7 +46,7 @@ def track(pixels: Tensor) -> Track:
     rows = edge.permute(1, 2, 0, 3).flatten(2).median(-1).values
     masks = ((pixels - rows[None, :, :, None]).abs().amax(1) > CONTRAST).numpy()
     found = [_measured(mask) for mask in masks]
-    return Track(np.array([m.sum() >= SMALLEST for m in masks]), *(np.array(v) for v in zip(*found, strict=True)))
+    return Track(np.array([SMALLEST <= m.sum() <= LARGEST for m in masks]), *(np.array(v) for v in zip(*found, strict=True)))
 
 
 def _measured(mask: NDArray[np.bool_]) -> tuple[tuple[float, float, float], tuple[float, float, float]]:

@@ -1,7 +1,7 @@
 """Train the small video world on top of the shipped still one: `python -m diffusers_erasepro.glyphs.train_video PART`.
 
 Parts, in order: encoder, unet, pack, measure; `all` runs them one after the other. Every part resumes from its newest
-checkpoint. Tokenizer, VAE, scheduler and the UNet's convolutions stay those of the still world.
+checkpoint. Tokenizer, VAE, scheduler and half of the UNet stay those of the still world.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ def train_encoder(run: Run, still: Any) -> CLIPTextModel:
 def new_adapter(run: Run, unet: Any) -> MotionAdapter:
     """Motion modules that change little yet, and in which each frame can tell which one it is.
 
-    A frame's number is in keys, queries and values alone, so while every frame attends to all alike it cannot act on
-    it: a plateau of hundreds of steps. Here the first attention starts with keys like its queries, and looks at itself.
+    A frame's number is in keys, queries and values alone, so a frame that attends to all alike cannot act on its own.
+    Here the first attention starts with keys like its queries, and looks at itself.
     """
     torch.manual_seed(run.seed + 3)
     adapter = MotionAdapter(
@@ -151,7 +151,7 @@ def train_unet(run: Run, still: Any, encoder: CLIPTextModel) -> UNetMotionModel:
         out = unet(noisy, t, text.repeat_interleave(FRAMES, 0)).sample
         return F.mse_loss(out, still.scheduler.get_velocity(x, noise, t))
 
-    trained = fit(run, "unet", unet, step, steps=1000, lr=1.2e-3, ema=0.99, save_every=50)
+    trained = fit(run, "unet", unet, step, steps=650, lr=1.2e-3, ema=0.99, save_every=50)
     assert isinstance(trained, UNetMotionModel)
     trained.set_attn_processor(AttnProcessor2_0())
     return trained
