@@ -151,7 +151,7 @@ def train_unet(run: Run, still: Any, encoder: CLIPTextModel) -> UNetMotionModel:
         out = unet(noisy, t, text.repeat_interleave(FRAMES, 0)).sample
         return F.mse_loss(out, still.scheduler.get_velocity(x, noise, t))
 
-    trained = fit(run, "unet", unet, step, steps=650, lr=1.2e-3, ema=0.99, save_every=50)
+    trained = fit(run, "unet", unet, step, steps=1300, lr=1.2e-3, ema=0.99, save_every=50)
     assert isinstance(trained, UNetMotionModel)
     trained.set_attn_processor(AttnProcessor2_0())
     return trained
@@ -160,7 +160,8 @@ def train_unet(run: Run, still: Any, encoder: CLIPTextModel) -> UNetMotionModel:
 def pack(run: Run, still: Any, encoder: CLIPTextModel, unet: UNetMotionModel, folder: Path) -> None:
     """What differs from the still world, in fp16, each file stamped with its recipe: encoder, motion modules, transformers."""
     unet = copy.deepcopy(unet).to(torch.float16, memory_format=torch.contiguous_format)
-    unet.save_motion_modules(str(folder / "motion_adapter"))
+    unet.save_motion_modules(str(folder / "motion_adapter"))  # in float32, whatever the UNet is
+    MotionAdapter.from_pretrained(folder / "motion_adapter", torch_dtype=torch.float16).save_pretrained(folder / "motion_adapter")
     copy.deepcopy(encoder).to(torch.float16).save_pretrained(folder / "text_encoder")
     spatial = {name: p.contiguous() for name, p in unet.state_dict().items() if re.match(SPATIAL, name)}
     save_file(spatial, folder / "unet.safetensors")
