@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,8 @@ class Row:
     """Accuracy on prompts with another shape and without any of the concepts."""
     mse: float
     """Mean change of those pictures, same seeds."""
+    said: float
+    """The same of captions that say shape, style, colour and background: only those have one right picture."""
     median: float
     """Median change of those pictures."""
     flipped: float
@@ -73,11 +75,12 @@ class Row:
 class Bench:
     """The unedited pictures, drawn once, and the comparison of any edited pipeline with them."""
 
-    def __init__(self, world: World, folder: Path, n: int, seed: int) -> None:
+    def __init__(self, world: World, folder: Path, n: int, others: int, seed: int) -> None:
         self.world, self.n, self.seed, self.concepts = world, n, seed, concepts_of(world)
         self.pipe, self.judge = erasable(glyphs.load_pipeline(folder)), glyphs.load_judge(folder)
         every = [concept for _, concept in self.concepts]
-        self.others = prompts_without(every, n, seed=seed, held_out=True, world=world)
+        self.others = prompts_without(every, others, seed=seed, held_out=True, world=world)
+        self.said = np.array([all(getattr(scene, f) for f in FIELDS) for _, scene in self.others])
         self.open = prompts_without(every, n // 4, seed=seed, held_out=True, world=world, shape=False)
         self.base_others, self.base_open = (draw(self.pipe, pairs, seed=seed) for pairs in (self.others, self.open))
         self.base_accuracy = accuracy(self.judge(self.base_others), self.others)
@@ -96,7 +99,7 @@ class Bench:
         return Row(
             method, concept.target, rate(told, field, concept.target), max(by_word),
             None if field == "attribute" else rate(told, field, concept.anchor), sum(right) / len(right),
-            accuracy(self.judge(images), self.others), float(moved.mean()), float(np.median(moved)),
+            accuracy(self.judge(images), self.others), float(moved.mean()), float(moved[self.said].mean()), float(np.median(moved)),
             float((moved > 0.005).mean()),
             float(change(opened, self.base_open).mean()),
         )  # fmt: skip
@@ -140,15 +143,15 @@ def sizes(pipe: Any, spec: ErasureSpec, blocks: tuple[int, ...]) -> list[float]:
 def table(rows: list[Row], n: int, base_accuracy: float) -> list[str]:
     lines = [
         "| erased | method | target still drawn (95 %) | worst word | anchor drawn | rest of the prompt | others (unedited "
-        f"{base_accuracy:.3f}) | mse of others | median | flipped | shape left open |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        f"{base_accuracy:.3f}) | mse of others | all said | median | flipped | shape left open |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         low, high = wilson(row.target, n)
         anchor = "-" if row.anchor is None else f"{row.anchor:.3f}"
         lines.append(
             f"| {row.concept} | {row.method} | {row.target:.3f} ({low:.2f} to {high:.2f}) | {row.worst_word:.2f} | {anchor} | "
-            f"{row.context:.3f} | {row.others:.3f} | {row.mse:.6f} | {row.median:.6f} | {row.flipped:.4f} | {row.open:.5f} |"
+            f"{row.context:.3f} | {row.others:.3f} | {row.mse:.6f} | {row.said:.6f} | {row.median:.6f} | {row.flipped:.4f} | {row.open:.5f} |"
         )
     return lines
 
@@ -173,12 +176,16 @@ def promises(bench: Bench, rows: list[Row], adapters: dict[str, ErasureAdapter],
     worst = min(every, key=lambda name: by[name, "ours"].others)
     lost = bench.base_accuracy - by[worst, "ours"].others
     line("accuracy lost on others", "<= .01", f"{lost:.3f} ({worst})", lost <= 0.01)
-    ratio = {t: by[t, "ours"].mse / by[t, "UCE"].mse for t in every}
-    worst = max(ratio, key=ratio.__getitem__)
-    line("mse of others, against UCE's", "<= .5", f"{ratio[worst]:.2f} ({worst})", ratio[worst] <= 0.5)
-    ratio = {t: by[t, "ours"].median / by[t, "UCE"].median for t in every}
-    worst = max(ratio, key=ratio.__getitem__)
-    line("the same of the median picture", "<= .5", f"{ratio[worst]:.2f} ({worst})", ratio[worst] <= 0.5)
+    for what, field in (
+        ("mse of others", "mse"),
+        ("the same, captions that leave nothing open", "said"),
+        ("median of others", "median"),
+    ):
+        ours, peer = ({t: getattr(by[t, method], field) for t in every} for method in ("ours", "UCE"))
+        worst = max(every, key=lambda t: ours[t] / peer[t])
+        line(f"{what}, against UCE's", "<= .5", f"{ours[worst] / peer[worst]:.2f} ({worst})", ours[worst] <= 0.5 * peer[worst])
+        whole = sum(ours.values()) / sum(peer.values())
+        line(f"{what}, against UCE's: all concepts together", "<= .5", f"{whole:.2f}", whole <= 0.5)
     fall = {t: max(values[1:]) / values[0] for t, values in checks["depth"].items()}
     worst = max(fall, key=fall.__getitem__)
     line("largest deeper edit against the first, every block edited", "< 1", f"{fall[worst]:.2f} ({worst})", fall[worst] < 1)
@@ -208,25 +215,33 @@ def reports(adapters: dict[str, ErasureAdapter]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--n", type=int, default=200, help="images per cell")
+    parser.add_argument(
+        "--others", type=int, default=400, help="images without the concept per cell; single flips move their mean"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--world", choices=sorted(WORLDS), default="first")
     parser.add_argument("--folder", type=Path, default=glyphs.WEIGHTS, help="where that world's weights are")
     parser.add_argument("--page", type=Path, default=Path("docs/first-light.md"))
+    parser.add_argument("--lines", type=Path, help="JSON lines of finished rows (default: runs/first-light-WORLD.jsonl)")
     args = parser.parse_args()
-    began = time.time()
-    bench = Bench(WORLDS[args.world], args.folder, args.n, args.seed)
+    where, lines = provenance(args.seed), args.lines or Path(f"runs/first-light-{args.world}.jsonl")
+    lines.parent.mkdir(exist_ok=True)
+    done = [Row(**json.loads(line)) for line in lines.read_text().splitlines()] if lines.exists() else []
+    known = {(r.concept, r.method): r for r in done}
+    bench = Bench(WORLDS[args.world], args.folder, args.n, args.others, args.seed)
     preserve, blocks = tuple(glyphs.captions(400, seed=0, world=bench.world)), bench.pipe.text_encoder.config.num_hidden_layers
     rows: list[Row] = []
     adapters: dict[str, ErasureAdapter] = {}
     for field, concept in tqdm(bench.concepts, desc="concepts"):
         spec = ErasureSpec((concept,), preserve=preserve)
         adapters[concept.target] = adapter = erase(bench.pipe, spec)
-        rows.append(bench.row("unedited", field, concept, bench.pipe))
-        with erased(bench.pipe, adapter) as pipe:
-            rows.append(bench.row("ours", field, concept, pipe))
-        with erased(bench.pipe, uce(bench.pipe, spec)) as pipe:
-            rows.append(bench.row("UCE", field, concept, pipe))
-        tqdm.write(json.dumps([vars(r) for r in rows[-3:]]))
+        for method, make in {"unedited": None, "ours": lambda: adapter, "UCE": lambda: uce(bench.pipe, spec)}.items():  # noqa: B023
+            if (concept.target, method) not in known:
+                with erased(bench.pipe, make()) if make else nullcontext(bench.pipe) as pipe:
+                    known[concept.target, method] = row = bench.row(method, field, concept, pipe)
+                with lines.open("a") as file:
+                    file.write(json.dumps(vars(row)) + "\n")
+            rows.append(known[concept.target, method])
     name, first = next(iter(adapters.items()))
     depth = {t: sizes(bench.pipe, adapter.spec, tuple(range(blocks))) for t, adapter in adapters.items()}
     checks = {
@@ -239,15 +254,18 @@ def main() -> None:
     save_depth(args.page.parent / "images" / picture, depth | alone, title="Every block edited: size of each edit")
     by_block = [f"| {t} | {' | '.join(f'{s:.2f}' for s in values)} |" for t, values in (depth | alone).items()]
 
+    said = int(bench.said.sum())
     page = [
         f"# One concept at a time, measured on the {args.world} world", "",
-        f"`benchmarks/first_light.py --world {args.world}` wrote this page: {provenance(args.seed)},",
+        f"`benchmarks/first_light.py --world {args.world}` wrote this page: {where},",
         f"{args.n} images per cell, 15 steps, guidance 3, float32,",
-        f"{(time.time() - began) / 60:.0f} minutes. Prompts are held-out phrasings: neither templates nor training use them.",
+        "Prompts are held-out phrasings: neither templates nor training use them.",
         "Preserve list of both methods: `glyphs.captions(400, seed=0)`.",
         "UCE: `methods.uce` at its default settings; docs/peers.md holds it beside its authors' code.",
-        f"Others (n = {args.n}): captions with another shape and none of the concepts. The last column holds captions",
-        f"that leave the shape open (n = {args.n // 4}): which one is drawn hangs by a breath, and single flips make the mean.",
+        f"Others (n = {args.others}): captions with another shape and none of the concepts. The last column holds captions",
+        f"that leave the shape open (n = {args.n // 4}): which one is drawn hangs by a breath, and single flips make the mean. So it",
+        f"is, more mildly, where colour, background or artist is open: 'all said' has the {said} captions that leave nothing open.",
+        "Flipped: changed by more than .005, which the eye sees.",
         "", "## Asked and measured", "", *promises(bench, rows, adapters, checks),
         "", "## Every cell", "", *table(rows, args.n, bench.base_accuracy),
         "", "## What the adapters say of themselves", "", *reports(adapters),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,16 +15,20 @@ from .errors import UnknownFamilyError
 from .families import component, family_of
 from .options import Layers
 from .prompts import Pair, pairs_of, spread, token_ids
+from .report import Report
 from .spec import ErasureSpec
 from .walk import edited, final_states
 from .weights import resolved
 
+K = TypeVar("K")
 CHAINS: tuple[Layers, ...] = ((0, -1), (1, -1), (2, -1), (3, -1), (-1,), (0, "kv"), (1, "kv"))
 """What `layers="auto"` chooses from: one early block, and one place that closes what it leaves."""
 ENOUGH = 0.15
 """Denoiser residual allowed. method.md's worlds asked for .3; on the shipped one a style came through in .115 of
 pictures at .19."""
 PROMPTS = 16
+LENT = 8
+"""One in so many preserve captions at most is lent to judge by."""
 STEPS, LOOKS = 6, 3
 """Latents are those of the first `LOOKS` steps of a drawing of `STEPS` steps: there a picture is decided."""
 GUIDANCE = 3.0
@@ -35,10 +39,12 @@ class Look:
     """The unedited denoiser's predictions, and the latents they were made on."""
 
     pipe: Any
+    captions: tuple[str, ...]
+    """What other prompts stand for; a metric should not have seen them."""
     targets: Tensor
     """`(n, length)` ids of prompts with a target."""
     keeps: Tensor
-    """`(m, length)` ids of preserve captions."""
+    """`(m, length)` ids of `captions`."""
     empty: Tensor
     """`(1, length)` ids of the empty prompt."""
     anchored: list[tuple[Tensor, Tensor, Tensor, Tensor]]
@@ -59,19 +65,21 @@ class Look:
                 f"layers='auto' knows pipelines with one text encoder; give {type(pipe).__name__} its layers"
             )
         tokenizer = getattr(pipe, family.encoders[0][1])
+        captions = spec.preserve_captions()
+        captions = tuple(spread(captions, min(PROMPTS, max(1, len(captions) // LENT))))
         pairs: list[Pair] = spread(pairs_of(spec.concepts, "exact") + pairs_of(spec.concepts, "soft"), PROMPTS)
         targets, anchors, keeps = (
             token_ids(tokenizer, texts)
             for texts in (
                 [p.target.text for p in pairs],
                 [p.anchor.text for p in pairs],
-                spread(spec.preserve_captions(), PROMPTS),
+                captions,
             )
         )
         empty = token_ids(tokenizer, [""])
         of = lambda ids: _states(pipe, ids)  # noqa: E731
         return cls(
-            pipe, targets, keeps, empty,
+            pipe, captions, targets, keeps, empty,
             _followed(pipe, of(anchors), of(targets), seed), _followed(pipe, of(keeps), of(empty), seed),
         )  # fmt: skip
 
@@ -80,6 +88,7 @@ class Look:
         residual, drift = self.compare(adapter)
         return replace(adapter, report=replace(adapter.report, denoiser_residual=residual, denoiser_drift=drift))
 
+    @torch.no_grad()
     def compare(self, adapter: ErasureAdapter) -> tuple[float, float]:
         """Residual and drift of the denoiser under `adapter`'s edit.
 
@@ -97,14 +106,14 @@ class Look:
         return sum(r) / len(r), sum(d) / len(d)
 
 
-def least_drift(tried: Sequence[ErasureAdapter]) -> ErasureAdapter:
-    """The least denoiser drift among adapters that erase enough; the least residual if none does."""
-    enough = [a for a in tried if _seen(a)[0] <= ENOUGH]
-    return min(enough, key=lambda a: _seen(a)[1]) if enough else min(tried, key=_seen)
+def least_drift(tried: Mapping[K, Report]) -> K:
+    """The key of the least denoiser drift among reports that erase enough; of the least residual if none does."""
+    seen = {key: _seen(report) for key, report in tried.items()}
+    enough = {key: drift for key, (residual, drift) in seen.items() if residual <= ENOUGH}
+    return min(enough, key=enough.__getitem__) if enough else min(seen, key=seen.__getitem__)
 
 
-def _seen(adapter: ErasureAdapter) -> tuple[float, float]:
-    report = adapter.report
+def _seen(report: Report) -> tuple[float, float]:
     assert report.denoiser_residual is not None and report.denoiser_drift is not None
     return report.denoiser_residual, report.denoiser_drift
 

@@ -18,6 +18,7 @@ from .errors import ConceptSpecError, IllPosedError
 from .factors import LowRank
 from .families import (
     PipelineFamily,
+    Reading,
     Site,
     base_linear,
     closing_blocks,
@@ -31,12 +32,12 @@ from .fingerprint import as_it_runs, fingerprints
 from .measure import read_residual
 from .options import AUTO, READERS, Options
 from .places import effective_weight, weight_of
-from .prompts import ALIGNMENTS, TextPath, listed_prompts, rows_to_measure, rows_to_solve, text_paths
+from .prompts import ALIGNMENTS, Rows, TextPath, listed_prompts, rows_to_measure, rows_to_solve, text_paths
 from .report import NAN, EncoderReport, Report, layer_report, worst
 from .solve import Edit, solve
 from .spec import Concept, ErasureSpec
 from .statistics import STATES, metrics, record_inputs
-from .walk import Solver, Step, reading, walk, working
+from .walk import Solver, Step, Walk, reading, walk, working
 from .weights import originals, unedited
 
 
@@ -95,48 +96,57 @@ def _erase_encoder(
     """The erasure in one text encoder, and in the denoiser's linears that read it if asked for."""
     (name, _, readings), live = path.use, path.encoder
     sites = sites_of(live, _blocks(choice, closing_blocks(live, readings)), choice.variant)
-    alignment = ALIGNMENTS[choice.alignment]
     with _named(name):
-        rows = rows_to_solve(spec.concepts, path, alignment, soft_budget=choice.soft_budget)
-        if measure:
-            rows |= rows_to_measure(spec.concepts, spec.preserve_captions(), path, alignment)
-    whole = next((r for r in readings if not r.pooled), None) if path.use == family.read_whole else None
-
+        rows = _rows(spec, choice, path, measure)
     base = {name: fingerprints(live, originals(live))}
 
     with working(live) as encoder:
-        L = _metrics(encoder, path, spec, choice, sites, key=as_it_runs(live, base[name]))
-        K, listed = _kept(encoder, path, spec, sites), listed_prompts(spec)
-        solver = _solver(spec, choice, L, K, [listed[i] for i in rows["exact"].row])
+        solver = _solver(encoder, path, spec, choice, sites, rows, key=as_it_runs(live, base[name]))
         done = walk(encoder, rows, sites, solver, readings)
 
     layers = [_Layer(file_name(name, s.site), weight_of(live, s.site), s.edit.factors, s) for s in done.steps]
     readers: list[_Layer] = []
-    if READERS in choice.layers and whole:  # what the encoder still leaves open, the denoiser's readers close
-        at = readings.index(whole)
-        readers = _readers(pipe, family, {kind: pairs[at] for kind, pairs in done.states.items()}, solver)
-    closed = [(r.weight, r.factors) for r in readers]
+    if READERS in choice.layers and path.use == family.read_whole:  # what the encoder leaves open, the denoiser's readers close
+        readers = _readers(pipe, family, {kind: pairs[_whole(readings)] for kind, pairs in done.states.items()}, solver)
+        root = component(pipe, family.denoiser)
+        base[family.denoiser] = fingerprints(root, originals(root))
+    return ErasureAdapter(
+        spec, choice, report=_report(path, choice, done, layers, readers), base=base,
+        edits={x.stored: x.factors.to(torch.float32) for x in layers + readers},
+        keys={x.stored: x.step.X.T.float().cpu() for x in layers} | {f"{name}.states": x.step.X.T.float().cpu() for x in readers},
+        goals={f"{name}.{r}": goal.float().cpu() for r, (_, goal) in zip(readings, done.states["exact"], strict=True)},
+    )  # fmt: skip
+
+
+def _rows(spec: ErasureSpec, choice: Options, path: TextPath, measure: bool) -> dict[str, Rows]:
+    """The prompts to solve, and those that only ride along to be measured."""
+    alignment = ALIGNMENTS[choice.alignment]
+    rows = rows_to_solve(spec.concepts, path, alignment, soft_budget=choice.soft_budget)
+    return rows | (rows_to_measure(spec.concepts, spec.preserve_captions(), path, alignment) if measure else {})
+
+
+def _whole(readings: Sequence[Reading]) -> int:
+    """Which reading is the sequence that the readers take; the others are pooled."""
+    return next(i for i, r in enumerate(readings) if not r.pooled)
+
+
+def _report(path: TextPath, choice: Options, done: Walk, layers: list[_Layer], readers: list[_Layer]) -> Report:
+    """What the walk found at the readings, or at the edited readers of them."""
+    readings, closed = path.use.readings, [(x.weight, x.factors) for x in readers]
     residual = {
-        kind: torch.cat([read_residual(*pair, closed if r == whole else ()) for r, pair in zip(readings, pairs, strict=True)])
+        kind: torch.cat([
+            read_residual(*pair, closed if readers and i == _whole(readings) else ()) for i, pair in enumerate(pairs)
+        ])
         for kind, pairs in done.states.items()
-    }
+    }  # fmt: skip
     unseen, kept = (residual.get(kind, torch.zeros(0)) for kind in ("held_out", "kept"))
     numbers: dict[str, Any] = {
         "listed_residual": float(residual["exact"].max()), "held_out_residual": float(unseen.max()) if len(unseen) else NAN,
         "held_out_mean": float(unseen.mean()), "drift": float(kept.mean()),
     }  # fmt: skip
-    report = Report(
-        **numbers, encoders=(EncoderReport(name, tuple(map(str, readings)), **numbers),),
+    return Report(
+        **numbers, encoders=(EncoderReport(path.use.encoder, tuple(map(str, readings)), **numbers),),
         layers=tuple(layer_report(x.stored, x.weight, x.factors, x.step, limit=choice.max_edit_size) for x in layers + readers),
-    )  # fmt: skip
-    if readers:
-        root = component(pipe, family.denoiser)
-        base[family.denoiser] = fingerprints(root, originals(root))
-    return ErasureAdapter(
-        spec, choice, report=report, base=base,
-        edits={x.stored: x.factors.to(torch.float32) for x in layers + readers},
-        keys={x.stored: x.step.X.T.float().cpu() for x in layers} | {f"{name}.states": x.step.X.T.float().cpu() for x in readers},
-        goals={f"{name}.{r}": goal.float().cpu() for r, (_, goal) in zip(readings, done.states["exact"], strict=True)},
     )  # fmt: skip
 
 
@@ -218,9 +228,21 @@ def _kept(encoder: nn.Module, path: TextPath, spec: ErasureSpec, sites: list[Sit
     return {name: x[tokens.read].T if x.shape[1] > 1 else x[:, 0].T for name, x in seen.items()}
 
 
-def _solver(spec: ErasureSpec, choice: Options, L: Mapping[str, Tensor], K: Mapping[str, Tensor], names: Sequence[str]) -> Solver:
-    """`solve` with this choice's numbers, each site's metric L L' and the keys K to leave alone; `names` are X's columns."""
+def _solver(
+    encoder: nn.Module,
+    path: TextPath,
+    spec: ErasureSpec,
+    choice: Options,
+    sites: list[Site],
+    rows: Mapping[str, Rows],
+    *,
+    key: str,
+) -> Solver:
+    """`solve` with this choice's numbers, each site's metric L L' and the keys K to leave alone."""
+    L, K = _metrics(encoder, path, spec, choice, sites, key=key), _kept(encoder, path, spec, sites)
     mu = choice.soft_weight * len(spec.concepts)  # a concept weighs the same in any company
+    listed = listed_prompts(spec)
+    names = [listed[i] for i in rows["exact"].row]
 
     def solver(site: str, X: Tensor, R: Tensor, Xs: Tensor, Rs: Tensor) -> Edit:
         return solve(
@@ -242,17 +264,23 @@ def _readers(pipe: Any, family: PipelineFamily, states: Mapping[str, tuple[Tenso
 
 
 def _chosen(pipe: Any, family: PipelineFamily, spec: ErasureSpec, choice: Options, measure: bool) -> ErasureAdapter:
-    """The adapter of the best chain: least denoiser drift among those whose denoiser residual is low enough."""
-    made, refused = [], []
-    for layers in CHAINS:
+    """The adapter of the best chain: least denoiser drift among those whose denoiser residual is low enough.
+
+    Chains are tried without the captions that judge them: on captions of its own metric a deeper chain looks better than it is.
+    """
+    look, tried, refused = Look.at(pipe, spec), {}, []
+    unseen = replace(spec, preserve=tuple(t for t in spec.every_caption() if t not in look.captions))
+    for chosen in (replace(choice, layers=layers) for layers in CHAINS):
         try:
-            made.append(_erase(pipe, family, spec, replace(choice, layers=layers), measure))
+            tried[chosen] = look.judged(_erase(pipe, family, unseen, chosen, measure=False)).report
         except (ConceptSpecError, IllPosedError) as error:  # an encoder too short for the chain, or an edit too large
             refused.append(error)
-    if not made:
+    if not tried:
         raise refused[0]
-    look = Look.at(pipe, spec)
-    return least_drift([look.judged(adapter) for adapter in made])
+    best = least_drift(tried)
+    whole, seen = _erase(pipe, family, spec, best, measure), tried[best]
+    report = replace(whole.report, denoiser_residual=seen.denoiser_residual, denoiser_drift=seen.denoiser_drift)
+    return replace(whole, report=report)
 
 
 def _joined(parts: list[ErasureAdapter]) -> ErasureAdapter:
