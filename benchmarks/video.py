@@ -149,8 +149,11 @@ def made(pipe: Any, concept: Concept, preserve: tuple[str, ...], kept: Path) -> 
     if not all(path.exists() for path in paths.values()):
         with torch.no_grad():
             look = Look.at(pipe, spec)
-            for layers, path in tqdm(paths.items(), desc=f"{concept.target}: chains", leave=False):
-                look.judged(erase(pipe, spec, layers=layers)).save_pretrained(path)
+        unseen = replace(spec, preserve=tuple(t for t in preserve if t not in look.captions))
+        for layers, path in tqdm(paths.items(), desc=f"{concept.target}: chains", leave=False):
+            r, d = look.compare(erase(pipe, unseen, layers=layers, measure=False))
+            whole = erase(pipe, spec, layers=layers)
+            replace(whole, report=replace(whole.report, denoiser_residual=r, denoiser_drift=d)).save_pretrained(path)
     return {layers: ErasureAdapter.from_pretrained(path) for layers, path in paths.items()}
 
 
@@ -284,7 +287,7 @@ def separations_table(pipe: Any) -> list[str]:
 
 def chosen(tried: dict[Layers, ErasureAdapter]) -> Layers:
     """What `layers="auto"` takes."""
-    return least_drift(list(tried.values())).options.layers  # type: ignore[union-attr]
+    return least_drift({layers: adapter.report for layers, adapter in tried.items()})
 
 
 INTRO = """
