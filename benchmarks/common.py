@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from tqdm.auto import trange
 
-from diffusers_erasepro import ErasureAdapter
+from diffusers_erasepro import ErasureAdapter, metrics
 from diffusers_erasepro.glyphs.asking import Pairs, kind_of, prompts_with, prompts_without  # noqa: F401
 
 FIELDS = ("shape", "style", "color", "background")
@@ -49,14 +49,14 @@ def rate(told: dict[str, list], field: str, word: str | None) -> float:
 
 def change(a: Sequence[Image.Image], b: Sequence[Image.Image]) -> np.ndarray:
     """Mean squared pixel difference of each pair of images in [0, 1]."""
-    x, y = (np.stack([np.asarray(i, dtype=np.float64) / 255 for i in images]) for images in (a, b))
-    return ((x - y) ** 2).mean((1, 2, 3))
+    return np.array(metrics.pixel_change(a, b))
 
 
-def wilson(p: float, n: int, z: float = 1.96) -> tuple[float, float]:
+def wilson(p: float, n: int) -> tuple[float, float]:
     """95 % interval of a rate."""
-    centre, spread = (p + z * z / (2 * n)) / (1 + z * z / n), z * ((p * (1 - p) + z * z / (4 * n)) / n) ** 0.5 / (1 + z * z / n)
-    return max(0.0, centre - spread), min(1.0, centre + spread)
+    hits = round(p * n)
+    found = metrics.rate([True] * hits + [False] * (n - hits))
+    return found.low, found.high
 
 
 @contextmanager

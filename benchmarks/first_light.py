@@ -99,8 +99,8 @@ class Bench:
         return Row(
             method, concept.target, rate(told, field, concept.target), max(by_word),
             None if field == "attribute" else rate(told, field, concept.anchor), sum(right) / len(right),
-            accuracy(self.judge(images), self.others), float(moved.mean()), float(moved[self.said].mean()), float(np.median(moved)),
-            float((moved > 0.005).mean()),
+            accuracy(self.judge(images), self.others), float(moved.mean()), float(moved[self.said].mean()),
+            float(np.median(moved)), float((moved > 0.005).mean()),
             float(change(opened, self.base_open).mean()),
         )  # fmt: skip
 
@@ -151,7 +151,8 @@ def table(rows: list[Row], n: int, base_accuracy: float) -> list[str]:
         anchor = "-" if row.anchor is None else f"{row.anchor:.3f}"
         lines.append(
             f"| {row.concept} | {row.method} | {row.target:.3f} ({low:.2f} to {high:.2f}) | {row.worst_word:.2f} | {anchor} | "
-            f"{row.context:.3f} | {row.others:.3f} | {row.mse:.6f} | {row.said:.6f} | {row.median:.6f} | {row.flipped:.4f} | {row.open:.5f} |"
+            f"{row.context:.3f} | {row.others:.3f} | {row.mse:.6f} | "
+            f"{row.said:.6f} | {row.median:.6f} | {row.flipped:.4f} | {row.open:.5f} |"
         )
     return lines
 
@@ -263,8 +264,8 @@ def main() -> None:
         "Preserve list of both methods: `glyphs.captions(400, seed=0)`.",
         "UCE: `methods.uce` at its default settings; docs/peers.md holds it beside its authors' code.",
         f"Others (n = {args.others}): captions with another shape and none of the concepts. The last column holds captions",
-        f"that leave the shape open (n = {args.n // 4}): which one is drawn hangs by a breath, and single flips make the mean. So it",
-        f"is, more mildly, where colour, background or artist is open: 'all said' has the {said} captions that leave nothing open.",
+        f"that leave the shape open (n = {args.n // 4}): which one is drawn hangs by a breath, and single flips make the mean.",
+        f"So it is, more mildly, where colour, background or artist is open: 'all said' holds the {said} captions that say all.",
         "Flipped: changed by more than .005, which the eye sees.",
         "", "## Asked and measured", "", *promises(bench, rows, adapters, checks),
         "", "## Every cell", "", *table(rows, args.n, bench.base_accuracy),

@@ -137,6 +137,38 @@ def _(pipe, kit):
     style(pipe, kit)
 
 
+def refit(pipe: Any) -> None:
+    """Where an erasure is loaded, solve it again."""
+    if getattr(pipe, "get_erasure_adapters", dict)():
+        pipe.refit_erasure()
+
+
+@route("load_lora_weights: style on attn2.to_k/to_v, then refit_erasure()")
+def _(pipe, kit):
+    style(pipe, kit, "kv")
+    refit(pipe)
+
+
+@route("load_lora_weights: style on the text encoder, then refit_erasure()")
+def _(pipe, kit):
+    style(pipe, kit, "text")
+    refit(pipe)
+
+
+@route("unet.load_lora_adapter: a style by the component's own call")
+def _(pipe, kit):
+    state, _ = pipe.lora_state_dict(kit.lora("kv"))
+    pipe.unet.load_lora_adapter(state, adapter_name="style", prefix="unet")
+
+
+@route("unet.enable_adapters(), text_encoder.enable_adapters()")
+def _(pipe, kit):
+    style(pipe, kit)
+    pipe.disable_lora()
+    pipe.unet.enable_adapters()
+    pipe.text_encoder.enable_adapters()
+
+
 @route("set_adapters('style')")
 def _(pipe, kit):
     style(pipe, kit, "unet")
@@ -259,6 +291,11 @@ def _(pipe, kit):
     style(pipe, kit, "unet")
 
 
+@route("cross_attention_kwargs={'scale': .5}: style on both", cross_attention_kwargs={"scale": 0.5})
+def _(pipe, kit):
+    style(pipe, kit)
+
+
 @route("cross_attention_kwargs={'scale': 0} without a LoRA", cross_attention_kwargs={"scale": 0.0})
 def _(pipe, kit):
     pass
@@ -284,6 +321,13 @@ def _(pipe, kit):
 def _(pipe, kit):
     if getattr(pipe, "get_erasure_adapters", dict)():
         pipe.load_erasure_adapter(kit.adapter, adapter_name="twin")
+
+
+@route("the same file under a second name")
+def _(pipe, kit):
+    if getattr(pipe, "get_erasure_adapters", dict)():
+        path = kit.adapter.save_pretrained(kit.folder / "again")
+        pipe.load_erasure_adapter(path.rename(path.with_name("another.safetensors")), adapter_name="twin")
 
 
 @route("from_pipe: stock text-to-image sibling")
@@ -434,6 +478,18 @@ def _(pipe, kit):
         pipe.disable_erasure()
         draw(pipe, TARGET)
         pipe.enable_erasure()
+
+
+@route("torch.compile of the unet and of the text encoder, then the erasure")
+def _(pipe, kit):
+    erased = bool(getattr(pipe, "get_erasure_adapters", dict)())
+    if erased:
+        pipe.unload_erasure_adapters()
+    pipe.unet = torch.compile(pipe.unet, backend="eager")
+    pipe.text_encoder.compile(backend="eager")
+    draw(pipe, TARGET)
+    if erased:
+        pipe.load_erasure_adapter(kit.adapter, adapter_name="no-star")
 
 
 @route("model CPU offload")

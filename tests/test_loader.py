@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 from diffusers import AutoPipelineForImage2Image, DiffusionPipeline, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+from peft import LoraConfig
 
 from conftest import assert_same_bits, bits, draw
 from diffusers_erasepro import Concept, ErasureLoaderMixin, ErasureSpec, erasable, erase, glyphs
@@ -185,6 +186,21 @@ def test_a_change_by_someone_else_survives_our_toggle(pipe, no_star):
     weight.data += theirs
     pipe.disable_erasure()
     torch.testing.assert_close(weight.detach(), before + theirs, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_loras_on_the_encoder_and_erasures_load_in_any_order(pipe, no_star, no_cross, count):
+    adapters = dict([("star", no_star), ("cross", no_cross)][:count])
+    pipe.load_erasure_adapters(adapters)
+    alone = bits(pipe)
+    pipe.unload_erasure_adapters()
+    pipe.text_encoder.add_adapter(LoraConfig(r=2, init_lora_weights=False, target_modules=["q_proj", "fc2"]))
+    pipe.load_erasure_adapters(adapters)
+    base = {name.replace(".base_layer", ""): t for name, t in bits(pipe).items()}
+    assert all(torch.equal(base[name], t) for name, t in alone.items())
+    assert not pipe.verify_erasure().ok  # the states it was solved for have moved
+    pipe.refit_erasure()
+    assert pipe.verify_erasure(raise_on_fail=True).residual < 1e-5
 
 
 def test_verify_says_what_is_off_and_what_no_edit_covers(pipe, no_star):

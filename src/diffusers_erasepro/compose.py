@@ -17,6 +17,7 @@ from .factors import LowRank, orthonormal, stack
 from .families import component
 from .measure import anchor_states
 from .options import Foreign, Options
+from .places import below_loras
 from .prompts import ALIGNMENTS, pairs_of, rows_of, text_paths
 from .report import worst
 from .spec import ErasureSpec
@@ -84,7 +85,8 @@ def _joined(pipe: Any, adapters: Sequence[ErasureAdapter]) -> ErasureAdapter:
     ours = [a for a in adapters if isinstance(a.options, Options)]
     others = [a for a in adapters if isinstance(a.options, Foreign)]
     if len(ours) > 1:
-        ours = [erase(pipe, joint_spec(ours), measure=False, **joint_options(ours))]
+        with below_loras(component(pipe, part) for a in ours for part in a.base):  # as each of them was solved
+            ours = [erase(pipe, joint_spec(ours), measure=False, **joint_options(ours))]
     return _summed(pipe, ours + others) if others else ours[0]
 
 

@@ -12,7 +12,7 @@ from .families import component, family_of
 from .linears import dtype_of
 from .measure import largest
 from .options import Options
-from .places import weight_of
+from .places import below_loras, weight_of
 from .report import frobenius
 from .verify import allowed, listed, promised
 from .weights import base_fingerprint, resolved, unedited
@@ -21,12 +21,19 @@ from .weights import base_fingerprint, resolved, unedited
 def fitting(pipe: Any, adapter: ErasureAdapter, *, allow_base_mismatch: bool) -> ErasureAdapter:
     """The adapter if it was made for these weights and erases what it lists; its spec solved again if it was not made for them.
 
+    A LoRA that is on now does not count: it may go again, and `refit_erasure` is there for it.
+
     Raises:
         BaseModelMismatchError: It was made for other components or weights, or these weights hold it already.
         AdapterIntegrityError: It fits, and does not do what it says.
     """
     _check_parts(pipe, adapter)
     _check_sizes(pipe, adapter)
+    with below_loras(component(pipe, part) for part in adapter.base):
+        return _fitting(pipe, adapter, allow_base_mismatch=allow_base_mismatch)
+
+
+def _fitting(pipe: Any, adapter: ErasureAdapter, *, allow_base_mismatch: bool) -> ErasureAdapter:
     if _made_for(pipe, adapter):
         if not adapter.imported and isinstance(adapter.options, Options):  # the others promise no residual
             _check_promise(pipe, adapter)

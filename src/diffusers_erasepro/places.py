@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,6 +27,20 @@ def effective_weight(root: nn.Module, name: str) -> Tensor:
         return weight
     active = [n for n in layer.active_adapters if n in layer.lora_A and n not in layer.merged_adapters]
     return weight + sum(layer.get_delta_weight(n).detach() for n in active)
+
+
+@contextmanager
+def below_loras(roots: Iterable[nn.Module]) -> Iterator[None]:
+    """Inside, PEFT layers compute with their base alone. The flag is set because PEFT's own switch changes what is trained."""
+    layers: list[Any] = [m for root in roots for m in root.modules() if hasattr(m, "_disable_adapters")]
+    before = [layer._disable_adapters for layer in layers]
+    try:
+        for layer in layers:
+            layer._disable_adapters = True
+        yield
+    finally:
+        for layer, was in zip(layers, before, strict=True):
+            layer._disable_adapters = was
 
 
 def editable(root: nn.Module, name: str) -> bool:

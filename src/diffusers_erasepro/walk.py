@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .factors import LowRank
 from .families import LAST, Reading, Site, base_linear, blocks_of, encoder_family_of
-from .linears import device_of
+from .linears import device_of, is_compiled
 from .prompts import Rows, Tokens, joined
 from .solve import Edit
 
@@ -88,7 +88,8 @@ def run(encoder: Any, tokens: Tokens, *, last_hidden: bool) -> Any:
         arguments["attention_mask"] = tokens.mask.to(device)
     if last_hidden:
         arguments["output_hidden_states"] = True
-    return encoder(tokens.ids.to(device), **arguments)
+    with torch.compiler.set_stance("force_eager") if is_compiled(encoder) else nullcontext():  # compiled code sees no new hook
+        return encoder(tokens.ids.to(device), **arguments)
 
 
 @torch.no_grad()

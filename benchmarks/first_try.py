@@ -1,0 +1,90 @@
+"""The transcript of docs/first-try.md: the quickstart as a stranger does it, in an empty environment outside the repository."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+from collections.abc import Iterator
+from pathlib import Path
+
+from common import provenance
+
+ROOT = Path(__file__).parent.parent
+TIMED = {
+    "import diffusers_erasepro": ["python", "-c", "import diffusers_erasepro"],
+    "python -c pass": ["python", "-c", "pass"],
+    "erasepro --help": ["erasepro", "--help"],
+}
+
+
+def steps(page: str) -> Iterator[tuple[str, str]]:
+    """("sh", a command) and ("python", all Python blocks so far), in the page's order; what needs a real model is left out."""
+    so_far = ""
+    for block in re.finditer(r"```python\n(.*?)```|^    (erasepro [^\n]*)$", page, re.M | re.S):
+        code, command = block.groups()
+        if command and "PATH/TO" not in command:
+            yield "sh", command
+        elif code:
+            so_far += code
+    yield "python", so_far
+
+
+def ran(command: list[str], folder: Path, bin: Path) -> str:
+    """What the command prints, in `folder`, with nothing of this checkout on its path."""
+    clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    env = clean | {"PATH": f"{bin}:/usr/bin:/bin", "COLUMNS": "110", "OMP_NUM_THREADS": "2"}
+    done = subprocess.run(command, cwd=folder, env=env, text=True, capture_output=True)
+    if done.returncode:
+        raise SystemExit(f"{command} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+    return done.stdout.strip()
+
+
+def seconds(command: list[str], folder: Path, bin: Path) -> float:
+    """The fastest of five."""
+    taken = []
+    for _ in range(5):
+        began = time.perf_counter()
+        ran(command, folder, bin)
+        taken.append(time.perf_counter() - began)
+    return min(taken)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--torch", default="torch==2.13.0", help="what to install first; a plain torch may bring CUDA")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "first-try.md")
+    args = parser.parse_args()
+    where = provenance(0)
+    with tempfile.TemporaryDirectory() as name:
+        folder, bin = Path(name), Path(name) / "venv" / "bin"
+        subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", name, str(ROOT)], check=True)
+        (wheel,) = folder.glob("*.whl")
+        venv.create(folder / "venv", with_pip=True)
+        subprocess.run([bin / "pip", "install", "-q", args.torch, str(wheel)], check=True)
+        lines = [
+            "# The first try", "",
+            f"`python benchmarks/first_try.py` wrote this page: {where}. A new environment in an empty folder,",
+            f"`pip install {args.torch} {wheel.name}` ({wheel.stat().st_size / 2**20:.1f} MB), then the commands of the",
+            "[quickstart](quickstart.md), as they stand there.", "",
+        ]  # fmt: skip
+        for kind, text in steps((ROOT / "docs" / "quickstart.md").read_text()):
+            out = ran(["bash", "-c", text] if kind == "sh" else ["python", "-c", text], folder, bin)
+            shown = (
+                f"$ {text}"
+                if kind == "sh"
+                else f">>> # the Python blocks of the quickstart, one after the other\n{text.rstrip()}"
+            )
+            lines += ["```text", shown, *out.splitlines(), "```", ""]
+        lines += ["| fastest of five | seconds |", "|---|---|"]
+        lines += [f"| `{what}` | {seconds(command, folder, bin):.2f} |" for what, command in TIMED.items()]
+    args.page.write_text("\n".join([*lines, ""]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""The table of docs/versions.md: the wheel in environments with the lowest and the newest versions it says it works with."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import tomllib
+import venv
+from pathlib import Path
+
+from common import provenance
+
+ROOT = Path(__file__).parent.parent
+NAMES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "huggingface_hub")
+TESTING = ("pytest", "hypothesis", "fastapi", "uvicorn", "ftfy")
+SMOKE = ("tests/test_erase.py", "tests/test_adapter.py", "tests/test_loader.py", "tests/test_compose.py")
+
+
+def lowest() -> list[str]:
+    """The lower bounds of pyproject.toml as exact versions."""
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        asked = tomllib.load(file)["project"]["dependencies"]
+    return [line.replace(">=", "==") for line in asked if line.partition(">=")[0] in NAMES]
+
+
+def tried(label: str, pins: list[str], folder: Path, wheel: Path) -> str:
+    """A row: what was installed, and how the smoke tests ended."""
+    bin = folder / label / "bin"
+    venv.create(folder / label, with_pip=True)
+    subprocess.run([bin / "pip", "install", "-q", *pins, str(wheel), *TESTING], check=True)
+    listed = subprocess.run([bin / "pip", "list", "--format=freeze"], capture_output=True, text=True, check=True).stdout
+    have = dict(line.replace("-", "_", 1).split("==") if "hugging" in line else line.split("==") for line in listed.split())
+    done = subprocess.run([bin / "python", "-m", "pytest", *SMOKE], cwd=ROOT, capture_output=True, text=True)
+    print(done.stdout[-3000:], done.stderr[-3000:], flush=True)
+    last = done.stdout.strip().splitlines()[-1]
+    return f"| {label} | {' | '.join(have.get(name, '-') for name in NAMES)} | {last.strip('= ')} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--newest-torch", default="torch", help="a requirement; a plain torch may bring CUDA")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "versions.md")
+    args = parser.parse_args()
+    where = provenance(0)
+    with tempfile.TemporaryDirectory() as name:
+        subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", name, str(ROOT)], check=True)
+        (wheel,) = Path(name).glob("*.whl")
+        newest = [args.newest_torch, *NAMES[1:]]
+        rows = [tried(label, pins, Path(name), wheel) for label, pins in {"lowest": lowest(), "newest": newest}.items()]
+    args.page.write_text("\n".join([
+        "# Versions", "",
+        f"`python benchmarks/matrix.py` wrote this page: {where}. The wheel in a new environment, and the smoke tests",
+        f"({', '.join(f'`{path}`' for path in SMOKE)}) against it.", "",
+        f"| | {' | '.join(NAMES)} | tests |", "|---|" + "---|" * (len(NAMES) + 1), *rows, "",
+    ]))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
