@@ -250,11 +250,11 @@ def best_fixed(adapters: Made) -> Layers:
 
 
 def strip(bench: Bench, field: str, concept: Concept, adapter: ErasureAdapter, images: Path) -> list[str]:
-    """Eight frames before and after, for the first prompt whose unedited clip shows the concept."""
+    """Eight frames before and after, for the first prompt whose unedited clip shows the concept most."""
     pairs = prompts_with(field, concept, bench.n, bench.seed)
     before, after = (bench.draw(f"{e}.{concept.target}", pairs) for e in ("unedited", adapter.digest[:12]))
     told = bench.judge(before)[field]
-    i = next(i for i in range(bench.n) if share([told[i]], concept.target) > 0.5)
+    i = max(range(bench.n), key=lambda i: share([told[i]], concept.target))
     rows = {"unedited": before[i], f"{concept.target} erased": after[i]}
     save_grid(images / f"video-{concept.target}.png", [f"frame {k}" for k in range(FRAMES)], rows, title=pairs[i][0])
     return [f"![{concept.target}, before and after](images/video-{concept.target}.png)", ""]
