@@ -123,17 +123,20 @@ def _states(pipe: Any, ids: Tensor) -> Tensor:
 
 
 def _predict(pipe: Any, latents: Tensor, t: Tensor, states: Tensor) -> Tensor:
-    """`(n, c, h, w)`; a single row of states serves all latents."""
-    states = states.expand(len(latents), -1, -1).to(latents)
-    return component(pipe, family_of(pipe).denoiser)(latents, t, encoder_hidden_states=states).sample
+    """`(n, c, h, w)`, or `(n, c, frames, h, w)`; a single row of states serves all latents, and every frame of a clip."""
+    family = family_of(pipe)
+    states = states.expand(len(latents), -1, -1).to(latents).repeat_interleave(family.frames or 1, dim=0)
+    return component(pipe, family.denoiser)(latents, t, encoder_hidden_states=states).sample
 
 
 def _followed(pipe: Any, states: Tensor, others: Tensor, seed: int) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """The way of a drawing by `states`: timestep, latents, its prediction, and what `others` predict on the same latents."""
-    config: Any = component(pipe, family_of(pipe).denoiser).config
+    family = family_of(pipe)
+    config: Any = component(pipe, family.denoiser).config
     scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
     scheduler.set_timesteps(STEPS)
-    shape = (len(states), config.in_channels, config.sample_size, config.sample_size)
+    frames = () if family.frames is None else (family.frames,)
+    shape = (len(states), config.in_channels, *frames, config.sample_size, config.sample_size)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     latents = noise.to(states) * scheduler.init_noise_sigma
     way = []

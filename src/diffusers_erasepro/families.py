@@ -88,6 +88,8 @@ class PipelineFamily:
     where there are none, or where they read several encoders at once or image tokens as well."""
     stock: tuple[str, ...] = field(default=())
     """Components that stock `load_lora_weights` really reaches (diffusers 0.42)."""
+    frames: int | None = None
+    """Frames of the clips that `layers="auto"` looks at, the second axis of a latent after its channels; None for pictures."""
 
     @property
     def read_whole(self) -> Use | None:
@@ -134,6 +136,7 @@ ENCODERS: list[EncoderFamily] = [
 LAST, NEXT_TO_LAST = Reading("last_hidden_state"), Reading("hidden_states", -2)
 POOLER, PROJECTED = Reading("pooler_output"), Reading("text_embeds")
 CLIP_UNET = r"\.attn2\.to_[kv]$"
+SPATIAL_UNET = r"\.attentions\..+" + CLIP_UNET  # the attn2 of motion modules attends to frames, not to text
 CONTEXT = r"^context_embedder$"
 CAPTION = r"^caption_projection\.linear_1$"
 
@@ -147,9 +150,13 @@ PIPELINES: list[PipelineFamily] = [
         pipelines=(
             "StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline",
             "StableDiffusionControlNetPipeline", "StableDiffusionControlNetImg2ImgPipeline",
-            "StableDiffusionControlNetInpaintPipeline", "AnimateDiffPipeline",
+            "StableDiffusionControlNetInpaintPipeline",
         ),
         encoders=_one(LAST), denoiser="unet", readers=CLIP_UNET, stock=("unet", "text_encoder"),
+    ),
+    PipelineFamily(
+        pipelines=("AnimateDiffPipeline",),
+        encoders=_one(LAST), denoiser="unet", readers=SPATIAL_UNET, stock=("unet", "text_encoder"), frames=8,
     ),
     PipelineFamily(
         pipelines=(

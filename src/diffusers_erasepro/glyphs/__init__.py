@@ -17,6 +17,7 @@ PLAIN_STYLE = STYLES[0]
 """The artist whose pictures look like those without an artist."""
 
 WEIGHTS = Path(__file__).parent / "weights"
+VIDEO = Path(__file__).parent / "video"
 
 
 def load_pipeline(folder: str | Path = WEIGHTS) -> Any:
@@ -46,7 +47,31 @@ def load_judge(folder: str | Path = WEIGHTS) -> Any:
     return Judge(net, heads_of(world))
 
 
+def load_video_pipeline(folder: str | Path = VIDEO) -> Any:
+    """Moving glyphs as a stock `AnimateDiffPipeline` in float32, offline: 8 frames of 32 px on the shipped still world."""
+    import torch
+    from diffusers import AnimateDiffPipeline, MotionAdapter
+    from safetensors.torch import load_file
+    from transformers import CLIPTextModel
+
+    folder, still = Path(folder), load_pipeline()
+    still.unet.load_state_dict(load_file(folder / "unet.safetensors"), strict=False)  # the rest is the still world's
+    pipe = AnimateDiffPipeline(
+        still.vae, CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32), still.tokenizer, still.unet,
+        MotionAdapter.from_pretrained(folder / "motion_adapter", torch_dtype=torch.float32), still.scheduler,
+    )  # fmt: skip
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def load_clip_judge() -> Any:
+    """The judge of clips: `judge(clips)` -> "shape", "color", "background" per frame, "motion" per clip."""
+    from .clip_judge import ClipJudge
+
+    return ClipJudge(load_judge())
+
+
 __all__ = [
-    "ATTRIBUTE_WORDS", "BACKGROUNDS", "COLORS", "PLAIN_STYLE", "SHAPES", "STYLES", "captions", "load_judge",
-    "load_pipeline",
+    "ATTRIBUTE_WORDS", "BACKGROUNDS", "COLORS", "PLAIN_STYLE", "SHAPES", "STYLES", "captions", "load_clip_judge",
+    "load_judge", "load_pipeline", "load_video_pipeline",
 ]  # fmt: skip

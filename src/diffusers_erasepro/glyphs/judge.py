@@ -87,8 +87,11 @@ class Judge:
         return torch.cat([self.net.features(to_pixels(images[i : i + 64])) for i in range(0, len(images), 64)])
 
     def __call__(self, images: Sequence[Image.Image]) -> dict[str, list]:
+        return self.answers(self.probabilities(images))
+
+    def answers(self, probabilities: dict[str, Tensor]) -> dict[str, list]:
+        """The words of `(n, answers)` probabilities per head, None below `min_confidence`."""
         told: dict[str, list] = {}
-        probabilities = self.probabilities(images)
         for head in self.heads:
             sure, index = probabilities[head.name].max(-1)
             told[head.name] = [

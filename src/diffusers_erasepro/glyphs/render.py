@@ -107,7 +107,7 @@ def _paint(picture: Array, cover: Array, color: Array) -> None:
     picture += cover[..., None] * (color - picture)
 
 
-def _draw(
+def paint_glyph(
     picture: Array, world: World, scene: Scene, shape: str, color: str, centre: tuple[float, float], radius: float,
     rng: np.random.Generator,
 ) -> None:  # fmt: skip
@@ -137,20 +137,25 @@ def _draw(
         _paint(picture, crack, BLACK)
 
 
+def ground(world: World, background: str, horizon: float) -> Array:
+    """A picture `(SIZE, SIZE, 3)` of the background alone, its horizon at that height below the middle."""
+    above, below = (np.array(c, dtype=np.float64) for c in BACKGROUNDS[world.backgrounds[background]])
+    height: Array = (np.arange(SIZE) + 0.5) * PIXEL - 1
+    rows = _band(height - horizon)
+    return np.repeat((above + rows[:, None] * (below - above))[:, None], SIZE, axis=1)
+
+
 def render(world: World, scene: Scene, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Picture `(SIZE, SIZE, 3)` of a full scene; `rng` sets place, size and tilt."""
     assert scene.shape and scene.color and scene.background, "render needs a full scene"
-    above, below = (np.array(c, dtype=np.float64) for c in BACKGROUNDS[world.backgrounds[scene.background]])
-    height: Array = (np.arange(SIZE) + 0.5) * PIXEL - 1
-    rows = _band(height - rng.uniform(0.05, 0.35))
-    picture = np.repeat((above + rows[:, None] * (below - above))[:, None], SIZE, axis=1)
+    picture = ground(world, scene.background, rng.uniform(0.05, 0.35))
     dx, dy = rng.uniform(-0.09, 0.09, size=2)
     if scene.second is None:
-        _draw(picture, world, scene, scene.shape, scene.color, (dx, dy), rng.uniform(0.58, 0.68), rng)
+        paint_glyph(picture, world, scene, scene.shape, scene.color, (dx, dy), rng.uniform(0.58, 0.68), rng)
     else:
         other_color, other_shape = scene.second
-        _draw(picture, world, scene, scene.shape, scene.color, (-0.5 + dx / 2, dy), rng.uniform(0.36, 0.4), rng)
-        _draw(picture, world, scene, other_shape, other_color, (0.5 + dx / 2, dy), rng.uniform(0.36, 0.4), rng)
+        paint_glyph(picture, world, scene, scene.shape, scene.color, (-0.5 + dx / 2, dy), rng.uniform(0.36, 0.4), rng)
+        paint_glyph(picture, world, scene, other_shape, other_color, (0.5 + dx / 2, dy), rng.uniform(0.36, 0.4), rng)
     return np.clip(picture, 0, 255).astype(np.uint8)
 
 
