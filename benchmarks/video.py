@@ -220,9 +220,9 @@ def promises(rows: Rows, layers: str) -> list[str]:
     """What was asked, what was measured with the default method, and whether it holds."""
     lines = ["| what | allowed | worst measured | holds |", "|---|---|---|---|"]
 
-    def line(what: str, allowed: str, values: dict[str, float], most: float, form: str) -> None:
+    def line(what: str, allowed: str, values: dict[str, float], most: float, form: str, *, drawn: float = 1.0) -> None:
         worst = max(values, key=values.__getitem__)
-        holds = "yes" if values[worst] <= most else "**no**"
+        holds = "**no**" if values[worst] > most else "yes" if drawn >= 0.5 else "no proof: hardly drawn before"
         lines.append(f"| {what} | {allowed} | {form.format(values[worst])} ({worst}) | {holds} |")
 
     base, done = rows[EVERY[0].target, "unedited"], [c.target for c in EVERY if (c.target, layers) in rows]
@@ -230,7 +230,8 @@ def promises(rows: Rows, layers: str) -> list[str]:
         left = {c.target: rows[c.target, layers].target for f, c in CONCEPTS if f == field and c.target in done} or {
             "none yet": 1.0
         }
-        line(f"erased {field} still there, {unit}", "<= .05", left, 0.05, "{:.3f}")
+        before = min((rows[t, "unedited"].target for t in left if (t, "unedited") in rows), default=0.0)
+        line(f"erased {field} still there, {unit} (unedited from {before:.2f})", "<= .05", left, 0.05, "{:.3f}", drawn=before)
     for name in ("frames", "motions"):
         lost = {t: getattr(base, name) - getattr(rows[t, layers], name) for t in done}
         line(f"accuracy of other prompts lost, {name}", "<= .02", lost, 0.02, "{:.3f}")
