@@ -25,8 +25,8 @@ def lowest() -> list[str]:
     return [line.replace(">=", "==") for line in asked if line.partition(">=")[0] in NAMES]
 
 
-def tried(label: str, pins: list[str], folder: Path, wheel: Path) -> str:
-    """A row: what was installed, and how the smoke tests ended."""
+def tried(label: str, pins: list[str], folder: Path, wheel: Path) -> tuple[str, list[str]]:
+    """A row: what was installed, and how the smoke tests ended; and the errors they met, each once."""
     bin = folder / label / "bin"
     venv.create(folder / label, with_pip=True)
     subprocess.run([bin / "pip", "install", "-q", *pins, str(wheel), *TESTING], check=True)
@@ -35,7 +35,8 @@ def tried(label: str, pins: list[str], folder: Path, wheel: Path) -> str:
     done = subprocess.run([bin / "python", "-m", "pytest", *SMOKE], cwd=ROOT, capture_output=True, text=True)
     print(done.stdout[-3000:], done.stderr[-3000:], flush=True)
     last = done.stdout.strip().splitlines()[-1]
-    return f"| {label} | {' | '.join(have.get(name, '-') for name in NAMES)} | {last.strip('= ')} |"
+    errors = {line.removeprefix("E").strip() for line in done.stdout.splitlines() if line.startswith("E  ") and "Error" in line}
+    return f"| {label} | {' | '.join(have.get(name, '-') for name in NAMES)} | {last.strip('= ')} |", sorted(errors)
 
 
 def main() -> None:
@@ -48,12 +49,14 @@ def main() -> None:
         subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", name, str(ROOT)], check=True)
         (wheel,) = Path(name).glob("*.whl")
         newest = [args.newest_torch, *NAMES[1:]]
-        rows = [tried(label, pins, Path(name), wheel) for label, pins in {"lowest": lowest(), "newest": newest}.items()]
+        found = {label: tried(label, pins, Path(name), wheel) for label, pins in {"lowest": lowest(), "newest": newest}.items()}
     args.page.write_text("\n".join([
         "# Versions", "",
         f"`python benchmarks/matrix.py` wrote this page: {where}. The wheel in a new environment, and the smoke tests",
         f"({', '.join(f'`{path}`' for path in SMOKE)}) against it.", "",
-        f"| | {' | '.join(NAMES)} | tests |", "|---|" + "---|" * (len(NAMES) + 1), *rows, "",
+        f"| | {' | '.join(NAMES)} | tests |", "|---|" + "---|" * (len(NAMES) + 1),
+        *(row for row, _ in found.values()), "",
+        *(f"- {label}: `{error}`" for label, (_, errors) in found.items() for error in errors), "",
     ]))  # fmt: skip
 
 

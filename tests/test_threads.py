@@ -21,11 +21,14 @@ def fingerprint(pipe, prompt="a red star on snow"):
 def stress(pipe, adapters, rounds, workers=8):
     """Each worker loads, toggles, unloads and draws; returns the pictures drawn and the errors met."""
     pictures, errors, register = set(), [], torch.nn.Module.register_parameter
-    scheduler = copy.deepcopy(pipe.scheduler)
+    scheduler, tokenizer = copy.deepcopy(pipe.scheduler), copy.deepcopy(pipe.tokenizer)
 
     def work(number):
         mine = erasable(StableDiffusionPipeline.from_pipe(pipe))
-        mine.scheduler = copy.deepcopy(scheduler)  # a scheduler counts steps, so threads cannot share one
+        mine.scheduler = copy.deepcopy(scheduler)  # a scheduler counts steps, so threads cannot share one,
+        mine.tokenizer = copy.deepcopy(
+            tokenizer
+        )  # nor a tokenizer: it keeps how it pads between calls, and diffusers pads in two ways
         mine.set_progress_bar_config(disable=True)
         rng = random.Random(number)
         for _ in range(rounds):
