@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
-from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from tqdm.auto import tqdm, trange
@@ -81,7 +80,11 @@ def train(style: Style, folder: Path, seed: int) -> Path:
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    layers = [convert_state_dict_to_diffusers(get_peft_model_state_dict(p)) if t else None for p, t in parts.items()]
+    layers = [get_peft_model_state_dict(p) if t else None for p, t in parts.items()]
+    if layers[1]:  # diffusers' own converter knows attention alone; these names it reads for every linear
+        names = (("lora_A", "lora_linear_layer.down"), ("lora_B", "lora_linear_layer.up"))
+        for old, new in names:
+            layers[1] = {k.replace(old, new): v for k, v in layers[1].items()}
     StableDiffusionPipeline.save_lora_weights(folder, *layers)
     return folder
 
