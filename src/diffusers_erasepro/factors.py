@@ -69,6 +69,11 @@ def orthonormal(factors: LowRank, *, rtol: float = 0.0, max_rank: int | None = N
     return LowRank(U * peak * root, (V * peak * root).T)
 
 
+def finite(values: Tensor) -> bool:
+    """A NaN or an infinity shows in the sum, which is much faster than to look at each value; but a sum may overflow too."""
+    return bool(torch.isfinite(values.sum()) or torch.isfinite(values).all())
+
+
 def compress(factors: LowRank, error: float) -> tuple[LowRank, float]:
     """The fewest directions that keep ||D - B A||_F within `error` ||D||_F, and the relative error they leave."""
     whole = orthonormal(factors)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .errors import IllPosedError
-from .factors import LowRank, orthonormal, stack
+from .factors import LowRank, finite, orthonormal, stack
 
 
 @dataclass(frozen=True)
@@ -150,6 +150,6 @@ def cholesky(C: Tensor, where: str = "layer") -> Tensor:
 def check_finite(where: str, **tensors: Tensor | None) -> None:
     """Raise IllPosedError naming the first tensor with a NaN or an infinity."""
     for name, tensor in tensors.items():
-        if tensor is not None and not torch.isfinite(tensor).all():
+        if tensor is not None and not finite(tensor):
             bad = int((~torch.isfinite(tensor)).sum())
             raise IllPosedError(f"{where}: {name} has {bad} values that are not finite; check the base weights")

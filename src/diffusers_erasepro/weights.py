@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .adapter import ErasureAdapter
 from .errors import AdapterStateError, BaseModelMismatchError
-from .factors import LowRank
+from .factors import LowRank, finite
 from .families import base_linear, module_name, unwrapped
 from .fingerprint import fingerprint
 from .gate import GATE
@@ -189,13 +189,8 @@ def _written(root: nn.Module, name: str, record: EditedWeight | None, factors: L
 
 def _check_finite(where: str, values: Tensor | LowRank | None) -> None:
     tensors = [values.A, values.B] if isinstance(values, LowRank) else [] if values is None else [values]
-    if not all(_finite(t.float()) for t in tensors):
+    if not all(finite(t.float()) for t in tensors):
         raise AdapterStateError(f"{where} would hold values that are not finite; nothing was changed")
-
-
-def _finite(values: Tensor) -> bool:
-    """A NaN or an infinity shows in the sum, which is ten times faster than to look at each; a sum may also overflow."""
-    return bool(torch.isfinite(values.sum()) or torch.isfinite(values).all())
 
 
 # ------------------------------------------------------------------------------------------------ writing
