@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from common import accuracy, change, draw, erased, kind_of, prompts_with, prompts_without, provenance, rate
+from common import accuracy, change, draw, erased, keep_line, kept_lines, kind_of, prompts_with, prompts_without, provenance, rate
 from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, glyphs
 from diffusers_erasepro.denoiser import Look
 from diffusers_erasepro.errors import IllPosedError
@@ -22,37 +22,12 @@ from diffusers_erasepro.fingerprint import fingerprints
 from diffusers_erasepro.glyphs.world import WORLDS, World
 from diffusers_erasepro.measure import aligned_states, relative
 from diffusers_erasepro.prompts import ALIGNMENTS, rows_to_solve, text_paths
+from diffusers_erasepro.report import NAN
 from diffusers_erasepro.statistics import metrics, record_inputs
 from diffusers_erasepro.weights import resolved
 from first_light import concepts_of
 
-CHOICES: dict[str, dict[str, Any]] = {
-    "default": {},
-    "closing block alone": {"layers": (-1,)},
-    "first block alone": {"layers": (0,)},
-    "blocks 1 and last": {"layers": (1, -1)},
-    "blocks 2 and last": {"layers": (2, -1)},
-    "blocks 3 and last": {"layers": (3, -1)},
-    "block 0, then K/V": {"layers": (0, "kv")},
-    "K/V alone": {"layers": ("kv",)},
-    "auto": {"layers": "auto"},
-    "the block CLEAR chooses, and last": {},
-    "0 and last, each as if alone": {},
-    "every linear (the paper's formula)": {"variant": "linear"},
-    "identity metric": {"metric": "identity"},
-    "last subject token": {"alignment": "last_subject"},
-    "whole subject, EOS": {"alignment": "subject+eos"},
-    "subject to EOS": {"alignment": "subject_to_eos"},
-    "no soft prompts": {"soft_budget": 0},
-    "8 soft prompts": {"soft_budget": 8},
-    "soft weight .001": {"soft_weight": 0.001},
-    "soft weight .01": {"soft_weight": 0.01},
-    "soft weight .1": {"soft_weight": 0.1},
-    "ridge .001": {"ridge": 0.001},
-    "ridge .1": {"ridge": 0.1},
-    "rank at most 16": {"max_rank": 16},
-}
-"""Options of `erase` that differ from the default."""
+Make = Callable[[Any, ErasureSpec], ErasureAdapter]
 PRESERVE, COUNTS = 400, (100, 1600)
 """Captions of the preserve list, and other lengths of it."""
 
@@ -103,13 +78,61 @@ def clearest(pipe: Any, spec: ErasureSpec) -> int:
     return max(range(len(far)), key=lambda i: float(far[i].norm(dim=0).mean()))
 
 
+def by_clear(pipe: Any, spec: ErasureSpec) -> ErasureAdapter:
+    """The early block that CLEAR's criterion chooses."""
+    return erase(pipe, spec, layers=(clearest(pipe, spec), -1))
+
+
+def apart(pipe: Any, spec: ErasureSpec) -> ErasureAdapter:
+    """The default without its order: the closing block is solved as if the early one stayed unedited."""
+    whole, parts = erase(pipe, spec), [erase(pipe, spec, layers=(block,)) for block in (0, -1)]
+    edits = {name: factors for part in parts for name, factors in part.edits.items()}
+    layers = [layer for part in parts for layer in part.report.layers]
+    (path,) = text_paths(pipe)
+    rows = rows_to_solve(spec.concepts, path, ALIGNMENTS[whole.options.alignment], soft_budget=0)["exact"]
+    made = replace(whole, edits=edits)
+    with torch.no_grad():
+        have, goal = aligned_states(path.encoder, rows, resolved(path.encoder, "text_encoder", made))
+    numbers = {"listed_residual": float(relative(have, goal).max()), "held_out_mean": NAN, "drift": NAN}
+    return replace(made, report=replace(whole.report, layers=tuple(layers), **numbers))
+
+
+CHOICES: dict[str, Make] = {
+    "default": erase,
+    "closing block alone": partial(erase, layers=(-1,)),
+    "first block alone": partial(erase, layers=(0,)),
+    "blocks 1 and last": partial(erase, layers=(1, -1)),
+    "blocks 2 and last": partial(erase, layers=(2, -1)),
+    "blocks 3 and last": partial(erase, layers=(3, -1)),
+    "block 0, then K/V": partial(erase, layers=(0, "kv")),
+    "K/V alone": partial(erase, layers=("kv",)),
+    "auto": partial(erase, layers="auto"),
+    "the block CLEAR chooses, and last": by_clear,
+    "0 and last, each as if alone": apart,
+    "every linear (the paper's formula)": partial(erase, variant="linear"),
+    "identity metric": partial(erase, metric="identity"),
+    "last subject token": partial(erase, alignment="last_subject"),
+    "whole subject, EOS": partial(erase, alignment="subject+eos"),
+    "subject to EOS": partial(erase, alignment="subject_to_eos"),
+    "no soft prompts": partial(erase, soft_budget=0),
+    "8 soft prompts": partial(erase, soft_budget=8),
+    "soft weight .001": partial(erase, soft_weight=0.001),
+    "soft weight .01": partial(erase, soft_weight=0.01),
+    "soft weight .1": partial(erase, soft_weight=0.1),
+    "ridge .001": partial(erase, ridge=0.001),
+    "ridge .1": partial(erase, ridge=0.1),
+    "rank at most 16": partial(erase, max_rank=16),
+}
+"""Choice -> how its adapter is made."""
+
+
 class Bench:
     """A world, and the unedited pictures of its concepts."""
 
     def __init__(self, world: World, folder: Path, n: int, seed: int) -> None:
         self.world, self.n, self.seed = world, n, seed
         self.pipe, self.judge = erasable(glyphs.load_pipeline(folder)), glyphs.load_judge(folder)
-        found = dict(reversed([(field, concept) for field, concept in concepts_of(world)]))
+        found = dict(reversed(concepts_of(world)))
         self.concepts: Sequence[Concept] = tuple(found[field] for field in ("shape", "style", "attribute"))
         self.others = prompts_without(self.concepts, n, seed=seed, held_out=False, world=world)
         self.base = draw(self.pipe, self.others, seed=seed)
@@ -118,36 +141,19 @@ class Bench:
     def spec(self, concept: Concept, count: int, *, seed: int = 0) -> ErasureSpec:
         return ErasureSpec((concept,), preserve=tuple(glyphs.captions(count, seed=seed, world=self.world)))
 
-    def row(self, concept: Concept, choice: str, options: dict[str, Any], count: int = PRESERVE) -> Row:
-        spec = self.spec(concept, count)
-        if choice.startswith("the block CLEAR"):
-            options = {"layers": (clearest(self.pipe, spec), -1)}
+    def row(self, concept: Concept, choice: str, make: Make, count: int) -> Row:
         try:
-            adapter = self.apart(spec) if choice == "0 and last, each as if alone" else erase(self.pipe, spec, **options)
+            adapter = make(self.pipe, self.spec(concept, count))
         except IllPosedError as error:
-            nan = float("nan")
-            return Row(concept.target, choice, "-", nan, nan, nan, nan, nan, (), 0, nan, nan, nan, nan, str(error))
+            return Row(concept.target, choice, "-", NAN, NAN, NAN, NAN, NAN, (), 0, NAN, NAN, NAN, NAN, str(error))
         return self.measured(concept, choice, adapter)
-
-    def apart(self, spec: ErasureSpec) -> ErasureAdapter:
-        """The default without its order: the closing block is solved as if the early one stayed unedited."""
-        whole, parts = erase(self.pipe, spec), [erase(self.pipe, spec, layers=(block,)) for block in (0, -1)]
-        edits = {name: factors for part in parts for name, factors in part.edits.items()}
-        layers = [layer for part in parts for layer in part.report.layers]
-        (path,) = text_paths(self.pipe)
-        rows = rows_to_solve(spec.concepts, path, ALIGNMENTS[whole.options.alignment], soft_budget=0)["exact"]
-        made, nan = replace(whole, edits=edits), float("nan")
-        with torch.no_grad():
-            have, goal = aligned_states(path.encoder, rows, resolved(path.encoder, "text_encoder", made))
-        numbers = {"listed_residual": float(relative(have, goal).max()), "held_out_mean": nan, "drift": nan}
-        return replace(made, report=replace(whole.report, layers=tuple(layers), **numbers))
 
     def measured(self, concept: Concept, choice: str, adapter: ErasureAdapter) -> Row:
         name, report = concept.target, adapter.report
-        with torch.no_grad():
-            if name not in self.looks:
+        if name not in self.looks:
+            with torch.no_grad():
                 self.looks[name] = Look.at(self.pipe, self.spec(concept, PRESERVE, seed=9))  # captions no metric has seen
-            residual, drift = self.looks[name].compare(adapter)
+        residual, drift = self.looks[name].compare(adapter)
         targets = prompts_with(concept, self.n, seed=self.seed, held_out=False, world=self.world)
         with erased(self.pipe, adapter):
             told = self.judge(draw(self.pipe, targets, seed=self.seed))
@@ -204,18 +210,15 @@ def main() -> None:
     parser.add_argument("--lines", type=Path, help="JSON lines of finished rows (default: runs/ablation-WORLD.jsonl)")
     args = parser.parse_args()
     where, lines = provenance(args.seed), args.lines or Path(f"runs/ablation-{args.world}.jsonl")
-    lines.parent.mkdir(exist_ok=True)
-    done = [Row(**json.loads(line)) for line in lines.read_text().splitlines()] if lines.exists() else []
-    rows = {(r.concept, r.choice): r for r in done}
+    rows = {(r.concept, r.choice): r for r in (Row(**line) for line in kept_lines(lines))}
     bench = Bench(WORLDS[args.world], args.folder, args.n, args.seed)
-    asked = [(name, options, PRESERVE) for name, options in CHOICES.items()]
-    asked += [(f"{count} preserve captions", {}, count) for count in COUNTS]
+    asked: list[tuple[str, Make, int]] = [(name, make, PRESERVE) for name, make in CHOICES.items()]
+    asked += [(f"{count} preserve captions", erase, count) for count in COUNTS]
     every = [(concept, *choice) for concept in bench.concepts for choice in asked]
-    for concept, name, options, count in tqdm(every, desc="choices"):
+    for concept, name, make, count in tqdm(every, desc="choices"):
         if (concept.target, name) not in rows:
-            rows[concept.target, name] = row = bench.row(concept, name, options, count)
-            with lines.open("a") as file:
-                file.write(json.dumps(asdict(row)) + "\n")
+            rows[concept.target, name] = row = bench.row(concept, name, make, count)
+            keep_line(lines, asdict(row))
     found = {c.target: [rows[c.target, name] for name, *_ in asked] for c in bench.concepts}
     Path(f"docs/ablation-{args.world}.md").write_text(page(args.world, where, args.n, found))
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
-from common import prompts_with, provenance
+from common import keep_line, kept_lines, prompts_with, provenance
 from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, glyphs, methods
 from diffusers_erasepro.attacks import ATTACKS, Siege
 from diffusers_erasepro.metrics import rate
@@ -37,7 +36,7 @@ def adapter_of(name: str, pipe: Any, spec: ErasureSpec) -> ErasureAdapter:
 
 def measure(out: Path, n: int, seed: int) -> None:
     """Append one line per (concept, victim, attack) that `out` does not hold yet."""
-    done = {(r["concept"], r["victim"], r["attack"]) for r in lines(out)}
+    done = {(r["concept"], r["victim"], r["attack"]) for r in kept_lines(out)}
     judge, base = glyphs.load_judge(), glyphs.load_pipeline()
     for field, concept in CONCEPTS.items():
         prompts = tuple(text for text, _ in prompts_with(concept, n, seed=seed, held_out=True))
@@ -51,12 +50,7 @@ def measure(out: Path, n: int, seed: int) -> None:
                 told = judge(ATTACKS[attack].run(siege))[field]
                 hits = [answer is True if field == "attribute" else answer == concept.target for answer in told]
                 row = {"concept": concept.target, "victim": name, "attack": attack, "n": n, "seed": seed, "hits": sum(hits)}
-                with out.open("a") as file:
-                    file.write(json.dumps(row | {"seconds": round(time.perf_counter() - began, 1)}) + "\n")
-
-
-def lines(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+                keep_line(out, row | {"seconds": round(time.perf_counter() - began, 1)})
 
 
 def page(rows: list[dict[str, Any]], where: str) -> str:
@@ -96,7 +90,7 @@ def main() -> None:
     args = parser.parse_args()
     if not args.only_page:
         measure(args.out, args.n, args.seed)
-    args.page.write_text(page(lines(args.out), provenance(args.seed)))
+    args.page.write_text(page(kept_lines(args.out), provenance(args.seed)))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import warnings
@@ -13,7 +12,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from common import provenance
+from common import keep_line, kept_lines, provenance
 from diffusers_erasepro import glyphs
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
@@ -59,9 +58,7 @@ def main() -> None:
     made_with = provenance(0)
     shipped: Any = glyphs.load_pipeline()
     preserve = tuple(glyphs.captions(120, seed=0))
-    args.lines.parent.mkdir(exist_ok=True)
-    done = [json.loads(line) for line in args.lines.read_text().splitlines()] if args.lines.exists() else []
-    outcomes = {tuple(key): Outcome(*told, verified=None) for key, told in done}
+    outcomes = {tuple(key): Outcome(*told, verified=None) for key, told in kept_lines(args.lines)}
     for where, layers in WHERE.items():
         with tempfile.TemporaryDirectory() as folder:
             kit = make_kit(shipped, Path(folder), layers, preserve)
@@ -70,8 +67,7 @@ def main() -> None:
                     key = (route.name, where, name)
                     if key not in outcomes:
                         outcomes[key] = found = walk_route(route, kit, shipped, dtype)
-                        with args.lines.open("a") as file:
-                            file.write(json.dumps([key, [found.kind, found.residual, found.share, found.why]]) + "\n")
+                        keep_line(args.lines, [key, [found.kind, found.residual, found.share, found.why]])
     counts = Counter(o.kind for o in outcomes.values())
     lines = [
         f"`python benchmarks/bypasses.py` wrote this table: {made_with}.",

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import subprocess
+import sys
+import venv
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +20,7 @@ from tqdm.auto import trange
 from diffusers_erasepro import ErasureAdapter, metrics
 from diffusers_erasepro.glyphs.asking import Pairs, kind_of, prompts_with, prompts_without  # noqa: F401
 
+ROOT = Path(__file__).parent.parent
 FIELDS = ("shape", "style", "color", "background")
 
 
@@ -52,11 +57,10 @@ def change(a: Sequence[Image.Image], b: Sequence[Image.Image]) -> np.ndarray:
     return np.array(metrics.pixel_change(a, b))
 
 
-def wilson(p: float, n: int) -> tuple[float, float]:
-    """95 % interval of a rate."""
-    hits = round(p * n)
-    found = metrics.rate([True] * hits + [False] * (n - hits))
-    return found.low, found.high
+def wilson(p: float, n: int, z: float = 1.96) -> tuple[float, float]:
+    """95 % interval of a rate that, unlike those of `metrics.rate`, need not be a whole number of hits: frames of clips."""
+    centre, spread = (p + z * z / (2 * n)) / (1 + z * z / n), z * ((p * (1 - p) + z * z / (4 * n)) / n) ** 0.5 / (1 + z * z / n)
+    return max(0.0, centre - spread), min(1.0, centre + spread)
 
 
 @contextmanager
@@ -67,6 +71,32 @@ def erased(pipe: Any, adapter: ErasureAdapter) -> Iterator[Any]:
         yield pipe
     finally:
         pipe.unload_erasure_adapters()
+
+
+def kept_lines(path: Path) -> list[Any]:
+    """What an earlier start wrote with `keep_line`; a file of its own makes its folder."""
+    path.parent.mkdir(exist_ok=True)
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def keep_line(path: Path, value: Any) -> None:
+    """Append one line of JSON, so that a bench that is stopped goes on from there."""
+    with path.open("a") as file:
+        file.write(json.dumps(value) + "\n")
+
+
+def built_wheel(folder: Path) -> Path:
+    """This checkout as a wheel in `folder`."""
+    subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, str(ROOT)], check=True)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def new_environment(folder: Path, *requirements: str) -> Path:
+    """A new environment in `folder` with these installed; its `bin`."""
+    venv.create(folder, with_pip=True)
+    subprocess.run([folder / "bin" / "pip", "install", "-q", *requirements], check=True)
+    return folder / "bin"
 
 
 def provenance(seed: int) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -14,7 +13,20 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from common import FIELDS, accuracy, change, draw, erased, prompts_with, prompts_without, provenance, rate, wilson
+from common import (
+    FIELDS,
+    accuracy,
+    change,
+    draw,
+    erased,
+    keep_line,
+    kept_lines,
+    prompts_with,
+    prompts_without,
+    provenance,
+    rate,
+    wilson,
+)
 from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, glyphs
 from diffusers_erasepro.glyphs.world import WORLDS, World
 from diffusers_erasepro.grids import save_depth
@@ -226,9 +238,7 @@ def main() -> None:
     parser.add_argument("--lines", type=Path, help="JSON lines of finished rows (default: runs/first-light-WORLD.jsonl)")
     args = parser.parse_args()
     where, lines = provenance(args.seed), args.lines or Path(f"runs/first-light-{args.world}.jsonl")
-    lines.parent.mkdir(exist_ok=True)
-    done = [Row(**json.loads(line)) for line in lines.read_text().splitlines()] if lines.exists() else []
-    known = {(r.concept, r.method): r for r in done}
+    known = {(r.concept, r.method): r for r in (Row(**line) for line in kept_lines(lines))}
     bench = Bench(WORLDS[args.world], args.folder, args.n, args.others, args.seed)
     preserve, blocks = tuple(glyphs.captions(400, seed=0, world=bench.world)), bench.pipe.text_encoder.config.num_hidden_layers
     rows: list[Row] = []
@@ -240,8 +250,7 @@ def main() -> None:
             if (concept.target, method) not in known:
                 with erased(bench.pipe, make()) if make else nullcontext(bench.pipe) as pipe:
                     known[concept.target, method] = row = bench.row(method, field, concept, pipe)
-                with lines.open("a") as file:
-                    file.write(json.dumps(vars(row)) + "\n")
+                keep_line(lines, vars(row))
             rows.append(known[concept.target, method])
     name, first = next(iter(adapters.items()))
     depth = {t: sizes(bench.pipe, adapter.spec, tuple(range(blocks))) for t, adapter in adapters.items()}
@@ -259,7 +268,7 @@ def main() -> None:
     page = [
         f"# One concept at a time, measured on the {args.world} world", "",
         f"`benchmarks/first_light.py --world {args.world}` wrote this page: {where},",
-        f"{args.n} images per cell, 15 steps, guidance 3, float32,",
+        f"{args.n} images per cell, 15 steps, guidance 3, float32.",
         "Prompts are held-out phrasings: neither templates nor training use them.",
         "Preserve list of both methods: `glyphs.captions(400, seed=0)`.",
         "UCE: `methods.uce` at its default settings; docs/peers.md holds it beside its authors' code.",

@@ -6,16 +6,13 @@ import argparse
 import os
 import re
 import subprocess
-import sys
 import tempfile
 import time
-import venv
 from collections.abc import Iterator
 from pathlib import Path
 
-from common import provenance
+from common import ROOT, built_wheel, new_environment, provenance
 
-ROOT = Path(__file__).parent.parent
 TIMED = {
     "import diffusers_erasepro": ["python", "-c", "import diffusers_erasepro"],
     "python -c pass": ["python", "-c", "pass"],
@@ -62,11 +59,9 @@ def main() -> None:
     args = parser.parse_args()
     where = provenance(0)
     with tempfile.TemporaryDirectory() as name:
-        folder, bin = Path(name), Path(name) / "venv" / "bin"
-        subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", name, str(ROOT)], check=True)
-        (wheel,) = folder.glob("*.whl")
-        venv.create(folder / "venv", with_pip=True)
-        subprocess.run([bin / "pip", "install", "-q", args.torch, str(wheel)], check=True)
+        folder = Path(name)
+        wheel = built_wheel(folder)
+        bin = new_environment(folder / "venv", args.torch, str(wheel))
         lines = [
             "# The first try", "",
             f"`python benchmarks/first_try.py` wrote this page: {where}. A new environment in an empty folder,",

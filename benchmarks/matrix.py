@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import argparse
 import subprocess
-import sys
 import tempfile
 import tomllib
-import venv
 from pathlib import Path
 
-from common import provenance
+from common import ROOT, built_wheel, new_environment, provenance
 
-ROOT = Path(__file__).parent.parent
 NAMES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "huggingface_hub")
 TESTING = ("pytest", "hypothesis", "fastapi", "uvicorn", "ftfy")
 SMOKE = ("tests/test_erase.py", "tests/test_adapter.py", "tests/test_loader.py", "tests/test_compose.py")
@@ -27,11 +24,9 @@ def lowest() -> list[str]:
 
 def tried(label: str, pins: list[str], folder: Path, wheel: Path) -> tuple[str, list[str]]:
     """A row: what was installed, and how the smoke tests ended; and the errors they met, each once."""
-    bin = folder / label / "bin"
-    venv.create(folder / label, with_pip=True)
-    subprocess.run([bin / "pip", "install", "-q", *pins, str(wheel), *TESTING], check=True)
+    bin = new_environment(folder / label, *pins, str(wheel), *TESTING)
     listed = subprocess.run([bin / "pip", "list", "--format=freeze"], capture_output=True, text=True, check=True).stdout
-    have = dict(line.replace("-", "_", 1).split("==") if "hugging" in line else line.split("==") for line in listed.split())
+    have = dict(line.replace("-", "_").split("==") for line in listed.split())
     done = subprocess.run([bin / "python", "-m", "pytest", *SMOKE], cwd=ROOT, capture_output=True, text=True)
     print(done.stdout[-3000:], done.stderr[-3000:], flush=True)
     last = done.stdout.strip().splitlines()[-1]
@@ -46,8 +41,7 @@ def main() -> None:
     args = parser.parse_args()
     where = provenance(0)
     with tempfile.TemporaryDirectory() as name:
-        subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", name, str(ROOT)], check=True)
-        (wheel,) = Path(name).glob("*.whl")
+        wheel = built_wheel(Path(name))
         newest = [args.newest_torch, *NAMES[1:]]
         found = {label: tried(label, pins, Path(name), wheel) for label, pins in {"lowest": lowest(), "newest": newest}.items()}
     args.page.write_text("\n".join([

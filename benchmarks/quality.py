@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -14,7 +14,20 @@ import numpy as np
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
-from common import accuracy, change, draw, erased, kind_of, prompts_with, prompts_without, provenance, rate, wilson
+from common import (
+    accuracy,
+    change,
+    draw,
+    erased,
+    keep_line,
+    kept_lines,
+    kind_of,
+    prompts_with,
+    prompts_without,
+    provenance,
+    rate,
+    wilson,
+)
 from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, glyphs
 from diffusers_erasepro.errors import IllPosedError
 from diffusers_erasepro.glyphs.world import WORLDS, World
@@ -118,7 +131,7 @@ def best(rows: Sequence[Row], bar: float) -> Row:
 
 def verdict(rows: Sequence[Row]) -> str:
     """Ours against the best setting of the best peer: erased no less, kept no worse, half the change."""
-    ours, rows = rows[0], [r for r in rows if r.target == r.target]
+    ours, rows = rows[0], [r for r in rows if not math.isnan(r.target)]
     bar = max(0.05, ours.target)
     peers = [best([r for r in rows if r.method == m], bar) for m in dict.fromkeys(r.method for r in rows) if m != "ours"]
     erase_enough = [r for r in peers if r.target <= bar]
@@ -164,7 +177,7 @@ def page(args: argparse.Namespace, where: str, found: dict[str, list[Row]], base
     ]  # fmt: skip
     for cell, rows in found.items():
         for r in (base[cell], *rows):
-            if r.target != r.target:
+            if math.isnan(r.target):
                 lines.append(f"| {r.cell} | {r.method} | {r.setting} | refused: its constraints contradict | | | |")
                 continue
             low, high = wilson(r.target, args.n)
@@ -190,17 +203,14 @@ def main() -> None:
     args.page = args.page or Path(f"docs/quality-{args.world}.md")
     where, world = provenance(args.seed), WORLDS[args.world]
     lines = args.lines or Path(f"runs/quality-{args.world}.jsonl")
-    lines.parent.mkdir(exist_ok=True)
-    done = [Row(**json.loads(line)) for line in lines.read_text().splitlines()] if lines.exists() else []
-    rows = {(r.cell, r.method, r.setting): r for r in done}
+    rows = {(r.cell, r.method, r.setting): r for r in (Row(**line) for line in kept_lines(lines))}
     bench = Bench(world, args.folder, args.n, args.seed)
     cells = args.cells or list(bench.cells)
     makes: dict[tuple[str, str], Make | None] = {("unedited", "-"): None, **settings(world)}
     for cell, method, setting in tqdm([(c, *key) for c in cells for key in makes], desc="rows"):
         if (cell, method, setting) not in rows:
             rows[cell, method, setting] = row = bench.row(cell, method, setting, makes[method, setting])
-            with lines.open("a") as file:
-                file.write(json.dumps(asdict(row)) + "\n")
+            keep_line(lines, asdict(row))
     found = {cell: [rows[cell, *key] for key in settings(world)] for cell in cells}
     base = {cell: rows[cell, "unedited", "-"] for cell in cells}
     args.page.write_text("\n".join(page(args, where, found, base)))

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm, trange
 
-from common import erased, provenance, wilson
+from common import change, erased, provenance, wilson
 from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, glyphs
 from diffusers_erasepro.denoiser import CHAINS, ENOUGH, Look, least_drift
 from diffusers_erasepro.families import Reading, blocks_of
@@ -88,6 +88,7 @@ class Bench:
         self.pipe, self.judge = erasable(glyphs.load_video_pipeline(folder)), glyphs.load_clip_judge()
         self.kept, self.n, self.seed, self.steps = kept, n, seed, steps
         self.others = prompts_without(n, seed)
+        self.separations = separations_table(self.pipe)
         kept.mkdir(parents=True, exist_ok=True)
 
     def draw(self, name: str, pairs: Pairs) -> Clips:
@@ -120,7 +121,7 @@ class Bench:
             concept.target, layers, share(told[field], concept.target), share(told[field], concept.anchor),
             mean([v for name in FRAMEWISE if name != field for v in context[name]]),
             mean([v for name in FRAMEWISE for v in kept[name]]), mean(kept["motion"]),
-            float(self.judge.changes(clips).mean()), float(np.mean((pixels(clips) - pixels(base)) ** 2)),
+            float(self.judge.changes(clips).mean()), float(change(frames_of(clips), frames_of(base)).mean()),
         )  # fmt: skip
 
 
@@ -134,9 +135,8 @@ def share(answers: list[Any], word: str) -> float:
     return mean([v == word for v in flat])
 
 
-def pixels(clips: Clips) -> np.ndarray:
-    """`(clips, frames, height, width, 3)` in [0, 1]."""
-    return np.array([[np.asarray(frame, dtype=np.float64) for frame in clip] for clip in clips]) / 255
+def frames_of(clips: Clips) -> list[Image.Image]:
+    return [frame for clip in clips for frame in clip]
 
 
 def named(layers: Layers) -> str:
@@ -324,7 +324,7 @@ def write(page: Path, bench: Bench, head: list[str], rows: Rows, adapters: Made,
     if adapters:
         fixed = best_fixed(adapters)
         text += ["", "## Which layers", LAYERS.format(enough=ENOUGH, fixed=named(fixed)), *chains_table(adapters, rows, fixed)]
-    page.write_text("\n".join([*text, CLEAR, *separations_table(bench.pipe), ""]))
+    page.write_text("\n".join([*text, CLEAR, *bench.separations, ""]))
 
 
 def main() -> None:
@@ -360,8 +360,8 @@ def main() -> None:
         row = bench.row(field, concept, named(DEFAULT), alone)
         pictures += strip(bench, field, concept, alone, args.page.parent / "images")
         note(concept, named(DEFAULT), row)
+    together = erase(bench.pipe, ErasureSpec(EVERY, preserve=preserve))
     for field, concept in tqdm(CONCEPTS, desc="all at once"):
-        together = erase(bench.pipe, ErasureSpec(EVERY, preserve=preserve))
         note(concept, "together", bench.row(field, concept, f"{named(DEFAULT)}, all four", together))
     for concept in tqdm(EVERY, desc="every chain"):
         adapters[concept.target] = made(bench.pipe, concept, preserve, args.kept / "adapters")
