@@ -25,10 +25,8 @@ def stress(pipe, adapters, rounds, workers=8):
 
     def work(number):
         mine = erasable(StableDiffusionPipeline.from_pipe(pipe))
-        mine.scheduler = copy.deepcopy(scheduler)  # a scheduler counts steps, so threads cannot share one,
-        mine.tokenizer = copy.deepcopy(
-            tokenizer
-        )  # nor a tokenizer: it keeps how it pads between calls, and diffusers pads in two ways
+        # a scheduler counts steps, and a tokenizer keeps how to pad (diffusers pads in two ways), so threads cannot share them
+        mine.scheduler, mine.tokenizer = copy.deepcopy(scheduler), copy.deepcopy(tokenizer)
         mine.set_progress_bar_config(disable=True)
         rng = random.Random(number)
         for _ in range(rounds):
