@@ -205,14 +205,15 @@ def _promised(root: nn.Module, edits: Mapping[str, LowRank], x: Tensor, y: Tenso
 def _added(
     root: nn.Module, adapter: ErasureAdapter, edits: Mapping[str, LowRank], seen: Known
 ) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Layer -> what its edit adds to its output: the bits written less those of the base, as rounding is part of it.
+    """Layer -> what its edit adds to its output: where it was rounded, the bits written less those of the base; else the factors.
 
-    Of a linear whose edit is a hook, or of an adapter that is not in force, the factors.
+    Factors stand for a hook, too, and for an adapter that is not in force.
     """
     registry = registry_of(root) or Registry()
     weights = registry.weights if registry.applied is adapter else {}
-    records = {n: seen.get(n) or r for n, r in weights.items() if n not in registry.hooks}
-    return {n: partial(_difference, records[n]) if n in records else factors for n, factors in edits.items()}
+    records = {n: (r, seen.get(n) or r) for n, r in weights.items() if n not in registry.hooks}
+    rounded = {n: now for n, (r, now) in records.items() if now.target is not r.target or now.target.dtype != torch.float32}
+    return {n: partial(_difference, rounded[n]) if n in rounded else factors for n, factors in edits.items()}
 
 
 def _difference(record: EditedWeight, y: Tensor) -> Tensor:
@@ -267,7 +268,7 @@ def _share_left(root: nn.Module, name: str, factors: LowRank, record: EditedWeig
     """
     module: Any = base_linear(root.get_submodule(name))
     registry = registry_of(root) or Registry()
-    signs = torch.tensor([[random.choice((-1.0, 1.0)) for _ in range(factors.rank)]])
+    signs = torch.tensor([random.choices((-1.0, 1.0), k=factors.rank)])
     x = (signs.to(factors.A) @ factors.A).to(next(module.parameters()).device, dtype_of(root))
     live, record = path_of(root, name)(x), record or registry.weights.get(name)
     if record is None or name in registry.hooks:
@@ -361,6 +362,6 @@ def _routes(pipe: Any, active: Sequence[ErasureAdapter]) -> list[str]:
 
 
 def _loras(module: Any) -> list[str]:
-    """Names of the PEFT adapters that act in a component."""
-    layers = [m for m in module.modules() if isinstance(m, LoraLayer)] if module is not None else []
+    """Names of the LoRAs that act in a component; whoever puts one there leaves a `peft_config`."""
+    layers = [m for m in module.modules() if isinstance(m, LoraLayer)] if hasattr(module, "peft_config") else []
     return sorted({n for m in layers if not m.disable_adapters for n in m.active_adapters if n in m.lora_A})

@@ -110,11 +110,10 @@ def originals(root: nn.Module, seen: Known | None = None) -> dict[str, Tensor]:
 
     `seen`: what `known` gave just now.
     """
-    registry, found = registry_of(root), {}
-    for name, record in (known(root) if seen is None else seen).items():
-        live = places_of(root, name)[0]
-        found[name.removeprefix("text_model.")] = _written(live, registry.weights[name], record, None)[1]  # type: ignore[union-attr]
-    return found
+    weights = (registry_of(root) or Registry()).weights
+    found = known(root) if seen is None else seen
+    bits = {n: r.base if r else _written(places_of(root, n)[0], weights[n], None, None)[1] for n, r in found.items()}
+    return {name.removeprefix("text_model."): value for name, value in bits.items()}
 
 
 def base_fingerprint(root: nn.Module, seen: Known | None = None) -> str:
