@@ -70,12 +70,21 @@ def test_no_route_is_silent_anywhere(shipped, kits, route, where, dtype):
     check(route, kits(where), shipped, DTYPES[dtype])
 
 
+def off_and_on(pipe, kit):
+    pipe.disable_erasure()
+    pipe.enable_erasure()
+
+
+def drawn_with(pipe, kit):
+    draw(pipe, TARGET)
+
+
 USES = {
     "as loaded": lambda pipe, kit: None,
-    "off and on": lambda pipe, kit: (pipe.disable_erasure(), pipe.enable_erasure()) and None,
+    "off and on": off_and_on,
     "deepcopy": lambda pipe, kit: copy.deepcopy(pipe),
     "pickle": lambda pipe, kit: pickle.loads(pickle.dumps(pipe)),
-    "a drawing": lambda pipe, kit: draw(pipe, TARGET) is None or None,
+    "a drawing": drawn_with,
     "a style on other layers": lambda pipe, kit: style(pipe, kit, "unet"),
     "fused projections": lambda pipe, kit: pipe.fuse_qkv_projections(vae=False),
     "model offload": lambda pipe, kit: pipe.enable_model_cpu_offload(device="cpu"),
