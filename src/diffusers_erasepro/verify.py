@@ -80,12 +80,11 @@ def verify(pipe: Any, *, prompts: Sequence[str] = (), images: bool = False, samp
     """Measure everything active; `ErasureLoaderMixin.verify_erasure` says how."""
     active = _active(pipe)
     broken = [*missing(pipe), *([] if active else ["no erasure is active"])]
-    drawn = _drawn(pipe, active, sample) if sample else None
-    seen = {n: known(root, None if drawn is None else drawn.get(n, {})) for n, (root, _) in modules_with_registry(pipe).items()}
-    if drawn is None:
-        measured = [listed(pipe, a, images=images and not broken, seen=seen) for a in active]
+    seen = {} if sample else {name: known(root) for name, (root, _) in modules_with_registry(pipe).items()}
+    if sample:
+        measured = [_sampled(pipe, part, edits) for part, edits in _drawn(pipe, active, sample).items()]
     else:
-        measured = [_sampled(pipe, part, edits, seen) for part, edits in drawn.items()]
+        measured = [listed(pipe, a, images=images and not broken, seen=seen) for a in active]
     residuals = {name: value for part in measured for name, value in part.items()}
     threshold = max([THRESHOLDS[torch.float32], *(allowed(pipe, a) for a in active)])
     worst = float("inf") if broken else largest(residuals.values())
@@ -93,7 +92,7 @@ def verify(pipe: Any, *, prompts: Sequence[str] = (), images: bool = False, samp
         *broken,
         *_off(pipe),
         *_unsure(pipe, active),
-        *_changed(pipe, active, seen, deep=drawn is None),
+        *_changed(pipe, active, seen),
         *_routes(pipe, active),
         *NEVER_COVERED,
     )
@@ -255,13 +254,13 @@ def _drawn(pipe: Any, active: Sequence[ErasureAdapter], count: int) -> dict[str,
     return found
 
 
-def _sampled(pipe: Any, part: str, edits: Mapping[str, LowRank], seen: Seen) -> dict[str, float]:
+def _sampled(pipe: Any, part: str, edits: Mapping[str, LowRank]) -> dict[str, float]:
     """Layer -> ||what it adds to its input - what it shall add|| / ||what it shall add||. No prompt is encoded."""
     root = component(pipe, part)
-    return {f"{part}.{n}": _share_left(root, n, factors, seen.get(part, {}).get(n)) for n, factors in edits.items()}
+    return {f"{part}.{n}": _share_left(root, n, factors) for n, factors in edits.items()}
 
 
-def _share_left(root: nn.Module, name: str, factors: LowRank, record: EditedWeight | None) -> float:
+def _share_left(root: nn.Module, name: str, factors: LowRank) -> float:
     """How much of the edit is missing from the live layer, 0 to 1, on a mixture `(1, d_in)` of the inputs that move it most.
 
     The rows of A are mixed with signs drawn anew: one row is read about as fast as memory allows, several are not.
@@ -270,7 +269,7 @@ def _share_left(root: nn.Module, name: str, factors: LowRank, record: EditedWeig
     registry = registry_of(root) or Registry()
     signs = torch.tensor([random.choices((-1.0, 1.0), k=factors.rank)])
     x = (signs.to(factors.A) @ factors.A).to(next(module.parameters()).device, dtype_of(root))
-    live, record = path_of(root, name)(x), record or registry.weights.get(name)
+    live, record = path_of(root, name)(x), registry.weights.get(name)
     if record is None or name in registry.hooks:
         wanted = module.forward(x) + factors(x)
     else:
@@ -332,14 +331,15 @@ def _off(pipe: Any) -> list[str]:
     return [f"adapter {n!r} is off" for n, on in states.items() if not on]
 
 
-def _changed(pipe: Any, active: Sequence[ErasureAdapter], seen: Seen, *, deep: bool) -> list[str]:
+def _changed(pipe: Any, active: Sequence[ErasureAdapter], seen: Seen) -> list[str]:
     """Weights, or the base as a whole, that are no longer those the erasure was made for."""
     notes = []
-    for name, (root, _) in modules_with_registry(pipe).items():
-        if changed := [weight for weight, record in seen[name].items() if record is None]:
+    for name, weights in seen.items():
+        root = component(pipe, name)
+        if changed := [weight for weight, record in weights.items() if record is None]:
             notes.append(f"{name} was changed by someone else since the erasure was applied: {', '.join(changed[:3])}")
         prints = [a.base[name] for a in active if name in a.base]
-        if deep and any(base_fingerprint(root, seen[name]) != p.get(str(dtype_of(root)).removeprefix("torch.")) for p in prints):
+        if any(base_fingerprint(root, weights) != p.get(str(dtype_of(root)).removeprefix("torch.")) for p in prints):
             notes.append(f"the weights of {name} are no longer those the erasure was made for; refit_erasure() solves it again")
     return notes
 

@@ -6,7 +6,7 @@ by `from_pipe` share it, and a replaced component loses it, as it loses the edit
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -93,11 +93,9 @@ Known = Mapping[str, EditedWeight | None]
 """Weight -> its record after the dtype moves it went through; None where someone else changed the values."""
 
 
-def known(root: nn.Module, names: Collection[str] | None = None) -> Known:
-    """A look at every weight under our care, or at those of `names`: each is read once, which is most of the cost."""
-    registry = registry_of(root)
-    weights = registry.weights if registry else {}
-    return {n: _followed(root, n, record) for n, record in weights.items() if names is None or n in names}
+def known(root: nn.Module) -> Known:
+    """A look at every weight under our care."""
+    return {name: _followed(root, name, record) for name, record in (registry_of(root) or Registry()).weights.items()}
 
 
 def _followed(root: nn.Module, name: str, record: EditedWeight) -> EditedWeight | None:
