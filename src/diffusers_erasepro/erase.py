@@ -84,9 +84,10 @@ def erase(pipe: Any, spec: ErasureSpec | Concept, *, measure: bool = True, **opt
 def _erase(pipe: Any, family: PipelineFamily, spec: ErasureSpec, choice: Options, measure: bool) -> ErasureAdapter:
     """The erasure in every text encoder that is there."""
     if choice.edits_readers and family.read_whole is None:
+        asked = "robust=True" if choice.robust else f"layers {READERS!r}"
         raise ConceptSpecError(
-            f"{'robust' if choice.robust else f'layers {READERS!r}'}: no linear of {type(pipe).__name__}'s denoiser reads the states "
-            "of one text encoder and nothing else; edit encoder blocks, such as layers=(0, -1)"
+            f"{asked}: no linear of {type(pipe).__name__}'s denoiser reads the states of one text encoder and nothing "
+            "else; edit encoder blocks, such as layers=(0, -1)"
         )
     made = _joined([_erase_encoder(pipe, family, spec, choice, measure, path) for path in text_paths(pipe)])
     return replace(made, report=replace(made.report, notes=_notes(pipe, family, made)))
