@@ -98,15 +98,15 @@ def totals(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def cell(row: dict[str, Any] | None) -> str:
-    if row is None or row["attack"] != MADE and not row["of"]:
+    if row is None or (row["attack"] != MADE and not row["of"]):
         return "not run"
     return (
         f"{row['seconds']} s" if row["attack"] == MADE else str(rate([True] * row["hits"] + [False] * (row["of"] - row["hits"])))
     )
 
 
-TOGETHER = """Attacks of one kind, all concepts together; only those that bring the concept back at least every second time on the unedited
-pipeline, as the others say nothing."""
+TOGETHER = """Attacks of one kind, all concepts together; only those that bring the concept back at least every second time on the
+unedited pipeline, as the others say nothing."""
 INTRODUCTION = """# Attacks, measured
 
 `python benchmarks/attack_page.py` wrote this page: {where}; rows measured at {commits}.
