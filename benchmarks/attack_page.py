@@ -98,11 +98,9 @@ def totals(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def cell(row: dict[str, Any] | None) -> str:
-    if row is None or (row["attack"] != MADE and not row["of"]):
-        return "not run"
-    return (
-        f"{row['seconds']} s" if row["attack"] == MADE else str(rate([True] * row["hits"] + [False] * (row["of"] - row["hits"])))
-    )
+    if row and row["attack"] == MADE:
+        return f"{row['seconds']} s"
+    return str(rate([True] * row["hits"] + [False] * (row["of"] - row["hits"]))) if row and row["of"] else "not run"
 
 
 TOGETHER = """Attacks of one kind, all concepts together; only those that bring the concept back at least every second time on the
