@@ -106,13 +106,12 @@ def _erase_encoder(
     with working(live) as encoder:
         solver = _solver(encoder, path, spec, choice, sites, rows, key=as_it_runs(live, base[name]))
         done = walk(encoder, rows, sites, solver, readings)
-        pairs = {kind: found[_whole(readings)] for kind, found in done.states.items()}
-        if choice.robust:
-            pairs |= {kind: _with_unedited(encoder, rows[kind], readings, pairs[kind]) for kind in ("exact", "soft")}
+        closing = choice.edits_readers and path.use == family.read_whole
+        pairs = _left_to_readers(encoder, readings, rows, done, robust=choice.robust) if closing else {}
 
     layers = [_Layer(file_name(name, s.site), weight_of(live, s.site), s.edit.factors, s) for s in done.steps]
     readers: list[_Layer] = []
-    if choice.edits_readers and path.use == family.read_whole:  # what the encoder leaves open, the denoiser's readers close
+    if closing:  # what the encoder leaves open, the denoiser's readers close
         readers = _readers(pipe, family, pairs, solver)
         root = component(pipe, family.denoiser)
         base[family.denoiser] = fingerprints(root, {})
@@ -136,12 +135,21 @@ def _whole(readings: Sequence[Reading]) -> int:
     return next(i for i, r in enumerate(readings) if not r.pooled)
 
 
-def _with_unedited(
-    encoder: nn.Module, rows: Rows, readings: Sequence[Reading], pair: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Tensor]:
-    """`pair`, and the targets' states as the unedited encoder gives them, which go to the same anchors."""
-    states = states_of(encoder, rows.target, readings)[_whole(readings)]
-    return torch.cat([pair[0], states[rows.row, rows.target_at]]), torch.cat([pair[1], pair[1]])
+def _left_to_readers(
+    encoder: nn.Module, readings: Sequence[Reading], rows: Mapping[str, Rows], done: Walk, *, robust: bool
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Per kind of rows, states and the anchor's states that the denoiser's readers shall take them for.
+
+    The states are the edited targets'; if `robust`, the unedited encoder's too, as one hands them in who goes around the edit.
+    """
+    whole, found = _whole(readings), {}
+    for kind in ("exact", "soft"):
+        have, goal = done.states[kind][whole]
+        if robust:
+            unedited_states = states_of(encoder, rows[kind].target, readings)[whole][rows[kind].row, rows[kind].target_at]
+            have, goal = torch.cat([have, unedited_states]), torch.cat([goal, goal])
+        found[kind] = have, goal
+    return found
 
 
 def _report(path: TextPath, choice: Options, done: Walk, layers: list[_Layer], readers: list[_Layer]) -> Report:
