@@ -217,8 +217,10 @@ def test_an_encoder_of_an_unknown_class_is_an_error_and_changes_nothing():
 
     pipe = tiny.build("PixArtAlphaPipeline")
     pipe.text_encoder = Mine()
+    before = bits(pipe)
     with pytest.raises(UnknownFamilyError, match=r"Mine is not a known text-encoder family \(known: .*CLIPTextModel"):
         erase(pipe, ErasureSpec((STAR,), preserve=PRESERVE))
+    assert same(bits(pipe), before)
 
 
 def test_an_adapter_of_another_family_is_refused_and_changes_nothing(shipped):
