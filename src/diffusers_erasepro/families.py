@@ -318,25 +318,31 @@ def _proposed(encoder: nn.Module) -> EncoderFamily:
     linears = {n: m for n, m in block.named_modules() if isinstance(m, nn.Linear)}
     width = next(m for m in encoder.modules() if isinstance(m, nn.Embedding)).embedding_dim
     writers = [n for n, m in linears.items() if m.out_features == width and _writes(encoder, block, m)]
-    return EncoderFamily((type(encoder).__name__,), (path,), writers[-1] if writers else None, tuple(linears))
+    causal = torch.allclose(_stream(encoder, block, 1, 2)[0], _stream(encoder, block, 1, 3)[0])
+    return EncoderFamily((type(encoder).__name__,), (path,), writers[-1] if writers else None, tuple(linears), causal)
+
+
+def _stream(encoder: nn.Module, block: nn.Module, *ids: int) -> Tensor:
+    """`(n, d)` what a block gives for n token ids; 0 may be padding, which some embed as zeros."""
+    seen: list[Tensor] = []
+    handle = block.register_forward_hook(lambda _, __, out: seen.append(out if isinstance(out, Tensor) else out[0]))
+    try:
+        encoder(torch.tensor([ids], device=next(encoder.parameters()).device))
+    finally:
+        handle.remove()
+    return seen[0][0]
 
 
 def _writes(encoder: nn.Module, block: nn.Module, linear: nn.Module) -> bool:
     """Whether the linear's output is added to the block's as it is: no norm follows, and nothing else in the block reads it."""
-    seen: list[Tensor] = []
-    listening = block.register_forward_hook(lambda _, __, out: seen.append(out if isinstance(out, Tensor) else out[0]))
-    ids = torch.zeros(1, 2, dtype=torch.long, device=next(encoder.parameters()).device)
+    before = _stream(encoder, block, 1, 2)
+    amount = before.abs().max()  # as large as the stream, so that 16 bits see it
+    handle = linear.register_forward_hook(lambda _, __, out: out + amount)
     try:
-        encoder(ids)
-        amount = float(seen[0].abs().max())  # as large as the stream, so that 16 bits see it
-        adding = linear.register_forward_hook(lambda _, __, out: out + amount)
-        try:
-            encoder(ids)
-        finally:
-            adding.remove()
+        after = _stream(encoder, block, 1, 2)
     finally:
-        listening.remove()
-    return bool(((seen[1] - seen[0]) / amount - 1).abs().max() < 0.05)
+        handle.remove()
+    return bool(((after - before) / amount - 1).abs().max() < 0.05)
 
 
 def _record(obj: object, table: Sequence[T], names: str, what: str) -> T:
