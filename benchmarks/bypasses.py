@@ -71,7 +71,8 @@ def main() -> None:
                 for name, dtype in DTYPES.items():
                     key = (route.name, where, name)
                     if key not in outcomes:
-                        outcomes[key], commits[key] = found, _ = walk_route(route, kit, shipped, dtype), commit
+                        found = walk_route(route, kit, shipped, dtype)
+                        outcomes[key], commits[key] = found, commit
                         keep_line(args.lines, [key, [found.kind, found.residual, found.share, found.why], commit])
     counts = Counter(o.kind for o in outcomes.values())
     lines = [
