@@ -85,11 +85,15 @@ def test_robust_also_turns_what_the_unedited_encoder_says(pipe, preserve):
     with torch.no_grad():
         star, circle = final_states(pipe.text_encoder, ids)[:, [2, 3]]  # the word, EOS
         readers = [pipe.unet.get_submodule(path) for path in reader_paths(pipe.unet, family_of(pipe))]
-        wanted = [reader(circle) for reader in readers]
+        wanted, plain = [reader(circle) for reader in readers], readers[3].weight.clone()
         erasable(pipe).load_erasure_adapter(adapter)
         assert pipe.verify_erasure().ok
         for reader, goal in zip(readers, wanted, strict=True):
             assert relative(reader(star), goal).max() < 1e-5
+        erased = readers[3].weight.clone()
+        readers[3].weight.copy_(plain)  # prompts still read as the anchor, the unedited encoder's states no longer
+        assert not pipe.verify_erasure().ok
+        readers[3].weight.copy_(erased)
         pipe.unload_erasure_adapters()
     assert_same_bits(pipe, before)
 
