@@ -8,7 +8,8 @@ import torch
 import tiny
 from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, families, glyphs
 from diffusers_erasepro.errors import BaseModelMismatchError, ConceptSpecError, UnknownFamilyError
-from diffusers_erasepro.families import family_of
+from diffusers_erasepro.families import component, family_of, reader_paths
+from diffusers_erasepro.options import READERS, Options
 from diffusers_erasepro.prompts import ALIGNMENTS, Pair, Prompt, rows_of, text_paths
 from diffusers_erasepro.recording import arguments
 
@@ -16,6 +17,7 @@ SHIFT = {
     ("QwenImagePipeline", "text_encoder"): -34,
     ("HunyuanVideoPipeline", "text_encoder"): -95,
     ("StableDiffusion3Pipeline", "text_encoder_3"): 77,
+    ("SanaPipeline", "text_encoder"): -554,
 }
 """From a position in the encoder to the same in what `encode_prompt` returns: template tokens dropped, or another
 encoder's states put in front."""
@@ -23,13 +25,31 @@ PRESERVE = tuple(glyphs.captions(6, seed=0))
 STAR, RING = Concept("star", "circle", ("a {}",), ()), Concept("ring", "square", ("a {}",), ())
 
 
+LAYERS = {"SanaPipeline": (READERS,)}
+"""Where no edit of an encoder's linears reaches an arbitrary state, the denoiser's readers carry the erasure."""
+
+
 class Case:
     """A family's tiny pipeline, what it held before `erase`, and the adapter made."""
 
-    def __init__(self, name):
-        self.name, self.pipe = name, tiny.build(name)
+    def __init__(self, name, layers):
+        self.name, self.layers, self.pipe = name, layers, tiny.build(name)
         self.before = bits(self.pipe)
-        self.star = erase(self.pipe, ErasureSpec((STAR,), preserve=PRESERVE))
+        self.star = self.erase(STAR)
+
+    def erase(self, concept):
+        return erase(self.pipe, ErasureSpec((concept,), preserve=PRESERVE), layers=self.layers)
+
+    def received(self, pipe, prompt):
+        """The sequences and the vectors that `encode_prompt` returns; with readers alone, what they make of its sequence."""
+        states, *others = encoded(pipe, prompt)
+        return (read(pipe, states) if self.layers == (READERS,) else [states]), others
+
+    @property
+    def paths(self):
+        """The text encoders that the layers reach."""
+        every = text_paths(self.pipe)
+        return [p for p in every if p.use == family_of(self.pipe).read_whole] if self.layers == (READERS,) else every
 
     def erased(self, *adapters):
         pipe = erasable(copy.deepcopy(self.pipe))
@@ -45,7 +65,7 @@ FAST = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion
 
 @pytest.fixture(scope="module", params=[pytest.param(n, marks=[] if n in FAST else [pytest.mark.slow]) for n in tiny.BUILDERS])
 def case(request):
-    return Case(request.param)
+    return Case(request.param, LAYERS.get(request.param, Options().layers))
 
 
 def bits(pipe):
@@ -65,23 +85,32 @@ def encoded(pipe, prompt):
     return [x for x in flat if x.is_floating_point()]
 
 
+@torch.no_grad()
+def read(pipe, states):
+    """What each of the denoiser's readers makes of the states `(length, d)`."""
+    denoiser = component(pipe, family_of(pipe).denoiser)
+    return [denoiser.get_submodule(path)(states) for path in reader_paths(denoiser, family_of(pipe))]
+
+
 def residuals(case, pipe, concept):
     """||erased(target) - base(anchor)|| / ||base(anchor)|| at each position that the erasure aligns, and of each vector."""
     pair = Pair(*(Prompt.of("a {}", words) for words in (concept.target, concept.anchor)))
-    have, goal = encoded(pipe, pair.target.text), encoded(case.pipe, pair.anchor.text)
+    (have, vectors), (goal, wanted) = case.received(pipe, pair.target.text), case.received(case.pipe, pair.anchor.text)
     found = []
-    for path in text_paths(case.pipe):
+    for path in case.paths:
         if any(not reading.pooled for reading in path.use.readings):
             rows, shift = rows_of([pair], path, ALIGNMENTS["last_subject+eos"]), SHIFT.get((case.name, path.use.encoder), 0)
-            h, g = have[0][rows.target_at + shift], goal[0][rows.anchor_at + shift]
-            found += ((h - g).norm(dim=-1) / g.norm(dim=-1)).tolist()
-    if any(path.pooled for path in text_paths(case.pipe)):  # vectors without one are masks; all zero are position ids
-        found += [float((h - g).norm() / g.norm()) for h, g in zip(have, goal, strict=True) if h.ndim == 1 and g.any()]
+            for h, g in zip(have, goal, strict=True):
+                h, g = h[rows.target_at + shift], g[rows.anchor_at + shift]
+                found += ((h - g).norm(dim=-1) / g.norm(dim=-1)).tolist()
+    if any(path.pooled for path in case.paths):  # vectors without one are masks; all zero are position ids
+        found += [float((h - g).norm() / g.norm()) for h, g in zip(vectors, wanted, strict=True) if h.ndim == 1 and g.any()]
     return found
 
 
-def difference(pipe, other, prompt="a star"):
-    return max(float((a - b).abs().max()) for a, b in zip(encoded(pipe, prompt), encoded(other, prompt), strict=True))
+def difference(case, pipe, other):
+    one, another = ([*sequences, *vectors] for sequences, vectors in (case.received(p, "a star") for p in (pipe, other)))
+    return max(float((a - b).abs().max()) for a, b in zip(one, another, strict=True))
 
 
 def test_erase_changes_no_bit(case):
@@ -98,10 +127,10 @@ def test_listed_residual_at_encode_prompt(case):
 
 def test_off_is_the_base(case):
     pipe = case.erased()
-    assert difference(pipe, case.pipe) > 1e-3
+    assert difference(case, pipe, case.pipe) > 1e-3
     for _ in range(2):
         pipe.disable_erasure()
-        assert same(bits(pipe), case.before) and difference(pipe, case.pipe) == 0
+        assert same(bits(pipe), case.before) and difference(case, pipe, case.pipe) == 0
         pipe.enable_erasure()
         assert max(residuals(case, pipe, STAR)) <= 1e-4
 
@@ -114,7 +143,7 @@ def test_saved_and_loaded(case, tmp_path):
 
 
 def test_two_stack_in_any_order(case):
-    ring = erase(case.pipe, ErasureSpec((RING,), preserve=PRESERVE))
+    ring = case.erase(RING)
     one, other = case.erased(case.star, ring), case.erased(ring, case.star)
     assert same(bits(one), bits(other))
     assert max(residuals(case, one, STAR) + residuals(case, one, RING)) <= 1e-4
@@ -132,11 +161,37 @@ def test_stock_lora_loads_it_or_the_adapter_says_no(case, tmp_path):
     case.star.save_pretrained(tmp_path)
     stock = copy.deepcopy(case.pipe)
     stock.load_lora_weights(tmp_path)
-    assert difference(stock, case.erased()) < 1e-4
+    assert difference(case, stock, case.erased()) < 1e-4
 
 
 def test_layers_shared_with_image_tokens_are_left_alone(case):
-    assert set(case.star.components) <= {use.encoder for use in family_of(case.pipe).encoders}
+    family = family_of(case.pipe)
+    readers = reader_paths(component(case.pipe, family.denoiser), family)
+    allowed = (*(f"{use.encoder}." for use in family.encoders), *(f"{family.denoiser}.{path}" for path in readers))
+    assert all(name.startswith(allowed) for name in case.star.edits)
+
+
+READ = [name for record in families.PIPELINES if record.readers for name in record.pipelines if name in tiny.BUILDERS]
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in (*FAST, *LAYERS) else [pytest.mark.slow]) for n in READ])
+def test_the_denoisers_readers_compute_the_anchors_and_off_is_the_base(name):
+    case = Case(name, (READERS,))
+    pipe = case.erased()
+    assert set(case.star.components) == {family_of(pipe).denoiser} and same(bits(case.pipe), case.before)
+    assert min(residuals(case, case.pipe, STAR)) > 1e-3 and max(residuals(case, pipe, STAR)) <= 1e-4
+    pipe.disable_erasure()
+    assert same(bits(pipe), case.before) and difference(case, pipe, case.pipe) == 0
+    pipe.enable_erasure()
+    assert max(residuals(case, pipe, STAR)) <= 1e-4
+
+
+def test_blocks_that_close_with_a_norm_are_an_error_that_names_the_readers():
+    pipe = tiny.build("SanaPipeline")
+    before = bits(pipe)
+    with pytest.raises(ConceptSpecError, match=r"in Gemma2Model a norm follows every linear.*use layers='kv'"):
+        erase(pipe, ErasureSpec((STAR,), preserve=PRESERVE))
+    assert same(bits(pipe), before)
 
 
 def test_a_concept_that_one_tokenizer_truncates_is_an_error_that_names_it():
@@ -162,8 +217,10 @@ def test_an_encoder_of_an_unknown_class_is_an_error_and_changes_nothing():
 
     pipe = tiny.build("PixArtAlphaPipeline")
     pipe.text_encoder = Mine()
+    before = bits(pipe)
     with pytest.raises(UnknownFamilyError, match=r"Mine is not a known text-encoder family \(known: .*CLIPTextModel"):
         erase(pipe, ErasureSpec((STAR,), preserve=PRESERVE))
+    assert same(bits(pipe), before)
 
 
 def test_an_adapter_of_another_family_is_refused_and_changes_nothing(shipped):
@@ -206,14 +263,37 @@ def test_kept_prompts_stay_where_an_inner_state_is_read():
         torch.testing.assert_close(kept, before, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["StableDiffusionXLPipeline", "FluxPipeline", "QwenImagePipeline", "ZImagePipeline"])
+@pytest.mark.parametrize(
+    "name", ["StableDiffusionXLPipeline", "FluxPipeline", "QwenImagePipeline", "ZImagePipeline", "SanaPipeline"]
+)
 def test_probe_proposes_what_the_record_says(name):
     pipe = tiny.build(name)
-    proposal, known = families.probe(pipe), families.family_of(pipe)
-    assert [u.encoder for u in proposal.pipeline.encoders] == [u.encoder for u in known.encoders]
+    before, proposal, known = bits(pipe), families.probe(pipe), families.family_of(pipe)
+    assert same(bits(pipe), before) and proposal.pipeline.denoiser == known.denoiser
+    assert [u[:2] for u in proposal.pipeline.encoders] == [u[:2] for u in known.encoders]
     for found, use in zip(proposal.pipeline.encoders, known.encoders, strict=True):
         encoder = getattr(pipe, use.encoder)
         count = len(families.blocks_of(encoder))
         assert [(r.pooled, r.block(count)) for r in found.readings] == [(r.pooled, r.block(count)) for r in use.readings]
     for found, use in zip(proposal.encoders, known.encoders, strict=True):
-        assert found.writer == families.encoder_family_of(getattr(pipe, use.encoder)).writer
+        encoder = getattr(pipe, use.encoder)
+        record = families.encoder_family_of(encoder)
+        assert (found.writer, found.causal) == (record.writer, record.causal) and found.blocks[0] in record.blocks
+        assert set(found.linears) <= set(record.linears)
+
+
+@pytest.mark.parametrize("name", ["AllegroPipeline", "StableDiffusion3Pipeline", "WanPipeline", "QwenImagePipeline"])
+def test_an_unknown_pipeline_works_with_what_probe_proposes(name, monkeypatch):
+    """Three that are known, with their records taken away, and one that is not."""
+    for table in ("PIPELINES", "ENCODERS"):
+        monkeypatch.setattr(families, table, [])
+    torch.manual_seed(0)
+    pipe = (tiny.BUILDERS | {"AllegroPipeline": tiny.allegro})[name]()
+    with pytest.raises(
+        UnknownFamilyError, match=rf"{name} is not a known pipeline family .*families.probe\(pipe\) .* docs/families"
+    ):
+        erase(pipe, ErasureSpec((STAR,), preserve=PRESERVE))
+    proposal = families.probe(pipe)
+    families.register(proposal.pipeline, *proposal.encoders)
+    erasable(pipe).load_erasure_adapter(erase(pipe, ErasureSpec((STAR,), preserve=PRESERVE)))
+    assert pipe.verify_erasure(raise_on_fail=True).residual <= 1e-4

@@ -220,6 +220,39 @@ def pixart(kind="PixArtAlphaPipeline"):
     )
 
 
+def sana():
+    net = diffusers.SanaTransformer2DModel(
+        sample_size=8, patch_size=1, in_channels=4, out_channels=4, num_layers=1, num_attention_heads=2, attention_head_dim=8,
+        num_cross_attention_heads=2, cross_attention_head_dim=8, cross_attention_dim=16, caption_channels=WIDTH,
+    )  # fmt: skip
+    coder = diffusers.AutoencoderDC(
+        in_channels=3, latent_channels=4, attention_head_dim=4, encoder_block_types=("ResBlock",) * 2,
+        decoder_block_types=("ResBlock",) * 2, encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8),
+        encoder_layers_per_block=(1, 1), decoder_layers_per_block=(1, 1), encoder_qkv_multiscales=((), ()),
+        decoder_qkv_multiscales=((), ()),
+    )  # fmt: skip
+    return diffusers.SanaPipeline(
+        tokenizer=tokenizer("<bos> $A", length=1200), text_encoder=llm("Gemma2Model", "Gemma2Config", query_pre_attn_scalar=8),
+        vae=coder, transformer=net, scheduler=diffusers.DPMSolverMultistepScheduler(),
+    )  # fmt: skip
+
+
+def allegro():
+    """No record knows it, so that there is something to probe."""
+    net = diffusers.AllegroTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=12, num_layers=1, cross_attention_dim=24, sample_height=8, sample_width=8,
+        sample_frames=4, caption_channels=WIDTH,
+    )  # fmt: skip
+    coder = diffusers.AutoencoderKLAllegro(block_out_channels=(8,) * 4, norm_num_groups=4, layers_per_block=1)
+    return diffusers.AllegroPipeline(
+        tokenizer=t5_tokenizer(600),
+        text_encoder=t5(),
+        vae=coder,
+        transformer=net,
+        scheduler=diffusers.EulerAncestralDiscreteScheduler(),
+    )
+
+
 def aura_flow():
     net = diffusers.AuraFlowTransformer2DModel(
         sample_size=8, patch_size=2, in_channels=4, num_mmdit_layers=1, num_single_dit_layers=1, attention_head_dim=8,
@@ -349,7 +382,8 @@ BUILDERS = {
     "StableDiffusionPipeline": stable_diffusion, "AnimateDiffPipeline": animatediff, "StableDiffusionXLPipeline": sdxl,
     "StableDiffusion3Pipeline": sd3, "FluxPipeline": flux, "FluxKontextPipeline": lambda: flux("FluxKontextPipeline"),
     "Flux2Pipeline": flux2, "Flux2KleinPipeline": flux2_klein, "PixArtAlphaPipeline": pixart,
-    "PixArtSigmaPipeline": lambda: pixart("PixArtSigmaPipeline"), "AuraFlowPipeline": aura_flow, "ChromaPipeline": chroma,
+    "PixArtSigmaPipeline": lambda: pixart("PixArtSigmaPipeline"), "SanaPipeline": sana, "AuraFlowPipeline": aura_flow,
+    "ChromaPipeline": chroma,
     "QwenImagePipeline": qwen_image, "ZImagePipeline": z_image, "HunyuanVideoPipeline": hunyuan_video, "WanPipeline": wan,
     "LTXPipeline": ltx, "CogVideoXPipeline": cogvideox, "MochiPipeline": mochi,
 }  # fmt: skip

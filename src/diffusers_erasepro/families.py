@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .errors import AdapterStateError, UnknownFamilyError
+from .errors import AdapterStateError, ConceptSpecError, UnknownFamilyError
 from .recording import arguments
 
 POOLED = ("pooler_output", "text_embeds")
@@ -24,8 +24,8 @@ class EncoderFamily:
     classes: tuple[str, ...]
     blocks: tuple[str, ...]
     """Candidate paths of the block list; transformers 5.6 dropped `text_model.` from CLIPTextModel."""
-    writer: str
-    """Inside a block."""
+    writer: str | None
+    """Inside a block; None where a norm follows every linear, so that no edit of one reaches an arbitrary state."""
     linears: tuple[str, ...]
     """Every linear inside a block, in the order they run; those a model lacks are passed over."""
     causal: bool = True
@@ -131,6 +131,7 @@ ENCODERS: list[EncoderFamily] = [
         writer="mlp.down_proj",
         linears=LLAMA,
     ),
+    EncoderFamily(classes=("Gemma2Model", "Gemma2ForCausalLM"), blocks=("layers", "model.layers"), writer=None, linears=LLAMA),
 ]  # fmt: skip
 
 LAST, NEXT_TO_LAST = Reading("last_hidden_state"), Reading("hidden_states", -2)
@@ -201,6 +202,10 @@ PIPELINES: list[PipelineFamily] = [
         denoiser="transformer", stock=("transformer",),
     ),
     PipelineFamily(
+        pipelines=("SanaPipeline", "SanaSprintPipeline"),  # a ControlNet would read the prompt beside the denoiser
+        encoders=_one(LAST), denoiser="transformer", readers=CAPTION, stock=("transformer",),
+    ),
+    PipelineFamily(
         pipelines=("PixArtAlphaPipeline", "PixArtSigmaPipeline"),
         encoders=_one(LAST), denoiser="transformer", readers=CAPTION,
     ),
@@ -222,13 +227,17 @@ PIPELINES: list[PipelineFamily] = [
             Use("text_encoder", "tokenizer", (Reading("hidden_states", -3),)),
             Use("text_encoder_2", "tokenizer_2", (POOLER,)),
         ),
-        denoiser="transformer", stock=("transformer",),
+        denoiser="transformer", readers=r"^context_embedder\.(proj_in|time_text_embed\.text_embedder\.linear_1)$",
+        stock=("transformer",),
+    ),
+    PipelineFamily(  # Wan 2.2 has two denoisers
+        pipelines=("WanPipeline", "WanImageToVideoPipeline", "WanVideoToVideoPipeline", "WanVACEPipeline"),
+        encoders=_one(LAST), denoiser="transformer", stock=("transformer",),
     ),
     PipelineFamily(
-        pipelines=(
-            "WanPipeline", "WanImageToVideoPipeline", "WanVideoToVideoPipeline", "WanVACEPipeline", "MochiPipeline",
-        ),
-        encoders=_one(LAST), denoiser="transformer", stock=("transformer",),
+        pipelines=("MochiPipeline",),
+        encoders=_one(LAST), denoiser="transformer", readers=r"^time_embed\.(caption_proj|pooler\.to_(kv|q))$",
+        stock=("transformer",),
     ),
     PipelineFamily(
         pipelines=("LTXPipeline", "LTXImageToVideoPipeline", "LTXConditionPipeline"),
@@ -305,10 +314,35 @@ def _holds(returned: Tensor, states: Tensor) -> bool:
 def _proposed(encoder: nn.Module) -> EncoderFamily:
     lists = {n: m for n, m in encoder.named_modules() if isinstance(m, nn.ModuleList) and len(m) > 1 and "vis" not in n}
     path = max(lists, key=lambda n: sum(p.numel() for p in lists[n].parameters()))
-    linears = {n: m for n, m in lists[path][0].named_modules() if isinstance(m, nn.Linear)}
+    block = lists[path][0]
+    linears = {n: m for n, m in block.named_modules() if isinstance(m, nn.Linear)}
     width = next(m for m in encoder.modules() if isinstance(m, nn.Embedding)).embedding_dim
-    writer = [n for n, m in linears.items() if m.out_features == width][-1]
-    return EncoderFamily((type(encoder).__name__,), (path,), writer, tuple(linears))
+    writers = [n for n, m in linears.items() if m.out_features == width and _writes(encoder, block, m)]
+    causal = torch.allclose(_stream(encoder, block, 1, 2)[0], _stream(encoder, block, 1, 3)[0])
+    return EncoderFamily((type(encoder).__name__,), (path,), writers[-1] if writers else None, tuple(linears), causal)
+
+
+def _stream(encoder: nn.Module, block: nn.Module, *ids: int) -> Tensor:
+    """`(n, d)` what a block gives for n token ids; 0 may be padding, which some embed as zeros."""
+    seen: list[Tensor] = []
+    handle = block.register_forward_hook(lambda _, __, out: seen.append(out if isinstance(out, Tensor) else out[0]))
+    try:
+        encoder(torch.tensor([ids], device=next(encoder.parameters()).device))
+    finally:
+        handle.remove()
+    return seen[0][0]
+
+
+def _writes(encoder: nn.Module, block: nn.Module, linear: nn.Module) -> bool:
+    """Whether the linear's output is added to the block's as it is: no norm follows, and nothing else in the block reads it."""
+    before = _stream(encoder, block, 1, 2)
+    amount = before.abs().max()  # as large as the stream, so that 16 bits see it
+    handle = linear.register_forward_hook(lambda _, __, out: out + amount)
+    try:
+        after = _stream(encoder, block, 1, 2)
+    finally:
+        handle.remove()
+    return bool(((after - before) / amount - 1).abs().max() < 0.05)
 
 
 def _record(obj: object, table: Sequence[T], names: str, what: str) -> T:
@@ -397,6 +431,11 @@ reading); `linear` edits every linear, until its own output is the anchor's (the
 def sites_of(encoder: nn.Module, blocks: Sequence[int], variant: str) -> list[Site]:
     """What is edited in `blocks`, in the order it runs."""
     family, path = encoder_family_of(encoder), _blocks_path(encoder)
+    if blocks and family.writer is None:
+        raise ConceptSpecError(
+            f"layers: in {type(encoder).__name__} a norm follows every linear, so no edit of one reaches an arbitrary state; use "
+            "layers='kv', the denoiser's linears that read it"
+        )
     names = {name for name, _ in encoder.named_modules()}
     sites = [site for block in blocks for site in VARIANTS[variant](family, f"{path}.{block}") if site.linear in names]
     if blocks and not sites:

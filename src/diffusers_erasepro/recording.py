@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import UnknownFamilyError
+from .errors import AdapterStateError, UnknownFamilyError
 
 
 @dataclass(frozen=True)
@@ -106,33 +106,49 @@ def record(pipe: Any, texts: Sequence[str], encoder: str, tokenizer: str, *, gui
 
     Raises:
         UnknownFamilyError: `encode_prompt` calls this encoder not at all, or in a way not known here.
+        AdapterStateError: `encode_prompt` does not run.
     """
     module = getattr(pipe, encoder)
     accepted = inspect.signature(getattr(module, "_orig_mod", module).forward)
     calls: list[dict[str, Tensor]] = []
 
     def listen(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = accepted.bind(*args, **kwargs).arguments
-        given |= given.pop("kwargs", {})
-        calls.append({k: v.detach().cpu() for k, v in given.items() if isinstance(v, Tensor)})
+        heard = accepted.bind(*args, **kwargs).arguments
+        heard |= heard.pop("kwargs", {})
+        calls.append({k: v.detach().cpu() for k, v in heard.items() if isinstance(v, Tensor)})
         if not guidance and sum(len(c["input_ids"]) for c in calls) >= len(texts):
             raise _Enough
 
+    given = arguments(pipe, texts, guidance)
     handle = module.register_forward_pre_hook(listen, with_kwargs=True)
     try:
         with _listening(getattr(pipe, tokenizer)) as rows, torch.no_grad():
-            pipe.encode_prompt(**arguments(pipe, texts, guidance))
+            pipe.encode_prompt(**given)
     except _Enough:
         pass
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise AdapterStateError(f"{type(pipe).__name__}.encode_prompt does not run as the pipeline is loaded: {error}") from error
     finally:
         handle.remove()
     return Recorded(_joined(calls[-1:] if guidance else calls, encoder, pipe), rows)
 
 
 def arguments(pipe: Any, texts: Sequence[str], guidance: bool) -> dict[str, Any]:
-    """Arguments of `encode_prompt`: the defaults of `__call__` where it has the name."""
+    """Arguments of `encode_prompt`: the defaults of `__call__` where it has the name.
+
+    Raises:
+        AdapterStateError: The pipeline cannot tell where it runs.
+    """
+    device = pipe._execution_device
+    if device.type == "meta":
+        raise AdapterStateError(
+            f"{type(pipe).__name__} would run on the meta device: one of its parts is offloaded and others are not, or has no "
+            "weights; offload the whole pipeline, or erase before offloading"
+        )
     drawn = {n: p.default for n, p in inspect.signature(pipe.__call__).parameters.items() if p.default is not p.empty}
-    ours = {"prompt": list(texts), "device": pipe._execution_device, "do_classifier_free_guidance": guidance,
+    ours = {"prompt": list(texts), "device": device, "do_classifier_free_guidance": guidance,
             "num_images_per_prompt": 1, "num_videos_per_prompt": 1}  # fmt: skip
     accepted = inspect.signature(pipe.encode_prompt).parameters
     return {name: (drawn | ours)[name] for name in accepted if name in drawn | ours}

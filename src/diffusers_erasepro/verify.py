@@ -22,7 +22,7 @@ from .families import base_linear, component, family_of
 from .guard import missing
 from .linears import dtype_of
 from .measure import largest, relative, target_states
-from .options import Foreign
+from .options import Foreign, Options
 from .places import path_of
 from .prompts import ALIGNMENTS, Pair, Prompt, Rows, TextPath, pairs_of, rows_of, text_paths
 from .spec import Concept
@@ -50,6 +50,8 @@ ENCODED = (
     "clip_skip and prompt weighting: states that were not solved for",
 )
 """Ways around an erasure that edits a text encoder."""
+ROBUST = ("prompt_embeds made elsewhere, other than the listed prompts' by the unedited encoder", ENCODED[1])
+"""Ways around one made with `robust=True`."""
 READ = ("clip_skip and prompt weighting: states that were not solved for",)
 """Ways around one that edits the denoiser alone."""
 CALL_STEPS = 2
@@ -165,6 +167,8 @@ def _read(path: TextPath, adapter: ErasureAdapter, have: Sequence[Tensor], seen:
     states, found = list(zip(have, goals, use.readings, strict=True)), {}
     if use == family.read_whole and family.denoiser in adapter.components:
         x, y, _ = states.pop(next(i for i, (_, _, reading) in enumerate(states) if not reading.pooled))
+        if _robust(adapter):
+            x, y = torch.cat([x, _unedited_states(adapter, use.encoder, y).to(x)]), torch.cat([y, y])
         root = component(path.pipe, family.denoiser)
         edits = resolved(root, family.denoiser, adapter)
         x, y = x.to(dtype_of(root)), y.to(x.device, dtype_of(root))
@@ -176,6 +180,21 @@ def _read(path: TextPath, adapter: ErasureAdapter, have: Sequence[Tensor], seen:
     if states:
         found[use.encoder] = largest([relative(h.cpu(), g) for h, g, _ in states])
     return found
+
+
+def _robust(adapter: ErasureAdapter) -> bool:
+    return isinstance(adapter.options, Options) and adapter.options.robust
+
+
+def _unedited_states(adapter: ErasureAdapter, encoder: str, goal: Tensor) -> Tensor:
+    """The targets' states by the unedited encoder, `(k, d)` as `goal`: of a robust adapter's keys the second half."""
+    keys = adapter.keys.get(f"{encoder}.states", torch.zeros(0, 0))
+    if keys.shape != (2 * len(goal), goal.shape[1]):
+        raise AdapterIntegrityError(
+            f"a robust adapter with this spec holds {2 * len(goal)} keys of {encoder}.states, this one {len(keys)}; fetch it again "
+            "from its author"
+        )
+    return keys[len(goal) :]
 
 
 def _readers(root: nn.Module, added: Mapping[str, Callable[[Tensor], Tensor]], x: Tensor, y: Tensor) -> float:
@@ -349,7 +368,8 @@ def _routes(pipe: Any, active: Sequence[ErasureAdapter]) -> list[str]:
     if not active:
         return []
     denoiser, encoders = family_of(pipe).denoiser, [use.encoder for use in family_of(pipe).encoders]
-    notes = [*(ENCODED if any(name in a.components for a in active for name in encoders) else READ)]
+    in_encoder = any(name in a.components for a in active for name in encoders)
+    notes = [*(ROBUST if any(map(_robust, active)) else ENCODED if in_encoder else READ)]
     notes += [f"LoRA {n!r} is active in {part}" for part in (denoiser, *encoders) for n in _loras(getattr(pipe, part, None))]
     if getattr(getattr(pipe, denoiser, None), "encoder_hid_proj", None) is not None:
         notes.append("an IP-Adapter is loaded: its images reach the denoiser through attention of their own")

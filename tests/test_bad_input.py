@@ -1,0 +1,226 @@
+"""Pipelines as people load them: quantised, offloaded, of several dtypes, with parts of their own. It works, or says why not."""
+
+import copy
+
+import accelerate
+import pytest
+import torch
+import transformers
+from torch import nn
+
+import tiny
+from diffusers_erasepro import ErasureSpec, erasable, erase
+from diffusers_erasepro.errors import AdapterIntegrityError, AdapterStateError, UnknownFamilyError
+from diffusers_erasepro.prompts import text_paths
+from diffusers_erasepro.verify import THRESHOLDS
+from diffusers_erasepro.walk import states_of, working
+from test_families import PRESERVE, STAR, bits, same
+from test_quantised import bnb_int8, bnb_nf4
+
+SPEC = ErasureSpec((STAR,), preserve=PRESERVE)
+FLOAT8, BRAIN, HALF = torch.float8_e4m3fn, torch.bfloat16, torch.float16
+
+
+def modules(pipe):
+    return [m for m in pipe.components.values() if isinstance(m, nn.Module)]
+
+
+def erased(pipe):
+    """The residual of an erasure made on `pipe` and loaded there, beside what its dtypes allow."""
+    erasable(pipe).load_erasure_adapter(erase(pipe, SPEC))
+    return pipe.verify_erasure(raise_on_fail=True)
+
+
+def held(pipe):
+    """Every weight from where it lies: in its module, or where accelerate put it."""
+    found = {}
+    for root in modules(pipe):
+        for path, module in root.named_modules():
+            kept = getattr(getattr(module, "_hf_hook", None), "weights_map", None)
+            for name, value in module.named_parameters(recurse=False):
+                found[id(root), path, name] = kept[name].clone() if value.is_meta and kept else value.clone()
+    return {place: value for place, value in found.items() if not value.is_meta}
+
+
+def refused(pipe, error, why):
+    """`erase` says why not, and no weight is another."""
+    before = held(pipe)
+    with pytest.raises(error, match=why):
+        erase(pipe, SPEC)
+    assert before and same(held(pipe), before)
+
+
+@pytest.mark.parametrize("dtype", [BRAIN, HALF])
+@pytest.mark.parametrize("name", ["StableDiffusionXLPipeline", "FluxPipeline", "QwenImagePipeline", "ZImagePipeline"])
+def test_a_16_bit_encoder_runs_as_its_float32_copy_would_and_is_not_copied(name, dtype):
+    for path in text_paths(tiny.build(name)):
+        encoder, tokens = path.encoder.to(dtype), path.tokens(PRESERVE)
+        before, own = copy.deepcopy(encoder.state_dict()), {id(x) for x in (*encoder.parameters(), *encoder.buffers())}
+        whole = states_of(copy.deepcopy(encoder).float(), tokens, path.use.readings)
+        with working(encoder) as twin:
+            for _ in range(2):
+                states = states_of(twin, tokens, path.use.readings)
+                assert all(torch.equal(a, b) for a, b in zip(states, whole, strict=True))
+                assert {id(x) for x in (*twin.parameters(), *twin.buffers())} == own
+        assert all(torch.equal(before[k], v) for k, v in encoder.state_dict().items())
+
+
+def test_one_block_at_a_time_is_float32():
+    encoder = tiny.build("FluxPipeline").text_encoder_2.to(BRAIN)
+    with working(encoder) as twin:
+        wide = []
+        for block in twin.encoder.block:  # after the hooks that widen
+            block.register_forward_pre_hook(lambda *_: wide.append([p.dtype for p in twin.parameters()].count(torch.float32)))
+        twin(torch.zeros(1, 4, dtype=torch.long))
+    assert wide == [len([*block.parameters()]) for block in encoder.encoder.block]
+
+
+def second_in_bf16(pipe):
+    pipe.text_encoder_2.to(BRAIN)
+
+
+def third_in_fp16(pipe):
+    pipe.text_encoder_3.to(HALF)
+
+
+def t5_as_transformers_loads_it(pipe):
+    pipe.text_encoder_2.to(HALF)
+    for name, module in pipe.text_encoder_2.named_modules():
+        if name.endswith(".wo"):
+            module.float()
+
+
+@pytest.mark.parametrize(
+    "name, change, dtype",
+    [("StableDiffusionXLPipeline", second_in_bf16, BRAIN), ("StableDiffusion3Pipeline", third_in_fp16, HALF),
+     ("FluxPipeline", t5_as_transformers_loads_it, HALF)],
+)  # fmt: skip
+def test_encoders_of_several_dtypes(name, change, dtype):
+    pipe = tiny.build(name)
+    change(pipe)
+    before = bits(pipe)
+    assert erase(pipe, SPEC).report.listed_residual < 1e-5 and same(bits(pipe), before)
+    assert erased(pipe).residual <= THRESHOLDS[dtype]
+
+
+def torchao(encoder):
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    quantize_(encoder, Int8WeightOnlyConfig())
+
+
+def nf4(encoder):
+    for name, old in [*encoder.named_modules()]:
+        if isinstance(old, nn.Linear) and not name.endswith(".wo"):  # transformers keeps T5's
+            new = bnb_nf4(old)
+            new.load_state_dict(old.state_dict())
+            encoder.set_submodule(name, new.to("cpu"))
+
+
+@pytest.mark.parametrize("library, quantise", [("torchao", torchao), ("bitsandbytes", nf4)])
+def test_a_quantised_encoder(library, quantise):
+    pytest.importorskip(library)
+    pipe = tiny.build("FluxPipeline")
+    quantise(pipe.text_encoder_2)
+    assert erased(pipe).residual < 1e-5
+
+
+def test_8_bit_products_depend_on_the_batch_so_loading_refuses_what_they_leave_open():
+    pytest.importorskip("bitsandbytes")
+    pipe = erasable(tiny.build("StableDiffusion3Pipeline"))
+    encoder = pipe.text_encoder_3.half()
+    for name, old in [*encoder.named_modules()]:
+        if isinstance(old, nn.Linear) and not name.endswith(".wo"):
+            new = bnb_int8(old)
+            new.load_state_dict(old.state_dict())
+            encoder.set_submodule(name, new.to("cpu"))
+    before, adapter = bits(pipe), erase(pipe, SPEC)
+    with pytest.raises(AdapterIntegrityError, match=r"does not erase what it lists: residual .* at most 2e-03 allowed"):
+        pipe.load_erasure_adapter(adapter)
+    assert same(bits(pipe), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, BRAIN])
+@pytest.mark.parametrize("name", ["StableDiffusionPipeline", "FluxPipeline"])
+def test_sequential_offload(name, dtype):
+    pipe = tiny.build(name).to(dtype)
+    want = erase(pipe, SPEC)
+    for module in modules(pipe):
+        accelerate.cpu_offload(module, "cpu", offload_buffers=True)
+    adapter = erase(pipe, SPEC)
+    assert all(torch.equal(adapter.edits[k].A, e.A) and torch.equal(adapter.edits[k].B, e.B) for k, e in want.edits.items())
+    assert erased(pipe).residual <= THRESHOLDS[dtype]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, BRAIN])
+def test_model_offload(dtype):
+    pipe = tiny.build("StableDiffusionXLPipeline").to(dtype)
+    pipe.enable_model_cpu_offload(device="cpu")
+    assert erased(pipe).residual <= THRESHOLDS[dtype]
+
+
+def test_group_offload_of_float32_works_and_of_16_bits_is_an_error():
+    cpu = torch.device("cpu")
+    for dtype in (torch.float32, BRAIN):
+        pipe = tiny.build("StableDiffusionPipeline").to(dtype)
+        pipe.enable_group_offload(onload_device=cpu, offload_device=cpu, offload_type="leaf_level")
+        if dtype == torch.float32:
+            assert erased(pipe).residual < 1e-5
+        else:
+            refused(pipe, AdapterStateError, r"CLIPTextModel has 16-bit weights and hooks that cannot be copied .* before")
+
+
+def one_part_offloaded(pipe):
+    accelerate.cpu_offload(pipe.text_encoder, "cpu", offload_buffers=True)
+
+
+def without_weights(pipe):
+    pipe.text_encoder.to("meta")
+
+
+@pytest.mark.parametrize("change", [one_part_offloaded, without_weights])
+def test_a_pipeline_that_is_nowhere_is_an_error(change):
+    pipe = tiny.build("StableDiffusionPipeline")
+    change(pipe)
+    refused(pipe, AdapterStateError, r"StableDiffusionPipeline would run on the meta device: .* before offloading")
+
+
+def test_weights_on_disk_are_an_error(tmp_path):
+    pipe = tiny.build("FluxPipeline")
+    accelerate.disk_offload(pipe.text_encoder_2, str(tmp_path), execution_device="cpu")
+    refused(pipe, AdapterStateError, r"is on disk; load the erasure before offloading, or offload to the CPU")
+
+
+def test_8_bit_floats_that_nothing_widens_are_an_error():
+    pipe = tiny.build("FluxPipeline")
+    pipe.text_encoder_2.to(FLOAT8)
+    refused(pipe, AdapterStateError, r"FluxPipeline.encode_prompt does not run as the pipeline is loaded: .*Float8")
+
+
+def test_8_bit_floats_that_diffusers_widens_to_32_bits_work_and_those_to_16_beside_norms_are_an_error():
+    from diffusers.hooks import apply_layerwise_casting
+
+    pipe, other = tiny.build("StableDiffusionPipeline"), tiny.build("ZImagePipeline")
+    apply_layerwise_casting(pipe.text_encoder, FLOAT8, torch.float32)
+    assert erased(pipe).residual < 1e-5
+    apply_layerwise_casting(other.text_encoder.to(BRAIN), FLOAT8, BRAIN)
+    refused(other, AdapterStateError, r"Qwen3Model holds 8-bit floats and does not run with them .* 32 or 16 bits")
+
+
+class Mine(transformers.CLIPTextModel):
+    pass
+
+
+class Hollow(nn.Module):
+    pass
+
+
+Hollow.__name__ = "T5EncoderModel"
+
+
+def test_an_encoder_of_a_subclass_is_known_and_one_without_blocks_is_an_error():
+    pipe, other = tiny.build("StableDiffusionPipeline"), tiny.build("PixArtAlphaPipeline")
+    pipe.text_encoder.__class__ = Mine
+    assert erased(pipe).residual < 1e-5
+    other.text_encoder = Hollow()
+    refused(other, UnknownFamilyError, r"T5EncoderModel has no block list at encoder.block")
