@@ -191,8 +191,8 @@ def _unedited_states(adapter: ErasureAdapter, encoder: str, goal: Tensor) -> Ten
     keys = adapter.keys.get(f"{encoder}.states", torch.zeros(0, 0))
     if keys.shape != (2 * len(goal), goal.shape[1]):
         raise AdapterIntegrityError(
-            f"a robust adapter with this spec holds {2 * len(goal)} keys of {encoder}.states, this one {len(keys)}; fetch it again "
-            "from its author"
+            f"a robust adapter with this spec holds {2 * len(goal)} keys of {encoder}.states, this one {len(keys)}; fetch it "
+            "again from its author"
         )
     return keys[len(goal) :]
 
