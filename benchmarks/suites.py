@@ -113,6 +113,7 @@ def workplace(folder: Path, source: Path) -> None:
     from diffusers_erasepro import glyphs
 
     shutil.copytree(source / "tests", folder / "tests")
+    (folder / "tests" / "__init__.py").touch()  # PEFT's release leaves it out
     (folder / "datasets.py").write_text("load_dataset = None\n")  # imported by PEFT's helpers, not used by these tests
     torch.manual_seed(0)
     tokenizer = glyphs.load_pipeline().tokenizer
