@@ -7,6 +7,7 @@ import sys
 import tempfile
 import warnings
 from collections import Counter
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -55,22 +56,28 @@ def main() -> None:
     parser.add_argument("--lines", type=Path, default=Path("runs/bypasses.jsonl"), help="JSON lines of finished cells")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
-    made_with = provenance(0)
+    made_with, _, commit = provenance(0).rpartition(" ")
     shipped: Any = glyphs.load_pipeline()
     preserve = tuple(glyphs.captions(120, seed=0))
-    outcomes = {tuple(key): Outcome(*told, verified=None) for key, told in kept_lines(args.lines)}
+    outcomes, commits = {}, {}
+    for key, told, measured_at in kept_lines(args.lines):
+        outcomes[tuple(key)], commits[tuple(key)] = Outcome(*told, verified=None), measured_at
     for where, layers in WHERE.items():
+        if all((route.name, where, dtype) in outcomes for route, dtype in product(ROUTES, DTYPES)):
+            continue
         with tempfile.TemporaryDirectory() as folder:
             kit = make_kit(shipped, Path(folder), layers, preserve)
             for route in tqdm(ROUTES, desc=where):
                 for name, dtype in DTYPES.items():
                     key = (route.name, where, name)
                     if key not in outcomes:
-                        outcomes[key] = found = walk_route(route, kit, shipped, dtype)
-                        keep_line(args.lines, [key, [found.kind, found.residual, found.share, found.why]])
+                        found = walk_route(route, kit, shipped, dtype)
+                        outcomes[key], commits[key] = found, commit
+                        keep_line(args.lines, [key, [found.kind, found.residual, found.share, found.why], commit])
     counts = Counter(o.kind for o in outcomes.values())
     lines = [
-        f"`python benchmarks/bypasses.py` wrote this table: {made_with}.",
+        f"`python benchmarks/bypasses.py` wrote this table: {made_with} "
+        + ", ".join(f"{c} ({n} cells)" for c, n in Counter(commits.values()).most_common()) + ".",
         f"{len(ROUTES)} routes, {len(outcomes)} cells: " + ", ".join(f"{counts[k]} {k}" for k in ("holds", "error", "listed"))
         + f", **{counts['SILENT']} silent**.", "",
         "- *holds*: the K/V of the target are those of its anchor on the same route without the erasure; the number is the worst",

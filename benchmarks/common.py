@@ -99,7 +99,11 @@ def new_environment(folder: Path, *requirements: str) -> Path:
     return folder / "bin"
 
 
+def commit() -> str:
+    """The commit that runs."""
+    return subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+
+
 def provenance(seed: int) -> str:
     """One line that says where numbers come from."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    return f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, seed {seed}, commit {commit}"
+    return f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, seed {seed}, commit {commit()}"

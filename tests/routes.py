@@ -683,10 +683,17 @@ def _fails_without_us(route: Route, kit: Kit, plain: Any, error: type[Exception]
     raise AssertionError(f"{route.name} raises {error.__name__} only on an erased pipeline")
 
 
+TIES = {
+    "prompt_embeds": "prompt_embeds", "clip_skip": "clip_skip", "prompt weighting": "prompt weighting",
+    "learned token": "learned token", "IP-Adapter": "IP-Adapter", "controlnet": "ControlNet", "LoRA": "LoRA",
+    "changed by someone else": "fine-tuned",
+}  # fmt: skip
+"""Words of a note of `verify_erasure` -> words of the routes that it speaks of."""
+
+
 def _words(note: str) -> list[str]:
     """Words that tie a note of `verify_erasure` to a route's name."""
-    known = ("prompt_embeds", "clip_skip", "prompt weighting", "learned token", "IP-Adapter", "controlnet", "LoRA")
-    return [w if w != "controlnet" else "ControlNet" for w in known if w in note]
+    return [there for here, there in TIES.items() if here in note]
 
 
 def _residual(kit: Kit, erased: tuple[Any, Draw], plain: tuple[Any, Draw]) -> float:

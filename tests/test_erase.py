@@ -1,12 +1,13 @@
 """The recipe's promises, on the shipped pipeline."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 
 from conftest import assert_same_bits, bits
-from diffusers_erasepro import Concept, ErasureSpec, erasable, erase
+from diffusers_erasepro import Concept, ErasureSpec, erasable, erase, methods
 from diffusers_erasepro.errors import ConceptSpecError, IllPosedError, UnknownFamilyError
 from diffusers_erasepro.families import family_of, reader_paths
 from diffusers_erasepro.measure import relative
@@ -76,6 +77,49 @@ def test_kept_prompts_stay_exactly_as_they_are(pipe, preserve, layers):
             assert relative(now, then).max() < 1e-5
 
 
+def test_robust_also_turns_what_the_unedited_encoder_says(pipe, preserve):
+    ids = token_ids(pipe.tokenizer, ["a star", "a circle"])
+    before = bits(pipe)
+    adapter = erase(pipe, ErasureSpec((STAR,), preserve=preserve), robust=True)
+    assert adapter.report.listed_residual < 1e-5
+    with torch.no_grad():
+        star, circle = final_states(pipe.text_encoder, ids)[:, [2, 3]]  # the word, EOS
+        readers = [pipe.unet.get_submodule(path) for path in reader_paths(pipe.unet, family_of(pipe))]
+        wanted, plain = [reader(circle) for reader in readers], readers[3].weight.clone()
+        erasable(pipe).load_erasure_adapter(adapter)
+        assert pipe.verify_erasure().ok
+        for reader, goal in zip(readers, wanted, strict=True):
+            assert relative(reader(star), goal).max() < 1e-5
+        erased = readers[3].weight.clone()
+        readers[3].weight.copy_(plain)  # prompts still read as the anchor, the unedited encoder's states no longer
+        assert not pipe.verify_erasure().ok
+        readers[3].weight.copy_(erased)
+        pipe.unload_erasure_adapters()
+    assert_same_bits(pipe, before)
+
+
+@pytest.mark.parametrize("make", [erase, partial(erase, robust=True), methods.uce])
+def test_an_active_erasure_changes_nothing_of_the_next_one(shipped, pipe, preserve, make):
+    erasable(pipe).load_erasure_adapter(erase(shipped, ErasureSpec((STAR,), preserve=preserve), robust=True))
+    spec = ErasureSpec((Concept("cross", "square"),), preserve=preserve)
+    assert make(pipe, spec).to_bytes() == make(shipped, spec).to_bytes()
+
+
+def test_one_robust_adapter_makes_the_stack_robust(pipe, preserve):
+    ids = token_ids(pipe.tokenizer, ["a cross", "a square"])
+    with torch.no_grad():
+        last = (ids == pipe.tokenizer.eos_token_id).int().argmax(1) - 1
+        cross, square = final_states(pipe.text_encoder, ids)[torch.arange(2), last]
+        reader = pipe.unet.get_submodule(reader_paths(pipe.unet, family_of(pipe))[0])
+        goal = reader(square)
+    for target, anchor, robust in (("star", "circle", True), ("cross", "square", False)):
+        spec = ErasureSpec((Concept(target, anchor),), preserve=preserve)
+        erasable(pipe).load_erasure_adapter(erase(pipe, spec, robust=robust), adapter_name=target)
+    assert pipe.verify_erasure().ok
+    with torch.no_grad():
+        assert relative(reader(cross)[None], goal[None]).max() < 1e-5
+
+
 def test_no_full_matrix_is_stored(no_star):
     for factors in no_star.edits.values():
         assert factors.A.shape[0] == factors.B.shape[1] < min(factors.A.shape[1], factors.B.shape[0])
@@ -114,6 +158,7 @@ def test_sixteen_bit_pipelines_are_solved_in_float(shipped, preserve, dtype):
         ({"layers": (17,)}, ConceptSpecError, "unknown layer 17: the text encoder has blocks 0 to 5"),
         ({"layers": ("attn",)}, ConceptSpecError, "unknown layer 'attn'"),
         ({"strength": 1}, ConceptSpecError, "unknown option 'strength'"),
+        ({"robust": "yes"}, ConceptSpecError, "robust must be True or False"),
     ],
 )
 def test_unknown_choices_are_errors(shipped, options, error, says):

@@ -191,6 +191,15 @@ CASES = {
         edit_table(lambda t: entry(t, -1).update(data_offsets=[0, 2**60])),
         AdapterFormatError, UNREADABLE,
     ),
+    "two tensors in one place": (
+        edit_table(lambda t: entry(t, 1).update(data_offsets=entry(t, 0)["data_offsets"], shape=entry(t, 0)["shape"])),
+        AdapterFormatError, UNREADABLE,
+    ),
+    "offsets from the end to the beginning": (
+        edit_table(lambda t: entry(t, 0)["data_offsets"].reverse()),
+        AdapterFormatError, UNREADABLE,
+    ),
+    "a thousand dimensions": (edit_table(lambda t: entry(t, 0).update(shape=[1] * 1000)), AdapterFormatError, "not a matrix"),
     "negative offsets": (
         edit_table(lambda t: entry(t, 0).update(data_offsets=[-4, 0])),
         AdapterFormatError, UNREADABLE,
@@ -221,6 +230,7 @@ CASES = {
     "a missing lora_B": (forge(lambda _, t: t.pop(first(t, "fc2.lora_B"))), AdapterFormatError, "does not describe"),
     "a missing lora_A": (forge(lambda _, t: t.pop(first(t, "fc2.lora_A"))), AdapterFormatError, "does not describe"),
     "an unknown tensor": (put("unet.conv_in.lora_A.weight", torch.zeros(1, 1)), AdapterFormatError, "unknown tensors"),
+    "a tensor of no component": (put("lora_A.weight", torch.zeros(1, 1)), AdapterFormatError, "unknown tensors"),
     "an alpha": (put("text_encoder.alpha", torch.ones(1, 1)), AdapterFormatError, "unknown tensors"),
     "rank of A is not rank of B": (
         forge(lambda _, t: t.update({first(t, "fc2.lora_A"): torch.zeros(1, 512)})), AdapterFormatError, "does not describe",

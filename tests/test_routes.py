@@ -57,6 +57,13 @@ def test_nothing_in_the_way_is_no_alarm(shipped, kits):
         assert outcome.kind == "holds" and outcome.verified.ok
 
 
+@pytest.mark.parametrize("start", ["layerwise casting of the unet to float8 after", "fine-tuned"])
+def test_rounded_weights_are_measured_as_they_are(shipped, kits, start):
+    (route,) = [r for r in ROUTES if r.name.startswith(start)]
+    outcome = check(route, kits("both"), shipped, DTYPES["bf16"])
+    assert outcome.verified.residual == pytest.approx(outcome.residual, rel=0.3)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("where", WHERE)

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from diffusers_erasepro import Concept
-from diffusers_erasepro.families import base_linear, sites_of
-from diffusers_erasepro.measure import aligned_states, relative
+from diffusers_erasepro.families import LAST, base_linear, sites_of
+from diffusers_erasepro.measure import aligned_states, relative, target_states
 from diffusers_erasepro.prompts import ALIGNMENTS, pairs_of, rows_of, rows_to_measure, rows_to_solve
 from diffusers_erasepro.solve import solve
 from diffusers_erasepro.statistics import record_inputs
-from diffusers_erasepro.walk import edited, walk
+from diffusers_erasepro.walk import edited, states_of, walk
 
 CONCEPTS = (Concept("star", "circle"), Concept("crescent", "square"))
 BLOCKS = [0, 2, 5]
@@ -73,10 +73,17 @@ def test_the_states_a_walk_ends_with_are_those_of_the_edited_encoder(shipped, pr
     done = walk(encoder, rows, sites_of(encoder, BLOCKS, "block"), plain)
     edits = {s.site: s.edit.factors for s in done.steps}
     assert done.states.keys() == {"exact", "soft", "held_out", "kept"}
-    for kind, [(have, goal)] in done.states.items():  # cut rows and anchors run once, against whole rows run apart
+    for kind, [(have, goal)] in done.states.items():  # anchors run once, against rows run apart
         slow_have, slow_goal = aligned_states(encoder, rows[kind], edits)
         assert relative(goal, slow_goal).max() < 1e-5
         assert relative(have, slow_have).max() < 1e-4
+
+
+def test_rows_cut_after_the_last_aligned_position_give_the_states_of_whole_ones(shipped, rows):
+    exact = rows["exact"]
+    assert exact.length < exact.target_ids.shape[1]
+    (cut,), (whole,) = (f(shipped.text_encoder, x, [LAST]) for f, x in ((target_states, exact), (states_of, exact.target)))
+    assert relative(cut, whole[exact.row, exact.target_at]).max() < 1e-5
 
 
 def test_the_gap_shrinks_with_depth(shipped, rows):

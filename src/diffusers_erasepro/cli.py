@@ -73,6 +73,7 @@ def erase(
     preserve_file: Annotated[Path | None, typer.Option(help="Captions to keep, one a line.")] = None,
     spec: Annotated[Path | None, typer.Option(help="A spec.toml instead of the options above.")] = None,
     layers: Annotated[str | None, typer.Option(help="'auto', or encoder blocks and kv: '0,-1' or '0,-1,kv'.")] = None,
+    robust: Annotated[bool, typer.Option("--robust", help="Hold against embeddings made elsewhere too; drifts more.")] = False,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
@@ -81,7 +82,7 @@ def erase(
     from .models import load_model
 
     what = _spec(model, target, anchor, templates, synonym or [], preserve_file, spec)
-    options: dict[str, Any] = {"layers": _layers(layers)} if layers else {}
+    options: dict[str, Any] = {"robust": robust} | ({"layers": _layers(layers)} if layers else {})
     adapter = make(load_model(model, config=config), what, **options)
     path = adapter.save_pretrained(out)
     (out / "spec.toml").write_text(adapter.spec.to_toml())

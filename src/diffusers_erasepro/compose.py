@@ -44,7 +44,7 @@ def joint_spec(adapters: Sequence[ErasureAdapter]) -> ErasureSpec:
 
 
 def joint_options(adapters: Sequence[ErasureAdapter]) -> dict[str, Any]:
-    """The options to solve with: the union of the layers; everything else must agree.
+    """The options to solve with: the union of the layers, robust if one is; everything else must agree.
 
     Raises:
         AdapterStateError: They differ, or one is not `erase`'s.
@@ -53,11 +53,12 @@ def joint_options(adapters: Sequence[ErasureAdapter]) -> dict[str, Any]:
         raise AdapterStateError(f"an adapter by {foreign.method!r} cannot be solved again; make it anew on this pipeline")
     options = [a.options.to_dict() for a in adapters]
     layers = sorted({layer for o in options for layer in o["layers"]}, key=lambda x: (isinstance(x, str), x))
+    united = {"layers": layers, "robust": any(o["robust"] for o in options)}
     for name, value in options[0].items():
-        if name != "layers" and any(o[name] != value for o in options):
+        if name not in united and any(o[name] != value for o in options):
             values = [o[name] for o in options]
             raise AdapterStateError(f"adapters made with different {name} {values} cannot be solved together; make them alike")
-    return options[0] | {"layers": layers}
+    return options[0] | united
 
 
 def combined(pipe: Any, adapters: Sequence[ErasureAdapter]) -> ErasureAdapter | None:

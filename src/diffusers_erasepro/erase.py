@@ -37,8 +37,8 @@ from .report import NAN, EncoderReport, Report, layer_report, worst
 from .solve import Edit, solve
 from .spec import Concept, ErasureSpec
 from .statistics import STATES, metrics, record_inputs
-from .walk import Solver, Step, Walk, reading, walk, working
-from .weights import originals, unedited
+from .walk import Solver, Step, Walk, reading, states_of, walk, working
+from .weights import unedited
 
 
 def erase(pipe: Any, spec: ErasureSpec | Concept, *, measure: bool = True, **options: Any) -> ErasureAdapter:
@@ -64,6 +64,8 @@ def erase(pipe: Any, spec: ErasureSpec | Concept, *, measure: bool = True, **opt
         rtol: Relative tolerance under which constraints count as duplicates.
         max_rank: Bound of each layer's rank; what lies above is cut from the soft part.
         max_edit_size: Largest ||D||_F / ||W||_F allowed.
+        robust: Let the denoiser's readers also send the targets' states as the unedited encoder gives them to the anchors.
+            That holds against embeddings made elsewhere, and costs drift.
 
     Raises:
         ConceptSpecError: The spec or an option cannot be meant.
@@ -81,9 +83,10 @@ def erase(pipe: Any, spec: ErasureSpec | Concept, *, measure: bool = True, **opt
 
 def _erase(pipe: Any, family: PipelineFamily, spec: ErasureSpec, choice: Options, measure: bool) -> ErasureAdapter:
     """The erasure in every text encoder that is there."""
-    if READERS in choice.layers and family.read_whole is None:
+    if choice.edits_readers and family.read_whole is None:
+        asked = "robust=True" if choice.robust else f"layers {READERS!r}"
         raise ConceptSpecError(
-            f"layers {READERS!r}: no linear of {type(pipe).__name__}'s denoiser reads the states of one text encoder and nothing "
+            f"{asked}: no linear of {type(pipe).__name__}'s denoiser reads the states of one text encoder and nothing "
             "else; edit encoder blocks, such as layers=(0, -1)"
         )
     made = _joined([_erase_encoder(pipe, family, spec, choice, measure, path) for path in text_paths(pipe)])
@@ -98,18 +101,20 @@ def _erase_encoder(
     sites = sites_of(live, _blocks(choice, closing_blocks(live, readings)), choice.variant)
     with _named(name):
         rows = _rows(spec, choice, path, measure)
-    base = {name: fingerprints(live, originals(live))}
+    base = {name: fingerprints(live, {})}
 
     with working(live) as encoder:
         solver = _solver(encoder, path, spec, choice, sites, rows, key=as_it_runs(live, base[name]))
         done = walk(encoder, rows, sites, solver, readings)
+        closing = choice.edits_readers and path.use == family.read_whole
+        pairs = _left_to_readers(encoder, readings, rows, done, robust=choice.robust) if closing else {}
 
     layers = [_Layer(file_name(name, s.site), weight_of(live, s.site), s.edit.factors, s) for s in done.steps]
     readers: list[_Layer] = []
-    if READERS in choice.layers and path.use == family.read_whole:  # what the encoder leaves open, the denoiser's readers close
-        readers = _readers(pipe, family, {kind: pairs[_whole(readings)] for kind, pairs in done.states.items()}, solver)
+    if closing:  # what the encoder leaves open, the denoiser's readers close
+        readers = _readers(pipe, family, pairs, solver)
         root = component(pipe, family.denoiser)
-        base[family.denoiser] = fingerprints(root, originals(root))
+        base[family.denoiser] = fingerprints(root, {})
     return ErasureAdapter(
         spec, choice, report=_report(path, choice, done, layers, readers), base=base,
         edits={x.stored: x.factors.to(torch.float32) for x in layers + readers},
@@ -128,6 +133,23 @@ def _rows(spec: ErasureSpec, choice: Options, path: TextPath, measure: bool) -> 
 def _whole(readings: Sequence[Reading]) -> int:
     """Which reading is the sequence that the readers take; the others are pooled."""
     return next(i for i, r in enumerate(readings) if not r.pooled)
+
+
+def _left_to_readers(
+    encoder: nn.Module, readings: Sequence[Reading], rows: Mapping[str, Rows], done: Walk, *, robust: bool
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Per kind of rows, states and the anchor's states that the denoiser's readers shall take them for.
+
+    The states are the edited targets'; if `robust`, the unedited encoder's too, as one hands them in who goes around the edit.
+    """
+    whole, found = _whole(readings), {}
+    for kind in ("exact", "soft"):
+        have, goal = done.states[kind][whole]
+        if robust:
+            unedited_states = states_of(encoder, rows[kind].target, readings)[whole][rows[kind].row, rows[kind].target_at]
+            have, goal = torch.cat([have, unedited_states]), torch.cat([goal, goal])
+        found[kind] = have, goal
+    return found
 
 
 def _report(path: TextPath, choice: Options, done: Walk, layers: list[_Layer], readers: list[_Layer]) -> Report:

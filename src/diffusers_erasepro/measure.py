@@ -8,16 +8,20 @@ import torch
 from torch import Tensor, nn
 
 from .factors import LowRank
-from .families import LAST, Reading
+from .families import LAST, Reading, encoder_family_of
 from .prompts import Rows
 from .walk import edited, states_of
 
 
 def target_states(encoder: nn.Module, rows: Rows, readings: Sequence[Reading]) -> list[Tensor]:
-    """What each reading has of the targets: `(k, d)` at the aligned positions, `(n, d)` if pooled."""
+    """What each reading has of the targets: `(k, d)` at the aligned positions, `(n, d)` if pooled.
+
+    Where attention is causal, what comes after the last aligned position matters to none, and is cut.
+    """
     if not len(rows):
         return [torch.zeros(0, 1) for _ in readings]
-    states = states_of(encoder, rows.target, readings)
+    tokens = rows.target.cut(rows.length) if encoder_family_of(encoder).causal else rows.target
+    states = states_of(encoder, tokens, readings)
     return [s[:, 0] if r.pooled else s[rows.row, rows.target_at] for r, s in zip(readings, states, strict=True)]
 
 

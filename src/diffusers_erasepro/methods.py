@@ -25,7 +25,7 @@ from .prompts import ALIGNMENTS, rows_to_measure, rows_to_solve, token_ids
 from .report import NAN, LayerReport, Report, frobenius
 from .spec import Concept, ErasureSpec
 from .walk import final_states, working
-from .weights import originals, unedited
+from .weights import unedited
 
 P = TypeVar("P", bound="Peer")
 
@@ -358,7 +358,7 @@ def assembled(
     )  # fmt: skip
     return ErasureAdapter(
         spec, made_by,
-        base={part: fingerprints(root, originals(root)) for part in small for root in [component(pipe, part)]},
+        base={part: fingerprints(component(pipe, part), {}) for part in small},
         edits={file_name(part, path): f.to(torch.float32) for part, paths in small.items() for path, (f, _) in paths.items()},
         keys={}, goals={f"{encoder_name}.{LAST}": states["exact"][1].float().cpu()},
         report=Report(

@@ -33,6 +33,7 @@ class Options:
     rtol: float = 1e-7
     max_rank: int | None = None
     max_edit_size: float = 10.0
+    robust: bool = False
 
     def __post_init__(self) -> None:
         one = isinstance(self.layers, (int, str))
@@ -42,6 +43,8 @@ class Options:
         _one_of("alignment", self.alignment, tuple(ALIGNMENTS))
         for name in ("ridge", "soft_weight", "rtol", "max_edit_size"):
             number(name, getattr(self, name))
+        if not isinstance(self.robust, bool):
+            raise ConceptSpecError(f"robust must be True or False, got {self.robust!r}")
         for name, least in (("soft_budget", 0), ("max_rank", 1)):
             value = getattr(self, name)
             if (name, value) != ("max_rank", None) and (type(value) is not int or value < least):
@@ -61,6 +64,11 @@ class Options:
             known = ", ".join(cls.__dataclass_fields__)
             raise ConceptSpecError(f"unknown option {unknown[0]!r} (known: {known})")
         return cls(**choices)
+
+    @property
+    def edits_readers(self) -> bool:
+        """Whether the denoiser's K/V linears are edited too."""
+        return READERS in self.layers or self.robust
 
     def blocks(self, count: int) -> list[int]:
         """The encoder blocks asked for, shallow to deep, of an encoder with `count` blocks."""

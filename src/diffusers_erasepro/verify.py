@@ -3,27 +3,41 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from .adapter import ErasureAdapter
 from .compose import SUM, SUMMED
 from .errors import AdapterIntegrityError, ConceptSpecError, UnknownFamilyError
+from .factors import LowRank
 from .families import base_linear, component, family_of
 from .guard import missing
 from .linears import dtype_of
 from .measure import largest, relative, target_states
-from .options import Foreign
+from .options import Foreign, Options
 from .places import path_of
 from .prompts import ALIGNMENTS, Pair, Prompt, Rows, TextPath, pairs_of, rows_of, text_paths
 from .spec import Concept
 from .walk import edited
-from .weights import base_fingerprint, changed_by_others, modules_with_registry, registry_of, resolved, unedited
+from .weights import (
+    EditedWeight,
+    Known,
+    Registry,
+    base_fingerprint,
+    known,
+    modules_with_registry,
+    registry_of,
+    resolved,
+    unedited,
+)
 
 THRESHOLDS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 """Largest residual that counts as zero, per dtype of the live weights (three times what rounding was seen to do)."""
@@ -36,9 +50,15 @@ ENCODED = (
     "clip_skip and prompt weighting: states that were not solved for",
 )
 """Ways around an erasure that edits a text encoder."""
+ROBUST = ("prompt_embeds made elsewhere, other than the listed prompts' by the unedited encoder", ENCODED[1])
+"""Ways around one made with `robust=True`."""
 READ = ("clip_skip and prompt weighting: states that were not solved for",)
 """Ways around one that edits the denoiser alone."""
 CALL_STEPS = 2
+MOST_ADMITTED = 0.1
+"""No report excuses a larger residual: from there on the target shows in what is drawn."""
+Seen = Mapping[str, Known]
+"""Component -> the edited weights that were looked at."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +82,11 @@ def verify(pipe: Any, *, prompts: Sequence[str] = (), images: bool = False, samp
     """Measure everything active; `ErasureLoaderMixin.verify_erasure` says how."""
     active = _active(pipe)
     broken = [*missing(pipe), *([] if active else ["no erasure is active"])]
-    measured = [(_sampled(pipe, a, sample) if sample else listed(pipe, a, images=images and not broken)) for a in active]
+    seen = {} if sample else {name: known(root) for name, (root, _) in modules_with_registry(pipe).items()}
+    if sample:
+        measured = [_sampled(pipe, part, edits) for part, edits in _drawn(pipe, active, sample).items()]
+    else:
+        measured = [listed(pipe, a, images=images and not broken, seen=seen) for a in active]
     residuals = {name: value for part in measured for name, value in part.items()}
     threshold = max([THRESHOLDS[torch.float32], *(allowed(pipe, a) for a in active)])
     worst = float("inf") if broken else largest(residuals.values())
@@ -70,7 +94,7 @@ def verify(pipe: Any, *, prompts: Sequence[str] = (), images: bool = False, samp
         *broken,
         *_off(pipe),
         *_unsure(pipe, active),
-        *_changed(pipe, active, deep=sample is None),
+        *_changed(pipe, active, seen),
         *_routes(pipe, active),
         *NEVER_COVERED,
     )
@@ -87,15 +111,18 @@ def _active(pipe: Any) -> list[ErasureAdapter]:
 
 
 @torch.no_grad()
-def listed(pipe: Any, adapter: ErasureAdapter, *, images: bool = False) -> dict[str, float]:
-    """Component -> worst residual on the listed prompts, encoded now."""
+def listed(pipe: Any, adapter: ErasureAdapter, *, images: bool = False, seen: Seen | None = None) -> dict[str, float]:
+    """Component -> worst residual on the listed prompts, encoded now.
+
+    `seen`: the weights that the adapter edits here; without, it is not in force, and what its factors would add counts.
+    """
     found: dict[str, float] = {}
     for path in _paths(pipe, adapter):
         rows = _rows(path, adapter)
         with evaluating(path.encoder):
             have = target_states(path.encoder, rows, path.use.readings)
-        found |= _read(path, adapter, have, live=True)
-    return found | ({"call": _called(pipe, adapter)} if images else {})
+        found |= _read(path, adapter, have, seen or {})
+    return found | ({"call": _called(pipe, adapter, seen or {})} if images else {})
 
 
 @torch.no_grad()
@@ -111,7 +138,7 @@ def promised(pipe: Any, adapter: ErasureAdapter) -> float:
                 raise AdapterIntegrityError(
                     f"the goals of {path.use.encoder} are {tuple(goal.shape)}, its spec asks for {tuple(state.shape)}"
                 )
-        each += _read(path, adapter, have, live=False).values()
+        each += _read(path, adapter, have, None).values()
     return largest(each)
 
 
@@ -131,86 +158,141 @@ def _goals(path: TextPath, adapter: ErasureAdapter) -> list[Tensor]:
     return [adapter.goals[name] for name in names]
 
 
-def _read(path: TextPath, adapter: ErasureAdapter, have: Sequence[Tensor], *, live: bool) -> dict[str, float]:
+def _read(path: TextPath, adapter: ErasureAdapter, have: Sequence[Tensor], seen: Seen | None) -> dict[str, float]:
     """Worst residual of what is read of an encoder: of the states, or of what the denoiser's edited linears make of them.
 
-    `live`: the linears hold the edit already; otherwise it is added here.
+    `seen`: what these hold; None if they do not hold the edit, so that it is added here.
     """
     family, goals, use = family_of(path.pipe), _goals(path, adapter), path.use
     states, found = list(zip(have, goals, use.readings, strict=True)), {}
     if use == family.read_whole and family.denoiser in adapter.components:
         x, y, _ = states.pop(next(i for i, (_, _, reading) in enumerate(states) if not reading.pooled))
-        found[family.denoiser] = _readers(component(path.pipe, family.denoiser), adapter, family.denoiser, x, y, live=live)
+        if _robust(adapter):
+            x, y = torch.cat([x, _unedited_states(adapter, use.encoder, y).to(x)]), torch.cat([y, y])
+        root = component(path.pipe, family.denoiser)
+        edits = resolved(root, family.denoiser, adapter)
+        x, y = x.to(dtype_of(root)), y.to(x.device, dtype_of(root))
+        found[family.denoiser] = (
+            _promised(root, edits, x, y)
+            if seen is None
+            else _readers(root, _added(root, adapter, edits, seen.get(family.denoiser, {})), x, y)
+        )
     if states:
         found[use.encoder] = largest([relative(h.cpu(), g) for h, g, _ in states])
     return found
 
 
-def _readers(root: Any, adapter: ErasureAdapter, denoiser: str, have: Tensor, goal: Tensor, *, live: bool) -> float:
-    """Worst residual after the edited readers, on states `(k, d)`.
+def _robust(adapter: ErasureAdapter) -> bool:
+    return isinstance(adapter.options, Options) and adapter.options.robust
+
+
+def _unedited_states(adapter: ErasureAdapter, encoder: str, goal: Tensor) -> Tensor:
+    """The targets' states by the unedited encoder, `(k, d)` as `goal`: of a robust adapter's keys the second half."""
+    keys = adapter.keys.get(f"{encoder}.states", torch.zeros(0, 0))
+    if keys.shape != (2 * len(goal), goal.shape[1]):
+        raise AdapterIntegrityError(
+            f"a robust adapter with this spec holds {2 * len(goal)} keys of {encoder}.states, this one {len(keys)}; fetch it again "
+            "from its author"
+        )
+    return keys[len(goal) :]
+
+
+def _readers(root: nn.Module, added: Mapping[str, Callable[[Tensor], Tensor]], x: Tensor, y: Tensor) -> float:
+    """Worst residual after the edited readers, on states `(k, d)` that shall be `y` and are `x`.
 
     A style LoRA acts on anchors too, so it belongs to what is wanted; our edit does not.
     """
-    x, y, each = have.to(dtype_of(root)), goal.to(have.device, dtype_of(root)), []
-    for name, factors in resolved(root, denoiser, adapter).items():
-        linear: Any = base_linear(root.get_submodule(name))
-        bias = 0 if linear.bias is None else linear.bias
-        if live:
-            through = path_of(root, name)
-            each.append(relative(through(x) - bias, through(y) - bias - factors(y)))
-        else:
-            each.append(relative(linear.forward(x) - bias + factors(x), linear.forward(y) - bias))
+    each = []
+    for name, ours in added.items():
+        module: Any = base_linear(root.get_submodule(name))
+        out = path_of(root, name)(torch.cat([x, y])).float() - (0 if module.bias is None else module.bias.float())
+        each.append(relative(out[: len(x)], out[len(x) :] - ours(y.float())))
     return largest(each)
 
 
+def _promised(root: nn.Module, edits: Mapping[str, LowRank], x: Tensor, y: Tensor) -> float:
+    """As `_readers`, of linears that do not hold their edit yet."""
+    each = []
+    for name, factors in edits.items():
+        linear: Any = base_linear(root.get_submodule(name))
+        bias = 0 if linear.bias is None else linear.bias
+        each.append(relative(linear.forward(x) - bias + factors(x), linear.forward(y) - bias))
+    return largest(each)
+
+
+def _added(
+    root: nn.Module, adapter: ErasureAdapter, edits: Mapping[str, LowRank], seen: Known
+) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Layer -> what its edit adds to its output: where it was rounded, the bits written less those of the base; else the factors.
+
+    Factors stand for a hook, too, and for an adapter that is not in force.
+    """
+    registry = registry_of(root) or Registry()
+    weights = registry.weights if registry.applied is adapter else {}
+    records = {n: (r, seen.get(n) or r) for n, r in weights.items() if n not in registry.hooks}
+    rounded = {n: now for n, (r, now) in records.items() if now.target is not r.target or now.target.dtype != torch.float32}
+    return {n: partial(_difference, rounded[n]) if n in rounded else factors for n, factors in edits.items()}
+
+
+def _difference(record: EditedWeight, y: Tensor) -> Tensor:
+    return linear(y, record.target.to(y)) - linear(y, record.base.to(y))
+
+
 def allowed(pipe: Any, adapter: ErasureAdapter) -> float:
-    """Largest residual that counts as kept: what rounding explains in this dtype, or what the adapter's report admits."""
+    """Largest residual that counts as kept: what rounding explains in this dtype, or what the report admits, up to a limit."""
     own = adapter.report.listed_residual
     dtypes = {dtype_of(component(pipe, part)) for part in {*adapter.components, *adapter.goal_parts}}
-    return max(2 * own if own < 1 else 0.0, *(THRESHOLDS.get(d, 1e-5) for d in dtypes))
+    return max(min(2 * own, MOST_ADMITTED) if own < 1 else 0.0, *(THRESHOLDS.get(d, 1e-5) for d in dtypes))
 
 
-def _called(pipe: Any, adapter: ErasureAdapter) -> float:
+def _called(pipe: Any, adapter: ErasureAdapter, seen: Seen) -> float:
     """Worst residual of the states that reach the denoiser in real calls with the listed prompts."""
     family, pairs = family_of(pipe), pairs_of(adapter.spec.concepts, "exact")
     if len(family.encoders) != 1 or any(reading.pooled for reading in family.encoders[0].readings):
         raise UnknownFamilyError(f"images=True knows pipelines that read one text encoder's states, not {type(pipe).__name__}")
-    (path,), seen = _paths(pipe, adapter), []
+    (path,), received = _paths(pipe, adapter), []
     rows = _rows(path, adapter)
-    keep = lambda _, args, kwargs: seen.append(kwargs["encoder_hidden_states"])  # noqa: E731
+    keep = lambda _, args, kwargs: received.append(kwargs["encoder_hidden_states"])  # noqa: E731
     handle = component(pipe, family.denoiser).register_forward_pre_hook(keep, with_kwargs=True)
     try:
         for pair in pairs:
             pipe(pair.target.text, num_inference_steps=CALL_STEPS, guidance_scale=1.0, output_type="latent")
     finally:
         handle.remove()
-    states = torch.cat(seen[:: len(seen) // len(pairs)])
-    return largest(_read(path, adapter, [states[rows.row, rows.target_at]], live=True).values())
+    states = torch.cat(received[:: len(received) // len(pairs)])
+    return largest(_read(path, adapter, [states[rows.row, rows.target_at]], seen).values())
 
 
-def _sampled(pipe: Any, adapter: ErasureAdapter, count: int) -> dict[str, float]:
-    """Layer -> ||what it adds to its stored keys - what it shall add|| / ||what it shall add||, for so many layers.
+def _drawn(pipe: Any, active: Sequence[ErasureAdapter], count: int) -> dict[str, dict[str, LowRank]]:
+    """Component -> layer -> factors, of `count` edited layers."""
+    layers = [(a, part, stored) for a in active for part in a.components for stored in a.of(part)]
+    found: dict[str, dict[str, LowRank]] = {}
+    for adapter, part, stored in random.sample(layers, min(count, len(layers))):
+        one = replace(adapter, edits={f"{part}.{stored}": adapter.edits[f"{part}.{stored}"]})
+        found.setdefault(part, {}).update(resolved(component(pipe, part), part, one))
+    return found
 
-    0 is erased, 1 is not erased. No prompt is encoded.
+
+def _sampled(pipe: Any, part: str, edits: Mapping[str, LowRank]) -> dict[str, float]:
+    """Layer -> ||what it adds to its input - what it shall add|| / ||what it shall add||. No prompt is encoded."""
+    root = component(pipe, part)
+    return {f"{part}.{n}": _share_left(root, n, factors) for n, factors in edits.items()}
+
+
+def _share_left(root: nn.Module, name: str, factors: LowRank) -> float:
+    """How much of the edit is missing from the live layer, 0 to 1, on a mixture `(1, d_in)` of the inputs that move it most.
+
+    The rows of A are mixed with signs drawn anew: one row is read about as fast as memory allows, several are not.
     """
-    layers = [
-        (part, root, name, factors)
-        for part in adapter.components
-        for root in [component(pipe, part)]
-        for name, factors in resolved(root, part, adapter).items()
-    ]
-    return {f"{part}.{n}": _share_left(root, n, f) for part, root, n, f in random.sample(layers, min(count, len(layers)))}
-
-
-def _share_left(root: nn.Module, name: str, factors: Any) -> float:
-    """How much of the edit is missing from the live layer, on the inputs that move it most: the rows of A."""
-    linear: Any = base_linear(root.get_submodule(name))
-    registry = registry_of(root)
-    x = factors.A.to(next(linear.parameters()).device, dtype_of(root))
-    live = path_of(root, name)(x)
-    record = registry.weights.get(name) if registry else None
-    plain = torch.nn.functional.linear
-    wanted = plain(x, record.target.to(x), linear.bias) if record else linear.forward(x) + factors(x)
+    module: Any = base_linear(root.get_submodule(name))
+    registry = registry_of(root) or Registry()
+    signs = torch.tensor([random.choices((-1.0, 1.0), k=factors.rank)])
+    x = (signs.to(factors.A) @ factors.A).to(next(module.parameters()).device, dtype_of(root))
+    live, record = path_of(root, name)(x), registry.weights.get(name)
+    if record is None or name in registry.hooks:
+        wanted = module.forward(x) + factors(x)
+    else:
+        wanted = linear(x, record.target.to(x), module.bias)
     return float((live - wanted).double().norm() / factors(x).double().norm())
 
 
@@ -268,15 +350,15 @@ def _off(pipe: Any) -> list[str]:
     return [f"adapter {n!r} is off" for n, on in states.items() if not on]
 
 
-def _changed(pipe: Any, active: Sequence[ErasureAdapter], *, deep: bool) -> list[str]:
+def _changed(pipe: Any, active: Sequence[ErasureAdapter], seen: Seen) -> list[str]:
     """Weights, or the base as a whole, that are no longer those the erasure was made for."""
     notes = []
-    for name, (root, _) in modules_with_registry(pipe).items():
-        changed = changed_by_others(root)
-        if changed:
+    for name, weights in seen.items():
+        root = component(pipe, name)
+        if changed := [weight for weight, record in weights.items() if record is None]:
             notes.append(f"{name} was changed by someone else since the erasure was applied: {', '.join(changed[:3])}")
         prints = [a.base[name] for a in active if name in a.base]
-        if deep and any(base_fingerprint(root) != p.get(str(dtype_of(root)).removeprefix("torch.")) for p in prints):
+        if any(base_fingerprint(root, weights) != p.get(str(dtype_of(root)).removeprefix("torch.")) for p in prints):
             notes.append(f"the weights of {name} are no longer those the erasure was made for; refit_erasure() solves it again")
     return notes
 
@@ -286,7 +368,8 @@ def _routes(pipe: Any, active: Sequence[ErasureAdapter]) -> list[str]:
     if not active:
         return []
     denoiser, encoders = family_of(pipe).denoiser, [use.encoder for use in family_of(pipe).encoders]
-    notes = [*(ENCODED if any(name in a.components for a in active for name in encoders) else READ)]
+    in_encoder = any(name in a.components for a in active for name in encoders)
+    notes = [*(ROBUST if any(map(_robust, active)) else ENCODED if in_encoder else READ)]
     notes += [f"LoRA {n!r} is active in {part}" for part in (denoiser, *encoders) for n in _loras(getattr(pipe, part, None))]
     if getattr(getattr(pipe, denoiser, None), "encoder_hid_proj", None) is not None:
         notes.append("an IP-Adapter is loaded: its images reach the denoiser through attention of their own")
@@ -299,6 +382,6 @@ def _routes(pipe: Any, active: Sequence[ErasureAdapter]) -> list[str]:
 
 
 def _loras(module: Any) -> list[str]:
-    """Names of the PEFT adapters that act in a component."""
-    layers = [m for m in module.modules() if hasattr(m, "active_adapters") and hasattr(m, "lora_A")] if module is not None else []
+    """Names of the LoRAs that act in a component; whoever puts one there leaves a `peft_config`."""
+    layers = [m for m in module.modules() if isinstance(m, LoraLayer)] if hasattr(module, "peft_config") else []
     return sorted({n for m in layers if not m.disable_adapters for n in m.active_adapters if n in m.lora_A})

@@ -89,16 +89,34 @@ def modules_with_registry(pipe: Any) -> dict[str, tuple[nn.Module, Registry]]:
     return found
 
 
-def originals(root: nn.Module) -> dict[str, Tensor]:
-    """Plain module name -> bits without our edit, of every weight under our care; a change by someone else stays in."""
-    registry = registry_of(root)
-    weights = registry.weights if registry else {}
-    return {name.removeprefix("text_model."): _written(root, name, record, None)[1] for name, record in weights.items()}
+Known = Mapping[str, EditedWeight | None]
+"""Weight -> its record after the dtype moves it went through; None where someone else changed the values."""
 
 
-def base_fingerprint(root: nn.Module) -> str:
-    """Fingerprint of the component without our edits, in the dtype it lives in."""
-    return fingerprint(root, dtype_of(root), originals(root))
+def known(root: nn.Module) -> Known:
+    """A look at every weight under our care."""
+    return {name: _followed(root, name, record) for name, record in (registry_of(root) or Registry()).weights.items()}
+
+
+def _followed(root: nn.Module, name: str, record: EditedWeight) -> EditedWeight | None:
+    first, *copies = places_of(root, name)
+    return record.followed(first) if all(record.followed(place) for place in copies) else None
+
+
+def originals(root: nn.Module, seen: Known | None = None) -> dict[str, Tensor]:
+    """Plain module name -> bits without our edit, of every weight under our care; a change by someone else stays in.
+
+    `seen`: what `known` gave just now.
+    """
+    weights = (registry_of(root) or Registry()).weights
+    found = known(root) if seen is None else seen
+    bits = {n: r.base if r else _written(places_of(root, n)[0], weights[n], None, None)[1] for n, r in found.items()}
+    return {name.removeprefix("text_model."): value for name, value in bits.items()}
+
+
+def base_fingerprint(root: nn.Module, seen: Known | None = None) -> str:
+    """Fingerprint of the component without our edits, in the dtype it lives in; `seen` as for `originals`."""
+    return fingerprint(root, dtype_of(root), originals(root, seen))
 
 
 def resolved(root: nn.Module, component: str, adapter: ErasureAdapter) -> dict[str, LowRank]:
@@ -166,7 +184,9 @@ def staged(root: nn.Module, component: str, adapter: ErasureAdapter | None, *, r
             hooks.setdefault(name, Added())
             plan.hooks[hooks[name]] = (base_linear(root.get_submodule(name)), factors)
         if name in old.weights or not hooked:
-            weights[name], bits = _written(root, name, old.weights.get(name), None if hooked else factors)
+            live = places_of(root, name)[0]
+            record = old.weights.get(name) or EditedWeight(live.cpu().clone(), live.cpu().clone())
+            weights[name], bits = _written(live, record, record.followed(live), None if hooked else factors)
             _check_finite(f"{component}.{name}", bits)
             plan.changes.extend(Change(place, place.clone(), bits.to(place)) for place in places_of(root, name))
     if registry is not None:
@@ -174,14 +194,13 @@ def staged(root: nn.Module, component: str, adapter: ErasureAdapter | None, *, r
     return plan
 
 
-def _written(root: nn.Module, name: str, record: EditedWeight | None, factors: LowRank | None) -> tuple[EditedWeight, Tensor]:
+def _written(
+    live: Tensor, record: EditedWeight, followed: EditedWeight | None, factors: LowRank | None
+) -> tuple[EditedWeight, Tensor]:
     """The record and the live bits of a weight once it holds `factors` as its only edit of ours."""
-    live = places_of(root, name)[0]
-    record = record or EditedWeight(live.cpu().clone(), live.cpu().clone())
-    known = record.followed(live)
-    base = (known or record).base
+    base = (followed or record).base
     target = base if factors is None else (base.float() + factors.to(torch.float32).dense().to(base.device)).to(base.dtype)
-    if known:
+    if followed:
         return EditedWeight(base, target), target
     ours = (target.float() - record.target.float()).to(live.device)
     return EditedWeight(base, target), (live.float() + ours).to(live.dtype)
@@ -240,13 +259,6 @@ def _remember(root: nn.Module, registry: Registry | None) -> None:
         setattr(root, ATTRIBUTE, registry)
     elif hasattr(root, ATTRIBUTE):
         delattr(root, ATTRIBUTE)
-
-
-def changed_by_others(root: nn.Module) -> list[str]:
-    """Names of the weights under our care that do not hold the bits last written, dtype moves aside."""
-    registry = registry_of(root)
-    weights = registry.weights if registry else {}
-    return [n for n, record in weights.items() if not all(record.followed(place) for place in places_of(root, n))]
 
 
 @contextmanager

@@ -1,0 +1,95 @@
+"""Cases of the catalogue of bad input (docs/reliability.md) that no test of a module has."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from conftest import assert_same_bits, bits, draw
+from diffusers_erasepro import Concept, ErasureSpec
+from diffusers_erasepro.errors import AdapterIntegrityError, BaseModelMismatchError, ConceptSpecError
+from diffusers_erasepro.gate import GATE
+from diffusers_erasepro.prompts import Prompt, span
+from diffusers_erasepro.recording import plain
+from diffusers_erasepro.spec import MAX_CONCEPTS
+from routes import make_kit
+
+
+@pytest.mark.parametrize("words", ["st\u200bar", "\u202bنجمة", "🌟", "👩‍🎨", "a\u00a0b", "\uff53\uff54\uff41\uff52", "a\x00b"])
+def test_words_of_any_script_have_tokens_of_their_own(shipped, words):
+    prompt = Prompt.of("a {} on snow", Concept(words, "circle").target)
+    at, _ = span(plain(shipped.tokenizer, [prompt.text]).mark(0, prompt.text, ""), prompt)
+    around = shipped.tokenizer("a on snow").input_ids
+    assert at and len(shipped.tokenizer(prompt.text).input_ids) >= len(around) + 1
+
+
+def test_more_concepts_than_a_spec_may_hold_are_an_error():
+    with pytest.raises(ConceptSpecError, match=f"{MAX_CONCEPTS + 1} concepts, at most {MAX_CONCEPTS}"):
+        ErasureSpec([Concept(f"word{i}", "circle") for i in range(MAX_CONCEPTS + 1)])
+
+
+@pytest.mark.parametrize("name", ["x/y", "../z", "a" * 65, "trailing ", "new\nline", "ü"])
+def test_a_name_is_letters_digits_and_dashes(pipe, no_star, name):
+    with pytest.raises(ConceptSpecError, match="must be 1 to 64 letters"):
+        pipe.load_erasure_adapter(no_star, adapter_name=name)
+    assert pipe.get_erasure_adapters() == {}
+
+
+def test_a_style_fused_into_the_base_is_another_base(pipe, shipped, preserve, tmp_path):
+    kit = make_kit(shipped, tmp_path, (0,), preserve)
+    pipe.load_lora_weights(kit.lora("text"), adapter_name="style")
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
+    before = bits(pipe)
+    with pytest.raises(BaseModelMismatchError, match="a LoRA fused in"):
+        pipe.load_erasure_adapter(kit.adapter)
+    assert_same_bits(pipe, before)
+
+
+def test_a_foreign_alpha_beside_our_header_changes_nothing(pipe, no_star, tmp_path):
+    """diffusers' own loader would take the edit a hundred times."""
+    pipe.load_erasure_adapter(no_star, adapter_name="own")
+    wanted = bits(pipe)
+    pipe.unload_erasure_adapters()
+    path = no_star.save_pretrained(tmp_path)
+    foreign = {"text_encoder.r": 1, "text_encoder.lora_alpha": 100, "text_encoder.target_modules": ["fc2"]}
+    metadata = {"erasepro": json.dumps(no_star.header(), sort_keys=True), "lora_adapter_metadata": json.dumps(foreign)}
+    save_file(load_file(path), path, metadata=metadata)
+    pipe.load_erasure_adapter(path)
+    assert_same_bits(pipe, wanted)
+
+
+def test_a_report_does_not_excuse_an_edit_that_hardly_erases(pipe, no_star):
+    half = {name: replace(f, B=0.5 * f.B) for name, f in no_star.edits.items()}
+    weak = replace(no_star, edits=half, report=replace(no_star.report, listed_residual=0.49))
+    before = bits(pipe)
+    with pytest.raises(AdapterIntegrityError, match=r"does not erase what it lists: residual .*, at most 1e-01 allowed"):
+        pipe.load_erasure_adapter(weak)
+    assert_same_bits(pipe, before)
+
+
+def test_a_file_name_that_the_disk_refuses_leaves_nothing_behind(no_star, tmp_path):
+    with pytest.raises(OSError, match="name too long"):
+        no_star.save_pretrained(tmp_path, weight_name="x" * 300 + ".safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupt_inside_a_drawing_leaves_the_erasure_on(pipe, no_star):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    pipe.load_erasure_adapter(no_star)
+    before = bits(pipe)
+    with pytest.raises(KeyboardInterrupt):
+        pipe("a star", num_inference_steps=2, callback_on_step_end=interrupt)
+    assert_same_bits(pipe, before)
+    assert not GATE._drawing and pipe.verify_erasure().ok and torch.isfinite(draw(pipe, ["a star"], steps=1)).all()
+
+
+def test_a_sampled_look_is_not_kinder_than_the_full_one(pipe, no_star):
+    pipe.load_erasure_adapter(no_star)
+    pipe.to(torch.float16)
+    pipe.to(torch.float32)
+    assert not pipe.verify_erasure().ok and not pipe.verify_erasure(sample=100).ok
