@@ -103,6 +103,20 @@ def test_a_component_replaced_under_an_erasure_stops_the_next_drawing(pipe, ship
     draw(pipe, ["a star"])
 
 
+def test_a_copy_of_a_component_with_its_erasure_on_may_take_its_place(pipe, no_star):
+    pipe.load_erasure_adapter(no_star, adapter_name="no-star")
+    pipe.text_encoder = copy.deepcopy(pipe.text_encoder)
+    draw(pipe, ["a star"])
+    assert pipe.verify_erasure().ok
+    copied = copy.deepcopy(pipe.text_encoder)
+    pipe.disable_erasure()
+    pipe.text_encoder, off = copied, pipe.text_encoder
+    draw(pipe, ["a star"])
+    pipe.text_encoder = off
+    with pytest.raises(ErasureInactiveError, match="text_encoder was replaced"):
+        draw(pipe, ["a star"])
+
+
 @pytest.mark.parametrize("scale", [float("nan"), float("inf"), "1", True])
 def test_a_scale_that_is_no_finite_number_never_reaches_the_pipeline(pipe, scale):
     with pytest.raises(ConceptSpecError, match="scale must be a finite number"):

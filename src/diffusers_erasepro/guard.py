@@ -9,9 +9,11 @@ import secrets
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from torch import nn
+
 from .errors import ConceptSpecError, ErasureInactiveError, ErasureLockedError
 from .families import unwrapped
-from .weights import Registry, modules_with_registry
+from .weights import Registry, modules_with_registry, registry_of
 
 SCALES = ("cross_attention_kwargs", "joint_attention_kwargs", "attention_kwargs")
 """Call arguments whose "scale" multiplies LoRA weights (diffusers 0.42)."""
@@ -53,6 +55,8 @@ def refuse_locked(pipe: Any, names: Iterable[str], what: str) -> None:
 def check_replacement(pipe: Any, name: str, value: Any) -> dict[str, str]:
     """What a pipeline loses where `value` takes the place of its component `name`: adapter -> component.
 
+    A copy of the component with its erasures on loses none.
+
     Raises:
         ErasureLockedError: A locked erasure lives in the component.
     """
@@ -60,7 +64,8 @@ def check_replacement(pipe: Any, name: str, value: Any) -> dict[str, str]:
     if old is None or unwrapped(value) is old[0]:
         return {}
     refuse_locked(pipe, old[1].adapters, f"{name} cannot be replaced")
-    return {n: name for n, on in old[1].on.items() if on}
+    carried = (registry_of(unwrapped(value)) if isinstance(value, nn.Module) else None) or Registry()
+    return {n: name for n, on in old[1].on.items() if on and not carried.on.get(n)}
 
 
 def check_call(pipe: Any, arguments: Mapping[str, Any]) -> None:
