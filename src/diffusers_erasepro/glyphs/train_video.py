@@ -151,7 +151,7 @@ def train_unet(run: Run, still: Any, encoder: CLIPTextModel) -> UNetMotionModel:
         out = unet(noisy, t, text.repeat_interleave(FRAMES, 0)).sample
         return F.mse_loss(out, still.scheduler.get_velocity(x, noise, t))
 
-    trained = fit(run, "unet", unet, step, steps=900, lr=1.2e-3, ema=0.99, save_every=50)
+    trained = fit(run, "unet", unet, step, steps=2500, lr=1.2e-3, ema=0.99, save_every=50)
     assert isinstance(trained, UNetMotionModel)
     trained.set_attn_processor(AttnProcessor2_0())
     return trained
