@@ -7,7 +7,7 @@ ROOT = Path(__file__).parent.parent / "src" / "diffusers_erasepro"
 FLOORS = [
     {"errors", "factors", "templates"},
     {"recording"},
-    {"spec", "families", "solve", "header", "hub", "gate", "linears"},
+    {"spec", "families", "solve", "header", "hub", "gate", "linears", "text_to_concept"},
     {"prompts", "card", "lockfile"},
     {"options", "walk", "fingerprint", "places"},
     {"statistics"},

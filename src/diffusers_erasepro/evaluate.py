@@ -63,6 +63,8 @@ class Suite:
     """`(pipe, spec, n, seed)` -> kind of `KINDS` -> asks; None where the suite cannot run here."""
     judge: Callable[[], Any] | None = None
     """Makes the judge: `judge(images)` -> field -> answers; `judge.features(images)` -> `(n, width)`."""
+    second: Callable[[], Any] | None = None
+    """Makes an independent detector with the same answers; ACC_e2 is what it sees of the target."""
     controls: tuple[Concept, ...] = ()
     """The row "other concept erased" erases the first that has nothing to do with the spec; no ask wants it."""
 
@@ -116,7 +118,7 @@ SUITES = {
     suite.name: suite
     for suite in (
         Suite(
-            "glyphs", "nothing: pipeline and judge are in the package", _glyph_asks, glyphs.load_judge,
+            "glyphs", "nothing: pipeline and judge are in the package", _glyph_asks, glyphs.load_judge, glyphs.load_second_judge,
             controls=(Concept("drop", "bolt"), Concept("arrow", "diamond"), Concept("crescent", "square")),
         ),
         Suite("instances", "Stable Diffusion 1.4, CLIP ViT-L/14; Snoopy, Mickey, SpongeBob, Pikachu, Hello Kitty; 80 x 10"),
@@ -197,7 +199,7 @@ def _draw(
 ) -> None:  # fmt: skip
     """Write one line per picture that is missing; a chunk's pictures of every row are one process's."""
     assert suite.asks is not None and suite.judge is not None
-    asks, judge = suite.asks(pipe, spec, n, seed), suite.judge()
+    asks, judge, second = suite.asks(pipe, spec, n, seed), suite.judge(), suite.second and suite.second()
     done = {(x["row"], x["kind"], x["index"]) for x in lines if "kind" in x}
     chunks = [(kind, at) for kind, texts in asks.items() for at in range(0, len(texts), CHUNK)]
     mine = chunks[state.process_index :: state.num_processes]
@@ -216,7 +218,7 @@ def _draw(
                 plain[kind, at] = _pictures(pipe, part, at, seed)
             with _loaded(pipe, adapter):
                 images = _pictures(pipe, part, at, seed) if adapter else plain[kind, at]
-            for line in _judged(judge, part, images, plain[kind, at]):
+            for line in _judged(judge, second, part, images, plain[kind, at]):
                 write({"row": row, "kind": kind, "index": at + line.pop("i"), **line})
 
 
@@ -269,8 +271,16 @@ def _pictures(pipe: Any, asks: Sequence[Ask], first: int, seed: int) -> list[Ima
     return pipe(texts, num_inference_steps=STEPS, guidance_scale=GUIDANCE, generator=noise).images
 
 
-def _judged(judge: Any, asks: Sequence[Ask], images: list[Image.Image], plain: list[Image.Image]) -> Iterator[dict[str, Any]]:
+def _hit(told: Mapping[str, Sequence[Any]], i: int, ask: Ask, concept: Concept) -> bool:
+    seen = told[ask.field][i]
+    return seen is True if ask.field == "attribute" else seen in concept.words
+
+
+def _judged(
+    judge: Any, second: Any, asks: Sequence[Ask], images: list[Image.Image], plain: list[Image.Image]
+) -> Iterator[dict[str, Any]]:
     """What each picture shows of what was asked, and how far it is from the unedited one."""
+    other = second(images) if second and any(ask.concept for ask in asks) else None
     told, features, before = judge(images), judge.features(images), judge.features(plain)
     moved, far = pixel_change(images, plain), feature_change(features, before)
     for i, ask in enumerate(asks):
@@ -278,9 +288,9 @@ def _judged(judge: Any, asks: Sequence[Ask], images: list[Image.Image], plain: l
         line["features"] = [round(float(x), 4) for x in features[i]]
         line["right"] = [bool(told[f][i] == word) for f, word in ask.says.items() if f != ask.field]
         if ask.concept:
-            seen = told[ask.field][i]
-            line["hit"] = seen is True if ask.field == "attribute" else seen in ask.concept.words
-            line["anchor"] = None if ask.field == "attribute" else bool(seen == ask.concept.anchor)
+            line["hit"] = _hit(told, i, ask, ask.concept)
+            line["anchor"] = None if ask.field == "attribute" else bool(told[ask.field][i] == ask.concept.anchor)
+            line["second"] = None if other is None else _hit(other, i, ask, ask.concept)
         yield line
 
 
@@ -328,7 +338,8 @@ def _same_run(lines: Iterable[Mapping[str, Any]], run: Mapping[str, Any], out: P
 def aggregate(lines: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Row -> measure -> number, from the lines alone, in whatever order they came.
 
-    ACC_e, ACC_a: target, anchor seen in prompts that ask for the target. ACC_ctx: what else they say, kept. ACC_g: target
+    ACC_e, ACC_a: target, anchor seen in prompts that ask for the target. ACC_e2: target seen there by the suite's second
+    detector, which knows words and no labels. ACC_ctx: what else they say, kept. ACC_g: target
     seen from synonyms and other phrasings. ACC_s, ACC_near: what other prompts say, kept; nearest neighbours apart.
     H_o = harmonic(1 - ACC_e, ACC_s, 1 - ACC_g). mse, feature, frechet: change of the other prompts' pictures.
 
@@ -362,6 +373,8 @@ def _measures(row: str, kinds: Mapping[str, list[Mapping[str, Any]]], base: list
     }
     if anchors := [x["anchor"] for x in target if x["anchor"] is not None]:
         rates["ACC_a"] = rate(anchors, "ACC_a")
+    if second := [x["second"] for x in target if x.get("second") is not None]:
+        rates["ACC_e2"] = rate(second, "ACC_e2")
     return rates | {
         "H_o": harmonic(1 - rates["ACC_e"].value, rates["ACC_s"].value, 1 - rates["ACC_g"].value),
         "mse": mean([x["mse"] for x in other], "mse"),
@@ -371,7 +384,7 @@ def _measures(row: str, kinds: Mapping[str, list[Mapping[str, Any]]], base: list
 
 
 COLUMNS = (
-    "ACC_e", "ACC_a", "ACC_ctx", "ACC_g", "ACC_s", "ACC_near", "H_o", "mse", "feature", "frechet", "listed_residual",
+    "ACC_e", "ACC_e2", "ACC_a", "ACC_ctx", "ACC_g", "ACC_s", "ACC_near", "H_o", "mse", "feature", "frechet", "listed_residual",
     "held_out_mean", "drift", "seconds", "bytes", "peak_mib",
 )  # fmt: skip
 
