@@ -17,7 +17,7 @@ from tqdm.auto import tqdm, trange
 
 from common import change, erased, provenance, wilson
 from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, glyphs
-from diffusers_erasepro.denoiser import CHAINS, ENOUGH, Look, least_drift
+from diffusers_erasepro.denoiser import CHAINS, ENOUGH, Look
 from diffusers_erasepro.families import Reading, blocks_of
 from diffusers_erasepro.glyphs.clip_judge import right
 from diffusers_erasepro.glyphs.clips import FRAMES, Clip, caption_of, captioned_clips, mention_clip, render_clip, sample_clip
@@ -37,7 +37,9 @@ CONCEPTS: tuple[tuple[str, Concept], ...] = (
 )
 EVERY = tuple(concept for _, concept in CONCEPTS)
 DEFAULT = Options().layers
-Made = dict[str, dict[Layers, ErasureAdapter]]
+AUTO = "auto"
+Made = dict[str, dict[str, ErasureAdapter]]
+"""Concept -> name of a chain, or `AUTO` -> adapter."""
 Rows = dict[tuple[str, str], "Row"]
 FRAMEWISE = ("shape", "color", "background")
 
@@ -143,8 +145,9 @@ def named(layers: Layers) -> str:
     return "+".join(map(str, layers))
 
 
-def made(pipe: Any, concept: Concept, preserve: tuple[str, ...], kept: Path) -> dict[Layers, ErasureAdapter]:
-    """An adapter per chain that `layers="auto"` looks at, each with its denoiser residual and drift; made before, read."""
+def made(pipe: Any, concept: Concept, preserve: tuple[str, ...], kept: Path) -> dict[str, ErasureAdapter]:
+    """An adapter per chain that `layers="auto"` looks at, each with its denoiser residual and drift, and what it makes of
+    them; made before, read."""
     spec, paths = ErasureSpec((concept,), preserve=preserve), {c: kept / f"{concept.target}-{named(c)}" for c in CHAINS}
     if not all(path.exists() for path in paths.values()):
         with torch.no_grad():
@@ -154,7 +157,9 @@ def made(pipe: Any, concept: Concept, preserve: tuple[str, ...], kept: Path) -> 
             r, d = look.compare(erase(pipe, unseen, layers=layers, measure=False))
             whole = erase(pipe, spec, layers=layers)
             replace(whole, report=replace(whole.report, denoiser_residual=r, denoiser_drift=d)).save_pretrained(path)
-    return {layers: ErasureAdapter.from_pretrained(path) for layers, path in paths.items()}
+    if not (auto := kept / f"{concept.target}-{AUTO}").exists():
+        erase(pipe, spec, layers=AUTO).save_pretrained(auto)
+    return {named(c): ErasureAdapter.from_pretrained(p) for c, p in paths.items()} | {AUTO: ErasureAdapter.from_pretrained(auto)}
 
 
 def separation(pipe: Any, concept: Concept) -> list[float]:
@@ -217,7 +222,7 @@ HEAD = (
 
 
 def promises(rows: Rows, layers: str) -> list[str]:
-    """What was asked, what was measured with the default method, and whether it holds."""
+    """What was asked, what was measured with this choice of layers, and whether it holds."""
     lines = ["| what | allowed | worst measured | holds |", "|---|---|---|---|"]
 
     def line(what: str, allowed: str, values: dict[str, float], most: float, form: str, *, drawn: float = 1.0) -> None:
@@ -240,14 +245,14 @@ def promises(rows: Rows, layers: str) -> list[str]:
     return lines
 
 
-def best_fixed(adapters: Made) -> Layers:
+def best_fixed(adapters: Made) -> str:
     """The one chain for all concepts by the rule auto has for one: fewest residuals over the bound, then least mean drift."""
 
-    def cost(layers: Layers) -> tuple[int, float]:
+    def cost(layers: str) -> tuple[int, float]:
         reports = [found[layers].report for found in adapters.values()]
         return sum((r.denoiser_residual or 0) > ENOUGH for r in reports), sum(r.denoiser_drift or 0 for r in reports)
 
-    return min(CHAINS, key=cost)
+    return min(map(named, CHAINS), key=cost)
 
 
 def strip(bench: Bench, field: str, concept: Concept, adapter: ErasureAdapter, images: Path) -> list[str]:
@@ -261,18 +266,25 @@ def strip(bench: Bench, field: str, concept: Concept, adapter: ErasureAdapter, i
     return [f"![{concept.target}, before and after](images/video-{concept.target}.png)", ""]
 
 
-def chains_table(adapters: Made, rows: Rows, fixed: Layers) -> list[str]:
+def chains_table(adapters: Made, rows: Rows, fixed: str) -> list[str]:
     """Per concept and chain: what the noise predictions say, and, where it was drawn, what is seen."""
-    lines = ["| erased | layers | r | d | target left | others: frames | others: mse | |", "|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "| erased | layers | soft weight | r | d | target left | others: frames | others: mse |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for target, found in adapters.items():
         for layers, adapter in found.items():
-            row, report = rows.get((target, named(layers))), adapter.report
-            marks = [m for m, on in (("auto's choice", layers == chosen(found)), ("best fixed", layers == fixed)) if on]
+            row, report, options = rows.get((target, layers)), adapter.report, adapter.options
             seen = f"{row.target:.3f} | {row.frames:.3f} | {row.mse:.5f}" if row else "- | - | -"
-            lines.append(
-                f"| {target} | {named(layers)} | {report.denoiser_residual:.3f} | {report.denoiser_drift:.4f} | "
-                f"{seen} | {', '.join(marks)} |"
+            name = (
+                f"**auto**: {named(options.layers)}"
+                if layers == AUTO
+                else f"{layers} (best fixed)"
+                if layers == fixed
+                else layers
             )
+            numbers = f"{options.soft_weight:g} | {report.denoiser_residual:.3f} | {report.denoiser_drift:.4f}"
+            lines.append(f"| {target} | {name} | {numbers} | {seen} |")
     return lines
 
 
@@ -286,11 +298,6 @@ def separations_table(pipe: Any) -> list[str]:
     return lines
 
 
-def chosen(tried: dict[Layers, ErasureAdapter]) -> Layers:
-    """What `layers="auto"` takes."""
-    return least_drift({layers: adapter.report for layers, adapter in tried.items()})
-
-
 INTRO = """
 Prompts are held-out phrasings; preserve list: `captioned_clips(400, seed=0)`, training phrasings. The pipeline is
 `glyphs.load_video_pipeline()`, a stock `AnimateDiffPipeline`; [the glyph world](glyphs.md#moving-glyphs) says how it was
@@ -302,8 +309,9 @@ of one clip are not independent. The other prompts name another shape and none o
 """
 LAYERS = """
 `layers="auto"` compares noise predictions of whole clips, and draws nothing: r is what is left of the target, d is drift.
-It takes the least d with r <= {enough}. Best fixed is the one chain for all four concepts by the same numbers: fewest r above
-the bound, then least mean d; here {fixed}. Drawn are the default, auto's choice and the best fixed chain.
+It takes the least d with r <= {enough}; where no chain erases so much, it tries them again with a soft weight of 3, 10 and 30
+times the default, and takes the least r if none ever does. Best fixed is the one chain for all four concepts by the same
+numbers: fewest r above the bound, then least mean d; here {fixed}. Drawn are the default, auto's choice and the best fixed.
 """
 CLEAR = """
 CLEAR (arXiv 2605.25941) edits where concept and non-concept separate. Our reading, per block of the text encoder: squared
@@ -313,17 +321,18 @@ distance of the mean target and the mean anchor over the variance within both, a
 
 def write(page: Path, bench: Bench, head: list[str], rows: Rows, adapters: Made, pictures: list[str]) -> None:
     """The page, with what has been drawn so far."""
-    default, n = named(DEFAULT), bench.n
+    default, n, auto = named(DEFAULT), bench.n, any(choice == AUTO for _, choice in rows)
     text = [
         *head, "", "## Asked and measured", "",
         f"With the default method, `erase(pipe, spec)`, layers {default}, each concept alone:",
-        ", ".join(f"{c.target} to {c.anchor}" for c in EVERY) + ".", "", *promises(rows, default),
-        "", "## Before and after", "", *pictures,
+        ", ".join(f"{c.target} to {c.anchor}" for c in EVERY) + ".", "", *promises(rows, default), "",
+        *(["With `erase(pipe, spec, layers=\"auto\")`:", "", *promises(rows, AUTO), ""] if auto else []),
+        "## Before and after", "", *pictures,
         "## Every cell", CELLS, *HEAD, *(row_line(row, rows[t, "unedited"], n) for (t, _), row in sorted(rows.items())),
     ]  # fmt: skip
     if adapters:
         fixed = best_fixed(adapters)
-        text += ["", "## Which layers", LAYERS.format(enough=ENOUGH, fixed=named(fixed)), *chains_table(adapters, rows, fixed)]
+        text += ["", "## Which layers", LAYERS.format(enough=ENOUGH, fixed=fixed), *chains_table(adapters, rows, fixed)]
     page.write_text("\n".join([*text, CLEAR, *bench.separations, ""]))
 
 
@@ -367,8 +376,8 @@ def main() -> None:
         adapters[concept.target] = made(bench.pipe, concept, preserve, args.kept / "adapters")
     fixed = best_fixed(adapters)
     for field, concept in tqdm(CONCEPTS, desc="auto and best fixed"):
-        for layers in {chosen(adapters[concept.target]), fixed} - {DEFAULT}:
-            note(concept, named(layers), bench.row(field, concept, named(layers), adapters[concept.target][layers]))
+        for layers in sorted({AUTO, fixed} - {named(DEFAULT)}):
+            note(concept, layers, bench.row(field, concept, layers, adapters[concept.target][layers]))
     write(args.page, bench, head, rows, adapters, pictures)
 
 

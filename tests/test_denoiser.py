@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from conftest import assert_same_bits, bits
-from diffusers_erasepro import Concept, ErasureSpec, erase
+from diffusers_erasepro import Concept, ErasureSpec, erase, glyphs
 from diffusers_erasepro.denoiser import CHAINS, ENOUGH, Look, least_drift, spread
 from diffusers_erasepro.errors import ConceptSpecError, IllPosedError
+from diffusers_erasepro.glyphs.clips import captioned_clips
+from diffusers_erasepro.options import Options
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +89,15 @@ def test_where_every_chain_is_refused_the_reason_is_told(shipped, spec):
 
 def test_spread_goes_from_first_to_last():
     assert spread(list(range(100)), 4) == [0, 25, 50, 75] and spread([1, 2], 4) == [1, 2]
+
+
+@pytest.mark.slow
+def test_where_no_chain_erases_enough_auto_lets_the_soft_prompts_weigh_more():
+    """A motion of the moving world: at the default weight its phrasings leak."""
+    pipe, captions = glyphs.load_video_pipeline(), tuple(text for text, _ in captioned_clips(400, seed=0))
+    spec = ErasureSpec((Concept("rising", "resting", templates="unsafe"),), preserve=captions)
+    with torch.no_grad():
+        leaks, _ = Look.at(pipe, spec).compare(erase(pipe, spec))
+    auto = erase(pipe, spec, layers="auto")
+    assert leaks > ENOUGH and auto.report.denoiser_residual < leaks
+    assert auto.options.soft_weight > Options().soft_weight and auto.report.listed_residual < 1e-5

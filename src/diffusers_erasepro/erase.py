@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .adapter import ErasureAdapter
 from .anchors import with_anchors
-from .denoiser import CHAINS, Look, least_drift
+from .denoiser import CHAINS, STRONGER, Look, erases_enough, least_drift
 from .errors import ConceptSpecError, IllPosedError
 from .factors import LowRank
 from .families import (
@@ -55,7 +55,8 @@ def erase(pipe: Any, spec: ErasureSpec | Concept, *, measure: bool = True, **opt
         variant: "block" edits the linear that writes the residual stream last, "linear" every one (`families.VARIANTS`).
         layers: Encoder blocks to edit (-1 is the last that the pipeline reads) and "kv" for the denoiser's linears
             that read the text states; or
-            "auto" for the chain of `denoiser.CHAINS` that the noise predictions favour, which the adapter records.
+            "auto" for the chain of `denoiser.CHAINS`, and the soft weight from `soft_weight` up, that the noise predictions
+            favour; the adapter records them.
         metric: "covariance" of the preserve captions, or "identity".
         alignment: Which token positions are constrained (`prompts.ALIGNMENTS`).
         ridge: Share of the identity mixed into the covariance; larger protects directions no caption uses.
@@ -288,15 +289,19 @@ def _readers(pipe: Any, family: PipelineFamily, states: Mapping[str, tuple[Tenso
 def _chosen(pipe: Any, family: PipelineFamily, spec: ErasureSpec, choice: Options, measure: bool) -> ErasureAdapter:
     """The adapter of the best chain: least denoiser drift among those whose denoiser residual is low enough.
 
+    Where it is in none, the soft prompts weigh more and all are tried again: what leaks are phrasings that no list holds.
     Chains are tried without the captions that judge them: on captions of its own metric a deeper chain looks better than it is.
     """
     look, tried, refused = Look.at(pipe, spec), {}, []
     unseen = replace(spec, preserve=tuple(t for t in spec.every_caption() if t not in look.captions))
-    for chosen in (replace(choice, layers=layers) for layers in CHAINS):
-        try:
-            tried[chosen] = look.judged(_erase(pipe, family, unseen, chosen, measure=False)).report
-        except (ConceptSpecError, IllPosedError) as error:  # an encoder too short for the chain, or an edit too large
-            refused.append(error)
+    for times in STRONGER:
+        for chosen in (replace(choice, layers=layers, soft_weight=times * choice.soft_weight) for layers in CHAINS):
+            try:
+                tried[chosen] = look.judged(_erase(pipe, family, unseen, chosen, measure=False)).report
+            except (ConceptSpecError, IllPosedError) as error:  # an encoder too short for the chain, or an edit too large
+                refused.append(error)
+        if not choice.soft_weight or erases_enough(tried.values()):
+            break
     if not tried:
         raise refused[0]
     best = least_drift(tried)
