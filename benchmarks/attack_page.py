@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from diffusers import StableDiffusionImg2ImgPipeline
+from PIL import Image
 from tqdm.auto import tqdm
 
 from common import accuracy, commit, keep_line, kept_lines, prompts_with, prompts_without, provenance
@@ -25,7 +27,8 @@ VICTIMS: dict[str, Callable[[Any, ErasureSpec], ErasureAdapter] | None] = {
     "unedited": None, "UCE": methods.uce, "RECE": methods.rece, "ours": erase, "ours, robust": partial(erase, robust=True),
 }  # fmt: skip
 STEPS = 10
-OTHERS, MADE = "other prompts drawn right", "time to make and load"
+OTHERS, EDITED, MADE = "other prompts drawn right", "img2img with other prompts, drawn right", "time to make and load"
+STRENGTH = 0.8
 
 
 def victim_of(name: str, spec: ErasureSpec) -> Any:
@@ -57,12 +60,25 @@ def measure(out: Path, n: int, seed: int) -> None:
             if (concept.target, name, OTHERS) not in done:
                 right = accuracy(judge(siege.say([text for text, _ in others])), others)
                 keep(concept, name, OTHERS, round(right * len(others)), len(others), began)
+            if (concept.target, name, EDITED) not in done:
+                began = time.perf_counter()
+                right = accuracy(judge(edited(siege, [text for text, _ in others])), others)
+                keep(concept, name, EDITED, round(right * len(others)), len(others), began)
             for attack in tqdm(ATTACKS, desc=name, leave=False):
                 if (concept.target, name, attack) not in done:
                     began = time.perf_counter()
                     told = judge(ATTACKS[attack].run(siege))[field]
                     hits = [answer is True if field == "attribute" else answer == concept.target for answer in told]
                     keep(concept, name, attack, sum(hits), len(hits), began)
+
+
+def edited(siege: Siege, texts: Sequence[str]) -> list[Image.Image]:
+    """Pictures of other prompts, changed towards `texts` by img2img."""
+    states = siege.states(siege.victim, texts)
+    pictures = siege.draw(siege.base, siege.states(siege.base, [*texts[1:], texts[0]]))
+    pipe = StableDiffusionImg2ImgPipeline.from_pipe(siege.victim)
+    pipe.set_progress_bar_config(disable=True)
+    return siege.draw(pipe, states, image=pictures, strength=STRENGTH)
 
 
 def of_run(out: Path, n: int, seed: int) -> list[dict[str, Any]]:
@@ -78,7 +94,9 @@ def page(rows: list[dict[str, Any]], where: str) -> str:
     for concept in dict.fromkeys(r["concept"] for r in rows):
         found = {(r["attack"], r["victim"]): r for r in rows if r["concept"] == concept}
         text += [f"\n## {concept}\n", f"| attack | access | budget | {' | '.join(VICTIMS)} |", "|---" * (3 + len(VICTIMS)) + "|"]
-        records = {name: f"{a.access} | {a.budget}" for name, a in ATTACKS.items()} | {OTHERS: "- | -", MADE: "- | -"}
+        records = {name: f"{a.access} | {a.budget}" for name, a in ATTACKS.items()} | dict.fromkeys(
+            (OTHERS, EDITED, MADE), "- | -"
+        )
         for attack, words in records.items():
             cells = [cell(found.get((attack, victim))) for victim in VICTIMS]
             text.append(f"| {attack} | {words} | " + " | ".join(cells) + " |")
