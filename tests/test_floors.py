@@ -27,7 +27,7 @@ FLOORS = [
     {"attacks"},
     {"evaluate"},
     {"demo", "models"},
-    {"ui"},
+    {"technique", "ui"},
     {"cli"},
 ]
 FLOOR = {module: i for i, floor in enumerate(FLOORS) for module in floor}
