@@ -413,6 +413,13 @@ def _(pipe, kit):
     return _reloaded(kit, pipe)
 
 
+@route("save_pretrained with a style on both, from_pretrained")
+def _(pipe, kit):
+    style(pipe, kit)
+    pipe.save_pretrained(kit.folder / "saved")
+    return _reloaded(kit, pipe)
+
+
 @route("save_pretrained, from_pretrained, load the erasure again")
 def _(pipe, kit):
     erased = bool(getattr(pipe, "get_erasure_adapters", dict)())

@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import AutoPipelineForImage2Image, DiffusionPipeline, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
 
 from conftest import assert_same_bits, bits, draw
 from diffusers_erasepro import Concept, ErasureLoaderMixin, ErasureSpec, erasable, erase, glyphs
@@ -223,9 +224,6 @@ def test_kv_edits_hold_for_states_made_elsewhere(pipe, shipped, preserve):
 
 
 def test_a_style_lora_does_not_switch_the_erasure_off(pipe, shipped, no_star, tmp_path):
-    from peft import LoraConfig
-    from peft.utils import get_peft_model_state_dict
-
     unet = copy.deepcopy(shipped.unet)
     unet.add_adapter(LoraConfig(r=2, init_lora_weights=False, target_modules=["to_k", "to_v"]))
     StableDiffusionPipeline.save_lora_weights(tmp_path, unet_lora_layers=get_peft_model_state_dict(unet))
@@ -355,6 +353,19 @@ def test_a_saved_erasure_says_so_and_is_not_loaded_twice(pipe, no_star, tmp_path
     pipe.disable_erasure()
     pipe.save_pretrained(tmp_path)
     assert not (tmp_path / "erasure.json").exists()
+
+
+def test_a_pipeline_whose_files_would_lack_the_erasure_is_not_saved(pipe, no_star, tmp_path):
+    """transformers saves the LoRA alone of a text encoder that carries one; the reload would draw the star again."""
+    pipe.load_erasure_adapter(no_star)
+    pipe.text_encoder.add_adapter(LoraConfig(r=2, target_modules=["q_proj"]))
+    with pytest.raises(AdapterStateError, match=r"text_encoder carries a LoRA .* unload_lora_weights\(\) first"):
+        pipe.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+    pipe.unload_lora_weights()
+    pipe.save_pretrained(tmp_path)
+    again = erasable(StableDiffusionPipeline.from_pretrained(tmp_path, safety_checker=None).to(torch.float32))
+    assert torch.equal(draw(again, ["a star"]), draw(pipe, ["a star"]))
 
 
 def test_several_are_loaded_at_once_or_none(pipe, shipped, no_star, no_cross):

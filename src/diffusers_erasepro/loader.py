@@ -13,6 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
 from .adapter import ErasureAdapter, read, write_whole
 from .compose import combined, joint_options, joint_spec
 from .erase import erase
@@ -210,12 +213,18 @@ class ErasureLoaderMixin:
         """As in diffusers. With an erasure on, the erased weights are written, and `erasure.json` says so.
 
         Raises:
-            AdapterStateError: An edit lives in a hook (quantised weights), which no file would hold.
+            AdapterStateError: The files would not hold an edit: it lives in a hook (quantised weights), or its component
+                carries a LoRA, of which transformers 5.23 saves the LoRA alone.
         """
         with GATE.drawing():
             found = modules_with_registry(self)
             if hooked := [n for n, (_, r) in found.items() if any(h.factors for h in r.hooks.values())]:
                 raise AdapterStateError(f"{hooked[0]} is edited by hooks, which are not saved; disable_erasure() first")
+            if styled := [n for n, (root, r) in found.items() if r.applied and _has_lora(root)]:
+                raise AdapterStateError(
+                    f"{styled[0]} carries a LoRA beside the erasure, and would be saved without its erased weights; "
+                    "unload_lora_weights() first (after fuse_lora(), to keep the style)"
+                )
             super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
             _write_sidecar(Path(save_directory), {n: r.applied for n, (_, r) in found.items() if r.applied})
 
@@ -311,6 +320,10 @@ def _plan(
     if is_compiled(getattr(pipe, part)) and len(registry.hooks) > len(known.hooks if known else {}):
         raise AdapterStateError(f"{part} is compiled, and a hook added now would be ignored; load the erasure before compiling")
     return plan
+
+
+def _has_lora(root: nn.Module) -> bool:
+    return any(isinstance(module, BaseTunerLayer) for module in root.modules())
 
 
 def _write_sidecar(folder: Path, applied: Mapping[str, ErasureAdapter]) -> None:
