@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -397,3 +398,17 @@ def test_two_hundred_clean_configurations_raise_no_alarm(shipped, preserve):
                     assert found.ok and p.verify_erasure(sample=100).ok, (concept, layers, dtype, found)
                     checked += 1
     assert checked >= 200
+
+
+def test_a_large_edit_in_sixteen_bits_is_no_alarm_and_a_broken_one_is(shipped, preserve):
+    """ "house" is no word of this world: its edit is three times as large as K/V, and so is what rounding makes of it."""
+    adapter = erase(shipped, ErasureSpec((Concept("house", "circle"),), preserve=preserve), layers="kv")
+    pipe = erasable(copy.deepcopy(shipped).to(torch.bfloat16))
+    pipe.load_erasure_adapter(adapter)
+    found = pipe.verify_erasure()
+    assert found.ok and 0.02 < found.threshold < 0.1
+    pipe.unload_erasure_adapters()
+    name = max(adapter.edits, key=lambda n: adapter.edits[n].B.norm())
+    weak = replace(adapter.edits[name], B=0.85 * adapter.edits[name].B)
+    with pytest.raises(AdapterIntegrityError, match="residual"):
+        pipe.load_erasure_adapter(replace(adapter, edits={**adapter.edits, name: weak}))

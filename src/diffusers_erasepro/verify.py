@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -242,7 +243,19 @@ def allowed(pipe: Any, adapter: ErasureAdapter) -> float:
     """Largest residual that counts as kept: what rounding explains in this dtype, or what the report admits, up to a limit."""
     own = adapter.report.listed_residual
     dtypes = {dtype_of(component(pipe, part)) for part in {*adapter.components, *adapter.goal_parts}}
-    return max(min(2 * own, MOST_ADMITTED) if own < 1 else 0.0, *(THRESHOLDS.get(d, 1e-5) for d in dtypes))
+    return max(min(2 * own, MOST_ADMITTED) if own < 1 else 0.0, *(rounding(adapter, dtype) for dtype in dtypes))
+
+
+def rounding(adapter: ErasureAdapter, dtype: torch.dtype) -> float:
+    """What rounding to `dtype` explains.
+
+    In 16 bits the states come rounded to the edited layers, and the error goes through W and D alike: an edit s times as
+    large as its weight makes it about sqrt(1 + s^2) times larger.
+    """
+    if dtype not in (torch.float16, torch.bfloat16):
+        return THRESHOLDS[torch.float32]
+    largest_edit = max((layer.edit_size for layer in adapter.report.layers), default=0.0)
+    return min(THRESHOLDS[dtype] * math.hypot(1, largest_edit), MOST_ADMITTED)
 
 
 def _called(pipe: Any, adapter: ErasureAdapter, seen: Seen) -> float:
