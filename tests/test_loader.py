@@ -19,6 +19,7 @@ from diffusers_erasepro.errors import (
     ErasureVerificationError,
     UnknownFamilyError,
 )
+from routes import make_kit
 
 FC2 = "encoder.layers.5.mlp.fc2"
 
@@ -291,8 +292,6 @@ def test_the_erased_pipeline_draws_another_picture_and_off_the_same(pipe, no_sta
 
 
 def test_refit_under_a_style_on_the_readers_closes_the_residual(pipe, shipped, preserve, tmp_path):
-    from routes import make_kit
-
     kit = make_kit(shipped, tmp_path, ("kv",), preserve)
     pipe.load_erasure_adapter(kit.adapter)
     pipe.load_lora_weights(kit.lora("kv"), adapter_name="style")
@@ -355,6 +354,30 @@ def test_a_saved_erasure_says_so_and_is_not_loaded_twice(pipe, no_star, tmp_path
     pipe.disable_erasure()
     pipe.save_pretrained(tmp_path)
     assert not (tmp_path / "erasure.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("layers", "part", "style"), [((0, -1), "text_encoder", "text"), (("kv",), "unet", "kv"), (("kv",), "unet", "unet")]
+)
+def test_a_pipeline_is_not_saved_while_an_erased_component_has_a_lora(pipe, shipped, preserve, tmp_path, layers, part, style):
+    kit = make_kit(shipped, tmp_path / "kit", layers, preserve)
+    pipe.load_erasure_adapter(kit.adapter)
+    pipe.load_lora_weights(kit.lora(style), adapter_name="style")
+    for hide in (lambda: None, pipe.disable_lora, pipe.fuse_lora):  # the layers are there, whether they act or not
+        hide()
+        with pytest.raises(AdapterStateError, match=f"{part} is erased and has LoRA layers .* unload_lora_weights"):
+            pipe.save_pretrained(tmp_path / "saved")
+        assert not (tmp_path / "saved").exists()
+    pipe.unload_lora_weights()
+    pipe.save_pretrained(tmp_path / "saved")
+
+
+def test_a_lora_on_a_component_that_is_not_erased_is_diffusers_business(pipe, shipped, preserve, tmp_path):
+    kit = make_kit(shipped, tmp_path / "kit", (0, -1), preserve)
+    pipe.load_erasure_adapter(kit.adapter)
+    pipe.load_lora_weights(kit.lora("unet"), adapter_name="style")
+    pipe.save_pretrained(tmp_path / "saved")
+    assert (tmp_path / "saved" / "erasure.json").exists()
 
 
 def test_several_are_loaded_at_once_or_none(pipe, shipped, no_star, no_cross):

@@ -13,6 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
 from .adapter import ErasureAdapter, read, write_whole
 from .compose import combined, joint_options, joint_spec
 from .erase import erase
@@ -210,12 +213,16 @@ class ErasureLoaderMixin:
         """As in diffusers. With an erasure on, the erased weights are written, and `erasure.json` says so.
 
         Raises:
-            AdapterStateError: An edit lives in a hook (quantised weights), which no file would hold.
+            AdapterStateError: An edit lives in a hook (quantised weights), or an erased component has LoRA layers: no
+                file would hold the edit. Nothing was written.
         """
         with GATE.drawing():
             found = modules_with_registry(self)
             if hooked := [n for n, (_, r) in found.items() if any(h.factors for h in r.hooks.values())]:
                 raise AdapterStateError(f"{hooked[0]} is edited by hooks, which are not saved; disable_erasure() first")
+            for name, (root, registry) in found.items():
+                if registry.applied:
+                    _refuse_peft(name, root)
             super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
             _write_sidecar(Path(save_directory), {n: r.applied for n, (_, r) in found.items() if r.applied})
 
@@ -311,6 +318,15 @@ def _plan(
     if is_compiled(getattr(pipe, part)) and len(registry.hooks) > len(known.hooks if known else {}):
         raise AdapterStateError(f"{part} is compiled, and a hook added now would be ignored; load the erasure before compiling")
     return plan
+
+
+def _refuse_peft(name: str, root: nn.Module) -> None:
+    """Below LoRA layers the stock writers name a weight `base_layer`, or leave it out: a reload would lack it and our edit."""
+    if layer := next((n for n, m in root.named_modules() if isinstance(m, BaseTunerLayer)), None):
+        raise AdapterStateError(
+            f"{name} is erased and has LoRA layers ({layer}), and what is saved like this is loaded without the erasure; "
+            "unload_lora_weights() first (after fuse_lora(), if the style shall be saved too). Nothing was written"
+        )
 
 
 def _write_sidecar(folder: Path, applied: Mapping[str, ErasureAdapter]) -> None:
