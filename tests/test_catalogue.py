@@ -19,10 +19,32 @@ from routes import make_kit
 
 @pytest.mark.parametrize("words", ["st\u200bar", "\u202bنجمة", "🌟", "👩‍🎨", "a\u00a0b", "\uff53\uff54\uff41\uff52", "a\x00b"])
 def test_words_of_any_script_have_tokens_of_their_own(shipped, words):
-    prompt = Prompt.of("a {} on snow", Concept(words, "circle").target)
+    prompt = Prompt.of("a {} on snow", words)
     at, _ = span(plain(shipped.tokenizer, [prompt.text]).mark(0, prompt.text, ""), prompt)
     around = shipped.tokenizer("a on snow").input_ids
     assert at and len(shipped.tokenizer(prompt.text).input_ids) >= len(around) + 1
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: Concept("st\u200bar", "circle"), r"target holds invisible characters \(U\+200B\)"),
+        (lambda: Concept("star", "cir\u202ecle"), r"anchor of 'star' holds .*U\+202E"),
+        (lambda: Concept("star", "circle", synonyms=("a\x00b",)), r"synonyms of 'star'\[0\] holds .*U\+0000"),
+        (lambda: Concept("star", "circle", templates=("a \ufeff{}",)), r"templates of 'star'\[0\] holds .*U\+FEFF"),
+        (lambda: ErasureSpec((Concept("star", "circle"),), preserve=("a\u2066 dog",)), r"preserve\[0\] holds .*U\+2066"),
+        (lambda: ErasureSpec((Concept("star", "circle"),), keep=("a\u200d dog",)), r"keep\[0\] holds .*U\+200D"),
+        (lambda: Concept("cafe\u0301", "house"), r"target is not in Unicode's form NFC"),
+    ],
+)
+def test_what_a_reader_cannot_see_is_taken_with_a_warning(make, says):
+    with pytest.warns(UserWarning, match=says):
+        make()
+
+
+@pytest.mark.parametrize("words", ["نجمة", "🌟", "星", "a\u00a0b", "caf\u00e9", "two\nlines"])
+def test_what_a_reader_can_see_raises_no_warning(words):
+    assert Concept(words, "circle").target == words  # a warning of ours is an error in these tests
 
 
 def test_more_concepts_than_a_spec_may_hold_are_an_error():

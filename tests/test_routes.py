@@ -18,6 +18,7 @@ QUICK = (
     "pipe.text_encoder = another",
     "load_state_dict of the base into the components",
     "save_pretrained, from_pretrained, load the erasure again",
+    "save_pretrained with a style on both loaded",
     ".to(float16) and back",
     "fuse_qkv_projections()",
     "sequential offload (accelerate.cpu_offload), toggled off and on",

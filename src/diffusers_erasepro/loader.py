@@ -213,18 +213,16 @@ class ErasureLoaderMixin:
         """As in diffusers. With an erasure on, the erased weights are written, and `erasure.json` says so.
 
         Raises:
-            AdapterStateError: The files would not hold an edit: it lives in a hook (quantised weights), or its component
-                carries a LoRA, of which transformers 5.23 saves the LoRA alone.
+            AdapterStateError: An edit lives in a hook (quantised weights), or an erased component has LoRA layers: no
+                file would hold the edit. Nothing was written.
         """
         with GATE.drawing():
             found = modules_with_registry(self)
             if hooked := [n for n, (_, r) in found.items() if any(h.factors for h in r.hooks.values())]:
                 raise AdapterStateError(f"{hooked[0]} is edited by hooks, which are not saved; disable_erasure() first")
-            if styled := [n for n, (root, r) in found.items() if r.applied and _has_lora(root)]:
-                raise AdapterStateError(
-                    f"{styled[0]} carries a LoRA beside the erasure, and would be saved without its erased weights; "
-                    "unload_lora_weights() first (after fuse_lora(), to keep the style)"
-                )
+            for name, (root, registry) in found.items():
+                if registry.applied:
+                    _refuse_peft(name, root)
             super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
             _write_sidecar(Path(save_directory), {n: r.applied for n, (_, r) in found.items() if r.applied})
 
@@ -322,8 +320,13 @@ def _plan(
     return plan
 
 
-def _has_lora(root: nn.Module) -> bool:
-    return any(isinstance(module, BaseTunerLayer) for module in root.modules())
+def _refuse_peft(name: str, root: nn.Module) -> None:
+    """Below LoRA layers the stock writers name a weight `base_layer`, or leave it out: a reload would lack it and our edit."""
+    if layer := next((n for n, m in root.named_modules() if isinstance(m, BaseTunerLayer)), None):
+        raise AdapterStateError(
+            f"{name} is erased and has LoRA layers ({layer}), and what is saved like this is loaded without the erasure; "
+            "unload_lora_weights() first (after fuse_lora(), if the style shall be saved too). Nothing was written"
+        )
 
 
 def _write_sidecar(folder: Path, applied: Mapping[str, ErasureAdapter]) -> None:

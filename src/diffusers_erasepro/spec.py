@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tomllib
+import unicodedata
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -15,6 +17,17 @@ MAX_CONCEPTS = 10_000
 MAX_WORDS = 300  # characters of one concept
 
 
+def _warn_unseen(text: str, what: str) -> None:
+    """A reader cannot see these and a tokenizer may: the words typed later would not be the words erased."""
+    if text.isascii() and text.isprintable():
+        return
+    unseen = dict.fromkeys(f"U+{ord(c):04X}" for c in text if unicodedata.category(c) in ("Cf", "Cc") and not c.isspace())
+    faults = [f"holds invisible characters ({', '.join(unseen)})"] if unseen else []
+    faults += [] if unicodedata.is_normalized("NFC", text) else ["is not in Unicode's form NFC"]
+    for fault in faults:
+        warnings.warn(f"{what} {fault}: {text[:40]!r}; it is taken as it is, clean it if you did not mean this", stacklevel=3)
+
+
 def _text(value: object, what: str, *, blank: bool = False) -> str:
     if not isinstance(value, str):
         raise ConceptSpecError(f"{what} must be text, got {type(value).__name__} {value!r}")
@@ -22,6 +35,7 @@ def _text(value: object, what: str, *, blank: bool = False) -> str:
         raise ConceptSpecError(f"{what} is blank; name what to erase (only an anchor may be the empty string)")
     if len(value) > MAX_WORDS:
         raise ConceptSpecError(f"{what} has {len(value)} characters, at most {MAX_WORDS} are allowed: {value[:40]!r}...")
+    _warn_unseen(value, what)
     return value
 
 
@@ -247,6 +261,7 @@ def _captions(values: object, what: str) -> tuple[str, ...]:
     for i, value in enumerate(values := tuple(values)):
         if not isinstance(value, str):
             raise ConceptSpecError(f"{what}[{i}] must be text, got {type(value).__name__} {value!r}")
+        _warn_unseen(value, f"{what}[{i}]")
     return values
 
 
