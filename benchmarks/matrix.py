@@ -62,8 +62,8 @@ def main() -> None:
     args.page.write_text("\n".join([
         "# Versions", "",
         f"pyproject.toml asks for `{bounds()}`.", "",
-        f"`python benchmarks/matrix.py` wrote this page: {where}; each row names the commit it ran on. The wheel in a new environment,",
-        f"and the smoke tests ({', '.join(f'`{path}`' for path in SMOKE)}) against it.", "",
+        f"`python benchmarks/matrix.py` wrote this page: {where}; each row names the commit it ran on.",
+        f"The wheel in a new environment, and the smoke tests ({', '.join(f'`{path}`' for path in SMOKE)}) against it.", "",
         f"| | {' | '.join(NAMES)} | tests | commit |", "|---|" + "---|" * (len(NAMES) + 2), *rows, "", *errors, "",
     ]))  # fmt: skip
 
