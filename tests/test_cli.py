@@ -77,6 +77,8 @@ def test_push_pull_lock(run, hub, folder, tmp_path):
     assert (tmp_path / "copy" / "pytorch_lora_weights.safetensors").read_bytes() == next(folder.iterdir()).read_bytes()
     code, text, _ = run("verify", tmp_path / "erasures.lock", "--base", "glyphs")
     assert code == 0 and text.startswith("holds")
+    code, text, err = run("pull", "me/none")
+    assert (code, text) == (1, "") and err.startswith("erasepro: ") and "me/none" in err and err.count("\n") == 1
     code, text, _ = run("card", folder, "--repo-id", "me/no-star")
     assert code == 0 and 'load_erasure_adapter("me/no-star"' in text
 
@@ -93,6 +95,12 @@ def test_push_pull_lock(run, hub, folder, tmp_path):
         (("erase", "glyphs"), 2, "Missing option"),
         (("list", "/nowhere"), 2, "does not exist"),
         (("nonsense",), 2, "No such command"),
+        (("card", "/nowhere"), 1, "no file or folder at /nowhere"),
+        (("eval", "/nowhere"), 1, "no file or folder at /nowhere"),
+        (("attack", "/nowhere"), 1, "no file or folder at /nowhere"),
+        (("push", "/nowhere", "me/x"), 2, "does not exist"),
+        (("export", "/nowhere", "-o", "x.safetensors"), 1, "no file or folder at /nowhere"),
+        (("import", "/nowhere", "--base", "glyphs", "--target", "a", "-o", "x"), 2, "does not exist"),
     ],
 )
 def test_errors_end_in_one_line_and_a_code(run, args, code, says):
