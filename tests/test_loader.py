@@ -292,6 +292,14 @@ def test_the_erased_pipeline_draws_another_picture_and_off_the_same(pipe, no_sta
         assert torch.equal(draw(pipe, prompts), base)
 
 
+def test_refit_on_the_base_gives_the_first_bits(pipe, no_star, no_cross):
+    for adapter in (no_star, no_cross):
+        pipe.load_erasure_adapter(adapter)
+        first = bits(pipe)
+        pipe.refit_erasure()
+        assert_same_bits(pipe, first)
+
+
 def test_refit_under_a_style_on_the_readers_closes_the_residual(pipe, shipped, preserve, tmp_path):
     kit = make_kit(shipped, tmp_path, ("kv",), preserve)
     pipe.load_erasure_adapter(kit.adapter)

@@ -158,7 +158,8 @@ class ErasureLoaderMixin:
             if not active:
                 raise AdapterStateError("nothing to refit: no erasure is on; load one or enable_erasure() first")
             ordered = sorted(active, key=lambda a: a.digest)
-            applied = erase(self, joint_spec(ordered), measure=False, **joint_options(ordered))
+            alone = len(ordered) == 1  # as it was made: prompts to measure ride in the batch, and last bits depend on it
+            applied = erase(self, joint_spec(ordered), measure=alone, **joint_options(ordered))
             _switch(self, adapters, states, applied=applied)
 
     def verify_erasure(
