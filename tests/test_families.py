@@ -7,7 +7,7 @@ import torch
 
 import tiny
 from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, families, glyphs
-from diffusers_erasepro.errors import BaseModelMismatchError, ConceptSpecError, UnknownFamilyError
+from diffusers_erasepro.errors import AdapterIntegrityError, BaseModelMismatchError, ConceptSpecError, UnknownFamilyError
 from diffusers_erasepro.families import component, family_of, reader_paths
 from diffusers_erasepro.options import READERS, Options
 from diffusers_erasepro.prompts import ALIGNMENTS, Pair, Prompt, rows_of, text_paths
@@ -171,10 +171,23 @@ def test_layers_shared_with_image_tokens_are_left_alone(case):
     assert all(name.startswith(allowed) for name in case.star.edits)
 
 
-READ = [name for record in families.PIPELINES if record.readers for name in record.pipelines if name in tiny.BUILDERS]
+def readers_of(*, whole: bool) -> list:
+    """Pipelines whose denoiser's readers may be edited, and read all that the pipeline reads of its text, or not all."""
+    records = [r for r in families.PIPELINES if r.readers and (sum(len(use.readings) for use in r.encoders) == 1) == whole]
+    names = [name for record in records for name in record.pipelines if name in tiny.BUILDERS]
+    return [pytest.param(n, marks=[] if n in (*FAST, *LAYERS) else [pytest.mark.slow]) for n in names]
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in (*FAST, *LAYERS) else [pytest.mark.slow]) for n in READ])
+@pytest.mark.parametrize("name", readers_of(whole=False))
+def test_readers_alone_are_refused_where_a_pooled_vector_goes_past_them(name):
+    case = Case(name, (READERS,))
+    assert case.star.report.listed_residual > 0.1
+    with pytest.raises(AdapterIntegrityError, match=r"does not erase what it lists: residual .* at most 1e-01 allowed"):
+        case.erased()
+    assert same(bits(case.pipe), case.before)
+
+
+@pytest.mark.parametrize("name", readers_of(whole=True))
 def test_the_denoisers_readers_compute_the_anchors_and_off_is_the_base(name):
     case = Case(name, (READERS,))
     pipe = case.erased()
