@@ -9,13 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from diffusers import StableDiffusionImg2ImgPipeline
 from PIL import Image
 from tqdm.auto import tqdm
 
 from common import accuracy, commit, keep_line, kept_lines, prompts_with, prompts_without, provenance
 from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, glyphs, methods
-from diffusers_erasepro.attacks import ATTACKS, Siege
+from diffusers_erasepro.attacks import ATTACKS, Siege, img2img
 from diffusers_erasepro.metrics import rate
 
 CONCEPTS = {
@@ -28,7 +27,6 @@ VICTIMS: dict[str, Callable[[Any, ErasureSpec], ErasureAdapter] | None] = {
 }  # fmt: skip
 STEPS = 10
 OTHERS, EDITED, MADE = "other prompts drawn right", "img2img with other prompts, drawn right", "time to make and load"
-STRENGTH = 0.8
 
 
 def victim_of(name: str, spec: ErasureSpec) -> Any:
@@ -57,13 +55,11 @@ def measure(out: Path, n: int, seed: int) -> None:
             siege = Siege(victim_of(name, spec), base, concept, prompts, seed, STEPS)
             if (concept.target, name, MADE) not in done:
                 keep(concept, name, MADE, 0, 0, began)
-            if (concept.target, name, OTHERS) not in done:
-                right = accuracy(judge(siege.say([text for text, _ in others])), others)
-                keep(concept, name, OTHERS, round(right * len(others)), len(others), began)
-            if (concept.target, name, EDITED) not in done:
-                began = time.perf_counter()
-                right = accuracy(judge(edited(siege, [text for text, _ in others])), others)
-                keep(concept, name, EDITED, round(right * len(others)), len(others), began)
+            for what, drawn in {OTHERS: siege.say, EDITED: partial(edited, siege)}.items():
+                if (concept.target, name, what) not in done:
+                    began = time.perf_counter()
+                    right = accuracy(judge(drawn([text for text, _ in others])), others)
+                    keep(concept, name, what, round(right * len(others)), len(others), began)
             for attack in tqdm(ATTACKS, desc=name, leave=False):
                 if (concept.target, name, attack) not in done:
                     began = time.perf_counter()
@@ -73,12 +69,8 @@ def measure(out: Path, n: int, seed: int) -> None:
 
 
 def edited(siege: Siege, texts: Sequence[str]) -> list[Image.Image]:
-    """Pictures of other prompts, changed towards `texts` by img2img."""
-    states = siege.states(siege.victim, texts)
-    pictures = siege.draw(siege.base, siege.states(siege.base, [*texts[1:], texts[0]]))
-    pipe = StableDiffusionImg2ImgPipeline.from_pipe(siege.victim)
-    pipe.set_progress_bar_config(disable=True)
-    return siege.draw(pipe, states, image=pictures, strength=STRENGTH)
+    """Pictures of other prompts, changed towards `texts`."""
+    return img2img(siege, [*texts[1:], texts[0]], texts)
 
 
 def of_run(out: Path, n: int, seed: int) -> list[dict[str, Any]]:

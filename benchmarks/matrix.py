@@ -15,11 +15,16 @@ TESTING = ("pytest", "hypothesis", "fastapi", "uvicorn", "ftfy")
 SMOKE = ("tests/test_erase.py", "tests/test_adapter.py", "tests/test_loader.py", "tests/test_compose.py")
 
 
-def lowest() -> list[str]:
-    """The lower bounds of pyproject.toml as exact versions."""
+def bounds() -> list[str]:
+    """What pyproject.toml asks for, of `NAMES`."""
     with (ROOT / "pyproject.toml").open("rb") as file:
         asked = tomllib.load(file)["project"]["dependencies"]
-    return [line.replace(">=", "==") for line in asked if line.partition(">=")[0] in NAMES]
+    return [line for line in asked if line.partition(">=")[0] in NAMES]
+
+
+def lowest() -> list[str]:
+    """The lower bounds as exact versions."""
+    return [line.replace(">=", "==") for line in bounds()]
 
 
 def tried(label: str, pins: list[str], folder: Path, wheel: Path) -> str:
@@ -33,12 +38,6 @@ def tried(label: str, pins: list[str], folder: Path, wheel: Path) -> str:
     errors = {line.removeprefix("E").strip() for line in done.stdout.splitlines() if line.startswith("E  ") and "Error" in line}
     row = f"| {label} | {' | '.join(have.get(name, '-') for name in NAMES)} | {last.strip('= ')} | {commit()} |"
     return "\n".join([row, *(f"- {label}: `{error}`" for error in sorted(errors))])
-
-
-def bounds() -> str:
-    """What pyproject.toml asks for."""
-    with (ROOT / "pyproject.toml").open("rb") as file:
-        return ", ".join(tomllib.load(file)["project"]["dependencies"][: len(NAMES)])
 
 
 def earlier(page: Path, label: str) -> list[str]:
@@ -61,7 +60,7 @@ def main() -> None:
     rows, errors = [line for line in lines if line[0] == "|"], [line for line in lines if line[0] == "-"]
     args.page.write_text("\n".join([
         "# Versions", "",
-        f"pyproject.toml asks for `{bounds()}`.", "",
+        f"pyproject.toml asks for `{', '.join(bounds())}`.", "",
         f"`python benchmarks/matrix.py` wrote this page: {where}; each row names the commit it ran on.",
         f"The wheel in a new environment, and the smoke tests ({', '.join(f'`{path}`' for path in SMOKE)}) against it.", "",
         f"| | {' | '.join(NAMES)} | tests | commit |", "|---|" + "---|" * (len(NAMES) + 2), *rows, "", *errors, "",

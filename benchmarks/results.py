@@ -20,26 +20,26 @@ from common import draw, erased, kept_lines, provenance
 from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, glyphs
 from diffusers_erasepro.errors import IllPosedError
 from diffusers_erasepro.evaluate import OTHER, SCRAMBLED, SUITES, UNEDITED, Ask, evaluate, table
-from diffusers_erasepro.families import family_of, reader_paths
+from diffusers_erasepro.families import LAST, family_of, reader_paths
 from diffusers_erasepro.glyphs.world import FIRST
-from diffusers_erasepro.grids import save_grid
+from diffusers_erasepro.grids import save_depth, save_grid
+from diffusers_erasepro.measure import anchor_states, target_states
 from diffusers_erasepro.metrics import Estimate
 from diffusers_erasepro.places import weight_of
 from diffusers_erasepro.prompts import ALIGNMENTS, Rows, rows_to_measure, rows_to_solve
-from diffusers_erasepro.walk import final_states
+from first_light import concepts_of
 from quality import settings
 
 PRESERVE = glyphs.captions(400, seed=0)
 SHAPES = ("star", "heart", "cross", "ring", "arrow", "diamond", "triangle", "square", "crescent")
 STYLES = ("Mira Voss", "Ola Brenn", "Mara Vance", "Tilo Kern", "Odo Brandt")
-ATTRIBUTE = Concept("cracked", "whole", templates="unsafe", synonyms=("broken", "shattered", "fallen"))
 CELLS: dict[str, tuple[Concept, ...]] = {
     "1 instance": tuple(Concept(s, "circle") for s in SHAPES[:1]),
     "5 instances": tuple(Concept(s, "circle") for s in SHAPES[:5]),
     "9 instances": tuple(Concept(s, "circle") for s in SHAPES),
     "1 style": tuple(Concept(s, "Una Flatt", templates="style") for s in STYLES[:1]),
     "5 styles": tuple(Concept(s, "Una Flatt", templates="style") for s in STYLES),
-    "1 attribute": (ATTRIBUTE,),
+    "1 attribute": tuple(concept for field, concept in concepts_of(FIRST) if field == "attribute"),
 }
 """What is erased jointly."""
 METHODS = settings(FIRST)
@@ -161,10 +161,9 @@ def carried(text: str, folder: Path) -> str:
     def inline(match: re.Match[str]) -> str:
         return f'src="data:image/png;base64,{base64.b64encode((folder / match[1]).read_bytes()).decode()}"'
 
-    style = (
-        "body{font:15px/1.5 sans-serif;margin:2em auto;max-width:75em}table{border-collapse:collapse;display:block;overflow:auto}"
-    )
-    style += "td,th{border:1px solid #ccc;padding:.2em .5em;white-space:nowrap}img{max-width:100%}"
+    style = "body{font:15px/1.5 sans-serif;margin:2em auto;max-width:75em}img{max-width:100%}"
+    style += "table{border-collapse:collapse;display:block;overflow:auto}"
+    style += "td,th{border:1px solid #ccc;padding:.2em .5em;white-space:nowrap}"
     body = re.sub(r'src="(images/[^"]+)"', inline, body)
     return f'<!doctype html><meta charset="utf-8"><title>Results</title><style>{style}</style>{body}\n'
 
@@ -187,69 +186,60 @@ def trade_off(path: Path, found: Mapping[str, Found]) -> None:
     figure.savefig(path, dpi=90, metadata={"Software": None})
 
 
-def grid(path: Path, bench: Bench, cell: str, made: Mapping[str, ErasureAdapter]) -> None:
+def grid(path: Path, bench: Bench, cell: str, shown: Mapping[str, ErasureAdapter]) -> None:
     """Methods down, prompts across, one noise per column."""
     asks = SUITES["glyphs"].asks(bench.pipe, ErasureSpec(CELLS[cell]), 6, bench.seed + 1)  # type: ignore[misc]
     chosen: list[Ask] = [*asks["target"][:3], *asks["general"][:1], *asks["near"][:2], *asks["other"][:2]]
     pairs: Any = [(ask.text, None) for ask in chosen]
     rows = {UNEDITED: draw(bench.pipe, pairs, seed=bench.seed)}
-    for method, row in RECOMMENDED.items():
-        if row in made:
-            with erased(bench.pipe, made[row]):
-                rows[method] = draw(bench.pipe, pairs, seed=bench.seed)
+    for method, adapter in shown.items():
+        with erased(bench.pipe, adapter):
+            rows[method] = draw(bench.pipe, pairs, seed=bench.seed)
     save_grid(path, [ask.text for ask in chosen], rows, title=cell)
 
 
 @torch.no_grad()
-def read(pipe: Any, rows: Rows, *, anchor: bool = False) -> list[torch.Tensor]:
-    """What each K/V linear of the live pipeline makes of the aligned positions, `(k, d_out)` each."""
-    ids, at = (rows.anchor_ids, rows.anchor_at) if anchor else (rows.target_ids, rows.target_at)
-    states = final_states(pipe.text_encoder, ids)[rows.row, at].double()
-    return [states @ weight_of(pipe.unet, path).double().T for path in reader_paths(pipe.unet, family_of(pipe))]
+def read(pipe: Any, states: torch.Tensor) -> torch.Tensor:
+    """What all K/V linears of the live pipeline make of states `(k, d)`, side by side."""
+    weights = [weight_of(pipe.unet, path) for path in reader_paths(pipe.unet, family_of(pipe))]
+    return states.double() @ torch.cat(weights).double().T
 
 
-def left(pipe: Any, rows: Rows, adapter: ErasureAdapter) -> torch.Tensor:
-    """Per position ||K/V(target) - K/V(anchor)|| with the erasure over the same without: 0 is erased, 1 is untouched."""
-    before, goal = read(pipe, rows), read(pipe, rows, anchor=True)
-    with erased(pipe, adapter):
-        after = read(pipe, rows)
-    gaps = [torch.cat([a - g for a, g in zip(side, goal, strict=True)], 1).norm(dim=1) for side in (after, before)]
-    return gaps[0] / gaps[1]
+@torch.no_grad()
+def left(pipe: Any, rows: Rows, shown: Mapping[str, ErasureAdapter]) -> dict[str, list[float]]:
+    """Per method and position ||K/V(target) - K/V(anchor)|| with the erasure over without: 0 is erased, 1 is untouched."""
+    goal = read(pipe, *anchor_states(pipe.text_encoder, rows, [LAST]))
+    before = (read(pipe, *target_states(pipe.text_encoder, rows, [LAST])) - goal).norm(dim=1)
+    found = {}
+    for method, adapter in shown.items():
+        with erased(pipe, adapter):
+            after = (read(pipe, *target_states(pipe.text_encoder, rows, [LAST])) - goal).norm(dim=1)
+        found[method] = (after / before).tolist()
+    return found
 
 
-def histograms(path: Path, bench: Bench, cell: str, made: Mapping[str, ErasureAdapter]) -> None:
+def histograms(path: Path, bench: Bench, cell: str, shown: Mapping[str, ErasureAdapter]) -> None:
     """What K/V still have of the target at its last token and EOS, on listed and held-out prompts."""
     alignment = ALIGNMENTS["last_subject+eos"]
     rows = rows_to_solve(CELLS[cell], bench.pipe.tokenizer, alignment, soft_budget=0)
     rows |= rows_to_measure(CELLS[cell], PRESERVE, bench.pipe.tokenizer, alignment)
     figure = Figure(figsize=(9, 3), layout="constrained")
-    for axes, kind in zip(figure.subplots(1, 2), ("exact", "held_out"), strict=True):
-        for method, row in RECOMMENDED.items():
-            if row in made:
-                axes.hist(left(bench.pipe, rows[kind], made[row]).tolist(), bins=30, range=(0, 1.5), alpha=0.5, label=method)
-        axes.set(title=f"{cell}: {'listed' if kind == 'exact' else 'held-out'} prompts", xlabel="target left in K/V")
+    for axes, (kind, title) in zip(figure.subplots(1, 2), (("exact", "listed"), ("held_out", "held-out")), strict=True):
+        for method, shares in left(bench.pipe, rows[kind], shown).items():
+            axes.hist(shares, bins=30, range=(0, 1.5), alpha=0.5, label=method)
+        axes.set(title=f"{cell}: {title} prompts", xlabel="target left in K/V")
     figure.axes[0].legend(fontsize=7)
-    figure.savefig(path, dpi=90, metadata={"Software": None})
-
-
-def depth(path: Path, cell: str, made: Mapping[str, ErasureAdapter]) -> None:
-    """Relative size of every edit, shallow to deep."""
-    figure = Figure(figsize=(6, 3), layout="constrained")
-    axes = figure.subplots()
-    for method, row in RECOMMENDED.items():
-        if row in made:
-            axes.plot([layer.edit_size for layer in made[row].report.layers], "o-", ms=3, label=method)
-    axes.set(title=cell, xlabel="edited layers, shallow to deep", ylabel="||D|| / ||W||", yscale="log", ylim=(1e-4, 2))
-    axes.legend(fontsize=7)
     figure.savefig(path, dpi=90, metadata={"Software": None})
 
 
 def drawn(bench: Bench, cell: str, made: Mapping[str, ErasureAdapter], folder: Path) -> list[str]:
     """A cell's pictures, as Markdown."""
     names = {kind: f"images/results-{kind}-{cell.replace(' ', '-')}.png" for kind in ("grid", "left", "depth")}
-    grid(folder / names["grid"], bench, cell, made)
-    histograms(folder / names["left"], bench, cell, made)
-    depth(folder / names["depth"], cell, made)
+    shown = {method: made[row] for method, row in RECOMMENDED.items() if row in made}
+    grid(folder / names["grid"], bench, cell, shown)
+    histograms(folder / names["left"], bench, cell, shown)
+    sizes = {method: [layer.edit_size for layer in adapter.report.layers] for method, adapter in shown.items()}
+    save_depth(folder / names["depth"], sizes, title=cell, label="edited layers, shallow to deep", log=True)
     return [f"![{cell}: {kind}]({name})\n" for kind, name in names.items()]
 
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
-
-from common import provenance
+import common
+from common import draw, prompts_without, provenance
 from diffusers_erasepro import glyphs
-from diffusers_erasepro.glyphs.asking import prompts_without
 from diffusers_erasepro.glyphs.world import FIRST, Scene
 from diffusers_erasepro.metrics import rate
 
-FIELDS = ("shape", "style", "color", "background", "attribute")
+FIELDS = (*common.FIELDS, "attribute")
 INTRODUCTION = """# A second opinion, measured
 
 `python benchmarks/second_judge.py` wrote this page: {where}.
@@ -47,13 +45,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--page", type=Path, default=Path("docs/second-judge.md"))
     args = parser.parse_args()
-    texts, scenes = zip(*prompts_without((), args.n, seed=args.seed, held_out=True), strict=True)
-    noise = [torch.Generator().manual_seed(args.seed * 100_000 + i) for i in range(args.n)]
-    pipe = glyphs.load_pipeline()
-    images = pipe(list(texts), num_inference_steps=args.steps, guidance_scale=3.0, generator=noise).images
+    pairs = prompts_without((), args.n, seed=args.seed, held_out=True)
+    images = draw(glyphs.load_pipeline(), pairs, seed=args.seed, steps=args.steps)
     told, seen = glyphs.load_judge()(images), glyphs.load_second_judge()(images)
     text = [INTRODUCTION.format(where=provenance(args.seed), n=args.n, steps=args.steps)]
-    asked = [asked_of(scene) for scene in scenes]
+    asked = [asked_of(scene) for _, scene in pairs]
     text += [row(field, told[field], seen[field], [a[field] for a in asked]) for field in FIELDS]
     args.page.write_text("\n".join(text) + "\n")
 

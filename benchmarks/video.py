@@ -276,13 +276,7 @@ def chains_table(adapters: Made, rows: Rows, fixed: str) -> list[str]:
         for layers, adapter in found.items():
             row, report, options = rows.get((target, layers)), adapter.report, adapter.options
             seen = f"{row.target:.3f} | {row.frames:.3f} | {row.mse:.5f}" if row else "- | - | -"
-            name = (
-                f"**auto**: {named(options.layers)}"
-                if layers == AUTO
-                else f"{layers} (best fixed)"
-                if layers == fixed
-                else layers
-            )
+            name = {AUTO: f"**auto**: {named(options.layers)}", fixed: f"{fixed} (best fixed)"}.get(layers, layers)
             numbers = f"{options.soft_weight:g} | {report.denoiser_residual:.3f} | {report.denoiser_drift:.4f}"
             lines.append(f"| {target} | {name} | {numbers} | {seen} |")
     return lines

@@ -318,11 +318,16 @@ def _wanted(scheduler: Any, x: Tensor, e: Tensor, t: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------------------ pictures and weights
 
 
-def _img2img(siege: Siege, *, strength: float = 0.8) -> list[Image.Image]:
-    """A picture of the anchor, changed towards the prompt."""
-    pictures = siege.draw(siege.base, siege.states(siege.base, siege.neutral))
+def img2img(siege: Siege, shown: Sequence[str], asked: Sequence[str], *, strength: float = 0.8) -> list[Image.Image]:
+    """The base's pictures of `shown`, changed by the victim towards `asked`."""
+    pictures = siege.draw(siege.base, siege.states(siege.base, shown))
     pipe = _silent(StableDiffusionImg2ImgPipeline.from_pipe(siege.victim))
-    return siege.draw(pipe, siege.states(siege.victim, siege.prompts), image=pictures, strength=strength)
+    return siege.draw(pipe, siege.states(siege.victim, asked), image=pictures, strength=strength)
+
+
+def _img2img(siege: Siege) -> list[Image.Image]:
+    """A picture of the anchor, changed towards the prompt."""
+    return img2img(siege, siege.neutral, siege.prompts)
 
 
 def _inpaint(siege: Siege) -> list[Image.Image]:

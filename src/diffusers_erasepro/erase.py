@@ -289,25 +289,32 @@ def _readers(pipe: Any, family: PipelineFamily, states: Mapping[str, tuple[Tenso
 def _chosen(pipe: Any, family: PipelineFamily, spec: ErasureSpec, choice: Options, measure: bool) -> ErasureAdapter:
     """The adapter of the best chain: least denoiser drift among those whose denoiser residual is low enough.
 
-    Where it is in none, the soft prompts weigh more and all are tried again: what leaks are phrasings that no list holds.
     Chains are tried without the captions that judge them: on captions of its own metric a deeper chain looks better than it is.
     """
-    look, tried, refused = Look.at(pipe, spec), {}, []
+    look, tried, refused = Look.at(pipe, spec), dict[Options, Report](), []
     unseen = replace(spec, preserve=tuple(t for t in spec.every_caption() if t not in look.captions))
-    for times in STRONGER:
-        for chosen in (replace(choice, layers=layers, soft_weight=times * choice.soft_weight) for layers in CHAINS):
-            try:
-                tried[chosen] = look.judged(_erase(pipe, family, unseen, chosen, measure=False)).report
-            except (ConceptSpecError, IllPosedError) as error:  # an encoder too short for the chain, or an edit too large
-                refused.append(error)
-        if not choice.soft_weight or erases_enough(tried.values()):
-            break
+    for chosen in _choices(choice, tried):
+        try:
+            tried[chosen] = look.judged(_erase(pipe, family, unseen, chosen, measure=False)).report
+        except (ConceptSpecError, IllPosedError) as error:  # an encoder too short for the chain, or an edit too large
+            refused.append(error)
     if not tried:
         raise refused[0]
     best = least_drift(tried)
     whole, seen = _erase(pipe, family, spec, best, measure), tried[best]
     report = replace(whole.report, denoiser_residual=seen.denoiser_residual, denoiser_drift=seen.denoiser_drift)
     return replace(whole, report=report)
+
+
+def _choices(choice: Options, tried: Mapping[Options, Report]) -> Iterator[Options]:
+    """Every chain; and again with soft prompts that weigh more, while none tried erases enough.
+
+    What leaks then are phrasings that no list holds.
+    """
+    for times in STRONGER:
+        yield from (replace(choice, layers=layers, soft_weight=times * choice.soft_weight) for layers in CHAINS)
+        if not choice.soft_weight or erases_enough(tried.values()):
+            return
 
 
 def _joined(parts: list[ErasureAdapter]) -> ErasureAdapter:

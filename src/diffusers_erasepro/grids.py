@@ -28,12 +28,21 @@ def save_grid(path: str | Path, prompts: Sequence[str], rows: Mapping[str, Seque
     return _save(figure, path)
 
 
-def save_depth(path: str | Path, sizes: Mapping[str, Sequence[float]], *, title: str) -> Path:
-    """Relative edit size ||D|| / ||W|| by block, one line per concept."""
+def save_depth(
+    path: str | Path,
+    sizes: Mapping[str, Sequence[float]],
+    *,
+    title: str,
+    label: str = "block, shallow to deep",
+    log: bool = False,
+) -> Path:
+    """Relative edit size ||D|| / ||W|| by block, or by what `label` says; one line per name."""
     figure, axis = plt.subplots(figsize=(5, 3.2))
     for name, values in sizes.items():
         axis.plot(range(len(values)), values, marker="o", label=name)
-    axis.set(xlabel="block, shallow to deep", ylabel="||D|| / ||W||", title=title, ylim=(0, None))
+    axis.set(xlabel=label, ylabel="||D|| / ||W||", title=title, ylim=(0, None))
+    if log:
+        axis.set(yscale="log", ylim=(1e-4, 2))
     axis.legend(fontsize=8)
     return _save(figure, path)
 

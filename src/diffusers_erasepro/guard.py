@@ -9,8 +9,6 @@ import secrets
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torch import nn
-
 from .errors import ConceptSpecError, ErasureInactiveError, ErasureLockedError
 from .families import unwrapped
 from .weights import Registry, modules_with_registry, registry_of
@@ -64,7 +62,7 @@ def check_replacement(pipe: Any, name: str, value: Any) -> dict[str, str]:
     if old is None or unwrapped(value) is old[0]:
         return {}
     refuse_locked(pipe, old[1].adapters, f"{name} cannot be replaced")
-    carried = (registry_of(unwrapped(value)) if isinstance(value, nn.Module) else None) or Registry()
+    carried = registry_of(unwrapped(value)) or Registry()
     return {n: name for n, on in old[1].on.items() if on and not carried.on.get(n)}
 
 

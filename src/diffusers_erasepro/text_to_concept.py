@@ -58,11 +58,18 @@ class TextToConcept:
         moments += ridge * moments.diagonal().mean() * torch.eye(width, dtype=moments.dtype)
         return cls(backbone, texts, torch.linalg.solve(moments, features.T @ wanted))
 
+    def seen(self, images: Sequence[Image.Image]) -> Tensor:
+        """`(n, d)` unit vectors of pictures."""
+        return F.normalize(_with_one(self.backbone(images)) @ self.map, dim=-1)
+
+    def said(self, words: Sequence[str], frames: Sequence[str] = FRAMES) -> Tensor:
+        """`(k, d)` unit vectors of words."""
+        vectors = [F.normalize(self.texts([frame.format(word) for frame in frames]).double(), dim=-1).mean(0) for word in words]
+        return F.normalize(torch.stack(vectors), dim=-1)
+
     def similarity(self, images: Sequence[Image.Image], words: Sequence[str], frames: Sequence[str] = FRAMES) -> Tensor:
         """`(n, k)` cosine of every picture with every word."""
-        seen = F.normalize(_with_one(self.backbone(images)) @ self.map, dim=-1)
-        vectors = [F.normalize(self.texts([frame.format(word) for frame in frames]).double(), dim=-1).mean(0) for word in words]
-        return seen @ F.normalize(torch.stack(vectors), dim=-1).T
+        return self.seen(images) @ self.said(words, frames).T
 
     def __call__(self, images: Sequence[Image.Image], words: Sequence[str], frames: Sequence[str] = FRAMES) -> list[str]:
         """For every picture the most similar of `words`."""

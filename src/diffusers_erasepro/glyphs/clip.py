@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from ..prompts import token_ids
 from ..text_to_concept import TextToConcept
+from ..walk import final_states
 from .judge import JudgeNet, to_pixels
 from .world import World
 
@@ -56,9 +58,9 @@ class Clip:
 
 def at_eos(encoder: Any, tokenizer: Any, texts: Sequence[str]) -> Tensor:
     """What the text encoder has read when the prompt ends, `(n, d)`."""
-    rows = tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt").input_ids
+    rows = token_ids(tokenizer, texts)
     eos = (rows == tokenizer.eos_token_id).int().argmax(-1)
-    return encoder(rows).last_hidden_state[torch.arange(len(rows)), eos]
+    return final_states(encoder, rows)[torch.arange(len(rows)), eos]
 
 
 FRAMES = {
@@ -80,7 +82,10 @@ class SecondJudge:
             "shape": tuple(world.shapes), "style": tuple(world.styles), "color": tuple(world.colors),
             "background": tuple(world.backgrounds), "attribute": (*world.attribute_words, *world.attribute_opposites),
         }  # fmt: skip
+        self.said = {field: detector.said(words, FRAMES[field]) for field, words in self.words.items()}
 
     def __call__(self, images: Sequence[Image.Image]) -> dict[str, list]:
-        told: dict[str, list] = {field: self.detector(images, words, FRAMES[field]) for field, words in self.words.items()}
+        seen, told = self.detector.seen(images), dict[str, list]()
+        for field, words in self.words.items():
+            told[field] = [words[i] for i in (seen @ self.said[field].T).argmax(1).tolist()]
         return told | {"attribute": [word in self.world.attribute_words for word in told["attribute"]]}

@@ -404,6 +404,11 @@ def train_unet(run: Run, tokenizer: CLIPTokenizer, encoder: CLIPTextModel, vae: 
 # ------------------------------------------------------------------------------------------------ pack, measure
 
 
+def commit() -> str:
+    """The commit that trains."""
+    return subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip() or "unknown"
+
+
 def stamp(path: Path, recipe: dict[str, object]) -> None:
     """Write the recipe into a safetensors header."""
     save_file(load_file(path), path, metadata={"format": "pt", "erasepro.recipe": json.dumps(recipe, sort_keys=True)})
@@ -412,11 +417,10 @@ def stamp(path: Path, recipe: dict[str, object]) -> None:
 
 def pack(run: Run, pipe: StableDiffusionPipeline, judge: JudgeNet, folder: Path) -> None:
     """The world as a diffusers folder plus `judge.safetensors`, all in fp16, each stamped with its recipe."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip() or "unknown"
     recipe: dict[str, object] = {
         "command": f"python -m diffusers_erasepro.glyphs.train all --world {run.world.name} --seed {run.seed}"
         f" --encoder-layers {run.encoder_layers}",
-        "world": run.world.name, "seed": run.seed, "commit": commit,
+        "world": run.world.name, "seed": run.seed, "commit": commit(),
     }  # fmt: skip
     copy.deepcopy(pipe).to(torch.float16).save_pretrained(folder)
     save_file({k: v.half().contiguous() for k, v in judge.state_dict().items()}, folder / "judge.safetensors")

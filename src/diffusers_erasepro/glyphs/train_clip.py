@@ -6,7 +6,6 @@ Pictures and their captions, no labels. Resumes from its newest checkpoint; star
 from __future__ import annotations
 
 import argparse
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch import Tensor
 from . import load_pipeline
 from .clip import ClipNet, at_eos
 from .render import render
-from .train import WIDTH, Run, channels_last, fit, stamp, to_tensor
+from .train import WIDTH, Run, channels_last, commit, fit, stamp, to_tensor
 from .world import FIRST
 
 BATCH = 96
@@ -60,11 +59,8 @@ def main() -> None:
     net = train(Run(FIRST, args.seed, args.out, 0, args.scale), load_pipeline())
     path = (args.to or args.out) / "clip.safetensors"
     save_file({name: p.detach().half().contiguous() for name, p in net.state_dict().items()}, path)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip() or "unknown"
-    stamp(
-        path,
-        {"command": f"python -m diffusers_erasepro.glyphs.train_clip --seed {args.seed}", "seed": args.seed, "commit": commit},
-    )
+    command = f"python -m diffusers_erasepro.glyphs.train_clip --seed {args.seed}"
+    stamp(path, {"command": command, "seed": args.seed, "commit": commit()})
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import copy
 import re
-import subprocess
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from transformers import CLIPTextModel
 from . import load_clip_judge, load_pipeline, load_video_pipeline
 from .clip_judge import ClipJudge, right
 from .clips import FRAMES, MOTIONS, Clip, captioned_clips, clip_pair, render_clip
-from .train import LENGTH, WIDTH, Run, fit, stamp, to_tensor, tokenize
+from .train import LENGTH, WIDTH, Run, commit, fit, stamp, to_tensor, tokenize
 from .world import FIRST
 
 QUESTIONS: dict[str, tuple[str | None, ...]] = {
@@ -165,10 +164,9 @@ def pack(run: Run, still: Any, encoder: CLIPTextModel, unet: UNetMotionModel, fo
     copy.deepcopy(encoder).to(torch.float16).save_pretrained(folder / "text_encoder")
     spatial = {name: p.contiguous() for name, p in unet.state_dict().items() if re.match(SPATIAL, name)}
     save_file(spatial, folder / "unet.safetensors")
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip() or "unknown"
     command = f"python -m diffusers_erasepro.glyphs.train_video all --seed {run.seed}"
     for path in folder.rglob("*.safetensors"):
-        stamp(path, {"command": command, "seed": run.seed, "commit": commit})
+        stamp(path, {"command": command, "seed": run.seed, "commit": commit()})
     size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) / 2**20
     run.note(part="pack", folder=str(folder), megabytes=round(size, 2))
 
