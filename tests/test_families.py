@@ -25,7 +25,7 @@ PRESERVE = tuple(glyphs.captions(6, seed=0))
 STAR, RING = Concept("star", "circle", ("a {}",), ()), Concept("ring", "square", ("a {}",), ())
 
 
-LAYERS = {"SanaPipeline": (READERS,)}
+LAYERS = {"SanaPipeline": (READERS,), "Lumina2Pipeline": (READERS,)}
 """Where no edit of an encoder's linears reaches an arbitrary state, the denoiser's readers carry the erasure."""
 
 
@@ -87,9 +87,11 @@ def encoded(pipe, prompt):
 
 @torch.no_grad()
 def read(pipe, states):
-    """What each of the denoiser's readers makes of the states `(length, d)`."""
-    denoiser = component(pipe, family_of(pipe).denoiser)
-    return [denoiser.get_submodule(path)(states) for path in reader_paths(denoiser, family_of(pipe))]
+    """What each of the denoiser's readers makes of the states `(length, d)`, behind the norm if there is one."""
+    family = family_of(pipe)
+    denoiser, norm = component(pipe, family.denoiser), family.encoders[0].readings[0].norm
+    states = denoiser.get_submodule(norm)(states) if norm else states
+    return [denoiser.get_submodule(path)(states) for path in reader_paths(denoiser, family)]
 
 
 def residuals(case, pipe, concept):

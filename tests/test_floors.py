@@ -6,8 +6,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent / "src" / "diffusers_erasepro"
 FLOORS = [
     {"errors", "factors", "templates"},
-    {"recording"},
-    {"spec", "families", "solve", "header", "hub", "gate", "linears", "text_to_concept"},
+    {"recording", "linears"},
+    {"spec", "families", "solve", "header", "hub", "gate", "text_to_concept"},
     {"prompts", "card", "lockfile"},
     {"options", "walk", "fingerprint", "places"},
     {"statistics"},

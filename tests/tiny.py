@@ -237,6 +237,19 @@ def sana():
     )  # fmt: skip
 
 
+def lumina2():
+    net = diffusers.Lumina2Transformer2DModel(
+        sample_size=8, in_channels=4, hidden_size=24, num_layers=1, num_refiner_layers=1, num_attention_heads=3, num_kv_heads=1,
+        multiple_of=8, scaling_factor=1.0, axes_dim_rope=(4, 2, 2), axes_lens=(300, 16, 16), cap_feat_dim=WIDTH,
+    )  # fmt: skip
+    with torch.no_grad():
+        net.time_caption_embed.caption_embedder[0].weight.uniform_(0.5, 1.5)  # a norm that is seen
+    return diffusers.Lumina2Pipeline(
+        tokenizer=tokenizer("<bos> $A", length=256), text_encoder=llm("Gemma2Model", "Gemma2Config", query_pre_attn_scalar=8),
+        vae=vae(shift_factor=0.0), transformer=net, scheduler=flow(),
+    )  # fmt: skip
+
+
 def allegro():
     """No record knows it, so that there is something to probe."""
     net = diffusers.AllegroTransformer3DModel(
@@ -383,6 +396,7 @@ BUILDERS = {
     "StableDiffusion3Pipeline": sd3, "FluxPipeline": flux, "FluxKontextPipeline": lambda: flux("FluxKontextPipeline"),
     "Flux2Pipeline": flux2, "Flux2KleinPipeline": flux2_klein, "PixArtAlphaPipeline": pixart,
     "PixArtSigmaPipeline": lambda: pixart("PixArtSigmaPipeline"), "SanaPipeline": sana, "AuraFlowPipeline": aura_flow,
+    "Lumina2Pipeline": lumina2,
     "ChromaPipeline": chroma,
     "QwenImagePipeline": qwen_image, "ZImagePipeline": z_image, "HunyuanVideoPipeline": hunyuan_video, "WanPipeline": wan,
     "LTXPipeline": ltx, "CogVideoXPipeline": cogvideox, "MochiPipeline": mochi,

@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import rms_norm
 
 from .errors import AdapterStateError, ConceptSpecError, UnknownFamilyError
+from .linears import resident
 from .recording import arguments
 
 POOLED = ("pooler_output", "text_embeds")
@@ -36,6 +38,17 @@ class EncoderFamily:
     """Path of the block list in files, the spelling every stock loader maps; None keeps the live one."""
 
 
+class Norm(NamedTuple):
+    """A denoiser's RMS norm of the states, before its first linear reads them."""
+
+    weight: Tensor
+    """`(d,)`"""
+    eps: float
+
+    def __call__(self, states: Tensor) -> Tensor:
+        return rms_norm(states.float(), self.weight.shape, self.weight.float().to(states.device), self.eps)
+
+
 @dataclass(frozen=True)
 class Reading:
     """One tensor that a denoiser reads of a text encoder's output."""
@@ -44,6 +57,10 @@ class Reading:
     """Field of the output: "last_hidden_state", "hidden_states", or a pooled one of `POOLED`."""
     index: int | None = None
     """Which of the hidden states, as the pipeline counts them: 0 are the embeddings, -1 is the last block's."""
+    norm: str | None = None
+    """Module of the denoiser that norms the states before `readers` read them; None where they read them as they are."""
+    through: Norm | None = field(default=None, compare=False, repr=False)
+    """That norm, on a pipeline."""
 
     @property
     def pooled(self) -> bool:
@@ -55,10 +72,21 @@ class Reading:
         """A block's own output, which no final norm has seen."""
         return self.index not in (None, -1)
 
+    def on(self, denoiser: Callable[[], nn.Module]) -> Reading:
+        """The same, with the norm that stands in `denoiser`."""
+        if self.norm is None:
+            return self
+        module: Any = denoiser().get_submodule(self.norm)
+        return replace(self, through=Norm(resident(module, "weight").detach(), module.eps))
+
     def of(self, output: Any) -> Tensor:
         """Of the encoder's output: `(n, length, d)`, or `(n, 1, d)` if pooled."""
         found: Any = getattr(output, self.name)
         return found[:, None] if self.pooled else found if self.index is None else found[self.index]
+
+    def received(self, states: Tensor) -> Tensor:
+        """What the denoiser's first linear makes of `states` it reads: themselves, or normed."""
+        return states if self.through is None else self.through(states)
 
     def block(self, count: int) -> int:
         """The last block, of `count`, that it depends on."""
@@ -74,6 +102,10 @@ class Use(NamedTuple):
     encoder: str
     tokenizer: str
     readings: tuple[Reading, ...]
+
+    def on(self, denoiser: Callable[[], nn.Module]) -> Use:
+        """The same, on a pipeline that has this denoiser."""
+        return self._replace(readings=tuple(reading.on(denoiser) for reading in self.readings))
 
 
 @dataclass(frozen=True)
@@ -204,6 +236,11 @@ PIPELINES: list[PipelineFamily] = [
     PipelineFamily(
         pipelines=("SanaPipeline", "SanaSprintPipeline"),  # a ControlNet would read the prompt beside the denoiser
         encoders=_one(LAST), denoiser="transformer", readers=CAPTION, stock=("transformer",),
+    ),
+    PipelineFamily(  # Gemma-2 as Sana, and a norm in between
+        pipelines=("Lumina2Pipeline",),
+        encoders=_one(replace(NEXT_TO_LAST, norm="time_caption_embed.caption_embedder.0")),
+        denoiser="transformer", readers=r"^time_caption_embed\.caption_embedder\.1$", stock=("transformer",),
     ),
     PipelineFamily(
         pipelines=("PixArtAlphaPipeline", "PixArtSigmaPipeline"),

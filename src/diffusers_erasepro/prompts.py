@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -196,7 +197,8 @@ def text_paths(pipe: Any) -> list[TextPath]:
         AdapterStateError: None of its encoders is there.
     """
     family = family_of(pipe)
-    found = [TextPath(pipe, use) for use in family.encoders if getattr(pipe, use.encoder, None) is not None]
+    there = [use for use in family.encoders if getattr(pipe, use.encoder, None) is not None]
+    found = [TextPath(pipe, use.on(partial(component, pipe, family.denoiser))) for use in there]
     if not found:
         component(pipe, family.encoders[0].encoder)  # says which is missing
     return found

@@ -117,7 +117,8 @@ def metrics(
 
 def _content(tokens: Tokens, key: str, states: Reading) -> str:
     digest = hashlib.sha256(repr((key, str(states), tokens.ids.shape)).encode())
-    for part in (tokens.ids, tokens.read):
+    norm = [] if states.through is None else [states.through.weight.float()]
+    for part in (tokens.ids, tokens.read, *norm):
         digest.update(part.cpu().numpy().tobytes())
     return digest.hexdigest()
 

@@ -272,7 +272,7 @@ def _called(pipe: Any, adapter: ErasureAdapter, seen: Seen) -> float:
             pipe(pair.target.text, num_inference_steps=CALL_STEPS, guidance_scale=1.0, output_type="latent")
     finally:
         handle.remove()
-    states = torch.cat(received[:: len(received) // len(pairs)])
+    states = path.use.readings[0].received(torch.cat(received[:: len(received) // len(pairs)]))
     return largest(_read(path, adapter, [states[rows.row, rows.target_at]], seen).values())
 
 

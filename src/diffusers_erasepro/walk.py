@@ -69,7 +69,7 @@ def reading(encoder: nn.Module, readings: Sequence[Reading]) -> Iterator[Callabl
 
     def read(tokens: Tokens) -> list[Tensor]:
         output = run(encoder, tokens, last_hidden=any(r.index == -1 for r in readings))
-        return [seen.pop(r) if r.inner else r.of(output) for r in readings]
+        return [r.received(seen.pop(r) if r.inner else r.of(output)) for r in readings]
 
     inner = [r for r in readings if r.inner]
     handles = [blocks[r.block(len(blocks))].register_forward_hook(keep(r)) for r in inner]
