@@ -270,6 +270,19 @@ def test_readers_where_there_are_none_are_an_error():
         erase(tiny.build("StableDiffusionXLPipeline"), ErasureSpec((STAR,), preserve=PRESERVE), layers=(0, "kv"))
 
 
+@pytest.mark.parametrize("name", ["StableDiffusion3Pipeline", "PixArtAlphaPipeline", "QwenImagePipeline", "WanPipeline"])
+def test_auto_where_it_cannot_look_is_an_error(name):
+    with pytest.raises(UnknownFamilyError, match=f"layers='auto' looks through a UNet .* give {name} its layers"):
+        erase(tiny.build(name), ErasureSpec((STAR,), preserve=PRESERVE), layers="auto")
+
+
+def test_auto_does_not_draw_with_an_inpainting_unet():
+    pipe = tiny.build("StableDiffusionPipeline")
+    pipe.unet = tiny.unet(pipe.text_encoder.config.hidden_size, in_channels=9)
+    with pytest.raises(UnknownFamilyError, match="UNet of 9 channels in, 4 out; erase on its text-to-image sibling"):
+        erase(pipe, ErasureSpec((STAR,), preserve=PRESERVE), layers="auto")
+
+
 def test_kept_prompts_stay_where_an_inner_state_is_read():
     pipe = erasable(tiny.build("ZImagePipeline"))
     base = encoded(pipe, "a red ring")

@@ -119,9 +119,9 @@ def mistral3():
 
 def unet(cross: int, **more):
     return diffusers.UNet2DConditionModel(
-        block_out_channels=(8, 16), layers_per_block=1, sample_size=8, in_channels=4, out_channels=4, norm_num_groups=4,
+        block_out_channels=(8, 16), layers_per_block=1, sample_size=8, out_channels=4, norm_num_groups=4,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=cross, attention_head_dim=4, **more,
+        cross_attention_dim=cross, attention_head_dim=4, **{"in_channels": 4} | more,
     ).eval()  # fmt: skip
 
 

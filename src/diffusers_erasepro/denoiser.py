@@ -62,9 +62,15 @@ class Look:
             UnknownFamilyError: The pipeline has no noise prediction that is known here.
         """
         family = family_of(pipe)
-        if len(family.encoders) != 1:
+        if family.denoiser != "unet" or len(family.encoders) != 1:
             raise UnknownFamilyError(
-                f"layers='auto' knows pipelines with one text encoder; give {type(pipe).__name__} its layers"
+                f"layers='auto' looks through a UNet that reads one text encoder; give {type(pipe).__name__} its layers"
+            )
+        config: Any = component(pipe, family.denoiser).config
+        if config.in_channels != config.out_channels:
+            raise UnknownFamilyError(
+                f"layers='auto' cannot draw with a UNet of {config.in_channels} channels in, {config.out_channels} out; erase on "
+                "its text-to-image sibling, whose text encoder is the same"
             )
         tokenizer = getattr(pipe, family.encoders[0][1])
         captions = spec.preserve_captions()
