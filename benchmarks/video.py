@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -94,21 +95,20 @@ class Bench:
         kept.mkdir(parents=True, exist_ok=True)
 
     def draw(self, name: str, pairs: Pairs) -> Clips:
-        """One clip per caption; caption i always starts from the same noise. What was drawn before is read."""
-        path = self.kept / f"{name}.{len(pairs)}.npy"
-        if not path.exists():
-            np.save(path, np.array([[np.asarray(f) for f in clip] for clip in self._drawn(name, pairs)]))
-        return [[Image.fromarray(frame) for frame in clip] for clip in np.load(path)]
+        """One clip per caption; caption i always starts from the same noise."""
+        starts = trange(0, len(pairs), 8, desc=name, leave=False)
+        return [clip for i in starts for clip in self._batch(name, i, [text for text, _ in pairs[i : i + 8]])]
 
-    def _drawn(self, name: str, pairs: Pairs) -> Clips:
-        clips: Clips = []
-        for i in trange(0, len(pairs), 8, desc=name, leave=False):
-            texts = [text for text, _ in pairs[i : i + 8]]
-            noise = [torch.Generator().manual_seed(self.seed * 100_000 + i + j) for j in range(len(texts))]
-            clips += self.pipe(
+    def _batch(self, name: str, first: int, texts: Sequence[str]) -> Clips:
+        """The clips of these captions, the first of which is caption `first`. What was drawn before is read."""
+        path = self.kept / f"{name}.{hashlib.sha256(repr((first, texts)).encode()).hexdigest()[:12]}.npy"
+        if not path.exists():
+            noise = [torch.Generator().manual_seed(self.seed * 100_000 + first + j) for j in range(len(texts))]
+            drawn = self.pipe(
                 texts, num_frames=FRAMES, num_inference_steps=self.steps, guidance_scale=3.0, generator=noise
             ).frames
-        return clips
+            np.save(path, np.array([[np.asarray(f) for f in clip] for clip in drawn]))
+        return [[Image.fromarray(frame) for frame in clip] for clip in np.load(path)]
 
     def row(self, field: str, concept: Concept, layers: str, adapter: ErasureAdapter | None = None) -> Row:
         """Drawn with `adapter` on; clips of an adapter for several concepts serve all their rows."""
