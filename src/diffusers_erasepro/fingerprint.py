@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +22,10 @@ def base_parameters(root: nn.Module, originals: Mapping[str, Tensor]) -> Iterato
         plain = path.replace(".base_layer", "").removeprefix("text_model.")
         if "lora_" in path or plain.rpartition(".")[2] in FUSED:
             continue
-        for name, _ in module.named_parameters(recurse=False):
-            given = originals.get(plain) if name == "weight" else None
-            yield f"{plain}.{name}", _values(module, name) if given is None else given
+        for name, value in module._parameters.items():  # its own; `named_parameters` takes as long as all the rest
+            if value is not None:
+                given = originals.get(plain) if name == "weight" else None
+                yield f"{plain}.{name}", _values(module, name) if given is None else given
 
 
 def _values(module: nn.Module, name: str) -> Tensor:
@@ -43,14 +45,22 @@ def fingerprints(
     """One fingerprint per dtype the weights may be loaded in; narrower than the live one cannot be undone."""
     live = dtype_of(root)
     dtypes = dtypes or {n: d for n, d in DTYPES.items() if live == torch.float32 or d == live}
-    digests = {name: hashlib.sha256() for name in dtypes}
-    for name, value in sorted(base_parameters(root, originals), key=lambda item: item[0]):
-        flat = value.detach().reshape(-1)
-        sample = flat[:: max(1, flat.numel() // SAMPLES)].cpu()
-        for key, digest in digests.items():
-            digest.update(f"{name}{tuple(value.shape)}".encode())
-            digest.update(sample.to(dtypes[key]).float().numpy().tobytes())
-    return {name: digest.hexdigest()[:32] for name, digest in digests.items()}
+    parameters = sorted(base_parameters(root, originals), key=lambda item: item[0])
+    headers = [f"{name}{tuple(value.shape)}".encode() for name, value in parameters]
+    samples = [_sample(value.detach().reshape(-1)) for _, value in parameters]
+    ends = [0, *accumulate(map(len, samples))]
+    values, found = torch.cat(samples), {}
+    for key, dtype in dtypes.items():  # rounded all at once: there are hundreds of parameters
+        digest, rounded = hashlib.sha256(), values.to(dtype).float().numpy()
+        for header, start, end in zip(headers, ends, ends[1:], strict=False):
+            digest.update(header)
+            digest.update(rounded[start:end].tobytes())
+        found[key] = digest.hexdigest()[:32]
+    return found
+
+
+def _sample(flat: Tensor) -> Tensor:
+    return flat[:: max(1, flat.numel() // SAMPLES)].cpu().float()
 
 
 def as_it_runs(root: nn.Module, base: Mapping[str, str]) -> str:

@@ -47,14 +47,27 @@ class EditedWeight:
     """The bits before any edit, on the CPU."""
     target: Tensor
     """The bits last written."""
+    last: tuple[LowRank, Tensor] | None = None
+    """The last edit and the bits it made of `base`: to switch it off and on again is to copy."""
 
     def followed(self, live: Tensor) -> EditedWeight | None:
         """The record after the dtype moves that `live` went through; None if someone else changed the values."""
         for journey in JOURNEYS:
             path = (*journey, live.dtype)
             if torch.equal(travelled(self.target.to(live.device), path), live):
-                return EditedWeight(travelled(self.base, path), travelled(self.target, path))
+                moved = journey or live.dtype != self.base.dtype
+                return EditedWeight(travelled(self.base, path), travelled(self.target, path)) if moved else self
         return None
+
+    def with_edit(self, factors: LowRank | None) -> EditedWeight:
+        """Base + B A, summed in float32 and rounded once; the base itself for None."""
+        if factors is None:
+            return EditedWeight(self.base, self.base, self.last)
+        if self.last and self.last[0] is factors:
+            return EditedWeight(self.base, self.last[1], self.last)
+        dense = factors.to(torch.float32).dense().to(self.base.device)
+        bits = (self.base.float() + dense).to(self.base.dtype)
+        return EditedWeight(self.base, bits, (factors, bits))
 
 
 @dataclass
@@ -198,12 +211,11 @@ def _written(
     live: Tensor, record: EditedWeight, followed: EditedWeight | None, factors: LowRank | None
 ) -> tuple[EditedWeight, Tensor]:
     """The record and the live bits of a weight once it holds `factors` as its only edit of ours."""
-    base = (followed or record).base
-    target = base if factors is None else (base.float() + factors.to(torch.float32).dense().to(base.device)).to(base.dtype)
+    made = (followed or record).with_edit(factors)
     if followed:
-        return EditedWeight(base, target), target
-    ours = (target.float() - record.target.float()).to(live.device)
-    return EditedWeight(base, target), (live.float() + ours).to(live.dtype)
+        return made, made.target
+    ours = (made.target.float() - record.target.float()).to(live.device)
+    return made, (live.float() + ours).to(live.dtype)
 
 
 def _check_finite(where: str, values: Tensor | LowRank | None) -> None:
