@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -124,6 +125,9 @@ CHOICES: dict[str, Make] = {
     "rank at most 16": partial(erase, max_rank=16),
 }
 """Choice -> how its adapter is made."""
+CHAINS = [*CHOICES][:10]
+"""Those that differ in their layers alone, and say which."""
+CHOSEN = {"first": "Defaults are chosen by this page", "second": "Defaults chosen on the first world are doubted here"}
 
 
 class Bench:
@@ -186,15 +190,30 @@ def table(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
+def chains(found: dict[str, list[Row]]) -> list[str]:
+    """Which layers: "auto", CLEAR's criterion and every fixed chain, over the concepts together."""
+    lines = [
+        "| layers | denoiser residual, worst | denoiser drift, mean | drawn, worst | mse of others, mean | median of others, mean |",
+        "|---" * 6 + "|",
+    ]
+    for choice in CHAINS:
+        rows = [row for kept in found.values() for row in kept if row.choice == choice and not row.why]
+        lines.append(
+            f"| {choice} | {max(r.residual_seen for r in rows):.3f} | {fmean(r.drift_seen for r in rows):.4f} | "
+            f"{max(r.drawn for r in rows):.3f} | {fmean(r.mse for r in rows):.6f} | {fmean(r.median for r in rows):.7f} |"
+        )
+    return lines
+
+
 def page(world: str, where: str, n: int, found: dict[str, list[Row]]) -> str:
     lines = [
         f"# Each choice alone, on the {world} world", "",
         f"`python benchmarks/ablation.py --world {world}` wrote this page: {where}; {n} target and {n} other pictures per row,",
-        "15 steps, guidance 3, same seeds. Defaults are chosen by this page, so its pictures come from training phrasings;",
+        f"15 steps, guidance 3, same seeds. {CHOSEN[world]}, so its pictures come from training phrasings;",
         "only the column 'held out' measures phrasings that no edit was solved for. One choice differs from the default per row.",
         "Denoiser: noise predictions instead of pictures (`denoiser.Look`); residual is what is left of the target, drift how",
         "far captions move that no metric has seen. CLEAR chooses the early block by how far the target lies from the",
-        "preserve captions.",
+        "preserve captions.", "", "## Auto, CLEAR and every fixed chain", "", *chains(found),
     ]  # fmt: skip
     for concept, rows in found.items():
         lines += ["", f"## {concept}", "", *table(rows)]
