@@ -192,10 +192,8 @@ def table(rows: Sequence[Row]) -> list[str]:
 
 def chains(found: dict[str, list[Row]]) -> list[str]:
     """Which layers: "auto", CLEAR's criterion and every fixed chain, over the concepts together."""
-    lines = [
-        "| layers | denoiser residual, worst | denoiser drift, mean | drawn, worst | mse of others, mean | median of others, mean |",
-        "|---" * 6 + "|",
-    ]
+    heads = ("layers", "denoiser residual, worst", "denoiser drift, mean", "drawn, worst", "mse of others, mean", "median, mean")
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for choice in CHAINS:
         rows = [row for kept in found.values() for row in kept if row.choice == choice and not row.why]
         lines.append(
