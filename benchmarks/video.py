@@ -87,10 +87,10 @@ class Row:
 class Bench:
     """Clips drawn once and kept, and what the judge says of them."""
 
-    def __init__(self, folder: Path, kept: Path, n: int, seed: int, steps: int) -> None:
+    def __init__(self, folder: Path, kept: Path, n: int, others: int, seed: int, steps: int) -> None:
         self.pipe, self.judge = erasable(glyphs.load_video_pipeline(folder)), glyphs.load_clip_judge()
         self.kept, self.n, self.seed, self.steps = kept, n, seed, steps
-        self.others = prompts_without(n, seed)
+        self.others = prompts_without(others, seed)
         self.separations = separations_table(self.pipe)
         kept.mkdir(parents=True, exist_ok=True)
 
@@ -333,6 +333,7 @@ def write(page: Path, bench: Bench, head: list[str], rows: Rows, adapters: Made,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--n", type=int, default=48, help="clips per cell")
+    parser.add_argument("--others", type=int, default=96, help="clips of other prompts, of which one may be lost in fifty")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--folder", type=Path, default=glyphs.VIDEO, help="where the weights are")
@@ -341,13 +342,13 @@ def main() -> None:
     )
     parser.add_argument("--page", type=Path, default=Path("docs/video.md"), help="written again after every cell")
     args = parser.parse_args()
-    bench = Bench(args.folder, args.kept, args.n, args.seed, args.steps)
+    bench = Bench(args.folder, args.kept, args.n, args.others, args.seed, args.steps)
     preserve = tuple(text for text, _ in captioned_clips(400, seed=0))
     base = judged_renders(bench.judge, bench.pipe.vae, 2 * args.n) + drawn_right(bench)
     head = [
         "# Moving glyphs, measured", "",
         f"`benchmarks/video.py` wrote this page: {provenance(args.seed)},",
-        f"{args.n} clips of {FRAMES} frames per cell, {args.steps} steps, guidance 3, float32.",
+        f"{args.n} clips of {FRAMES} frames per cell, {args.others} of others, {args.steps} steps, guidance 3, float32.",
         INTRO, "| share right | shape | colour | background | motion |", "|---|---|---|---|---|", *base,
     ]  # fmt: skip
     rows, adapters, pictures = Rows(), Made(), list[str]()

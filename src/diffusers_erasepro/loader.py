@@ -291,7 +291,7 @@ def _add(pipe: Any, new: Mapping[str, ErasureAdapter], *, allow_base_mismatch: b
             raise AdapterStateError(f"this erasure is loaded already, as {twin!r}; switch it with set_erasure_adapters")
         loaded[name] = fitting(pipe, adapter, allow_base_mismatch=allow_base_mismatch)
     _switch(pipe, loaded, {**pipe.get_erasure_adapters(), **dict.fromkeys(new, True)}, locks=locks)
-    pipe._erasure_lost = {n: part for n, part in _lost(pipe).items() if n not in new}
+    vars(pipe)["_erasure_lost"] = {n: part for n, part in _lost(pipe).items() if n not in new}  # no component: one step
 
 
 def _switch(
