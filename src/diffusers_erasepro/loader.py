@@ -140,7 +140,7 @@ class ErasureLoaderMixin:
             refuse_locked(self, names, "delete_erasure_adapters")
             left = {n: a for n, a in _adapters(self).items() if n not in names}
             _switch(self, left, {n: on for n, on in states.items() if n not in names})
-            self._erasure_lost = {n: part for n, part in lost.items() if n not in names}
+            _note_lost(self, {n: part for n, part in lost.items() if n not in names})
 
     def unload_erasure_adapters(self) -> None:
         """Forget all adapters: the weights are the base, bit for bit, and no trace is left on the modules."""
@@ -148,7 +148,7 @@ class ErasureLoaderMixin:
             refuse_locked(self, self.get_erasure_adapters(), "unload_erasure_adapters")
             found = modules_with_registry(self).items()
             commit([staged(root, name, None, registry=None) for name, (root, _) in found])
-            self._erasure_lost = {}
+            _note_lost(self, {})
 
     def refit_erasure(self) -> None:
         """Solve the active specs again on the live weights: after a style LoRA or on another base."""
@@ -231,7 +231,7 @@ class ErasureLoaderMixin:
         lost = check_replacement(self, name, value)
         super().__setattr__(name, value)
         if lost:
-            super().__setattr__("_erasure_lost", _lost(self) | lost)
+            _note_lost(self, _lost(self) | lost)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         stock = super().__call__  # type: ignore[misc]
@@ -268,6 +268,11 @@ def _lost(pipe: Any) -> dict[str, str]:
     return getattr(pipe, "_erasure_lost", {})
 
 
+def _note_lost(pipe: Any, lost: dict[str, str]) -> None:
+    """In one step, as it follows what is written already; it is no component, so nobody has to look at it."""
+    vars(pipe)["_erasure_lost"] = lost
+
+
 def _new_name(name: str | None, loaded: dict[str, ErasureAdapter]) -> str:
     if name is None:
         return next(f"erasure_{i}" for i in range(len(loaded) + 1) if f"erasure_{i}" not in loaded)
@@ -291,7 +296,7 @@ def _add(pipe: Any, new: Mapping[str, ErasureAdapter], *, allow_base_mismatch: b
             raise AdapterStateError(f"this erasure is loaded already, as {twin!r}; switch it with set_erasure_adapters")
         loaded[name] = fitting(pipe, adapter, allow_base_mismatch=allow_base_mismatch)
     _switch(pipe, loaded, {**pipe.get_erasure_adapters(), **dict.fromkeys(new, True)}, locks=locks)
-    vars(pipe)["_erasure_lost"] = {n: part for n, part in _lost(pipe).items() if n not in new}  # no component: one step
+    _note_lost(pipe, {n: part for n, part in _lost(pipe).items() if n not in new})
 
 
 def _switch(
