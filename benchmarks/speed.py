@@ -146,7 +146,7 @@ def write(
         "SD 1.4 layout, random weights, float32; the edit alone, without loading a model; UCE without a preserve list.",
         f"Ours with cached statistics of 100 captions (computed once per base and list: {statistic:.0f} s).",
         "Exact: one template. Default: with soft prompts. Measured: held-out residual and drift reported too.",
-        "Median of three, one run at 100.", "",
+        "Median of three, one run above 10.", "",
         f"| seconds (against UCE) | {' | '.join(map(str, args.counts))} |", "|---|" + "---|" * len(args.counts), *rows,
         "", "![scaling](images/speed.png)", "",
         f"One-concept adapter: {len(first.to_bytes()) / 2**20:.2f} MiB in float32. Ten adapters: {unseen:.2f} s for a set not",
