@@ -31,9 +31,7 @@ SUITES: dict[str, tuple[str, tuple[str, ...]]] = {
     "diffusers, loader and PEFT utilities": (
         "diffusers", ("tests/lora/test_lora_loader_utils.py", "tests/lora/test_peft_utils.py"),
     ),
-    "diffusers, SDXL, SD3, Flux, Sana, Wan": (
-        "diffusers", tuple(f"tests/lora/test_lora_layers_{name}.py" for name in ("sdxl", "sd3", "flux", "sana", "wan")),
-    ),
+    "diffusers, SDXL": ("diffusers", ("tests/lora/test_lora_layers_sdxl.py",)),
     "peft, custom models -k LoRA": ("peft", ("tests/test_custom_models.py", "-k", "LoRA")),
 }  # fmt: skip
 """Suite -> whose it is, and pytest's arguments."""
