@@ -111,6 +111,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.alone:
         return print(alone(args.alone, args.seed))
+    if args.uce is None:
+        parser.error("the following arguments are required: --uce")
     where, preserve = provenance(args.seed), tuple(glyphs.captions(100, seed=0))
     uce, pipe = official_uce(args.uce), layout(args.seed, denoiser=True)
     words = names(max(args.counts), args.seed)

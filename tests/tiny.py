@@ -396,8 +396,7 @@ BUILDERS = {
     "StableDiffusion3Pipeline": sd3, "FluxPipeline": flux, "FluxKontextPipeline": lambda: flux("FluxKontextPipeline"),
     "Flux2Pipeline": flux2, "Flux2KleinPipeline": flux2_klein, "PixArtAlphaPipeline": pixart,
     "PixArtSigmaPipeline": lambda: pixart("PixArtSigmaPipeline"), "SanaPipeline": sana, "AuraFlowPipeline": aura_flow,
-    "Lumina2Pipeline": lumina2,
-    "ChromaPipeline": chroma,
+    "Lumina2Pipeline": lumina2, "ChromaPipeline": chroma,
     "QwenImagePipeline": qwen_image, "ZImagePipeline": z_image, "HunyuanVideoPipeline": hunyuan_video, "WanPipeline": wan,
     "LTXPipeline": ltx, "CogVideoXPipeline": cogvideox, "MochiPipeline": mochi,
 }  # fmt: skip
