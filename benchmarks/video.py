@@ -18,7 +18,7 @@ from tqdm.auto import tqdm, trange
 
 from common import change, erased, provenance, wilson
 from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, glyphs
-from diffusers_erasepro.denoiser import CHAINS, ENOUGH, Look
+from diffusers_erasepro.denoiser import CHAINS, ENOUGH, NEARLY, Look
 from diffusers_erasepro.families import Reading, blocks_of
 from diffusers_erasepro.glyphs.clip_judge import right
 from diffusers_erasepro.glyphs.clips import FRAMES, Clip, caption_of, captioned_clips, mention_clip, render_clip, sample_clip
@@ -304,8 +304,9 @@ of one clip are not independent. The other prompts name another shape and none o
 LAYERS = """
 `layers="auto"` compares noise predictions of whole clips, and draws nothing: r is what is left of the target, d is drift.
 It takes the least d with r <= {enough}; where no chain erases so much, it tries them again with a soft weight of 3, 10 and 30
-times the default, and takes the least r if none ever does. Best fixed is the one chain for all four concepts by the same
-numbers: fewest r above the bound, then least mean d; here {fixed}. Drawn are the default, auto's choice and the best fixed.
+times the default; if none ever does, it takes the least d with r <= {nearly}, and only then the least r. The second bound
+was set on training phrasings. Best fixed is the one chain for all four concepts by the same numbers: fewest r above the
+first bound, then least mean d; here {fixed}. Drawn are the default, auto's choice and the best fixed.
 """
 CLEAR = """
 CLEAR (arXiv 2605.25941) edits where concept and non-concept separate. Our reading, per block of the text encoder: squared
@@ -326,7 +327,7 @@ def write(page: Path, bench: Bench, head: list[str], rows: Rows, adapters: Made,
     ]  # fmt: skip
     if adapters:
         fixed = best_fixed(adapters)
-        text += ["", "## Which layers", LAYERS.format(enough=ENOUGH, fixed=fixed), *chains_table(adapters, rows, fixed)]
+        text += ["", "## Which layers", LAYERS.format(enough=ENOUGH, nearly=NEARLY, fixed=fixed), *chains_table(adapters, rows, fixed)]
     page.write_text("\n".join([*text, CLEAR, *bench.separations, ""]))
 
 
