@@ -327,7 +327,12 @@ def write(page: Path, bench: Bench, head: list[str], rows: Rows, adapters: Made,
     ]  # fmt: skip
     if adapters:
         fixed = best_fixed(adapters)
-        text += ["", "## Which layers", LAYERS.format(enough=ENOUGH, nearly=NEARLY, fixed=fixed), *chains_table(adapters, rows, fixed)]
+        text += [
+            "",
+            "## Which layers",
+            LAYERS.format(enough=ENOUGH, nearly=NEARLY, fixed=fixed),
+            *chains_table(adapters, rows, fixed),
+        ]
     page.write_text("\n".join([*text, CLEAR, *bench.separations, ""]))
 
 
