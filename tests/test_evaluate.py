@@ -16,7 +16,7 @@ from conftest import assert_same_bits, bits
 from diffusers_erasepro import Concept, ErasureSpec
 from diffusers_erasepro import evaluate as evaluation
 from diffusers_erasepro.errors import ConceptSpecError, EvaluationError
-from diffusers_erasepro.metrics import frechet, harmonic, mean, rate
+from diffusers_erasepro.metrics import frechet, harmonic, mean, rate, ratio
 
 STAR = Concept("star", anchor="circle")
 
@@ -41,6 +41,16 @@ def test_bootstrap_is_seeded_and_holds_the_mean():
     values = list(np.random.default_rng(0).exponential(size=50))
     assert mean(values, seed=1) == mean(values, seed=1)
     assert mean(values).low < mean(values).value < mean(values).high
+
+
+def test_a_ratio_knows_that_both_sides_are_of_the_same_pictures():
+    below = np.random.default_rng(0).uniform(1, 9, 50)
+    same = ratio(0.5 * below, below)
+    assert (same.value, same.low, same.high) == pytest.approx((0.5, 0.5, 0.5)), "picture by picture it is one half"
+    apart = ratio(0.5 * below[::-1], below)
+    assert apart.low < apart.value < apart.high and apart.value == pytest.approx(0.5)
+    with pytest.raises(EvaluationError, match="1 of 2 numbers"):
+        ratio([1.0, 1.0], [1.0, 0.0])
 
 
 def test_frechet_of_gaussians_is_the_closed_form():

@@ -46,6 +46,24 @@ def mean(values: Sequence[float], what: str = "mean", *, seed: int = 0) -> Estim
     return Estimate(float(data.mean()), float(found.confidence_interval.low), float(found.confidence_interval.high), n)
 
 
+def ratio(values: Sequence[float], others: Sequence[float], what: str = "ratio", *, seed: int = 0) -> Estimate:
+    """Sum of `values` over the sum of `others`, of the same pictures, with its paired bootstrap interval.
+
+    Raises:
+        EvaluationError: There is nothing to count, or one of `others` is not above 0.
+    """
+    n, data = _counted(values, what), (np.asarray(values, dtype=np.float64), np.asarray(others, dtype=np.float64))
+    if not data[1].min() > 0:
+        raise EvaluationError(f"{what}: {int((data[1] <= 0).sum())} of {n} numbers to divide by are not above 0")
+    found = stats.bootstrap(
+        data, lambda x, y, axis: x.sum(axis) / y.sum(axis), paired=True, n_resamples=1000, method="percentile",
+        rng=np.random.default_rng(seed),
+    )  # fmt: skip
+    return Estimate(
+        float(data[0].sum() / data[1].sum()), float(found.confidence_interval.low), float(found.confidence_interval.high), n
+    )
+
+
 def harmonic(*values: float) -> float:
     """Harmonic mean; 0 where any is 0. Of (1 - ACC_e), ACC_s and (1 - ACC_g) it is MACE's H_o."""
     return len(values) / sum(1 / v for v in values) if all(v > 0 for v in values) else 0.0
