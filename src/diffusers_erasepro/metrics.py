@@ -50,11 +50,11 @@ def ratio(values: Sequence[float], others: Sequence[float], what: str = "ratio",
     """Sum of `values` over the sum of `others`, of the same pictures, with its paired bootstrap interval.
 
     Raises:
-        EvaluationError: There is nothing to count, or one of `others` is not above 0.
+        EvaluationError: There is nothing to count, or `others` are all 0.
     """
     n, data = _counted(values, what), (np.asarray(values, dtype=np.float64), np.asarray(others, dtype=np.float64))
-    if not data[1].min() > 0:
-        raise EvaluationError(f"{what}: {int((data[1] <= 0).sum())} of {n} numbers to divide by are not above 0")
+    if not data[1].sum() > 0:
+        raise EvaluationError(f"{what}: the {n} numbers to divide by are all 0; nothing changed there to compare with")
     found = stats.bootstrap(
         data, lambda x, y, axis: x.sum(axis) / y.sum(axis), paired=True, n_resamples=1000, method="percentile",
         rng=np.random.default_rng(seed),
