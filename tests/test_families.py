@@ -8,7 +8,7 @@ import torch
 import tiny
 from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, families, glyphs
 from diffusers_erasepro.errors import AdapterIntegrityError, BaseModelMismatchError, ConceptSpecError, UnknownFamilyError
-from diffusers_erasepro.families import component, family_of, reader_paths
+from diffusers_erasepro.families import blocks_of, component, family_of, reader_paths
 from diffusers_erasepro.options import READERS, Options
 from diffusers_erasepro.prompts import ALIGNMENTS, Pair, Prompt, rows_of, text_paths
 from diffusers_erasepro.recording import arguments
@@ -22,7 +22,7 @@ SHIFT = {
 """From a position in the encoder to the same in what `encode_prompt` returns: template tokens dropped, or another
 encoder's states put in front."""
 PRESERVE = tuple(glyphs.captions(6, seed=0))
-STAR, RING = Concept("star", "circle", ("a {}",), ()), Concept("ring", "square", ("a {}",), ())
+STAR, RING, HEART = (Concept(t, a, ("a {}",), ()) for t, a in (("star", "circle"), ("ring", "square"), ("heart", "drop")))
 
 
 LAYERS = {"SanaPipeline": (READERS,), "Lumina2Pipeline": (READERS,)}
@@ -113,6 +113,26 @@ def residuals(case, pipe, concept):
 def difference(case, pipe, other):
     one, another = ([*sequences, *vectors] for sequences, vectors in (case.received(p, "a star") for p in (pipe, other)))
     return max(float((a - b).abs().max()) for a, b in zip(one, another, strict=True))
+
+
+def test_run_in_parts_the_blocks_find_the_same(case, monkeypatch):
+    """Hundreds of long rows at once are gigabytes of attention scores; here every block gets two of six rows at a time."""
+    spec, sizes = ErasureSpec((STAR, RING, HEART), preserve=PRESERVE), set()
+    linears = [m for p in case.paths for m in blocks_of(p.encoder).modules() if isinstance(m, torch.nn.Linear)]
+    handles = [linear.register_forward_pre_hook(lambda _, args: sizes.add(len(args[0]))) for linear in linears]
+    options = {"layers": case.layers, "measure": False, "max_edit_size": 1e3}  # random weights: nothing is near anything
+    whole = erase(case.pipe, spec, **options)
+    assert 6 in sizes and 2 not in sizes
+    monkeypatch.setattr("diffusers_erasepro.walk.PART", 1)
+    parts = erase(case.pipe, spec, **options)
+    assert 2 in sizes
+    for handle in handles:
+        handle.remove()
+    assert parts.edits.keys() == whole.edits.keys() and same(bits(case.pipe), case.before)
+    assert not any("forward" in vars(block) for path in case.paths for block in blocks_of(path.encoder))
+    for name, factors in whole.edits.items():
+        D, E = factors.dense(), parts.edits[name].dense()
+        assert (D - E).norm() < 1e-3 * D.norm(), name
 
 
 def test_erase_changes_no_bit(case):

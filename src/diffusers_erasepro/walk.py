@@ -7,11 +7,13 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from .errors import AdapterStateError
 from .factors import LowRank
@@ -20,6 +22,9 @@ from .linears import device_of, is_compiled
 from .prompts import Rows, Tokens, joined
 from .solve import Edit
 
+PART = 8192
+"""Positions that a block runs on at a time. Of T5-XXL at Flux's 512 positions a prompt, attention scores and MLP take 105 MB
+a prompt: a hundred at once would be ten gigabytes."""
 Solver = Callable[[str, Tensor, Tensor, Tensor, Tensor], Edit]
 """`(site, X, R, Xs, Rs) -> Edit`, with exact columns X, R and soft columns Xs, Rs."""
 
@@ -113,7 +118,7 @@ def walk(
     if encoder_family_of(encoder).causal:
         tokens = tokens.cut(max(r.length for r in rows.values()))
     steps: list[Step] = []
-    inputs: dict[Site, Tensor] = {}
+    inputs: dict[Site, list[Tensor]] = {site: [] for site in sites}
 
     def both(kind: str, out: Tensor) -> tuple[Tensor, Tensor]:
         """What stands at the aligned positions of the targets and of their anchors, `(k, d)` each."""
@@ -134,7 +139,7 @@ def walk(
 
     def solve_at(site: Site) -> Callable[..., object]:
         def hook(_: nn.Module, __: object, output: Tensor | tuple[Tensor, ...]) -> object:
-            out, x = _hidden(output).clone(), inputs.pop(site)
+            out, x = _hidden(output).clone(), torch.cat(inputs.pop(site))
             X, R = columns("exact", x, out)
             edit = solver(site.linear, X, R, *columns("soft", x, out))
             goal = both("exact", out)[1].norm(dim=-1)
@@ -147,16 +152,51 @@ def walk(
     handles = []
     try:
         for site in sites:
-            keep = lambda _, args, site=site: inputs.__setitem__(site, args[0])  # noqa: E731
+            keep = lambda _, args, site=site: inputs[site].append(args[0])  # noqa: E731
             handles.append(base_linear(encoder.get_submodule(site.linear)).register_forward_pre_hook(keep))
             handles.append(encoder.get_submodule(site.closes).register_forward_hook(solve_at(site)))
-        with reading(encoder, readings) as read:  # last, so that its hooks see the edited stream
+        with _in_parts(encoder, sites), reading(encoder, readings) as read:  # last, so that its hooks see the edited stream
             states = read(tokens)
     finally:
         for handle in handles:
             handle.remove()
     pooled = [r.pooled for r in readings]
     return Walk(steps, {kind: [pair(kind, *one) for one in zip(pooled, states, strict=True)] for kind in rows})
+
+
+@contextmanager
+def _in_parts(encoder: nn.Module, sites: Sequence[Site]) -> Iterator[None]:
+    """Inside, every block runs on `PART` positions at a time, unless a site closes within one and needs all rows there."""
+    blocks = blocks_of(encoder)
+    parted = [*blocks] if {encoder.get_submodule(site.closes) for site in sites} <= {*blocks} else []
+    own = {block: vars(block).get("forward") for block in parted}  # where offloading hangs its own
+    try:
+        for block in parted:
+            vars(block)["forward"] = partial(_by_parts, block.forward)
+        yield
+    finally:
+        for block, forward in own.items():
+            vars(block).pop("forward", None)
+            if forward is not None:
+                vars(block)["forward"] = forward
+
+
+def _by_parts(forward: Callable[..., Any], hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """What `forward` makes of `hidden (n, length, d)`, some rows after the others; two at least, as 1 may also mean "for all"."""
+    rows = len(hidden)
+    count = min(-(-hidden.shape[0] * hidden.shape[1] // PART), rows // 2)
+    if count < 2:
+        return forward(hidden, *args, **kwargs)
+    flat, tree = tree_flatten(((hidden, *args), kwargs))
+    split = [x.tensor_split(count) if _per_row(x, rows) else [x] * count for x in flat]
+    calls = (tree_unflatten(list(values), tree) for values in zip(*split, strict=True))
+    made = [tree_flatten(forward(*a, **k)) for a, k in calls]
+    values = (torch.cat(x) if _per_row(x[0], len(split[0][0])) else x[0] for x in zip(*(flat for flat, _ in made), strict=True))
+    return tree_unflatten(list(values), made[0][1])
+
+
+def _per_row(x: object, rows: int) -> bool:
+    return isinstance(x, Tensor) and x.ndim > 1 and len(x) == rows
 
 
 @contextmanager
