@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -162,9 +162,14 @@ def own_bytes() -> int:
     return int(line.split()[1]) * 1024
 
 
-def measure(name: str, metric: str, counts: tuple[int, ...]) -> None:
-    """Each count once; where there is a metric the first count twice, as the second time it is there already."""
+def measure(name: str, metric: str, counts: tuple[int, ...], blocks: int | None = None) -> None:
+    """Each count once; where there is a metric the first count twice, as the second time it is there already.
+
+    With T5-XXL cut to some `blocks` the rows are printed and not kept: they tell the memory, in minutes.
+    """
     layout = LAYOUTS[name]
+    if blocks:
+        layout = layout._replace(encoders={n: partial(t5_xxl, blocks) if m is t5_xxl else m for n, m in layout.encoders.items()})
     captions = tuple(glyphs.captions(layout.captions, seed=0))
     pipe = built(layout)
     weights = sum(p.nbytes for encoder in layout.encoders for p in getattr(pipe, encoder).parameters())
@@ -175,13 +180,16 @@ def measure(name: str, metric: str, counts: tuple[int, ...]) -> None:
         spec = ErasureSpec(tuple(Concept(f"word{i}", "circle", ("a {}",), ()) for i in range(count)), preserve=captions)
         began = time.process_time()
         with watched() as seen:
-            report = erase(pipe, spec, metric=metric, measure=False).report
+            report = erase(pipe, spec, metric=metric, measure=False, max_edit_size=1e9).report
         row = {
             "text encoders": name, "metric": label, "concepts": count, "CPU seconds": round(time.process_time() - began, 1),
             "weights, GiB": round(weights / GIB, 2), "at most beside them, GiB": round(max(seen) / GIB, 2),
             "listed residual": f"{report.listed_residual:.1e}",
         }  # fmt: skip
-        keep_line(ROWS, {"row": row, "machine": provenance(0)})
+        if blocks:
+            print(row)
+        else:
+            keep_line(ROWS, {"row": row, "machine": provenance(0)})
 
 
 def table() -> str:
@@ -200,10 +208,11 @@ def write() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--group", type=int, help="measure this group of rows in this process, and write no table")
+    parser.add_argument("--blocks", type=int, help="of a group: with so many of T5-XXL's blocks; prints its rows and keeps none")
     parser.add_argument("--table", action="store_true", help="write the table of what is measured")
     asked = parser.parse_args()
     if asked.group is not None:
-        return measure(*GROUPS[asked.group])
+        return measure(*GROUPS[asked.group], blocks=asked.blocks)
     done = {
         (kept["row"]["text encoders"], kept["row"]["metric"].split(",")[0], kept["row"]["concepts"]) for kept in kept_lines(ROWS)
     }
