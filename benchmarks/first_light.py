@@ -246,7 +246,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--n", type=int, default=200, help="images per cell")
     parser.add_argument(
-        "--others", type=int, default=400, help="images without the concept per cell; single flips move their mean"
+        "--others", type=int, default=1000, help="images without the concept per cell; single flips move their mean"
     )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--world", choices=sorted(WORLDS), default="first")
