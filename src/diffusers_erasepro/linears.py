@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -24,9 +25,20 @@ class Quantisation:
 
 
 def _nf4(linear: Any) -> Tensor:
-    from bitsandbytes.functional import dequantize_4bit
+    """On CPUs with bfloat16 products a layer packs its weight anew in its first call, and rounds the scales: so do we, before it
+    and after it (bitsandbytes 0.50)."""
+    from bitsandbytes import functional as bnb
 
-    return dequantize_4bit(linear.weight.data, linear.weight.quant_state)
+    weight, state = linear.weight.data, copy.copy(linear.weight.quant_state)
+    if getattr(state, "packing_format_for_cpu", False):
+        scales, state.original_nested = state.absmax.T.reshape(-1).float(), False
+        weight, state = bnb._convert_weight_packed_for_cpu_inverse(weight, state)
+        state.absmax = scales
+    elif getattr(linear, "support_avx512bf16_for_cpu", False) and weight.device.type == "cpu":
+        if state.nested:
+            state.absmax, state.nested = bnb.dequantize_blockwise(state.absmax, state.state2) + state.offset, False
+        state.absmax = state.absmax.to(torch.bfloat16).float()
+    return bnb.dequantize_4bit(weight, state)
 
 
 def _int8(linear: Any) -> Tensor:
