@@ -66,7 +66,7 @@ def value(x: Any) -> str:
 
 
 def page(rows: dict[str, Found], ratios: dict[str, Estimate], n: int, seed: int) -> str:
-    text = [INTRODUCTION.format(where=provenance(seed), n=n) + results.TARGETS.split("\n\n", 2)[2]]
+    text = [INTRODUCTION.format(where=provenance(seed), n=n) + results.VERDICTS]
     text += [results.verdict(cell, found) for cell, found in rows.items()]
     for cell, found in rows.items():
         text += ["", f"## {cell}", "", f"mse of others, ours over the peer's: {value(ratios[cell])}.", ""]

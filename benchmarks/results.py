@@ -67,7 +67,8 @@ TARGETS = """## What was asked of ours
 Per cell: default settings against the best setting of the best peer, which is the one that changes others least among
 those that leave at most .05 of the target, or as much as ours. Asked: ACC_e no higher, ACC_s no lower, mse at most half.
 
-| cell | ours: ACC_e | ACC_s | mse | best peer | ACC_e | ACC_s | mse | mse ratio | ACC_e | ACC_s | mse |
+"""
+VERDICTS = """| cell | ours: ACC_e | ACC_s | mse | best peer | ACC_e | ACC_s | mse | mse ratio | ACC_e | ACC_s | mse |
 |---|---|---|---|---|---|---|---|---|---|---|---|"""
 LOSSES = """## Where ours loses
 
@@ -140,7 +141,7 @@ def losses(cell: str, found: Found) -> list[str]:
 
 
 def written(bench: Bench, found: Mapping[str, Found], pictures: Sequence[str], lines: Path) -> str:
-    text = [INTRODUCTION.format(where=provenance(bench.seed), n=bench.n), "", TARGETS]
+    text = [INTRODUCTION.format(where=provenance(bench.seed), n=bench.n), "", TARGETS + VERDICTS]
     text += [verdict(cell, rows) for cell, rows in found.items()]
     text += ["", LOSSES, ""] + [line for cell, rows in found.items() for line in losses(cell, rows)]
     text += ["", "## Pictures", "", *pictures, "", "## Every row", ""]

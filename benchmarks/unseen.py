@@ -16,7 +16,7 @@ from torch import Tensor
 
 from common import provenance
 from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, glyphs
-from diffusers_erasepro.denoiser import GUIDANCE, Look, _edited, _followed, _predict, _states
+from diffusers_erasepro.denoiser import GUIDANCE, Look, _edited, _followed, _states, guided
 from diffusers_erasepro.glyphs.world import FIRST
 from diffusers_erasepro.methods import uce
 from diffusers_erasepro.prompts import token_ids
@@ -61,12 +61,9 @@ def drifts(pipe: Any, adapter: ErasureAdapter, captions: list[str], seed: int) -
     keeps, empty = (token_ids(pipe.tokenizer, texts) for texts in (captions, [""]))
     way = _followed(pipe, _states(pipe, keeps), _states(pipe, empty), seed)
     with _edited(pipe, adapter):
-        keep, none, moved, whole = _states(pipe, keeps), _states(pipe, empty), 0.0, 0.0
-        for t, x, k, e in way:
-            dc, du = _predict(pipe, x, t, keep) - k, _predict(pipe, x, t, none) - e
-            moved = moved + (GUIDANCE * dc - (GUIDANCE - 1) * du).double().flatten(1).square().sum(1)
-            whole = whole + (GUIDANCE * (k - e)).double().flatten(1).square().sum(1)
-    return (moved / whole).sqrt()
+        steps = [*guided(pipe, way, _states(pipe, keeps), _states(pipe, empty))]
+    moved, said = (torch.stack([x.double().flatten(1).square().sum(1) for x in side]).sum(0) for side in zip(*steps, strict=True))
+    return (moved / said).sqrt() / GUIDANCE
 
 
 def main() -> None:

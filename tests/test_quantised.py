@@ -37,9 +37,8 @@ def bnb_nf4(old):
     from bitsandbytes.nn import Linear4bit
 
     new = Linear4bit(old.in_features, old.out_features, bias=False, quant_type="nf4", compute_dtype=torch.float32)
-    new.support_avx512bf16_for_cpu = (
-        False  # where a processor has them, products in bfloat16 leave 1e-4 open and refuse narrow layers
-    )
+    # where a processor has products in bfloat16, they leave 1e-4 open and refuse narrow layers
+    new.support_avx512bf16_for_cpu = False
     return new
 
 

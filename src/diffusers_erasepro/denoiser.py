@@ -110,11 +110,15 @@ class Look:
         with _edited(self.pipe, adapter):
             target, keep, empty = (_states(self.pipe, ids) for ids in (self.targets, self.keeps, self.empty))
             r = [_norm(_predict(self.pipe, x, t, target) - a) / _norm(b - a) for t, x, a, b in self.anchored]
-            d = []
-            for t, x, k, e in self.kept:
-                dc, du = _predict(self.pipe, x, t, keep) - k, _predict(self.pipe, x, t, empty) - e
-                d.append(_norm(GUIDANCE * dc - (GUIDANCE - 1) * du) / (GUIDANCE * _norm(k - e)))
+            d = [_norm(moved) / (GUIDANCE * _norm(said)) for moved, said in guided(self.pipe, self.kept, keep, empty)]
         return sum(r) / len(r), sum(d) / len(d)
+
+
+def guided(pipe: Any, way: Iterable[tuple[Tensor, ...]], keep: Tensor, empty: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Per step of `way`: how far states `keep` and `empty` move the guided prediction, and e(keep) - e("") of the unedited."""
+    for t, x, k, e in way:
+        dc, du = _predict(pipe, x, t, keep) - k, _predict(pipe, x, t, empty) - e
+        yield GUIDANCE * dc - (GUIDANCE - 1) * du, k - e
 
 
 def least_drift(tried: Mapping[K, Report]) -> K:

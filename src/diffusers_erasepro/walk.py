@@ -184,7 +184,7 @@ def _in_parts(encoder: nn.Module, sites: Sequence[Site]) -> Iterator[None]:
 def _by_parts(forward: Callable[..., Any], hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
     """What `forward` makes of `hidden (n, length, d)`, some rows after the others; two at least, as 1 may also mean "for all"."""
     rows = len(hidden)
-    count = min(-(-hidden.shape[0] * hidden.shape[1] // PART), rows // 2)
+    count = min(-(-rows * hidden.shape[1] // PART), rows // 2)
     if count < 2:
         return forward(hidden, *args, **kwargs)
     flat, tree = tree_flatten(((hidden, *args), kwargs))
