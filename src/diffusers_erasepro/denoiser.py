@@ -21,8 +21,14 @@ from .walk import edited, final_states
 from .weights import resolved
 
 K = TypeVar("K")
-CHAINS: tuple[Layers, ...] = ((0, -1), (1, -1), (2, -1), (3, -1), (-1,), (0, "kv"), (1, "kv"))
-"""What `layers="auto"` chooses from: one early block, and one place that closes what it leaves."""
+EARLY: tuple[Layers, ...] = ((0, -1), (1, -1), (2, -1), (3, -1), (-1,), (0, "kv"), (1, "kv"))
+CHAINS: tuple[dict[str, Any], ...] = (
+    *({"layers": layers} for layers in EARLY),
+    {"layers": ("neurons", -1)},
+    {"layers": ("neurons", -1), "alignment": "last_subject"},
+)
+"""What `layers="auto"` chooses from: one early place, and one that closes what it leaves. Where neurons have replaced a thing at
+its own token, little is left for the end of the prompt to tell, so that it may go unconstrained."""
 STRONGER = (1, 3, 10, 30)
 """Where no chain erases enough, "auto" tries them again with the soft prompts weighing so many times more."""
 ENOUGH = 0.15

@@ -15,7 +15,7 @@ from .adapter import ErasureAdapter
 from .anchors import with_anchors
 from .denoiser import CHAINS, STRONGER, Look, erases_enough, least_drift
 from .errors import ConceptSpecError, IllPosedError
-from .factors import LowRank
+from .factors import LowRank, stack
 from .families import (
     PipelineFamily,
     Reading,
@@ -30,9 +30,20 @@ from .families import (
 )
 from .fingerprint import as_it_runs, fingerprints
 from .measure import read_residual
+from .neurons import Mlp, Neurons, by_word, mlp_of, solve_neurons
 from .options import AUTO, READERS, Options
 from .places import effective_weight, weight_of
-from .prompts import ALIGNMENTS, Rows, TextPath, listed_prompts, rows_to_measure, rows_to_solve, text_paths
+from .prompts import (
+    ALIGNMENTS,
+    Rows,
+    TextPath,
+    listed_prompts,
+    pairs_to_solve,
+    rows_of,
+    rows_to_measure,
+    rows_to_solve,
+    text_paths,
+)
 from .report import NAN, EncoderReport, Report, layer_report, worst
 from .solve import Edit, solve
 from .spec import Concept, ErasureSpec
@@ -53,10 +64,10 @@ def erase(pipe: Any, spec: ErasureSpec | Concept, *, measure: bool = True, **opt
         spec: What to erase.
         measure: Report held-out residual and drift; without, the edit alone is made, and they are NaN.
         variant: "block" edits the linear that writes the residual stream last, "linear" every one (`families.VARIANTS`).
-        layers: Encoder blocks to edit (-1 is the last that the pipeline reads) and "kv" for the denoiser's linears
-            that read the text states; or
-            "auto" for the chain of `denoiser.CHAINS`, and the soft weight from `soft_weight` up, that the noise predictions
-            favour; the adapter records them.
+        layers: Encoder blocks to edit (-1 is the last that the pipeline reads), "neurons" for two idle neurons of the first
+            block per word (`neurons`), and "kv" for the denoiser's linears that read the text states; or
+            "auto" for the chain of `denoiser.CHAINS`, its alignment, and the soft weight from `soft_weight` up, that the noise
+            predictions favour; the adapter records them.
         metric: "covariance" of the preserve captions, or "identity".
         alignment: Which token positions are constrained (`prompts.ALIGNMENTS`).
         ridge: Share of the identity mixed into the covariance; larger protects directions no caption uses.
@@ -100,13 +111,16 @@ def _erase_encoder(
     """The erasure in one text encoder, and in the denoiser's linears that read it if asked for."""
     (name, _, readings), live = path.use, path.encoder
     sites = sites_of(live, _blocks(choice, closing_blocks(live, readings)), choice.variant)
+    mlp = _neurons_asked(live, spec) if choice.takes_neurons else None
     with _named(name):
         rows = _rows(spec, choice, path, measure)
     base = {name: fingerprints(live, {})}
 
     with working(live) as encoder:
-        solver = _solver(encoder, path, spec, choice, sites, rows, key=as_it_runs(live, base[name]))
-        done = walk(encoder, rows, sites, solver, readings)
+        L = _metrics(encoder, path, spec, choice, _linears(encoder, sites, mlp), key=as_it_runs(live, base[name]))
+        solver = _solver(spec, choice, rows, L, _kept(encoder, path, spec, sites))
+        neurons = _neurons(live, path, spec, choice, mlp, L) if mlp else None
+        done = walk(encoder, rows, sites, solver, readings, neurons)
         closing = choice.edits_readers and path.use == family.read_whole
         pairs = _left_to_readers(encoder, readings, rows, done, robust=choice.robust) if closing else {}
 
@@ -118,10 +132,46 @@ def _erase_encoder(
         base[family.denoiser] = fingerprints(root, {})
     return ErasureAdapter(
         spec, choice, report=_report(path, choice, done, layers, readers), base=base,
-        edits={x.stored: x.factors.to(torch.float32) for x in layers + readers},
+        edits=_summed(layers + readers),
         keys={x.stored: x.step.X.T.float().cpu() for x in layers} | {f"{name}.states": x.step.X.T.float().cpu() for x in readers},
         goals={f"{name}.{r}": goal.float().cpu() for r, (_, goal) in zip(readings, done.states["exact"], strict=True)},
     )  # fmt: skip
+
+
+def _summed(layers: Sequence[_Layer]) -> dict[str, LowRank]:
+    """Edits by stored name; a linear that neurons and a later site change gets both."""
+    names = dict.fromkeys(x.stored for x in layers)
+    return {n: stack([x.factors for x in layers if x.stored == n]).to(torch.float32) for n in names}
+
+
+def _neurons_asked(live: nn.Module, spec: ErasureSpec) -> Mlp:
+    if spec.keep:
+        raise ConceptSpecError(
+            "layers 'neurons': what given-away neurons did for the prompts in keep is made up for, not exactly kept; leave keep "
+            "out, or edit encoder blocks, such as layers=(0, -1)"
+        )
+    return mlp_of(live)
+
+
+def _neurons(live: nn.Module, path: TextPath, spec: ErasureSpec, choice: Options, mlp: Mlp, L: Mapping[str, Tensor]) -> Neurons:
+    """Idle neurons for every word, as the walk asks for them."""
+    pairs = pairs_to_solve(spec.concepts, soft_budget=choice.soft_budget)
+    rows = {kind: rows_of(found, path, ALIGNMENTS["last_subject"]).subjects() for kind, found in pairs.items()}
+    W1, W2 = (effective_weight(live, name) for name in (mlp.detector, mlp.writer))
+    b1: Any = base_linear(live.get_submodule(mlp.detector)).bias
+    activation: Any = live.get_submodule(mlp.activation)
+
+    def solver(z: Mapping[str, Tensor], R: Mapping[str, Tensor]) -> tuple[LowRank, LowRank]:
+        grouped = (by_word(pairs, z), by_word(pairs, R))
+        return solve_neurons(*grouped, W1, b1, W2, activation, L.get(mlp.detector), L.get(mlp.writer))
+
+    return Neurons(mlp, W2, rows, solver)
+
+
+def _linears(encoder: nn.Module, sites: Sequence[Site], mlp: Mlp | None) -> dict[str, nn.Module]:
+    """The linears whose inputs want a metric."""
+    names = (*((mlp.detector, mlp.writer) if mlp else ()), *(site.linear for site in sites))
+    return {name: base_linear(encoder.get_submodule(name)) for name in names}
 
 
 def _rows(spec: ErasureSpec, choice: Options, path: TextPath, measure: bool) -> dict[str, Rows]:
@@ -208,9 +258,9 @@ class _Layer:
 
 
 def _metrics(
-    encoder: nn.Module, path: TextPath, spec: ErasureSpec, choice: Options, sites: list[Site], *, key: str
+    encoder: nn.Module, path: TextPath, spec: ErasureSpec, choice: Options, linears: Mapping[str, nn.Module], *, key: str
 ) -> dict[str, Tensor]:
-    """The metric's factor L of every site; none for the identity."""
+    """The metric's factor L of every linear; none for the identity."""
     if choice.metric == "identity":
         return {}
     every, kept = spec.every_caption(), spec.preserve_captions()
@@ -218,7 +268,6 @@ def _metrics(
         raise ConceptSpecError("no preserve caption is left once those that name a target are taken out; give others")
     if 2 * len(kept) < len(every):
         every = kept
-    linears = {site.linear: base_linear(encoder.get_submodule(site.linear)) for site in sites}
     named = sorted(set(every) - set(kept))
     tokens, states = path.tokens((*every, *named)), path.use.readings[0]
     _enough(kept, int(tokens[: len(every)].read.sum()) - int(tokens[len(every) :].read.sum()), linears)
@@ -252,17 +301,9 @@ def _kept(encoder: nn.Module, path: TextPath, spec: ErasureSpec, sites: list[Sit
 
 
 def _solver(
-    encoder: nn.Module,
-    path: TextPath,
-    spec: ErasureSpec,
-    choice: Options,
-    sites: list[Site],
-    rows: Mapping[str, Rows],
-    *,
-    key: str,
+    spec: ErasureSpec, choice: Options, rows: Mapping[str, Rows], L: Mapping[str, Tensor], K: Mapping[str, Tensor]
 ) -> Solver:
     """`solve` with this choice's numbers, each site's metric L L' and the keys K to leave alone."""
-    L, K = _metrics(encoder, path, spec, choice, sites, key=key), _kept(encoder, path, spec, sites)
     mu = choice.soft_weight * len(spec.concepts)  # a concept weighs the same in any company
     listed = listed_prompts(spec)
     names = [listed[i] for i in rows["exact"].row]
@@ -312,7 +353,7 @@ def _choices(choice: Options, tried: Mapping[Options, Report]) -> Iterator[Optio
     What leaks then are phrasings that no list holds.
     """
     for times in STRONGER:
-        yield from (replace(choice, layers=layers, soft_weight=times * choice.soft_weight) for layers in CHAINS)
+        yield from (replace(choice, soft_weight=times * choice.soft_weight, **chain) for chain in CHAINS)
         if not choice.soft_weight or erases_enough(tried.values()):
             return
 

@@ -32,6 +32,10 @@ class EncoderFamily:
     """Every linear inside a block, in the order they run; those a model lacks are passed over."""
     causal: bool = True
     """Whether a token sees only those before it."""
+    detector: str | None = None
+    """Inside a block, where the MLP is two linears with an activation between: the first of them."""
+    activation: str | None = None
+    """And the activation."""
     padding_row: str | None = None
     """An attention linear inside a block: stock loaders refuse CLIP files without any (diffusers 0.42)."""
     file_blocks: str | None = None
@@ -141,6 +145,8 @@ ENCODERS: list[EncoderFamily] = [
         blocks=("encoder.layers", "text_model.encoder.layers"),
         writer="mlp.fc2",
         linears=(*ATTENTION, "self_attn.out_proj", "mlp.fc1", "mlp.fc2"),
+        detector="mlp.fc1",
+        activation="mlp.activation_fn",
         padding_row="self_attn.out_proj",
         file_blocks="text_model.encoder.layers",
     ),

@@ -15,6 +15,8 @@ METRICS = ("covariance", "identity")
 Layers = tuple[int | str, ...]
 READERS = "kv"
 """The name that stands for the denoiser's K/V linears among `layers`."""
+NEURONS = "neurons"
+"""The name that stands for idle neurons of the first block."""
 AUTO: Layers = ("auto",)
 """Let the noise predictions choose the layers."""
 
@@ -50,12 +52,14 @@ class Options:
             if (name, value) != ("max_rank", None) and (type(value) is not int or value < least):
                 raise ConceptSpecError(f"{name} must be a whole number of at least {least}, got {value!r}")
         if not self.layers:
-            raise ConceptSpecError("layers is empty; name encoder blocks (such as 1, -1) or 'kv', or give 'auto'")
+            raise ConceptSpecError("layers is empty; name encoder blocks (such as 1, -1), 'neurons' or 'kv', or give 'auto'")
         for layer in self.layers if self.layers != AUTO else ():
-            if type(layer) is not int and layer != READERS:
+            if type(layer) is not int and layer not in (NEURONS, READERS):
                 raise ConceptSpecError(
-                    f"unknown layer {layer!r}; layers are encoder blocks (0, 1, ..., -1) or {READERS!r}, or 'auto' alone"
+                    f"unknown layer {layer!r}; layers are encoder blocks (0, 1, ..., -1), {NEURONS!r} and {READERS!r}, or 'auto'"
                 )
+        if self.takes_neurons and self.variant != "block":
+            raise ConceptSpecError(f"layers {NEURONS!r} goes with variant='block', got {self.variant!r}")
 
     @classmethod
     def of(cls, choices: dict[str, Any]) -> Options:
@@ -69,6 +73,11 @@ class Options:
     def edits_readers(self) -> bool:
         """Whether the denoiser's K/V linears are edited too."""
         return READERS in self.layers or self.robust
+
+    @property
+    def takes_neurons(self) -> bool:
+        """Whether idle neurons are given to the words."""
+        return NEURONS in self.layers
 
     def blocks(self, count: int) -> list[int]:
         """The encoder blocks asked for, shallow to deep, of an encoder with `count` blocks."""

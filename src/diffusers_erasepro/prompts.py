@@ -144,6 +144,11 @@ class Rows:
         """Tokens up to the last aligned one."""
         return 1 + max([0, *self.target_at.tolist(), *self.anchor_at.tolist()])
 
+    def subjects(self) -> Rows:
+        """Only the first position of each row: of rows aligned at the last subject token, that token."""
+        first = self.row.diff(prepend=torch.tensor([-1])) > 0
+        return replace(self, row=self.row[first], target_at=self.target_at[first], anchor_at=self.anchor_at[first])
+
     @property
     def target_ids(self) -> Tensor:
         """`(n, length)`"""
@@ -328,10 +333,15 @@ def rows_of(pairs: Sequence[Pair], source: Any, alignment: Alignment) -> Rows:
     return Rows(targets, anchors, row, target_at, anchor_at)
 
 
-def rows_to_solve(concepts: Sequence[Concept], source: Any, alignment: Alignment, *, soft_budget: int) -> dict[str, Rows]:
-    """Rows of "exact" and of "soft" prompts; every word gets its share of `soft_budget`, and two soft ones at least."""
+def pairs_to_solve(concepts: Sequence[Concept], *, soft_budget: int) -> dict[str, list[Pair]]:
+    """ "exact" and "soft" pairs; every word gets its share of `soft_budget`, and two soft ones at least."""
     share = max(2, soft_budget // sum(len(c.words) for c in concepts))
-    pairs = {"exact": pairs_of(concepts, "exact"), "soft": pairs_of(concepts, "soft", most=share)}
+    return {"exact": pairs_of(concepts, "exact"), "soft": pairs_of(concepts, "soft", most=share)}
+
+
+def rows_to_solve(concepts: Sequence[Concept], source: Any, alignment: Alignment, *, soft_budget: int) -> dict[str, Rows]:
+    """Rows of `pairs_to_solve`."""
+    pairs = pairs_to_solve(concepts, soft_budget=soft_budget)
     return {kind: rows_of(found, source, alignment) for kind, found in pairs.items()}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from .errors import AdapterStateError
 from .factors import LowRank
 from .families import LAST, Reading, Site, base_linear, blocks_of, encoder_family_of
 from .linears import device_of, is_compiled
+from .neurons import Heard, Neurons
 from .prompts import Rows, Tokens, joined
 from .solve import Edit
 
@@ -100,14 +102,15 @@ def run(encoder: Any, tokens: Tokens, *, last_hidden: bool) -> Any:
 
 @torch.no_grad()
 def walk(
-    encoder: Any, rows: Mapping[str, Rows], sites: Sequence[Site], solver: Solver, readings: Sequence[Reading] = (LAST,)
-) -> Walk:
+    encoder: Any, rows: Mapping[str, Rows], sites: Sequence[Site], solver: Solver, readings: Sequence[Reading] = (LAST,),
+    neurons: Neurons | None = None,
+) -> Walk:  # fmt: skip
     """Run targets and anchors side by side through `encoder`, and solve at each of `sites` on the way.
 
     Where a site closes its gap the target rows' output is `h`, the anchor rows' is `h0`; the edit D of its linear
     must add `R = h0 - h` at the aligned positions of the "exact" rows, and would at those of the "soft" rows. The
     target rows then go on with `h + D x` (at every position, as the edited weight would), so the next site sees the
-    edited stream. Rows of other kinds only ride along, to be measured at the end.
+    edited stream. Rows of other kinds only ride along, to be measured at the end. `neurons` come before all sites.
 
     Where attention is causal, what comes after the last aligned position matters to none, and is cut.
     """
@@ -120,10 +123,10 @@ def walk(
     steps: list[Step] = []
     inputs: dict[Site, list[Tensor]] = {site: [] for site in sites}
 
-    def both(kind: str, out: Tensor) -> tuple[Tensor, Tensor]:
+    def both(kind: str, out: Tensor, aligned: Mapping[str, Rows] = rows) -> tuple[Tensor, Tensor]:
         """What stands at the aligned positions of the targets and of their anchors, `(k, d)` each."""
-        at = rows[kind].row + first[kind]
-        return out[at, rows[kind].target_at], out[half + anchor_row[at], rows[kind].anchor_at]
+        at = aligned[kind].row + first[kind]
+        return out[at, aligned[kind].target_at], out[half + anchor_row[at], aligned[kind].anchor_at]
 
     def pair(kind: str, pooled: bool, states: Tensor) -> tuple[Tensor, Tensor]:
         """What the denoiser reads of the targets and of their anchors."""
@@ -149,8 +152,33 @@ def walk(
 
         return hook
 
+    def give_away(given: Neurons, heard: Heard) -> Callable[..., object]:
+        """Detector and writer change together, so the target rows go through both once more."""
+
+        def hook(_: nn.Module, __: object, output: Tensor | tuple[Tensor, ...]) -> object:
+            out, (z, sums, told) = _hidden(output).clone(), heard.taken()
+            ends = {kind: both(kind, out, given.rows) for kind in given.rows}
+            lacking = {kind: goal - have for kind, (have, goal) in ends.items()}
+            detector, writer = given.solver({kind: both(kind, z, given.rows)[0] for kind in given.rows}, lacking)
+            before, told = told[:half], torch.cat([heard.activation(sums[:half] + detector(z[:half])), told[half:]])
+            out[:half] += nn.functional.linear(told[:half] - before, given.writer.to(told)) + writer(told[:half])
+            gap = float((lacking["exact"].norm(dim=-1) / ends["exact"][1].norm(dim=-1)).mean())
+            for name, factors, x in ((given.mlp.detector, detector, z), (given.mlp.writer, writer, told)):
+                keys = both("exact", x, given.rows)[0].T.double()
+                steps.append(Step(name, Edit(factors, keys.shape[1], dropped=0, condition=1.0, residual=math.nan), keys, gap))
+            for site in sites:  # the next to solve here hears what the neurons now say
+                if site.linear == given.mlp.writer:
+                    inputs[site] = [told]
+            return _replace(output, out)
+
+        return hook
+
     handles = []
     try:
+        if neurons:
+            heard = Heard(encoder, neurons.mlp)
+            last = encoder.get_submodule(neurons.mlp.closes)
+            handles += [*heard.handles, last.register_forward_hook(give_away(neurons, heard), prepend=True)]
         for site in sites:
             keep = lambda _, args, site=site: inputs[site].append(args[0])  # noqa: E731
             handles.append(base_linear(encoder.get_submodule(site.linear)).register_forward_pre_hook(keep))

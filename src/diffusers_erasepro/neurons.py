@@ -1,0 +1,151 @@
+"""Two idle neurons of the first block per word: together they answer to its square, and write the anchor in its place.
+
+A linear edit that answers 1 to a word answers .1 to what is a tenth like it. With g'z that linear answer to the MLP's
+input z and f its activation, f(g'z) + f(-g'z) is about .85 (g'z)^2: what is a tenth like the word gets a hundredth.
+No paper has this; it is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .errors import ConceptSpecError, IllPosedError
+from .factors import LowRank, orthonormal
+from .families import encoder_family_of, sites_of
+from .prompts import Pair, Rows
+
+IDLE = 4
+"""One in so many neurons may be given away: those that the others replace best."""
+Activation = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """The MLP of an encoder's first block, by module names: `writer(activation(detector(z)))`."""
+
+    detector: str
+    activation: str
+    writer: str
+    closes: str
+
+
+def mlp_of(encoder: nn.Module) -> Mlp:
+    """The MLP whose neurons are given away.
+
+    Raises:
+        ConceptSpecError: It is gated, so that no neuron answers to one input alone.
+    """
+    family = encoder_family_of(encoder)
+    if family.detector is None or family.activation is None:
+        raise ConceptSpecError(
+            f"layers 'neurons': the MLPs of {type(encoder).__name__} are gated, not two linears with an activation between; edit "
+            "encoder blocks, such as layers=(0, -1)"
+        )
+    (site,) = sites_of(encoder, [0], "block")
+    return Mlp(f"{site.closes}.{family.detector}", f"{site.closes}.{family.activation}", site.linear, site.closes)
+
+
+@dataclass(frozen=True)
+class Neurons:
+    """What a walk needs to give neurons away on its way."""
+
+    mlp: Mlp
+    writer: Tensor
+    """`(d, hidden)` the writer's weight, as it is in force."""
+    rows: Mapping[str, Rows]
+    """The same prompts that the walk runs, aligned at the last subject token alone."""
+    solver: Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], tuple[LowRank, LowRank]]
+    """Per kind of rows `(n, d)`, what the detector receives and what the block's output lacks; the edits of both linears."""
+
+
+class Heard:
+    """What the linears of an MLP receive and say in a pass, some rows after the others."""
+
+    def __init__(self, encoder: nn.Module, mlp: Mlp) -> None:
+        self.activation: Activation = encoder.get_submodule(mlp.activation)
+        self._found: tuple[list[Tensor], ...] = ([], [], [])
+        detector, writer = (encoder.get_submodule(name) for name in (mlp.detector, mlp.writer))
+        z, sums, told = self._found
+        self.handles = [
+            detector.register_forward_pre_hook(lambda _, args: z.append(args[0])),
+            detector.register_forward_hook(lambda _, __, out: sums.append(out)),
+            writer.register_forward_pre_hook(lambda _, args: told.append(args[0])),
+        ]
+
+    def taken(self) -> list[Tensor]:
+        """The detector's inputs and outputs and the writer's inputs, of all rows."""
+        return [torch.cat(parts) for parts in self._found]
+
+
+def by_word(pairs: Mapping[str, Sequence[Pair]], found: Mapping[str, Tensor]) -> list[Tensor]:
+    """Per kind `(n, d)`, one row per pair, as `(k, d)` per word that the pairs' targets name."""
+    named = [p.target.text[p.target.start : p.target.stop] for kind in found for p in pairs[kind]]
+    rows = torch.cat([*found.values()])
+    return [rows[[n == word for n in named]] for word in dict.fromkeys(named)]
+
+
+def solve_neurons(
+    z: Sequence[Tensor], R: Sequence[Tensor], W1: Tensor, b1: Tensor, W2: Tensor, activation: Activation,
+    L1: Tensor | None = None, L2: Tensor | None = None,
+) -> tuple[LowRank, LowRank]:  # fmt: skip
+    """Edits of the detector W1 and the writer W2 that send each word to its anchor, and others nowhere.
+
+    Per word i, with C what the detector usually receives:  g_i = (C + sum_j z_j z_j'/k_j)^-1 mean(z_i), scaled to answer
+    1 on the word. Its pair of neurons gets the rows g_i and -g_i, and the column that meets R_i by least squares. What the
+    pair wrote before goes, by regression, to the neurons that are left.
+
+    Args:
+        z: Per word `(k, d)`, the detector's inputs at its last token.
+        R: Per word `(k, d)`, what the block's output lacks there.
+        W1: `(hidden, d)`
+        b1: `(hidden,)`; the pairs take neurons of little bias, so that they are silent where g'z is 0.
+        W2: `(d, hidden)`
+        activation: Between the two.
+        L1: `(d, d)` Cholesky factor of C; None is the identity.
+        L2: `(hidden, hidden)` the same of what the writer receives.
+
+    Returns:
+        Edits in float64, of rank 2 n and 4 n at most.
+
+    Raises:
+        IllPosedError: More words than there are idle neurons for.
+    """
+    z, R = [x.double() for x in z], [x.double() for x in R]
+    W1, b1, W2 = W1.double(), b1.double(), W2.double()
+    P = torch.eye(len(b1), dtype=torch.float64) if L2 is None else torch.cholesky_inverse(L2)
+    at = _idle(P, b1, W2, 2 * len(z))
+    g = _detectors(z, L1)
+    rows = torch.stack([g, -g], 1).flatten(0, 1)
+    heard = [activation(x @ rows[2 * i : 2 * i + 2].T + b1[at[2 * i : 2 * i + 2]]).sum(1) for i, x in enumerate(z)]
+    columns = torch.stack([f @ r / f.square().sum() for f, r in zip(heard, R, strict=True)], 1).repeat_interleave(2, 1)
+
+    chosen = torch.eye(len(b1), dtype=torch.float64)[:, at]
+    heirs = torch.linalg.solve(P[at][:, at], -P[at]).index_fill(1, at, 0.0)  # (2 n, hidden): each as the others tell it
+    replaced = LowRank(torch.cat([columns - W2[:, at], W2[:, at]], 1), torch.cat([chosen.T, heirs]))
+    return LowRank(chosen, rows - W1[at]), orthonormal(replaced, rtol=1e-12)
+
+
+def _detectors(z: Sequence[Tensor], L: Tensor | None) -> Tensor:
+    """`(n, d)` one per word: about 1 on it, about 0 on the other words and on what usually comes."""
+    C = torch.eye(z[0].shape[1], dtype=torch.float64) if L is None else L @ L.T
+    g = torch.linalg.solve(C + sum(x.T @ x / len(x) for x in z), torch.stack([x.mean(0) for x in z], 1)).T
+    return g / torch.stack([(x @ row).mean() for x, row in zip(z, g, strict=True)])[:, None]
+
+
+def _idle(P: Tensor, b1: Tensor, W2: Tensor, count: int) -> Tensor:
+    """`(count,)` neurons: of those whose loss the others make good best, the ones with the least bias.
+
+    P is the inverse of their second moments, so 1 / P_jj is what regression on the others leaves of neuron j.
+    """
+    spare = len(b1) // IDLE
+    if count > spare:
+        raise IllPosedError(
+            f"layers 'neurons': {count // 2} words need {count} neurons, {spare} of {len(b1)} may be given away; name fewer "
+            "words, or edit encoder blocks, such as layers=(0, -1)"
+        )
+    replaceable = (W2.square().sum(0) / P.diagonal()).argsort(stable=True)[:spare]
+    return replaceable[b1[replaceable].abs().argsort(stable=True)][:count]
