@@ -9,6 +9,7 @@ FLOORS = [
     {"recording", "linears"},
     {"spec", "families", "solve", "header", "hub", "gate", "text_to_concept"},
     {"prompts", "card", "lockfile"},
+    {"neurons"},
     {"options", "walk", "fingerprint", "places"},
     {"statistics"},
     {"measure", "report"},

@@ -193,7 +193,7 @@ def _attention_rows(edits: Mapping[str, LowRank]) -> dict[str, LowRank]:
         for family in ENCODERS:
             first = next((n for n in edits if n.startswith(f"{component}.{family.file_blocks}.")), None)
             if first:
-                width = edits[first].B.shape[0]
+                width = min(edits[first].B.shape[0], edits[first].A.shape[1])  # an MLP's other side is wider
                 row = file_name(component, f"{family.file_blocks}.0.{family.padding_row}")
                 rows[row] = LowRank(torch.zeros(width, 0), torch.zeros(0, width))
     return {k: v for k, v in rows.items() if k not in edits}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from .families import component
 from .measure import anchor_states
 from .options import Foreign, Options
 from .places import below_loras
-from .prompts import ALIGNMENTS, pairs_of, rows_of, text_paths
+from .prompts import ALIGNMENTS, Alignment, pairs_of, rows_of, text_paths
 from .report import worst
 from .spec import ErasureSpec
 from .weights import base_fingerprint, unedited
@@ -44,7 +45,7 @@ def joint_spec(adapters: Sequence[ErasureAdapter]) -> ErasureSpec:
 
 
 def joint_options(adapters: Sequence[ErasureAdapter]) -> dict[str, Any]:
-    """The options to solve with: the union of the layers, robust if one is; everything else must agree.
+    """The options to solve with: the union of the layers and of the aligned positions, robust if one is; the rest must agree.
 
     Raises:
         AdapterStateError: They differ, or one is not `erase`'s.
@@ -53,12 +54,26 @@ def joint_options(adapters: Sequence[ErasureAdapter]) -> dict[str, Any]:
         raise AdapterStateError(f"an adapter by {foreign.method!r} cannot be solved again; make it anew on this pipeline")
     options = [a.options.to_dict() for a in adapters]
     layers = sorted({layer for o in options for layer in o["layers"]}, key=lambda x: (isinstance(x, str), x))
-    united = {"layers": layers, "robust": any(o["robust"] for o in options)}
+    united = {"layers": layers, "robust": any(o["robust"] for o in options), "alignment": united_alignment(options)}
     for name, value in options[0].items():
         if name not in united and any(o[name] != value for o in options):
             values = [o[name] for o in options]
             raise AdapterStateError(f"adapters made with different {name} {values} cannot be solved together; make them alike")
     return options[0] | united
+
+
+def united_alignment(options: Sequence[Mapping[str, Any]]) -> str:
+    """The narrowest alignment that has every position of each.
+
+    Raises:
+        AdapterStateError: None has.
+    """
+    asked = {o["alignment"] for o in options}
+    every = asdict(Alignment(eos=False)) | {n: True for a in asked for n, on in asdict(ALIGNMENTS[a]).items() if on}
+    found = next((name for name, alignment in ALIGNMENTS.items() if alignment == Alignment(**every)), None)
+    if found is None:
+        raise AdapterStateError(f"adapters made with alignment {sorted(asked)} cannot be solved together; make them alike")
+    return found
 
 
 def combined(pipe: Any, adapters: Sequence[ErasureAdapter]) -> ErasureAdapter | None:
@@ -126,7 +141,14 @@ def kernel(adapters: Sequence[ErasureAdapter]) -> dict[str, LowRank]:
 
     Returns:
         Stored layer name -> factors in float64.
+
+    Raises:
+        AdapterStateError: One gives neurons away: two that were made apart may give away the same.
     """
+    if any(isinstance(a.options, Options) and a.options.takes_neurons for a in adapters):
+        raise AdapterStateError(
+            "adapters with layers 'neurons' may have given away the same ones; combine them on the text encoder"
+        )
     names = dict.fromkeys(name for a in adapters for name in a.edits)
     return {name: _kernel(name, [a for a in adapters if name in a.edits]) for name in names}
 

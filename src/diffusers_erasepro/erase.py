@@ -31,7 +31,7 @@ from .families import (
 from .fingerprint import as_it_runs, fingerprints
 from .measure import read_residual
 from .neurons import Mlp, Neurons, by_word, mlp_of, solve_neurons
-from .options import AUTO, READERS, Options
+from .options import AUTO, NEURONS, READERS, Options
 from .places import effective_weight, weight_of
 from .prompts import (
     ALIGNMENTS,
@@ -352,8 +352,9 @@ def _choices(choice: Options, tried: Mapping[Options, Report]) -> Iterator[Optio
 
     What leaks then are phrasings that no list holds.
     """
+    chains = [chain for chain in CHAINS if choice.variant == "block" or NEURONS not in chain["layers"]]
     for times in STRONGER:
-        yield from (replace(choice, soft_weight=times * choice.soft_weight, **chain) for chain in CHAINS)
+        yield from (replace(choice, soft_weight=times * choice.soft_weight, **chain) for chain in chains)
         if not choice.soft_weight or erases_enough(tried.values()):
             return
 

@@ -124,7 +124,8 @@ def solve_neurons(
     columns = torch.stack([f @ r / f.square().sum() for f, r in zip(heard, R, strict=True)], 1).repeat_interleave(2, 1)
 
     chosen = torch.eye(len(b1), dtype=torch.float64)[:, at]
-    heirs = torch.linalg.solve(P[at][:, at], -P[at]).index_fill(1, at, 0.0)  # (2 n, hidden): each as the others tell it
+    heirs = torch.linalg.solve(P[at][:, at], -P[at])  # (2 n, hidden): each as the others tell it
+    heirs[:, at] = 0.0
     replaced = LowRank(torch.cat([columns - W2[:, at], W2[:, at]], 1), torch.cat([chosen.T, heirs]))
     return LowRank(chosen, rows - W1[at]), orthonormal(replaced, rtol=1e-12)
 
@@ -136,16 +137,22 @@ def _detectors(z: Sequence[Tensor], L: Tensor | None) -> Tensor:
     return g / torch.stack([(x @ row).mean() for x, row in zip(z, g, strict=True)])[:, None]
 
 
-def _idle(P: Tensor, b1: Tensor, W2: Tensor, count: int) -> Tensor:
-    """`(count,)` neurons: of those whose loss the others make good best, the ones with the least bias.
+def _idle(P: Tensor, b1: Tensor, W2: Tensor, count: int) -> list[int]:
+    """`count` neurons, one after the other: of those whose loss the others make good best, the one of least bias.
 
     P is the inverse of their second moments, so 1 / P_jj is what regression on the others leaves of neuron j.
     """
-    spare = len(b1) // IDLE
+    spare, power, found = len(b1) // IDLE, W2.square().sum(0), list[int]()
     if count > spare:
         raise IllPosedError(
             f"layers 'neurons': {count // 2} words need {count} neurons, {spare} of {len(b1)} may be given away; name fewer "
             "words, or edit encoder blocks, such as layers=(0, -1)"
         )
-    replaceable = (W2.square().sum(0) / P.diagonal()).argsort(stable=True)[:spare]
-    return replaceable[b1[replaceable].abs().argsort(stable=True)][:count]
+    for _ in range(count):
+        loss = power / P.diagonal().clamp_min(1e-300)
+        loss[found] = torch.inf
+        replaceable = loss.argsort(stable=True)[:spare]
+        j = int(replaceable[b1[replaceable].abs().argmin()])
+        found.append(j)
+        P = P - torch.outer(P[:, j], P[j]) / P[j, j]  # the same of those that are left
+    return found

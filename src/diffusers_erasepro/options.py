@@ -56,7 +56,8 @@ class Options:
         for layer in self.layers if self.layers != AUTO else ():
             if type(layer) is not int and layer not in (NEURONS, READERS):
                 raise ConceptSpecError(
-                    f"unknown layer {layer!r}; layers are encoder blocks (0, 1, ..., -1), {NEURONS!r} and {READERS!r}, or 'auto'"
+                    f"unknown layer {layer!r}; layers are encoder blocks (0, 1, ..., -1), {NEURONS!r} or {READERS!r}, or 'auto' "
+                    "alone"
                 )
         if self.takes_neurons and self.variant != "block":
             raise ConceptSpecError(f"layers {NEURONS!r} goes with variant='block', got {self.variant!r}")

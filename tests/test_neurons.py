@@ -1,0 +1,168 @@
+"""Neurons given away: what the pair answers to, what it costs others, and that everything else holds as for blocks."""
+
+import copy
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+import tiny
+from conftest import assert_same_bits, bits
+from diffusers_erasepro import Concept, ErasureSpec, erasable, erase
+from diffusers_erasepro.compose import joint_options, kernel
+from diffusers_erasepro.errors import AdapterStateError, ConceptSpecError, IllPosedError
+from diffusers_erasepro.neurons import solve_neurons
+from diffusers_erasepro.prompts import token_ids
+from diffusers_erasepro.solve import cholesky
+from diffusers_erasepro.walk import final_states
+
+STAR, RING = Concept("star", anchor="circle"), Concept("ring", anchor="diamond")
+GIVEN = {"layers": ("neurons", -1), "alignment": "last_subject"}
+FC1, FC2 = "text_encoder.text_model.encoder.layers.0.mlp.fc1", "text_encoder.text_model.encoder.layers.0.mlp.fc2"
+
+
+def gelu(x):
+    return torch.nn.functional.gelu(x)
+
+
+@pytest.fixture
+def mlp():
+    """A random one of 8 -> 32 -> 8, inputs of it, and the Cholesky factors of what its linears receive."""
+    draw = torch.Generator().manual_seed(0)
+    W1, W2, z = (torch.randn(*shape, generator=draw, dtype=torch.float64) for shape in ((32, 8), (8, 32), (4000, 8)))
+    b1 = 0.01 * torch.randn(32, generator=draw, dtype=torch.float64)
+    heard = gelu(z @ W1.T + b1)
+    return W1, b1, W2, z, cholesky(z.T @ z / len(z)), cholesky(heard.T @ heard / len(z))
+
+
+def after(x, W1, b1, W2, edits):
+    detector, writer = edits
+    return gelu(x @ (W1 + detector.dense()).T + b1) @ (W2 + writer.dense()).T
+
+
+def answer(x, word, mlp):
+    """What the pairs write at `x` in direction of the word's gap, in units of what they write at the word."""
+    W1, b1, W2, _, L1, L2 = mlp
+    gap = torch.ones(1, 8, dtype=torch.float64)
+    with_gap = solve_neurons([word], [gap], W1, b1, W2, gelu, L1, L2)
+    without = solve_neurons([word], [0 * gap], W1, b1, W2, gelu, L1, L2)
+    return (after(x, W1, b1, W2, with_gap) - after(x, W1, b1, W2, without)).mean(-1)
+
+
+def test_the_word_gets_all_that_it_lacks_and_a_tenth_of_it_a_hundredth(mlp):
+    word = torch.eye(8, dtype=torch.float64)[:1]
+    found = answer(torch.cat([word, 0.1 * word, -0.1 * word, 0 * word]), word, mlp)
+    assert float(found[0]) == pytest.approx(1, abs=1e-9)
+    assert found[1:3].abs().max() < 0.02 and float(found[3]) == pytest.approx(0, abs=0.01)
+
+
+def test_a_neuron_that_others_tell_is_given_away_for_free(mlp):
+    """Neurons 0 to 5 say what 6 to 11 say, and the rest writes much: the pair comes from these, and not both of one kind."""
+    W1, b1, W2, z, L1, _ = mlp
+    W1[:6], b1[:6], W2[:, 12:] = W1[6:12], b1[6:12], 100 * W2[:, 12:]
+    heard = gelu(z @ W1.T + b1)
+    M = heard.T @ heard / len(z) + 1e-9 * torch.eye(32, dtype=torch.float64)
+    word, none = torch.eye(8, dtype=torch.float64)[:1], torch.zeros(1, 8, dtype=torch.float64)
+    edits = solve_neurons([word], [none], W1, b1, W2, gelu, L1, cholesky(M))
+    moved = after(z, W1, b1, W2, edits) - heard @ W2.T
+    assert moved.norm() < 1e-4 * (heard @ W2.T).norm()
+
+
+def test_words_do_not_answer_for_each_other(mlp):
+    W1, b1, W2, _, L1, L2 = mlp
+    words = [torch.eye(8, dtype=torch.float64)[i : i + 1] for i in (0, 1)]
+    gaps = [torch.full((1, 8), s, dtype=torch.float64) for s in (1.0, -1.0)]
+    none = [0 * g for g in gaps]
+    made, bare = (solve_neurons(words, r, W1, b1, W2, gelu, L1, L2) for r in (gaps, none))
+    for word, gap in zip(words, gaps, strict=True):
+        torch.testing.assert_close(after(word, W1, b1, W2, made) - after(word, W1, b1, W2, bare), gap, rtol=0, atol=0.05)
+    assert made[0].rank == 4 and made[1].rank <= 8
+
+
+def test_more_words_than_idle_neurons(mlp):
+    W1, b1, W2, z, L1, L2 = mlp
+    with pytest.raises(IllPosedError, match="5 words need 10 neurons, 8 of 32 may be given away"):
+        solve_neurons([z[i : i + 1] for i in range(5)], [z[:1]] * 5, W1, b1, W2, gelu, L1, L2)
+
+
+@pytest.fixture(scope="module")
+def given(shipped, preserve):
+    return erase(shipped, ErasureSpec((STAR,), preserve=preserve), **GIVEN)
+
+
+def test_others_move_less_than_half_and_unseen_phrasings_lack_no_more(given, no_star):
+    assert given.report.listed_residual < 1e-5
+    assert given.report.drift < 0.5 * no_star.report.drift
+    assert given.report.held_out_mean < no_star.report.held_out_mean
+    assert {FC1, FC2} < set(given.edits) and given.edits[FC1].rank == 2
+
+
+def test_live_it_is_what_the_walk_said_and_off_is_the_base(pipe, given):
+    before = bits(pipe)
+    pipe.load_erasure_adapter(given, adapter_name="no-star")
+    assert pipe.verify_erasure(images=True).residual < 1e-5
+    pipe.disable_erasure()
+    assert_same_bits(pipe, before)
+
+
+def test_the_file_is_a_lora_that_stock_diffusers_reads(shipped, pipe, given, tmp_path):
+    stock, ids = copy.deepcopy(shipped), token_ids(shipped.tokenizer, ["a photo of a star", "a red ring on the snow"])
+    given.save_pretrained(tmp_path)
+    stock.load_lora_weights(tmp_path)
+    pipe.load_erasure_adapter(tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(final_states(stock.text_encoder, ids), final_states(pipe.text_encoder, ids), rtol=0, atol=1e-4)
+
+
+def test_they_stack_with_each_other_and_with_blocks_in_any_order(shipped, preserve, given, no_cross):
+    ring = erase(shipped, ErasureSpec((RING,), preserve=preserve), measure=False, **GIVEN)
+    names, found = {"star": given, "ring": ring, "cross": no_cross}, []
+    for order in (["star", "ring", "cross"], ["cross", "ring", "star"]):
+        pipe = erasable(copy.deepcopy(shipped))
+        for name in order:
+            pipe.load_erasure_adapter(names[name], adapter_name=name)
+        assert pipe.verify_erasure().residual < 1e-5
+        found.append(bits(pipe))
+        pipe.delete_erasure_adapters("ring")
+        assert pipe.verify_erasure().residual < 1e-5
+    assert all(torch.equal(found[0][k], found[1][k]) for k in found[0])
+    assert joint_options([given, no_cross])["alignment"] == "last_subject+eos"
+
+
+def test_a_refit_holds_under_a_lora_on_the_same_mlp(pipe, given):
+    torch.manual_seed(0)
+    config = LoraConfig(r=2, target_modules=["fc1", "fc2"], init_lora_weights=False)
+    pipe.text_encoder = get_peft_model(pipe.text_encoder, config).base_model.model
+    pipe.load_erasure_adapter(given, adapter_name="no-star")
+    assert pipe.verify_erasure().residual > 1e-3
+    pipe.refit_erasure()
+    assert pipe.verify_erasure().residual < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_clip_encoder_has_them(dtype):
+    pipe = tiny.build("StableDiffusionXLPipeline").to(dtype)
+    report = erase(pipe, ErasureSpec((STAR,)), metric="identity", max_edit_size=1e3, **GIVEN).report
+    assert report.listed_residual < 1e-5 and len(report.encoders) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "spec", "message"),
+    [
+        ({"variant": "linear"}, {}, "goes with variant='block'"),
+        ({}, {"keep": ("",)}, "not exactly kept; leave keep out"),
+    ],
+)
+def test_what_they_do_not_go_with(shipped, preserve, options, spec, message):
+    with pytest.raises(ConceptSpecError, match=message):
+        erase(shipped, ErasureSpec((STAR,), preserve=preserve, **spec), **GIVEN, **options)
+
+
+def test_gated_mlps_have_none():
+    with pytest.raises(ConceptSpecError, match=r"MLPs of T5EncoderModel are gated.*such as layers=\(0, -1\)"):
+        erase(tiny.build("PixArtSigmaPipeline"), ErasureSpec((STAR,)), metric="identity", layers=("neurons", -1))
+
+
+def test_files_alone_do_not_put_them_together(given, no_cross):
+    with pytest.raises(AdapterStateError, match="may have given away the same"):
+        kernel([given, no_cross])
