@@ -17,7 +17,7 @@ from diffusers_erasepro.solve import cholesky
 from diffusers_erasepro.walk import final_states
 
 STAR, RING = Concept("star", anchor="circle"), Concept("ring", anchor="diamond")
-GIVEN = {"layers": ("neurons", -1), "alignment": "last_subject"}
+GIVEN = {"layers": ("neurons", -1), "alignment": "last_subject+soft_eos"}
 FC1, FC2 = "text_encoder.text_model.encoder.layers.0.mlp.fc1", "text_encoder.text_model.encoder.layers.0.mlp.fc2"
 
 

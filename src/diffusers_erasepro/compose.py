@@ -70,6 +70,7 @@ def united_alignment(options: Sequence[Mapping[str, Any]]) -> str:
     """
     asked = {o["alignment"] for o in options}
     every = asdict(Alignment(eos=False)) | {n: True for a in asked for n, on in asdict(ALIGNMENTS[a]).items() if on}
+    every["soft_eos"] &= not every["eos"]  # which holds soft prompts too
     found = next((name for name, alignment in ALIGNMENTS.items() if alignment == Alignment(**every)), None)
     if found is None:
         raise AdapterStateError(f"adapters made with alignment {sorted(asked)} cannot be solved together; make them alike")

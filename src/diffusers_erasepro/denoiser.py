@@ -25,10 +25,10 @@ EARLY: tuple[Layers, ...] = ((0, -1), (1, -1), (2, -1), (3, -1), (-1,), (0, "kv"
 CHAINS: tuple[dict[str, Any], ...] = (
     *({"layers": layers} for layers in EARLY),
     {"layers": ("neurons", -1)},
-    {"layers": ("neurons", -1), "alignment": "last_subject"},
+    {"layers": ("neurons", -1), "alignment": "last_subject+soft_eos"},
 )
 """What `layers="auto"` chooses from: one early place, and one that closes what it leaves. Where neurons have replaced a thing at
-its own token, little is left for the end of the prompt to tell, so that it may go unconstrained."""
+its own token, little is left for the end of the prompt to tell, so that it need not be held exactly."""
 STRONGER = (1, 3, 10, 30)
 """Where no chain erases enough, "auto" tries them again with the soft prompts weighing so many times more."""
 ENOUGH = 0.15

@@ -36,10 +36,18 @@ class Alignment:
     eos: bool = True
     """What follows the prompt: EOS, or the end of a chat template."""
     padding: bool = False
+    soft_eos: bool = False
+    """What follows a soft prompt, where `eos` does not hold all."""
+
+    @property
+    def of_soft(self) -> Alignment:
+        """The same for soft prompts."""
+        return replace(self, eos=self.eos or self.soft_eos)
 
 
 ALIGNMENTS = {
     "last_subject": Alignment(eos=False),
+    "last_subject+soft_eos": Alignment(eos=False, soft_eos=True),
     "last_subject+eos": Alignment(),
     "subject": Alignment(whole_subject=True, eos=False),
     "subject+eos": Alignment(whole_subject=True),
@@ -342,7 +350,8 @@ def pairs_to_solve(concepts: Sequence[Concept], *, soft_budget: int) -> dict[str
 def rows_to_solve(concepts: Sequence[Concept], source: Any, alignment: Alignment, *, soft_budget: int) -> dict[str, Rows]:
     """Rows of `pairs_to_solve`."""
     pairs = pairs_to_solve(concepts, soft_budget=soft_budget)
-    return {kind: rows_of(found, source, alignment) for kind, found in pairs.items()}
+    held = {"exact": alignment, "soft": alignment.of_soft}
+    return {kind: rows_of(found, source, held[kind]) for kind, found in pairs.items()}
 
 
 def rows_to_measure(concepts: Sequence[Concept], captions: Sequence[str], source: Any, alignment: Alignment) -> dict[str, Rows]:
