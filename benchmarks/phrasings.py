@@ -17,7 +17,7 @@ from diffusers_erasepro.glyphs.asking import Pairs
 from diffusers_erasepro.glyphs.captions import phrase
 from diffusers_erasepro.glyphs.world import FIRST
 from diffusers_erasepro.methods import uce
-from first_light import concepts_of
+from first_light import OURS, concepts_of
 
 TALE = "yesterday after a long walk home through the rain with two friends and a slow dog we hung up "
 Form = Callable[[str, str], str]
@@ -76,20 +76,21 @@ def main() -> None:
             asked["first of two objects"] = beside(concept, others, args.n, args.seed, target_first=True)
             asked["second of two objects"] = beside(concept, others, args.n, args.seed, target_first=False)
         spec = ErasureSpec((concept,), preserve=tuple(glyphs.captions(400, seed=0)))
-        ours, peer = erase(pipe, spec), uce(pipe, spec)
+        made = [*(erase(pipe, spec, **options) for options in OURS.values()), uce(pipe, spec)]
         for name, pairs in tqdm(asked.items(), desc=concept.target):
             cells = [row(pipe, judge, pairs, concept, args.seed)]
-            for adapter in (ours, peer):
+            for adapter in made:
                 with erased(pipe, adapter):
                     cells.append(row(pipe, judge, pairs, concept, args.seed))
             lines.append(f"| {concept.target} | {name} | " + " | ".join(cells) + " |")
     args.page.write_text("\n".join([
         "# Other ways to ask", "",
         f"`python benchmarks/phrasings.py` wrote this page: {where}; {args.n} pictures per cell, 15 steps, guidance 3.",
-        "Each concept is erased alone at default settings. Held-out phrasings, then changed as the row says: no edit was",
+        "Each concept is erased alone at default settings and with `layers=\"auto\"`, which takes neurons for the shapes.",
+        "Held-out phrasings, then changed as the row says: no edit was",
         "solved for any of these forms. Share of pictures that show the target, with its 95 % interval; for two objects",
         "either object counts, and behind the semicolon stands how often the other object is drawn.", "",
-        "| erased | asked | unedited | ours | UCE |", "|---|---|---|---|---|", *lines, "",
+        f"| erased | asked | unedited | {' | '.join(OURS)} | UCE |", "|---|---|---|" + "---|" * (len(OURS) + 1), *lines, "",
     ]))  # fmt: skip
 
 

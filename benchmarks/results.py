@@ -113,8 +113,8 @@ def best(rows: Found, bar: float) -> str:
     return min(enough or rows, key=lambda r: rows[r]["mse" if enough else "ACC_e"].value)
 
 
-def verdict(cell: str, found: Found) -> str:
-    ours = found[OURS]
+def verdict(cell: str, found: Found, row: str = OURS) -> str:
+    ours = found[row]
     peers = {r: x for r, x in found.items() if r not in (UNEDITED, OTHER, SCRAMBLED) and not r.startswith("ours")}
     name = best(peers, max(0.05, ours["ACC_e"].value))
     rival, ratio = peers[name], ours["mse"].value / peers[name]["mse"].value

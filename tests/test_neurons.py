@@ -95,6 +95,7 @@ def test_others_move_less_than_half_and_unseen_phrasings_lack_no_more(given, no_
     assert given.report.drift < 0.5 * no_star.report.drift
     assert given.report.held_out_mean < no_star.report.held_out_mean
     assert {FC1, FC2} < set(given.edits) and given.edits[FC1].rank == 2
+    assert any("may have given away the same ones" in note for note in given.report.notes)
 
 
 def test_live_it_is_what_the_walk_said_and_off_is_the_base(pipe, given):

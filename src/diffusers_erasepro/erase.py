@@ -52,6 +52,12 @@ from .walk import Solver, Step, Walk, reading, states_of, walk, working
 from .weights import unedited
 
 
+ALONE = (
+    "two adapters with layers 'neurons' may have given away the same ones: load_erasure_adapter solves them together, stock "
+    "load_lora_weights would add them up"
+)
+
+
 def erase(pipe: Any, spec: ErasureSpec | Concept, *, measure: bool = True, **options: Any) -> ErasureAdapter:
     """Make the adapter that erases `spec` from `pipe`; the pipeline stays as it is, bit for bit.
 
@@ -244,6 +250,7 @@ def _notes(pipe: Any, family: PipelineFamily, adapter: ErasureAdapter) -> tuple[
     return (
         *(f"{name} is None and was skipped: the pipeline reads nothing of it" for name in missing),
         *(f"stock load_lora_weights does not reach {name}: load with load_erasure_adapter" for name in beyond),
+        *([ALONE] if isinstance(adapter.options, Options) and adapter.options.takes_neurons else []),
     )
 
 
