@@ -33,8 +33,9 @@ INTRODUCTION = """# Ours and the best peer, with more pictures
 `python benchmarks/cells.py` wrote this page: {where}.
 {n} pictures of prompts with a target and {n} of others per row, 15 steps, guidance 3, same seeds, held-out phrasings; other
 prompts and noise than on [the page of all methods](results.md), where each cell's peer was chosen as the best at its best
-setting. Ours: the default, and `layers="auto"`. Preserve list: `glyphs.captions(400, seed=0)`. Brackets: 95 % intervals; that of the mse ratio by a paired bootstrap:
-a picture that flips to another shape weighs as much as a thousand others, so that few flips make the mean.
+setting. Ours: the default, and `layers="auto"`. Preserve list: `glyphs.captions(400, seed=0)`. Brackets: 95 % intervals; that
+of the mse ratio by a paired bootstrap: a picture that flips to another shape weighs as much as a thousand others, so that few
+flips make the mean.
 
 """
 COLUMNS = ("ACC_e", "ACC_e2", "ACC_a", "ACC_ctx", "ACC_s", "mse", "feature", "frechet")
