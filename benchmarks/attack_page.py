@@ -24,6 +24,7 @@ CONCEPTS = {
 }
 VICTIMS: dict[str, Callable[[Any, ErasureSpec], ErasureAdapter] | None] = {
     "unedited": None, "UCE": methods.uce, "RECE": methods.rece, "ours": erase, "ours, robust": partial(erase, robust=True),
+    "ours, auto": partial(erase, layers="auto"),
 }  # fmt: skip
 STEPS = 10
 OTHERS, EDITED, MADE = "other prompts drawn right", "img2img with other prompts, drawn right", "time to make and load"
