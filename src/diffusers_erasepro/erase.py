@@ -51,7 +51,6 @@ from .statistics import STATES, metrics, record_inputs
 from .walk import Solver, Step, Walk, reading, states_of, walk, working
 from .weights import unedited
 
-
 ALONE = (
     "two adapters with layers 'neurons' may have given away the same ones: load_erasure_adapter solves them together, stock "
     "load_lora_weights would add them up"

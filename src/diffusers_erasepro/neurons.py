@@ -140,19 +140,23 @@ def _detectors(z: Sequence[Tensor], L: Tensor | None) -> Tensor:
 def _idle(P: Tensor, b1: Tensor, W2: Tensor, count: int) -> list[int]:
     """`count` neurons, one after the other: of those whose loss the others make good best, the one of least bias.
 
-    P is the inverse of their second moments, so 1 / P_jj is what regression on the others leaves of neuron j.
+    P is the inverse of their second moments, so 1 / P_jj is what regression on the others leaves of neuron j. Once some are
+    gone, P of the others is the Schur complement: P - V V', which a pivoted Cholesky factor V tells column by column.
     """
     spare, power, found = len(b1) // IDLE, W2.square().sum(0), list[int]()
+    V, diagonal = P.new_zeros(len(P), 0), P.diagonal().clone()
     if count > spare:
         raise IllPosedError(
             f"layers 'neurons': {count // 2} words need {count} neurons, {spare} of {len(b1)} may be given away; name fewer "
             "words, or edit encoder blocks, such as layers=(0, -1)"
         )
     for _ in range(count):
-        loss = power / P.diagonal().clamp_min(1e-300)
+        loss = power / diagonal.clamp_min(1e-300)
         loss[found] = torch.inf
         replaceable = loss.argsort(stable=True)[:spare]
         j = int(replaceable[b1[replaceable].abs().argmin()])
+        column = P[:, j] - V @ V[j]
+        V = torch.cat([V, (column / column[j].sqrt())[:, None]], 1)
+        diagonal = diagonal - V[:, -1].square()
         found.append(j)
-        P = P - torch.outer(P[:, j], P[j]) / P[j, j]  # the same of those that are left
     return found
