@@ -18,7 +18,7 @@ from tqdm.auto import tqdm, trange
 
 from common import change, erased, provenance, wilson
 from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, glyphs
-from diffusers_erasepro.denoiser import CHAINS, ENOUGH, NEARLY, Look
+from diffusers_erasepro.denoiser import EARLY, ENOUGH, NEARLY, Look
 from diffusers_erasepro.families import Reading, blocks_of
 from diffusers_erasepro.glyphs.clip_judge import right
 from diffusers_erasepro.glyphs.clips import FRAMES, Clip, caption_of, captioned_clips, mention_clip, render_clip, sample_clip
@@ -148,7 +148,7 @@ def named(layers: Layers) -> str:
 def made(pipe: Any, concept: Concept, preserve: tuple[str, ...], kept: Path) -> dict[str, ErasureAdapter]:
     """An adapter per chain that `layers="auto"` looks at, each with its denoiser residual and drift, and what it makes of
     them; made before, read."""
-    spec, paths = ErasureSpec((concept,), preserve=preserve), {c: kept / f"{concept.target}-{named(c)}" for c in CHAINS}
+    spec, paths = ErasureSpec((concept,), preserve=preserve), {c: kept / f"{concept.target}-{named(c)}" for c in EARLY}
     if not all(path.exists() for path in paths.values()):
         with torch.no_grad():
             look = Look.at(pipe, spec)
@@ -252,7 +252,7 @@ def best_fixed(adapters: Made) -> str:
         reports = [found[layers].report for found in adapters.values()]
         return sum((r.denoiser_residual or 0) > ENOUGH for r in reports), sum(r.denoiser_drift or 0 for r in reports)
 
-    return min(map(named, CHAINS), key=cost)
+    return min(map(named, EARLY), key=cost)
 
 
 def strip(bench: Bench, field: str, concept: Concept, adapter: ErasureAdapter, images: Path) -> list[str]:
