@@ -22,6 +22,7 @@ from .weights import resolved
 
 K = TypeVar("K")
 EARLY: tuple[Layers, ...] = ((0, -1), (1, -1), (2, -1), (3, -1), (-1,), (0, "kv"), (1, "kv"))
+"""Of linear edits alone: one early block, and one place that closes what it leaves."""
 CHAINS: tuple[dict[str, Any], ...] = (
     *({"layers": layers} for layers in EARLY),
     {"layers": ("neurons", -1)},
@@ -122,6 +123,7 @@ class Look:
 
 
 def _judging(spec: ErasureSpec) -> tuple[str, ...]:
+    """Captions to judge by: some lent of the preserve list, and some of the shipped corpus that it does not hold."""
     listed = spec.preserve_captions()
     corpus = replace(spec, preserve=None).preserve_captions()
     unheard = sorted(set(corpus) - set(spec.every_caption()))

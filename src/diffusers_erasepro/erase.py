@@ -249,7 +249,7 @@ def _notes(pipe: Any, family: PipelineFamily, adapter: ErasureAdapter) -> tuple[
     return (
         *(f"{name} is None and was skipped: the pipeline reads nothing of it" for name in missing),
         *(f"stock load_lora_weights does not reach {name}: load with load_erasure_adapter" for name in beyond),
-        *([ALONE] if isinstance(adapter.options, Options) and adapter.options.takes_neurons else []),
+        *([ALONE] if adapter.options.takes_neurons else []),
     )
 
 

@@ -103,6 +103,11 @@ class Foreign:
     alignment: str = "last_subject"
     """Where its listed residual is measured."""
 
+    @property
+    def takes_neurons(self) -> bool:
+        """Only `erase` gives neurons away."""
+        return False
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
