@@ -29,9 +29,9 @@ def draw(
     pipe: Any, pairs: Pairs, *, seed: int = 0, steps: int = 15, guidance: float = 3.0, desc: str = "draw"
 ) -> list[Image.Image]:
     """One image per caption; caption i always starts from the same noise."""
-    images = []
-    for i in trange(0, len(pairs), 40, desc=desc, leave=False):
-        texts = [text for text, _ in pairs[i : i + 40]]
+    images, size = [], 40 if pipe.device.type == "cpu" else 1000
+    for i in trange(0, len(pairs), size, desc=desc, leave=False):
+        texts = [text for text, _ in pairs[i : i + size]]
         noise = [torch.Generator().manual_seed(seed * 100_000 + i + j) for j in range(len(texts))]
         images += pipe(texts, num_inference_steps=steps, guidance_scale=guidance, generator=noise).images
     return images

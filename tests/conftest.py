@@ -17,12 +17,13 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 from diffusers_erasepro import Concept, ErasureSpec, erasable, erase, glyphs  # noqa: E402
+from tiny import DEVICE  # noqa: E402
 
 
 @pytest.fixture(scope="session")
 def shipped():
     """The shipped pipeline; tests that change it take `pipe`."""
-    return glyphs.load_pipeline()
+    return glyphs.load_pipeline().to(DEVICE)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """A tiny pipeline of every family: the real classes, built from configs, random weights, a tokenizer made on the spot."""
 
+import os
 from functools import cache
 
 import diffusers
@@ -18,6 +19,8 @@ CHAT = (
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 WIDTH = 32
+DEVICE = os.environ.get("ERASEPRO_TEST_DEVICE", "cpu")
+"""Where the tests' pipelines live: `make test-cuda` runs the same tests on a GPU."""
 VOCABULARY = 800
 
 
@@ -407,4 +410,4 @@ def build(name: str):
     torch.manual_seed(0)
     pipe = BUILDERS[name]()
     pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return pipe.to(DEVICE)

@@ -220,7 +220,7 @@ def _adversarial_prefix(
     noise in pictures of the concept best."""
     tokenizer, rng = siege.victim.tokenizer, siege.rng
     x, texts, scheduler = siege.latents[:looks], siege.prompts[:looks], siege.victim.scheduler
-    e, t = torch.randn(x.shape, generator=torch.Generator().manual_seed(siege.seed)), torch.full((len(x),), 700)
+    e, t = torch.randn(x.shape, generator=torch.Generator().manual_seed(siege.seed)).to(x), torch.full((len(x),), 700).to(x.device)
     noisy, wanted = scheduler.add_noise(x, e, t), _wanted(scheduler, x, e, t)
     known = np.array([i for i in range(len(tokenizer)) if i not in tokenizer.all_special_ids])
     best = rng.choice(known, length)
@@ -255,11 +255,12 @@ def revived_states(siege: Siege, *, regulariser: float = 1e-3) -> Tensor:
     """
     family = family_of(siege.base)
     roots = [component(pipe, family.denoiser) for pipe in (siege.base, siege.victim)]
-    old, new = ([weight_of(root, path).detach().double() for path in reader_paths(roots[0], family)] for root in roots)
+    old, new = ([weight_of(root, path).detach().cpu().double() for path in reader_paths(roots[0], family)] for root in roots)
     # victim weight = W M with one M for all linears, or nearly: the least-squares M is what the derivation needs
     M = torch.linalg.lstsq(torch.cat(old), torch.cat(new)).solution
     Z = inverse_map(sum((W.T @ W for W in old), torch.zeros(())), M, regulariser)
-    return (siege.states(siege.base, siege.prompts).double() @ Z.T).float()
+    states = siege.states(siege.base, siege.prompts)
+    return (states.cpu().double() @ Z.T).to(states)
 
 
 def _inverse_map(siege: Siege) -> list[Image.Image]:
@@ -270,7 +271,7 @@ def _textual_inversion(siege: Siege, *, steps: int = 60, pictures: int = 16, rat
     """CCE: one new word, learnt on the victim from pictures of the concept."""
     encoder, tokenizer = _encoder(siege.victim), siege.victim.tokenizer
     place = len(tokenizer) - 3
-    ids = token_ids(tokenizer, ["a a"])
+    ids = token_ids(tokenizer, ["a a"]).to(encoder.device)
     ids[0, 2] = place
     start = encoder.get_input_embeddings().weight.detach().mean(0)
     vector = start.clone().requires_grad_()
@@ -304,8 +305,8 @@ def _losses(siege: Siege, latents: Tensor, states: Callable[[int], Tensor], step
     noise, scheduler = torch.Generator().manual_seed(siege.seed), siege.victim.scheduler
     for _ in trange(steps, desc="learn", leave=False, delay=2):
         x = latents[torch.randint(len(latents), (batch,), generator=noise)]
-        e = torch.randn(x.shape, generator=noise)
-        t = torch.randint(scheduler.config.num_train_timesteps, (batch,), generator=noise)
+        e = torch.randn(x.shape, generator=noise).to(x)
+        t = torch.randint(scheduler.config.num_train_timesteps, (batch,), generator=noise).to(x.device)
         told = siege.victim.unet(scheduler.add_noise(x, e, t), t, encoder_hidden_states=states(batch)).sample
         yield (told - _wanted(scheduler, x, e, t)).square().mean()
 
@@ -338,7 +339,7 @@ def _inpaint(siege: Siege) -> list[Image.Image]:
     known = siege.draw(siege.base, siege.states(siege.base, siege.neutral), output_type="latent")
     rim = torch.ones_like(known[0, 0], dtype=torch.bool)
     rim[1:-1, 1:-1] = False
-    noise = torch.randn(known.shape, generator=torch.Generator().manual_seed(siege.seed))
+    noise = torch.randn(known.shape, generator=torch.Generator().manual_seed(siege.seed)).to(known)
 
     def keeper(batch: slice) -> Callable[..., dict[str, Tensor]]:
         def put_back(pipe: Any, step: int, _: object, inner: dict[str, Tensor]) -> dict[str, Tensor]:

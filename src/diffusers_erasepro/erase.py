@@ -203,7 +203,7 @@ def _left_to_readers(
         have, goal = done.states[kind][whole]
         if robust:
             unedited_states = states_of(encoder, rows[kind].target, readings)[whole][rows[kind].row, rows[kind].target_at]
-            have, goal = torch.cat([have, unedited_states]), torch.cat([goal, goal])
+            have, goal = torch.cat([have, unedited_states.cpu()]), torch.cat([goal, goal])
         found[kind] = have, goal
     return found
 
@@ -303,7 +303,7 @@ def _kept(encoder: nn.Module, path: TextPath, spec: ErasureSpec, sites: list[Sit
     linears = {site.linear: base_linear(encoder.get_submodule(site.linear)) for site in sites}
     with record_inputs(linears) as seen, reading(encoder, [states]) as read:
         (seen[STATES],) = read(tokens)
-    return {name: x[tokens.read].T if x.shape[1] > 1 else x[:, 0].T for name, x in seen.items()}
+    return {name: (x[tokens.read].T if x.shape[1] > 1 else x[:, 0].T).cpu() for name, x in seen.items()}
 
 
 def _solver(

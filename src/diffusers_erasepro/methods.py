@@ -48,7 +48,7 @@ class Reading:
 
     def states(self, texts: Sequence[str]) -> Tensor:
         """`(n, length, d)` states of whole texts."""
-        return final_states(self.encoder, token_ids(self.tokenizer, texts)).double()
+        return final_states(self.encoder, token_ids(self.tokenizer, texts)).cpu().double()
 
     def last(self, texts: Sequence[str]) -> Tensor:
         """`(d, n)` states at the last token before EOS; at BOS for the empty text."""

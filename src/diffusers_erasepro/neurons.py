@@ -115,7 +115,7 @@ def solve_neurons(
         IllPosedError: More words than there are idle neurons for.
     """
     z, R = [x.double() for x in z], [x.double() for x in R]
-    W1, b1, W2 = W1.double(), b1.double(), W2.double()
+    W1, b1, W2 = W1.double(), b1.double().cpu(), W2.double()
     P = torch.eye(len(b1), dtype=torch.float64) if L2 is None else torch.cholesky_inverse(L2)
     at = _idle(P, b1, W2, 2 * len(z))
     g = _detectors(z, L1)

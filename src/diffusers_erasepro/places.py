@@ -20,13 +20,13 @@ def weight_of(root: nn.Module, name: str) -> Tensor:
 
 
 def effective_weight(root: nn.Module, name: str) -> Tensor:
-    """`weight_of`, and what the PEFT adapters that are active now add to it."""
+    """`weight_of`, and what the PEFT adapters that are active now add to it; on the CPU, which solves."""
     layer: Any = root.get_submodule(name)
-    weight = weight_of(root, name).detach()
+    weight = weight_of(root, name).detach().cpu()
     if not hasattr(layer, "get_delta_weight") or layer.disable_adapters:
         return weight
     active = [n for n in layer.active_adapters if n in layer.lora_A and n not in layer.merged_adapters]
-    return weight + sum(layer.get_delta_weight(n).detach() for n in active)
+    return weight + sum(layer.get_delta_weight(n).detach().cpu() for n in active)
 
 
 @contextmanager

@@ -64,7 +64,7 @@ def _recorded(encoder: nn.Module, tokens: Tokens, sites: Mapping[str, nn.Module]
         with record_inputs(sites) as seen, reading(encoder, [states]) as read:
             (seen[STATES],) = read(batch)
         for name, x in seen.items():
-            flat = (x[:, 0] if x.shape[1] == 1 else x[batch.read.to(x.device)]).double()
+            flat = (x[:, 0] if x.shape[1] == 1 else x[batch.read]).cpu().double()
             sums[name] = sums.get(name, 0) + flat.T @ flat
     return {name: total / max(1, int(tokens.read.sum())) for name, total in sums.items()}
 

@@ -124,16 +124,16 @@ def walk(
     inputs: dict[Site, list[Tensor]] = {site: [] for site in sites}
 
     def both(kind: str, out: Tensor, aligned: Mapping[str, Rows] = rows) -> tuple[Tensor, Tensor]:
-        """What stands at the aligned positions of the targets and of their anchors, `(k, d)` each."""
+        """What stands at the aligned positions of the targets and of their anchors, `(k, d)` each, on the CPU, which solves."""
         at = aligned[kind].row + first[kind]
-        return out[at, aligned[kind].target_at], out[half + anchor_row[at], aligned[kind].anchor_at]
+        return out[at, aligned[kind].target_at].cpu(), out[half + anchor_row[at], aligned[kind].anchor_at].cpu()
 
     def pair(kind: str, pooled: bool, states: Tensor) -> tuple[Tensor, Tensor]:
         """What the denoiser reads of the targets and of their anchors."""
         if not pooled:
             return both(kind, states)
         at = slice(first[kind], first[kind] + len(rows[kind]))
-        return states[at, 0], states[half + anchor_row[at], 0]
+        return states[at, 0].cpu(), states[half + anchor_row[at], 0].cpu()
 
     def columns(kind: str, x: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
         """X `(d_in, k)` and R `(d_out, k)`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,13 +78,17 @@ class Judge:
     @torch.no_grad()
     def probabilities(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
         """Head name -> `(n, answers)`; the columns are `heads_of(world)`'s answers."""
-        parts = [self.net(to_pixels(images[i : i + 64])) for i in range(0, len(images), 64)]
+        parts = [self.net(pixels) for pixels in self._batches(images)]
         return {h.name: torch.cat([p[h.name] for p in parts]).softmax(-1) for h in self.heads}
 
     @torch.no_grad()
     def features(self, images: Sequence[Image.Image]) -> Tensor:
         """`(n, width)` features, for distances between sets of pictures."""
-        return torch.cat([self.net.features(to_pixels(images[i : i + 64])) for i in range(0, len(images), 64)])
+        return torch.cat([self.net.features(pixels) for pixels in self._batches(images)])
+
+    def _batches(self, images: Sequence[Image.Image]) -> Iterator[Tensor]:
+        device = next(self.net.parameters()).device
+        return (to_pixels(images[i : i + 64]).to(device) for i in range(0, len(images), 64))
 
     def __call__(self, images: Sequence[Image.Image]) -> dict[str, list]:
         return self.answers(self.probabilities(images))

@@ -41,10 +41,11 @@ LATENT = 8  # channels
 BATCH = 48  # of the UNet
 
 
-def mixed() -> torch.autocast:
-    """bfloat16 where the CPU has instructions for it; elsewhere torch emulates them, ten times slower than float32."""
-    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.autocast("cpu", torch.bfloat16, enabled=fast)
+def mixed(enabled: bool = True) -> torch.autocast:
+    """bfloat16 where the device has instructions for it; other CPUs emulate them, ten times slower than float32."""
+    device = torch.get_default_device().type
+    fast = device != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.autocast(device, torch.bfloat16, enabled=enabled and fast)
 
 
 class Run:
@@ -82,7 +83,7 @@ def fit(
     shadow = copy.deepcopy(model).requires_grad_(False) if ema else model
     start, seconds = 0, 0.0
     if path.exists():
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, map_location=torch.get_default_device(), weights_only=True)
         model.load_state_dict(state["model"])
         shadow.load_state_dict(state["shadow"])
         optimizer.load_state_dict(state["optimizer"])
@@ -206,8 +207,8 @@ def train_encoder(run: Run, tokenizer: CLIPTokenizer) -> CLIPTextModel:
         with mixed():
             states = encoder(ids).last_hidden_state.float()
         eos = (ids == tokenizer.eos_token_id).int().argmax(-1)
-        where = eos + torch.from_numpy(rng.random(n)).mul(LENGTH - eos).long()
-        where = torch.where(torch.from_numpy(rng.random(n) < 0.3), eos, where)
+        where = eos + torch.as_tensor(rng.random(n)).mul(LENGTH - eos).long()
+        where = torch.where(torch.as_tensor(rng.random(n) < 0.3), eos, where)
         at = states[torch.arange(n), where]
         logits = [head(at) for head in heads]
         losses = [F.cross_entropy(x, y) for x, y in zip(logits, labels.T, strict=True)]
@@ -240,7 +241,7 @@ def channels_last(module: Any) -> Any:
 
 
 def to_tensor(stack: np.ndarray) -> Tensor:
-    return (torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+    return (torch.as_tensor(stack).permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
 
 
 def new_vae(run: Run) -> AutoencoderKL:
@@ -371,7 +372,7 @@ def cache(run: Run, tokenizer: CLIPTokenizer, encoder: CLIPTextModel, vae: Autoe
             triples = [run.scene_pair(rng) for _ in range(100)]
             pixels = to_tensor(np.stack([render(run.world, scene, rng) for _, _, scene in triples]))
             latents.append((vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor).half())
-            with torch.autocast("cpu", enabled=False):
+            with mixed(enabled=False):
                 states.append(encoder(tokenize(tokenizer, [t for t, _, _ in triples])).last_hidden_state.half())
     return torch.cat(latents), torch.cat(states)
 
@@ -386,9 +387,9 @@ def train_unet(run: Run, tokenizer: CLIPTokenizer, encoder: CLIPTextModel, vae: 
 
     def step(i: int) -> Tensor:
         rng = run.rng(9, i)
-        pick = torch.from_numpy(rng.integers(len(latents), size=BATCH))
+        pick = torch.as_tensor(rng.integers(len(latents), size=BATCH))
         x, text = latents[pick].float(), states[pick]
-        text = torch.where(torch.from_numpy(rng.random(BATCH) < 0.1)[:, None, None], empty, text).float()
+        text = torch.where(torch.as_tensor(rng.random(BATCH) < 0.1)[:, None, None], empty, text).float()
         noise, t = torch.randn_like(x), torch.randint(1000, (BATCH,))
         noisy = noise_schedule.add_noise(x, noise, t).contiguous(memory_format=torch.channels_last)
         with mixed():
@@ -419,7 +420,7 @@ def pack(run: Run, pipe: StableDiffusionPipeline, judge: JudgeNet, folder: Path)
     """The world as a diffusers folder plus `judge.safetensors`, all in fp16, each stamped with its recipe."""
     recipe: dict[str, object] = {
         "command": f"python -m diffusers_erasepro.glyphs.train all --world {run.world.name} --seed {run.seed}"
-        f" --encoder-layers {run.encoder_layers}",
+        f" --encoder-layers {run.encoder_layers} --device {torch.get_default_device().type}",
         "world": run.world.name, "seed": run.seed, "commit": commit(),
     }  # fmt: skip
     copy.deepcopy(pipe).to(torch.float16).save_pretrained(folder)
@@ -438,7 +439,7 @@ def measure(
     """How often the picture shows what its caption says, judged; only what is said counts."""
     pairs = captioned_scenes(n, seed=run.seed + 77, held_out=held_out, world=run.world)
     right: dict[str, list[bool]] = {}
-    generator = torch.Generator().manual_seed(run.seed)
+    generator = torch.Generator("cpu").manual_seed(run.seed)
     for i in trange(0, n, 40, desc="measure"):
         chunk = pairs[i : i + 40]
         images = pipe([t for t, _ in chunk], num_inference_steps=steps, guidance_scale=guidance, generator=generator)
@@ -507,8 +508,10 @@ def main() -> None:
     parser.add_argument("--encoder-layers", type=int, default=6)
     parser.add_argument("--out", type=Path, default=Path("runs/first"), help="checkpoints and log")
     parser.add_argument("--to", type=Path, help="where `pack` writes the world (default: OUT/world)")
+    parser.add_argument("--device", default="cpu", help="cuda takes minutes where two cores take hours; the noise is another")
     parser.add_argument("--scale", type=float, default=1.0, help="shrinks every step count; for trying the commands")
     args = parser.parse_args()
+    torch.set_default_device(args.device)
     run = Run(WORLDS[args.world], args.seed, args.out, args.encoder_layers, args.scale)
     getattr(Parts(run, args.to or args.out / "world"), "measure" if args.part == "all" else args.part)
 
