@@ -81,7 +81,7 @@ def test_words_do_not_answer_for_each_other(mlp):
 
 def test_more_words_than_idle_neurons(mlp):
     W1, b1, W2, z, L1, L2 = mlp
-    with pytest.raises(IllPosedError, match="5 words need 10 neurons, 8 of 32 may be given away"):
+    with pytest.raises(IllPosedError, match="5 words need 10 of them, 8 of 32 may be given away"):
         solve_neurons([z[i : i + 1] for i in range(5)], [z[:1]] * 5, W1, b1, W2, gelu, L1, L2)
 
 
@@ -150,7 +150,7 @@ def test_every_clip_encoder_has_them(dtype):
 @pytest.mark.parametrize(
     ("options", "spec", "message"),
     [
-        ({"variant": "linear"}, {}, "goes with variant='block'"),
+        ({"variant": "linear"}, {}, "go with variant='block'"),
         ({}, {"keep": ("",)}, "not exactly kept; leave keep out"),
     ],
 )

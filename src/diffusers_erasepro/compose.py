@@ -148,7 +148,7 @@ def kernel(adapters: Sequence[ErasureAdapter]) -> dict[str, LowRank]:
     """
     if any(a.options.takes_neurons for a in adapters):
         raise AdapterStateError(
-            "adapters with layers 'neurons' may have given away the same ones; combine them on the text encoder"
+            "adapters with neurons among their layers may have given away the same ones; combine them on the text encoder"
         )
     names = dict.fromkeys(name for a in adapters for name in a.edits)
     return {name: _kernel(name, [a for a in adapters if name in a.edits]) for name in names}

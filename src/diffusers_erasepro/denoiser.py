@@ -27,6 +27,7 @@ CHAINS: tuple[dict[str, Any], ...] = (
     *({"layers": layers} for layers in EARLY),
     {"layers": ("neurons", -1)},
     {"layers": ("neurons", -1), "alignment": "last_subject+soft_eos"},
+    {"layers": ("eos_neurons", -1)},
 )
 """What `layers="auto"` chooses from: one early place, and one that closes what it leaves. Where neurons have replaced a thing at
 its own token, little is left for the end of the prompt to tell, so that it need not be held exactly."""

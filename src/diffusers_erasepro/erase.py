@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,7 +30,7 @@ from .families import (
 )
 from .fingerprint import as_it_runs, fingerprints
 from .measure import read_residual
-from .neurons import Mlp, Neurons, by_word, mlp_of, solve_neurons
+from .neurons import PLACES, Mlp, Neurons, Place, by_name, mlp_of, solve_neurons
 from .options import AUTO, NEURONS, READERS, Options
 from .places import effective_weight, weight_of
 from .prompts import (
@@ -52,7 +52,7 @@ from .walk import Solver, Step, Walk, reading, states_of, walk, working
 from .weights import unedited
 
 ALONE = (
-    "two adapters with layers 'neurons' may have given away the same ones: load_erasure_adapter solves them together, stock "
+    "two adapters with neurons may have given away the same ones: load_erasure_adapter solves them together, stock "
     "load_lora_weights would add them up"
 )
 
@@ -70,7 +70,7 @@ def erase(pipe: Any, spec: ErasureSpec | Concept, *, measure: bool = True, **opt
         measure: Report held-out residual and drift; without, the edit alone is made, and they are NaN.
         variant: "block" edits the linear that writes the residual stream last, "linear" every one (`families.VARIANTS`).
         layers: Encoder blocks to edit (-1 is the last that the pipeline reads), "neurons" for two idle neurons of the first
-            block per word (`neurons`), and "kv" for the denoiser's linears that read the text states; or
+            block per word, "eos_neurons" for two of the last block per concept (`neurons`), and "kv" for the denoiser's linears that read the text states; or
             "auto" for the chain of `denoiser.CHAINS`, its alignment, and the soft weight from `soft_weight` up, that the noise
             predictions favour; the adapter records them.
         metric: "covariance" of the preserve captions, or "identity".
@@ -116,15 +116,15 @@ def _erase_encoder(
     """The erasure in one text encoder, and in the denoiser's linears that read it if asked for."""
     (name, _, readings), live = path.use, path.encoder
     sites = sites_of(live, _blocks(choice, closing_blocks(live, readings)), choice.variant)
-    mlp = _neurons_asked(live, spec) if choice.takes_neurons else None
+    mlps = _neurons_asked(live, spec, choice, closing_blocks(live, readings))
     with _named(name):
         rows = _rows(spec, choice, path, measure)
     base = {name: fingerprints(live, {})}
 
     with working(live) as encoder:
-        L = _metrics(encoder, path, spec, choice, _linears(encoder, sites, mlp), key=as_it_runs(live, base[name]))
+        L = _metrics(encoder, path, spec, choice, _linears(encoder, sites, mlps.values()), key=as_it_runs(live, base[name]))
         solver = _solver(spec, choice, rows, L, _kept(encoder, path, spec, sites))
-        neurons = _neurons(live, path, spec, choice, mlp, L) if mlp else None
+        neurons = [_neurons(live, path, spec, choice, place, mlp, L) for place, mlp in mlps.items()]
         done = walk(encoder, rows, sites, solver, readings, neurons)
         closing = choice.edits_readers and path.use == family.read_whole
         pairs = _left_to_readers(encoder, readings, rows, done, robust=choice.robust) if closing else {}
@@ -149,33 +149,38 @@ def _summed(layers: Sequence[_Layer]) -> dict[str, LowRank]:
     return {n: stack([x.factors for x in layers if x.stored == n]).to(torch.float32) for n in names}
 
 
-def _neurons_asked(live: nn.Module, spec: ErasureSpec) -> Mlp:
-    if spec.keep:
+def _neurons_asked(live: nn.Module, spec: ErasureSpec, choice: Options, closing: Sequence[int]) -> dict[Place, Mlp]:
+    """Where neurons are given away."""
+    if spec.keep and choice.takes_neurons:
         raise ConceptSpecError(
-            "layers 'neurons': what given-away neurons did for the prompts in keep is made up for, not exactly kept; leave keep "
-            "out, or edit encoder blocks, such as layers=(0, -1)"
+            "neurons: what those given away did for the prompts in keep is made up for, not exactly kept; leave keep out, or edit "
+            "encoder blocks, such as layers=(0, -1)"
         )
-    return mlp_of(live)
+    asked = [place for name, place in PLACES.items() if name in choice.layers]
+    return {place: mlp_of(live, 0 if place.first else closing[0]) for place in asked}
 
 
-def _neurons(live: nn.Module, path: TextPath, spec: ErasureSpec, choice: Options, mlp: Mlp, L: Mapping[str, Tensor]) -> Neurons:
-    """Idle neurons for every word, as the walk asks for them."""
+def _neurons(
+    live: nn.Module, path: TextPath, spec: ErasureSpec, choice: Options, place: Place, mlp: Mlp, L: Mapping[str, Tensor]
+) -> Neurons:
+    """Idle neurons in one place, as the walk asks for them."""
     pairs = pairs_to_solve(spec.concepts, soft_budget=choice.soft_budget)
-    rows = {kind: rows_of(found, path, ALIGNMENTS["last_subject"]).subjects() for kind, found in pairs.items()}
+    rows = {kind: place.rows(rows_of(found, path, ALIGNMENTS["last_subject+eos"])) for kind, found in pairs.items()}
+    names = {kind: place.names(pairs[kind], rows[kind], spec.concepts) for kind in pairs}
     W1, W2 = (effective_weight(live, name) for name in (mlp.detector, mlp.writer))
     b1: Any = base_linear(live.get_submodule(mlp.detector)).bias
     activation: Any = live.get_submodule(mlp.activation)
 
     def solver(z: Mapping[str, Tensor], R: Mapping[str, Tensor]) -> tuple[LowRank, LowRank]:
-        grouped = (by_word(pairs, z), by_word(pairs, R))
+        grouped = (by_name(names, z), by_name(names, R))
         return solve_neurons(*grouped, W1, b1, W2, activation, L.get(mlp.detector), L.get(mlp.writer))
 
     return Neurons(mlp, W2, rows, solver)
 
 
-def _linears(encoder: nn.Module, sites: Sequence[Site], mlp: Mlp | None) -> dict[str, nn.Module]:
+def _linears(encoder: nn.Module, sites: Sequence[Site], mlps: Iterable[Mlp]) -> dict[str, nn.Module]:
     """The linears whose inputs want a metric."""
-    names = (*((mlp.detector, mlp.writer) if mlp else ()), *(site.linear for site in sites))
+    names = (*(name for mlp in mlps for name in (mlp.detector, mlp.writer)), *(site.linear for site in sites))
     return {name: base_linear(encoder.get_submodule(name)) for name in names}
 
 
@@ -358,7 +363,7 @@ def _choices(choice: Options, tried: Mapping[Options, Report]) -> Iterator[Optio
 
     What leaks then are phrasings that no list holds.
     """
-    chains = [chain for chain in CHAINS if choice.variant == "block" or NEURONS not in chain["layers"]]
+    chains = [chain for chain in CHAINS if choice.variant == "block" or not {*NEURONS} & {*chain["layers"]}]
     for times in STRONGER:
         yield from (replace(choice, soft_weight=times * choice.soft_weight, **chain) for chain in chains)
         if not choice.soft_weight or erases_enough(tried.values()):

@@ -1,4 +1,4 @@
-"""Two idle neurons of the first block per word: together they answer to its square, and write the anchor in its place.
+"""Two idle neurons per word, or per concept: together they answer to its square, and write the anchor in its place.
 
 A linear edit that answers 1 to a word answers .1 to what is a tenth like it. With g'z that linear answer to the MLP's
 input z and f its activation, f(g'z) + f(-g'z) is about .85 (g'z)^2: what is a tenth like the word gets a hundredth.
@@ -17,6 +17,8 @@ from .errors import ConceptSpecError, IllPosedError
 from .factors import LowRank, orthonormal
 from .families import encoder_family_of, sites_of
 from .prompts import Pair, Rows
+from .solve import inverse
+from .spec import Concept
 
 IDLE = 4
 """One in so many neurons may be given away: those that the others replace best."""
@@ -24,8 +26,32 @@ Activation = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where neurons are given away, and what they answer to."""
+
+    first: bool
+    """In the first block, or in the last that is read."""
+    ends: bool
+    """To the end of the prompt, where all words of a concept have one meaning and share a pair; or to each word's last token."""
+
+    def rows(self, found: Rows) -> Rows:
+        """Of rows aligned at both, the positions to answer to."""
+        return found.ends() if self.ends else found.subjects()
+
+    def names(self, pairs: Sequence[Pair], rows: Rows, concepts: Sequence[Concept]) -> list[str]:
+        """Per position of `rows` of these pairs, which pair of neurons answers."""
+        targets = {word: c.target if self.ends else word for c in concepts for word in c.words}
+        said = [p.target.text[p.target.start : p.target.stop] for p in pairs]
+        return [targets[said[i]] for i in rows.row.tolist()]
+
+
+PLACES = {"neurons": Place(first=True, ends=False), "eos_neurons": Place(first=False, ends=True)}
+"""By the name that `layers` has for them."""
+
+
+@dataclass(frozen=True)
 class Mlp:
-    """The MLP of an encoder's first block, by module names: `writer(activation(detector(z)))`."""
+    """The MLP of an encoder's block, by module names: `writer(activation(detector(z)))`."""
 
     detector: str
     activation: str
@@ -33,8 +59,8 @@ class Mlp:
     closes: str
 
 
-def mlp_of(encoder: nn.Module) -> Mlp:
-    """The MLP whose neurons are given away.
+def mlp_of(encoder: nn.Module, block: int) -> Mlp:
+    """The MLP of a block, whose neurons are given away.
 
     Raises:
         ConceptSpecError: It is gated, so that no neuron answers to one input alone.
@@ -42,10 +68,10 @@ def mlp_of(encoder: nn.Module) -> Mlp:
     family = encoder_family_of(encoder)
     if family.detector is None or family.activation is None:
         raise ConceptSpecError(
-            f"layers 'neurons': the MLPs of {type(encoder).__name__} are gated, not two linears with an activation between; edit "
+            f"neurons: the MLPs of {type(encoder).__name__} are gated, not two linears with an activation between; edit "
             "encoder blocks, such as layers=(0, -1)"
         )
-    (site,) = sites_of(encoder, [0], "block")
+    (site,) = sites_of(encoder, [block], "block")
     return Mlp(f"{site.closes}.{family.detector}", f"{site.closes}.{family.activation}", site.linear, site.closes)
 
 
@@ -57,7 +83,7 @@ class Neurons:
     writer: Tensor
     """`(d, hidden)` the writer's weight, as it is in force."""
     rows: Mapping[str, Rows]
-    """The same prompts that the walk runs, aligned at the last subject token alone."""
+    """The same prompts that the walk runs, aligned where the neurons answer."""
     solver: Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], tuple[LowRank, LowRank]]
     """Per kind of rows `(n, d)`, what the detector receives and what the block's output lacks; the edits of both linears."""
 
@@ -81,11 +107,10 @@ class Heard:
         return [torch.cat(parts) for parts in self._found]
 
 
-def by_word(pairs: Mapping[str, Sequence[Pair]], found: Mapping[str, Tensor]) -> list[Tensor]:
-    """Per kind `(n, d)`, one row per pair, as `(k, d)` per word that the pairs' targets name."""
-    named = [p.target.text[p.target.start : p.target.stop] for kind in found for p in pairs[kind]]
-    rows = torch.cat([*found.values()])
-    return [rows[[n == word for n in named]] for word in dict.fromkeys(named)]
+def by_name(names: Mapping[str, Sequence[str]], found: Mapping[str, Tensor]) -> list[Tensor]:
+    """Per kind `(n, d)`, one row per name, as `(k, d)` per name."""
+    every, rows = [n for kind in found for n in names[kind]], torch.cat([*found.values()])
+    return [rows[[n == name for n in every]] for name in dict.fromkeys(every)]
 
 
 def solve_neurons(
@@ -116,7 +141,7 @@ def solve_neurons(
     """
     z, R = [x.double() for x in z], [x.double() for x in R]
     W1, b1, W2 = W1.double(), b1.double().cpu(), W2.double()
-    P = torch.eye(len(b1), dtype=torch.float64) if L2 is None else torch.cholesky_inverse(L2)
+    P = torch.eye(len(b1), dtype=torch.float64) if L2 is None else inverse(L2)
     at = _idle(P, b1, W2, 2 * len(z))
     g = _detectors(z, L1)
     rows = torch.stack([g, -g], 1).flatten(0, 1)
@@ -147,7 +172,7 @@ def _idle(P: Tensor, b1: Tensor, W2: Tensor, count: int) -> list[int]:
     V, diagonal = P.new_zeros(len(P), 0), P.diagonal().clone()
     if count > spare:
         raise IllPosedError(
-            f"layers 'neurons': {count // 2} words need {count} neurons, {spare} of {len(b1)} may be given away; name fewer "
+            f"neurons: {count // 2} words need {count} of them, {spare} of {len(b1)} may be given away; name fewer "
             "words, or edit encoder blocks, such as layers=(0, -1)"
         )
     for _ in range(count):

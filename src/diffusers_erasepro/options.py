@@ -15,8 +15,8 @@ METRICS = ("covariance", "identity")
 Layers = tuple[int | str, ...]
 READERS = "kv"
 """The name that stands for the denoiser's K/V linears among `layers`."""
-NEURONS = "neurons"
-"""The name that stands for idle neurons of the first block."""
+NEURONS = ("neurons", "eos_neurons")
+"""The names that stand for idle neurons of the first block, and of the last that is read (`neurons.PLACES`)."""
 AUTO: Layers = ("auto",)
 """Let the noise predictions choose the layers."""
 
@@ -52,15 +52,15 @@ class Options:
             if (name, value) != ("max_rank", None) and (type(value) is not int or value < least):
                 raise ConceptSpecError(f"{name} must be a whole number of at least {least}, got {value!r}")
         if not self.layers:
-            raise ConceptSpecError("layers is empty; name encoder blocks (such as 1, -1), 'neurons' or 'kv', or give 'auto'")
+            raise ConceptSpecError("layers is empty; name encoder blocks (such as 1, -1), 'neurons', 'eos_neurons' or 'kv', or give 'auto'")
         for layer in self.layers if self.layers != AUTO else ():
-            if type(layer) is not int and layer not in (NEURONS, READERS):
+            if type(layer) is not int and layer not in (*NEURONS, READERS):
                 raise ConceptSpecError(
-                    f"unknown layer {layer!r}; layers are encoder blocks (0, 1, ..., -1), {NEURONS!r} or {READERS!r}, or 'auto' "
-                    "alone"
+                    f"unknown layer {layer!r}; layers are encoder blocks (0, 1, ..., -1), {', '.join(map(repr, NEURONS))} or "
+                    f"{READERS!r}, or 'auto' alone"
                 )
         if self.takes_neurons and self.variant != "block":
-            raise ConceptSpecError(f"layers {NEURONS!r} goes with variant='block', got {self.variant!r}")
+            raise ConceptSpecError(f"neurons among the layers go with variant='block', got {self.variant!r}")
 
     @classmethod
     def of(cls, choices: dict[str, Any]) -> Options:
@@ -78,7 +78,7 @@ class Options:
     @property
     def takes_neurons(self) -> bool:
         """Whether idle neurons are given to the words."""
-        return NEURONS in self.layers
+        return any(name in self.layers for name in NEURONS)
 
     def blocks(self, count: int) -> list[int]:
         """The encoder blocks asked for, shallow to deep, of an encoder with `count` blocks."""

@@ -154,8 +154,18 @@ class Rows:
 
     def subjects(self) -> Rows:
         """Only the first position of each row: of rows aligned at the last subject token, that token."""
-        first = self.row.diff(prepend=torch.tensor([-1])) > 0
-        return replace(self, row=self.row[first], target_at=self.target_at[first], anchor_at=self.anchor_at[first])
+        return self._only(self._first)
+
+    def ends(self) -> Rows:
+        """All but that: of rows aligned at the last subject token and at EOS, EOS."""
+        return self._only(~self._first)
+
+    @property
+    def _first(self) -> Tensor:
+        return self.row.diff(prepend=torch.tensor([-1])) > 0
+
+    def _only(self, some: Tensor) -> Rows:
+        return replace(self, row=self.row[some], target_at=self.target_at[some], anchor_at=self.anchor_at[some])
 
     @property
     def target_ids(self) -> Tensor:

@@ -147,6 +147,13 @@ def cholesky(C: Tensor, where: str = "layer") -> Tensor:
     return L
 
 
+def inverse(L: Tensor) -> Tensor:
+    """(L L')^-1, remembered as long as L is: of CLIP-L's fc2 it takes longer than a solve."""
+    if not hasattr(L, "_inverse"):
+        L._inverse = torch.cholesky_inverse(L)  # type: ignore[attr-defined]
+    return L._inverse  # type: ignore[attr-defined]
+
+
 def check_finite(where: str, **tensors: Tensor | None) -> None:
     """Raise IllPosedError naming the first tensor with a NaN or an infinity."""
     for name, tensor in tensors.items():

@@ -103,14 +103,14 @@ def run(encoder: Any, tokens: Tokens, *, last_hidden: bool) -> Any:
 @torch.no_grad()
 def walk(
     encoder: Any, rows: Mapping[str, Rows], sites: Sequence[Site], solver: Solver, readings: Sequence[Reading] = (LAST,),
-    neurons: Neurons | None = None,
+    neurons: Sequence[Neurons] = (),
 ) -> Walk:  # fmt: skip
     """Run targets and anchors side by side through `encoder`, and solve at each of `sites` on the way.
 
     Where a site closes its gap the target rows' output is `h`, the anchor rows' is `h0`; the edit D of its linear
     must add `R = h0 - h` at the aligned positions of the "exact" rows, and would at those of the "soft" rows. The
     target rows then go on with `h + D x` (at every position, as the edited weight would), so the next site sees the
-    edited stream. Rows of other kinds only ride along, to be measured at the end. `neurons` come before all sites.
+    edited stream. Rows of other kinds only ride along, to be measured at the end. `neurons` come before a site of their block.
 
     Where attention is causal, what comes after the last aligned position matters to none, and is cut.
     """
@@ -175,10 +175,9 @@ def walk(
 
     handles = []
     try:
-        if neurons:
-            heard = Heard(encoder, neurons.mlp)
-            last = encoder.get_submodule(neurons.mlp.closes)
-            handles += [*heard.handles, last.register_forward_hook(give_away(neurons, heard), prepend=True)]
+        for given in neurons:
+            heard, block = Heard(encoder, given.mlp), encoder.get_submodule(given.mlp.closes)
+            handles += [*heard.handles, block.register_forward_hook(give_away(given, heard), prepend=True)]
         for site in sites:
             keep = lambda _, args, site=site: inputs[site].append(args[0])  # noqa: E731
             handles.append(base_linear(encoder.get_submodule(site.linear)).register_forward_pre_hook(keep))
