@@ -106,4 +106,7 @@ def commit() -> str:
 
 def provenance(seed: int) -> str:
     """One line that says where numbers come from."""
-    return f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, seed {seed}, commit {commit()}"
+    gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_initialized() else ""
+    return (
+        f"{gpu}{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, seed {seed}, commit {commit()}"
+    )

@@ -102,9 +102,10 @@ class Row:
 class Bench:
     """The unedited pictures, drawn once, and the comparison of any edited pipeline with them."""
 
-    def __init__(self, world: World, folder: Path, n: int, others: int, seed: int) -> None:
+    def __init__(self, world: World, folder: Path, n: int, others: int, seed: int, device: str) -> None:
         self.world, self.n, self.seed, self.concepts = world, n, seed, concepts_of(world)
-        self.pipe, self.judge = erasable(glyphs.load_pipeline(folder)), glyphs.load_judge(folder)
+        torch.backends.cudnn.allow_tf32 = False  # both sides of a comparison in full float32
+        self.pipe, self.judge = erasable(glyphs.load_pipeline(folder).to(device)), glyphs.load_judge(folder)
         every = [concept for _, concept in self.concepts]
         self.others = prompts_without(every, others, seed=seed, held_out=True, world=world)
         self.said = np.array([all(getattr(scene, f) for f in FIELDS) for _, scene in self.others])
@@ -151,7 +152,7 @@ def toggles(pipe: Any, adapter: ErasureAdapter, count: int = 1000) -> bool:
 def stock_difference(pipe: Any, adapter: ErasureAdapter, world: World, folder: Path, n: int = 16) -> int:
     """Largest pixel difference between our loader and stock `load_lora_weights` with the same file."""
     prompts = prompts_with(adapter.spec.concepts[0], n, seed=5, held_out=True, world=world)
-    stock = glyphs.load_pipeline(folder)
+    stock = glyphs.load_pipeline(folder).to(pipe.device)
     with tempfile.TemporaryDirectory() as saved:
         adapter.save_pretrained(saved)
         stock.load_lora_weights(saved)
@@ -281,10 +282,11 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=glyphs.WEIGHTS, help="where that world's weights are")
     parser.add_argument("--page", type=Path, default=Path("docs/first-light.md"))
     parser.add_argument("--lines", type=Path, help="JSON lines of finished rows (default: runs/first-light-WORLD.jsonl)")
+    parser.add_argument("--device", default="cpu", help="where to draw; with cuda a cell of thousands takes seconds")
     args = parser.parse_args()
     where, lines = provenance(args.seed), args.lines or Path(f"runs/first-light-{args.world}.jsonl")
     known = {(r.concept, r.method): r for r in (Row(**line) for line in kept_lines(lines))}
-    bench = Bench(WORLDS[args.world], args.folder, args.n, args.others, args.seed)
+    bench = Bench(WORLDS[args.world], args.folder, args.n, args.others, args.seed, args.device)
     preserve, blocks = tuple(glyphs.captions(400, seed=0, world=bench.world)), bench.pipe.text_encoder.config.num_hidden_layers
     rows: list[Row] = []
     adapters: dict[str, dict[str, ErasureAdapter]] = {ours: {} for ours in OURS}

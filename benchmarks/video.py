@@ -18,7 +18,7 @@ from tqdm.auto import tqdm, trange
 
 from common import change, erased, provenance, wilson
 from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, glyphs
-from diffusers_erasepro.denoiser import EARLY, ENOUGH, NEARLY, Look
+from diffusers_erasepro.denoiser import ENOUGH, NEARLY, Look
 from diffusers_erasepro.families import Reading, blocks_of
 from diffusers_erasepro.glyphs.clip_judge import right
 from diffusers_erasepro.glyphs.clips import FRAMES, Clip, caption_of, captioned_clips, mention_clip, render_clip, sample_clip
@@ -214,6 +214,8 @@ def row_line(row: Row, base: Row, n: int) -> str:
     )
 
 
+EARLY = ((0, -1), (1, -1), (2, -1), (3, -1), (-1,), (0, "kv"), (1, "kv"))
+"""The fixed choices beside auto's: one early block, and one place that closes what it leaves."""
 HEAD = (
     "| erased | layers | target left (95 %, by clips) | anchor | rest of the prompt | others: frames | others: motion | "
     "others: frame-to-frame change | others: mse |",

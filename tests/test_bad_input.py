@@ -16,6 +16,7 @@ from diffusers_erasepro.verify import THRESHOLDS
 from diffusers_erasepro.walk import states_of, working
 from test_families import PRESERVE, STAR, bits, same
 from test_quantised import bnb_int8, bnb_nf4
+from tiny import DEVICE
 
 SPEC = ErasureSpec((STAR,), preserve=PRESERVE)
 FLOAT8, BRAIN, HALF = torch.float8_e4m3fn, torch.bfloat16, torch.float16
@@ -71,7 +72,7 @@ def test_one_block_at_a_time_is_float32():
         wide = []
         for block in twin.encoder.block:  # after the hooks that widen
             block.register_forward_pre_hook(lambda *_: wide.append([p.dtype for p in twin.parameters()].count(torch.float32)))
-        twin(torch.zeros(1, 4, dtype=torch.long))
+        twin(torch.zeros(1, 4, dtype=torch.long, device=DEVICE))
     assert wide == [len([*block.parameters()]) for block in encoder.encoder.block]
 
 
@@ -146,7 +147,7 @@ def test_sequential_offload(name, dtype):
     pipe = tiny.build(name).to(dtype)
     want = erase(pipe, SPEC)
     for module in modules(pipe):
-        accelerate.cpu_offload(module, "cpu", offload_buffers=True)
+        accelerate.cpu_offload(module, DEVICE, offload_buffers=True)
     adapter = erase(pipe, SPEC)
     assert all(torch.equal(adapter.edits[k].A, e.A) and torch.equal(adapter.edits[k].B, e.B) for k, e in want.edits.items())
     assert erased(pipe).residual <= THRESHOLDS[dtype]
@@ -155,15 +156,15 @@ def test_sequential_offload(name, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, BRAIN])
 def test_model_offload(dtype):
     pipe = tiny.build("StableDiffusionXLPipeline").to(dtype)
-    pipe.enable_model_cpu_offload(device="cpu")
+    pipe.enable_model_cpu_offload(device=DEVICE)
     assert erased(pipe).residual <= THRESHOLDS[dtype]
 
 
 def test_group_offload_of_float32_works_and_of_16_bits_is_an_error():
-    cpu = torch.device("cpu")
+    onload, cpu = torch.device(DEVICE), torch.device("cpu")
     for dtype in (torch.float32, BRAIN):
         pipe = tiny.build("StableDiffusionPipeline").to(dtype)
-        pipe.enable_group_offload(onload_device=cpu, offload_device=cpu, offload_type="leaf_level")
+        pipe.enable_group_offload(onload_device=onload, offload_device=cpu, offload_type="leaf_level")
         if dtype == torch.float32:
             assert erased(pipe).residual < 1e-5
         else:
@@ -180,7 +181,7 @@ def without_weights(pipe):
 
 @pytest.mark.parametrize("change", [one_part_offloaded, without_weights])
 def test_a_pipeline_that_is_nowhere_is_an_error(change):
-    pipe = tiny.build("StableDiffusionPipeline")
+    pipe = tiny.build("StableDiffusionPipeline").to("cpu")
     change(pipe)
     refused(pipe, AdapterStateError, r"StableDiffusionPipeline would run on the meta device: .* before offloading")
 

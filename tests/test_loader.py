@@ -172,7 +172,7 @@ def test_sixteen_bit_pipelines_restore_their_bits(shipped, no_star, no_cross, dt
 def test_verify_fails_when_someone_else_changed_the_weights(pipe, no_star):
     pipe.load_erasure_adapter(no_star)
     weight = pipe.text_encoder.get_submodule(FC2).weight
-    weight.data += 0.01 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    weight.data += 0.01 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)).to(weight)
     found = pipe.verify_erasure()
     assert not found.ok and found.residual > found.threshold
     assert any("text_encoder was changed" in note for note in found.uncovered)
@@ -184,7 +184,7 @@ def test_a_change_by_someone_else_survives_our_toggle(pipe, no_star):
     weight = pipe.text_encoder.get_submodule(FC2).weight
     before = weight.detach().clone()
     pipe.load_erasure_adapter(no_star)
-    theirs = 0.01 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    theirs = 0.01 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)).to(weight)
     weight.data += theirs
     pipe.disable_erasure()
     torch.testing.assert_close(weight.detach(), before + theirs, atol=1e-6, rtol=0)
@@ -244,7 +244,7 @@ def test_a_style_lora_does_not_switch_the_erasure_off(pipe, shipped, no_star, tm
 def test_refit_closes_the_residual_on_a_changed_base(pipe, no_star):
     pipe.load_erasure_adapter(no_star)
     weight = pipe.text_encoder.get_submodule("encoder.layers.3.mlp.fc1").weight
-    weight.data += 0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    weight.data += 0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)).to(weight)
     assert not pipe.verify_erasure().ok
     pipe.refit_erasure()
     assert pipe.verify_erasure().residual < 1e-5

@@ -93,7 +93,7 @@ def test_a_round_of_rece_closes_what_the_inverse_map_opens(shipped, spec):
         """How far the states that revive the target are from what they should give, in units of the target's."""
         adapter = methods.rece(shipped, spec, rounds=rounds)
         edits = adapter.of("unet")
-        weights = {path: shipped.unet.get_submodule(path).weight.detach().double() for path in edits}
+        weights = {path: shipped.unet.get_submodule(path).weight.detach().double().cpu() for path in edits}
         new = {path: W + edits[path].to(torch.float64).dense() for path, W in weights.items()}
         gram = sum(W.T @ W for W in new.values())
         cross = sum(new[path].T @ weights[path] for path in new)
@@ -105,7 +105,7 @@ def test_a_round_of_rece_closes_what_the_inverse_map_opens(shipped, spec):
 
 def test_speed_does_not_move_the_empty_prompt_or_what_is_above_its_threshold(shipped, spec):
     edits = methods.speed(shipped, spec, augment=0, readers="kv").of("unet")
-    reading_ids = shipped.tokenizer([""], padding="max_length", return_tensors="pt").input_ids
+    reading_ids = shipped.tokenizer([""], padding="max_length", return_tensors="pt").input_ids.to(shipped.device)
     empty = shipped.text_encoder(reading_ids).last_hidden_state[0].double()
     for path, edit in edits.items():
         W = shipped.unet.get_submodule(path).weight.detach().double()
@@ -119,7 +119,8 @@ def test_adapters_without_keys_are_added_and_say_so(pipe, adapters, no_cross):
         pipe.load_erasure_adapter(adapters["uce"], adapter_name="uce")
     weight = pipe.unet.get_submodule(next(iter(adapters["uce"].of("unet")))).weight
     base = pipe.unet._erasepro.weights[next(iter(adapters["uce"].of("unet")))].base
-    torch.testing.assert_close(weight - base, next(iter(adapters["uce"].of("unet").values())).dense(), atol=1e-6, rtol=1e-4)
+    added = next(iter(adapters["uce"].of("unet").values())).dense()
+    torch.testing.assert_close(weight.cpu() - base, added, atol=1e-6, rtol=1e-4)
     verified = pipe.verify_erasure()
     assert any("added" in note for note in verified.uncovered)
     assert verified.residual < 0.6

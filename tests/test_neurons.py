@@ -10,14 +10,17 @@ import tiny
 from conftest import assert_same_bits, bits
 from diffusers_erasepro import Concept, ErasureSpec, erasable, erase
 from diffusers_erasepro.compose import joint_options, kernel
+from diffusers_erasepro.denoiser import Look
 from diffusers_erasepro.errors import AdapterStateError, ConceptSpecError, IllPosedError
-from diffusers_erasepro.neurons import solve_neurons
-from diffusers_erasepro.prompts import token_ids
+from diffusers_erasepro.neurons import PLACES, solve_neurons
+from diffusers_erasepro.prompts import ALIGNMENTS, pairs_of, rows_of, token_ids
 from diffusers_erasepro.solve import cholesky
 from diffusers_erasepro.walk import final_states
 
 STAR, RING = Concept("star", anchor="circle"), Concept("ring", anchor="diamond")
+VOSS = Concept("Mira Voss", anchor="Una Flatt", templates="style")
 GIVEN = {"layers": ("neurons", -1), "alignment": "last_subject+soft_eos"}
+AT_EOS = {"layers": ("eos_neurons", -1)}
 FC1, FC2 = "text_encoder.text_model.encoder.layers.0.mlp.fc1", "text_encoder.text_model.encoder.layers.0.mlp.fc2"
 
 
@@ -90,6 +93,34 @@ def given(shipped, preserve):
     return erase(shipped, ErasureSpec((STAR,), preserve=preserve), **GIVEN)
 
 
+@pytest.fixture(scope="module")
+def at_eos(shipped, preserve):
+    return erase(shipped, ErasureSpec((VOSS,), preserve=preserve), **AT_EOS)
+
+
+def test_at_eos_others_move_less_and_no_more_of_a_style_reaches_the_noise_predictions(shipped, preserve, at_eos, no_style):
+    spec = ErasureSpec((VOSS,), preserve=preserve)
+    with torch.no_grad():
+        (r, d), (r0, d0) = (Look.at(shipped, spec).compare(adapter) for adapter in (at_eos, no_style))
+    assert at_eos.report.listed_residual < 1e-5
+    assert d < d0 and r < r0
+    assert {FC1.replace(".0.", ".5."), FC2.replace(".0.", ".5.")} < set(at_eos.edits)
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "at"), [("neurons", ["cracked", "broken"], "cracked"), ("eos_neurons", ["cracked"], "<")]
+)
+def test_a_word_has_a_pair_at_its_own_token_and_a_concept_one_at_eos(shipped, name, words, at):
+    concepts = (Concept("cracked", anchor="intact", synonyms=("broken",), templates="unsafe"),)
+    pairs = pairs_of(concepts, "soft")
+    rows = PLACES[name].rows(rows_of(pairs, shipped.tokenizer, ALIGNMENTS["last_subject+eos"]))
+    assert list(dict.fromkeys(PLACES[name].names(pairs, rows, concepts))) == words
+    assert len(rows.row) == len(pairs)
+    i = next(i for i, p in enumerate(pairs) if "cracked" in p.target.text)
+    text = shipped.tokenizer.decode(rows.target_ids[i, : int(rows.target_at[i]) + 1])
+    assert text.endswith("cracked" if at == "cracked" else "<|endoftext|>") and text.count("<|endoftext|>") == (at == "<")
+
+
 def test_others_move_less_than_half_and_unseen_phrasings_lack_no_more(given, no_star):
     assert given.report.listed_residual < 1e-5
     assert given.report.drift < 0.5 * no_star.report.drift
@@ -115,10 +146,10 @@ def test_the_file_is_a_lora_that_stock_diffusers_reads(shipped, pipe, given, tmp
         torch.testing.assert_close(final_states(stock.text_encoder, ids), final_states(pipe.text_encoder, ids), rtol=0, atol=1e-4)
 
 
-def test_they_stack_with_each_other_and_with_blocks_in_any_order(shipped, preserve, given, no_cross):
+def test_they_stack_with_each_other_and_with_blocks_in_any_order(shipped, preserve, given, at_eos, no_cross):
     ring = erase(shipped, ErasureSpec((RING,), preserve=preserve), measure=False, **GIVEN)
-    names, found = {"star": given, "ring": ring, "cross": no_cross}, []
-    for order in (["star", "ring", "cross"], ["cross", "ring", "star"]):
+    names, found = {"star": given, "ring": ring, "voss": at_eos, "cross": no_cross}, []
+    for order in (["star", "ring", "voss", "cross"], ["cross", "voss", "ring", "star"]):
         pipe = erasable(copy.deepcopy(shipped))
         for name in order:
             pipe.load_erasure_adapter(names[name], adapter_name=name)
@@ -143,8 +174,9 @@ def test_a_refit_holds_under_a_lora_on_the_same_mlp(pipe, given):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_clip_encoder_has_them(dtype):
     pipe = tiny.build("StableDiffusionXLPipeline").to(dtype)
-    report = erase(pipe, ErasureSpec((STAR,)), metric="identity", max_edit_size=1e3, **GIVEN).report
-    assert report.listed_residual < 1e-5 and len(report.encoders) == 2
+    for choice in (GIVEN, AT_EOS):
+        report = erase(pipe, ErasureSpec((STAR,)), metric="identity", max_edit_size=1e3, **choice).report
+        assert report.listed_residual < 1e-5 and len(report.encoders) == 2
 
 
 @pytest.mark.parametrize(

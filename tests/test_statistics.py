@@ -20,10 +20,10 @@ def linears(shipped, *names):
 
 def test_moments_equal_the_obvious_sum(shipped, ids):
     with torch.no_grad(), record_inputs(linears(shipped, FIRST)) as seen:
-        states = shipped.text_encoder(ids.ids).last_hidden_state
+        states = shipped.text_encoder(ids.ids.to(shipped.device)).last_hidden_state
     found = second_moments(shipped.text_encoder, ids, linears(shipped, FIRST), key="sum")
     for name, inputs in ((FIRST, seen[FIRST]), ("states", states)):
-        x = inputs.reshape(-1, inputs.shape[-1]).double()
+        x = inputs.reshape(-1, inputs.shape[-1]).double().cpu()
         torch.testing.assert_close(found[name], x.T @ x / len(x), rtol=1e-6, atol=1e-9)
 
 

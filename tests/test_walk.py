@@ -38,12 +38,13 @@ def slow_walk(encoder, rows, sites):
                 lambda _, __, out, stream=stream: stream.update(out=out if isinstance(out, torch.Tensor) else out[0])
             )
             with torch.no_grad(), record_inputs({site.linear: model.get_submodule(site.linear)}) as seen:
-                model(ids)
+                model(ids.to(model.device))
             handle.remove()
-            columns.append((seen[site.linear][rows.row, at].T, stream["out"][rows.row, at].T))
+            columns.append((seen[site.linear][rows.row, at].T.cpu(), stream["out"][rows.row, at].T.cpu()))
         (X, have), (_, goal) = columns
         found[site.linear] = D = solve(X, goal - have).factors.dense()
-        base_linear(encoder.get_submodule(site.linear)).weight.data += D.float()
+        weight = base_linear(encoder.get_submodule(site.linear)).weight
+        weight.data += D.to(weight)
     return found
 
 
@@ -74,7 +75,7 @@ def test_the_states_a_walk_ends_with_are_those_of_the_edited_encoder(shipped, pr
     edits = {s.site: s.edit.factors for s in done.steps}
     assert done.states.keys() == {"exact", "soft", "held_out", "kept"}
     for kind, [(have, goal)] in done.states.items():  # anchors run once, against rows run apart
-        slow_have, slow_goal = aligned_states(encoder, rows[kind], edits)
+        slow_have, slow_goal = (x.cpu() for x in aligned_states(encoder, rows[kind], edits))
         assert relative(goal, slow_goal).max() < 1e-5
         assert relative(have, slow_have).max() < 1e-4
 

@@ -20,7 +20,8 @@ CHAT = (
 )
 WIDTH = 32
 DEVICE = os.environ.get("ERASEPRO_TEST_DEVICE", "cpu")
-"""Where the tests' pipelines live: `make test-cuda` runs the same tests on a GPU."""
+"""Where the tests' pipelines live: `ERASEPRO_TEST_DEVICE=cuda make test` runs the same tests on a GPU, in full float32."""
+torch.backends.cudnn.allow_tf32 = False
 VOCABULARY = 800
 
 

@@ -52,7 +52,9 @@ class Options:
             if (name, value) != ("max_rank", None) and (type(value) is not int or value < least):
                 raise ConceptSpecError(f"{name} must be a whole number of at least {least}, got {value!r}")
         if not self.layers:
-            raise ConceptSpecError("layers is empty; name encoder blocks (such as 1, -1), 'neurons', 'eos_neurons' or 'kv', or give 'auto'")
+            raise ConceptSpecError(
+                "layers is empty; name encoder blocks (such as 1, -1), 'neurons', 'eos_neurons' or 'kv', or give 'auto'"
+            )
         for layer in self.layers if self.layers != AUTO else ():
             if type(layer) is not int and layer not in (*NEURONS, READERS):
                 raise ConceptSpecError(
