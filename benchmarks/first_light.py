@@ -284,9 +284,10 @@ def main() -> None:
     parser.add_argument("--lines", type=Path, help="JSON lines of finished rows (default: runs/first-light-WORLD.jsonl)")
     parser.add_argument("--device", default="cpu", help="where to draw; with cuda a cell of thousands takes seconds")
     args = parser.parse_args()
-    where, lines = provenance(args.seed), args.lines or Path(f"runs/first-light-{args.world}.jsonl")
+    lines = args.lines or Path(f"runs/first-light-{args.world}.jsonl")
     known = {(r.concept, r.method): r for r in (Row(**line) for line in kept_lines(lines))}
     bench = Bench(WORLDS[args.world], args.folder, args.n, args.others, args.seed, args.device)
+    where = provenance(args.seed)
     preserve, blocks = tuple(glyphs.captions(400, seed=0, world=bench.world)), bench.pipe.text_encoder.config.num_hidden_layers
     rows: list[Row] = []
     adapters: dict[str, dict[str, ErasureAdapter]] = {ours: {} for ours in OURS}
