@@ -104,21 +104,20 @@ def test_at_eos_others_move_less_and_no_more_of_a_style_reaches_the_noise_predic
         (r, d), (r0, d0) = (Look.at(shipped, spec).compare(adapter) for adapter in (at_eos, no_style))
     assert at_eos.report.listed_residual < 1e-5
     assert d < d0 and r < r0
-    assert {FC1.replace(".0.", ".5."), FC2.replace(".0.", ".5.")} < set(at_eos.edits)
+    assert {FC1.replace(".0.", ".5."), FC2.replace(".0.", ".5.")} == set(at_eos.edits)
 
 
 @pytest.mark.parametrize(
-    ("name", "words", "at"), [("neurons", ["cracked", "broken"], "cracked"), ("eos_neurons", ["cracked"], "<")]
+    ("name", "words", "end"), [("neurons", ["cracked", "broken"], "cracked"), ("eos_neurons", ["cracked"], "<|endoftext|>")]
 )
-def test_a_word_has_a_pair_at_its_own_token_and_a_concept_one_at_eos(shipped, name, words, at):
+def test_a_word_has_a_pair_at_its_own_token_and_a_concept_one_at_eos(shipped, name, words, end):
     concepts = (Concept("cracked", anchor="intact", synonyms=("broken",), templates="unsafe"),)
     pairs = pairs_of(concepts, "soft")
     rows = PLACES[name].rows(rows_of(pairs, shipped.tokenizer, ALIGNMENTS["last_subject+eos"]))
     assert list(dict.fromkeys(PLACES[name].names(pairs, rows, concepts))) == words
     assert len(rows.row) == len(pairs)
     i = next(i for i, p in enumerate(pairs) if "cracked" in p.target.text)
-    text = shipped.tokenizer.decode(rows.target_ids[i, : int(rows.target_at[i]) + 1])
-    assert text.endswith("cracked" if at == "cracked" else "<|endoftext|>") and text.count("<|endoftext|>") == (at == "<")
+    assert shipped.tokenizer.decode(rows.target_ids[i, : int(rows.target_at[i]) + 1]).endswith(end)
 
 
 def test_others_move_less_than_half_and_unseen_phrasings_lack_no_more(given, no_star):

@@ -30,8 +30,9 @@ CHAINS: tuple[dict[str, Any], ...] = (
     {"layers": ("eos_neurons", -1)},
 )
 """What `layers="auto"` chooses from: one early place or neurons, and one place that closes what they leave. Where neurons have
-replaced a thing at its own token, little is left for the end of the prompt to tell, so that it need not be held exactly. Not here:
-early blocks from 2 on and the last one alone, under which a target came through in up to a quarter of the pictures though its
+replaced a thing at its own token, little is left for the end of the prompt to tell, so that it need not be held exactly.
+
+Not here: blocks from 2 on with the last, and the last alone. A target came through in up to a quarter of their pictures, though its
 noise predictions had met the anchor's."""
 STRONGER = (1, 3, 10, 30)
 """Where no chain erases enough, "auto" tries them again with the soft prompts weighing so many times more."""

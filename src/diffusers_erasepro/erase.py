@@ -70,8 +70,8 @@ def erase(pipe: Any, spec: ErasureSpec | Concept, *, measure: bool = True, **opt
         measure: Report held-out residual and drift; without, the edit alone is made, and they are NaN.
         variant: "block" edits the linear that writes the residual stream last, "linear" every one (`families.VARIANTS`).
         layers: Encoder blocks to edit (-1 is the last that the pipeline reads), "neurons" for two idle neurons of the first
-            block per word, "eos_neurons" for two of the last block per concept (`neurons`), and "kv" for the denoiser's linears that read the text states; or
-            "auto" for the chain of `denoiser.CHAINS`, its alignment, and the soft weight from `soft_weight` up, that the noise
+            block per word, "eos_neurons" for two of the last block per concept (`neurons`), and "kv" for the denoiser's linears
+            that read the text states; or "auto" for the chain of `denoiser.CHAINS`, its alignment, and the soft weight from `soft_weight` up, that the noise
             predictions favour; the adapter records them.
         metric: "covariance" of the preserve captions, or "identity".
         alignment: Which token positions are constrained (`prompts.ALIGNMENTS`).
@@ -153,8 +153,8 @@ def _neurons_asked(live: nn.Module, spec: ErasureSpec, choice: Options, closing:
     """Where neurons are given away."""
     if spec.keep and choice.takes_neurons:
         raise ConceptSpecError(
-            "neurons: what those given away did for the prompts in keep is made up for, not exactly kept; leave keep out, or edit "
-            "encoder blocks, such as layers=(0, -1)"
+            "neurons: what those given away did for the prompts in keep is made up for, not exactly kept; leave keep out, or "
+            "edit encoder blocks, such as layers=(0, -1)"
         )
     asked = [place for name, place in PLACES.items() if name in choice.layers]
     return {place: mlp_of(live, 0 if place.first else closing[0]) for place in asked}
