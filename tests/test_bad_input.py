@@ -6,6 +6,7 @@ import accelerate
 import pytest
 import torch
 import transformers
+from accelerate.hooks import CpuOffload, add_hook_to_module
 from torch import nn
 
 import tiny
@@ -158,6 +159,24 @@ def test_model_offload(dtype):
     pipe = tiny.build("StableDiffusionXLPipeline").to(dtype)
     pipe.enable_model_cpu_offload(device=DEVICE)
     assert erased(pipe).residual <= THRESHOLDS[dtype]
+
+
+class Noted(CpuOffload):
+    """The hook of model offload; it and its copies note which modules they moved."""
+
+    moved: list = []
+
+    def pre_forward(self, module, *args, **kwargs):
+        self.moved.append(module)
+        return super().pre_forward(module, *args, **kwargs)
+
+
+def test_model_offload_moves_the_encoder_itself_and_not_its_twin():
+    """Else a GPU gets the weights, which both share, and not the encoder's own buffers: it would not run any more."""
+    pipe = tiny.build("StableDiffusionPipeline").to(BRAIN)
+    add_hook_to_module(pipe.text_encoder, Noted(torch.device(DEVICE)))
+    erase(pipe, SPEC)
+    assert len(Noted.moved) > 2 and all(module is pipe.text_encoder for module in Noted.moved)
 
 
 def test_group_offload_of_float32_works_and_of_16_bits_is_an_error():

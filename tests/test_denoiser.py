@@ -7,7 +7,7 @@ import torch
 
 from conftest import assert_same_bits, bits
 from diffusers_erasepro import Concept, ErasureSpec, erase, glyphs
-from diffusers_erasepro.denoiser import CHAINS, ENOUGH, NEARLY, Look, least_drift, spread
+from diffusers_erasepro.denoiser import CHAINS, ENOUGH, NEARLY, Look, least_drift, least_residual, spread
 from diffusers_erasepro.errors import ConceptSpecError, IllPosedError
 from diffusers_erasepro.glyphs.clips import captioned_clips
 from diffusers_erasepro.options import Options
@@ -73,7 +73,7 @@ def test_auto_is_judged_on_captions_that_its_metric_has_not_seen(shipped, spec, 
     assert auto.report.denoiser_drift == tried[1].denoiser_drift <= tried[0].denoiser_drift
 
 
-def test_where_no_chain_erases_enough_the_gentlest_that_nearly_does_is_taken_else_the_strongest(no_star):
+def test_where_no_chain_erases_enough_the_gentlest_that_nearly_does_is_taken_else_one_near_the_best(no_star):
     seen = {
         "good": (ENOUGH / 2, 0.02), "spare": (ENOUGH, 0.01), "strong": ((ENOUGH + NEARLY) / 2, 0.008), "near": (NEARLY, 0.005),
         "poor": (2 * NEARLY, 0.001), "worse": (3 * NEARLY, 0.0),
@@ -82,6 +82,9 @@ def test_where_no_chain_erases_enough_the_gentlest_that_nearly_does_is_taken_els
     assert least_drift(tried) == "spare"
     assert least_drift({k: tried[k] for k in ("worse", "strong", "near", "poor")}) == "near"
     assert least_drift({k: tried[k] for k in ("worse", "poor")}) == "poor"
+    poor = {d: replace(tried["poor"], denoiser_residual=r, denoiser_drift=d) for r, d in ((0.80, 0.02), (0.85, 0.01), (0.9, 0.0))}
+    assert least_drift(poor) == 0.01
+    assert least_residual(poor.values()) == 0.8 and least_residual([]) == float("inf")
 
 
 def test_auto_stands_alone(shipped, spec):

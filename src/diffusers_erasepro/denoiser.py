@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -32,8 +33,8 @@ CHAINS: tuple[dict[str, Any], ...] = (
 """What `layers="auto"` chooses from: one early place or neurons, and one place that closes what they leave. Where neurons have
 replaced a thing at its own token, little is left for the end of the prompt to tell, so that it need not be held exactly.
 
-Not here: blocks from 2 on with the last, and the last alone. A target came through in up to a quarter of their pictures, though its
-noise predictions had met the anchor's."""
+Not here: blocks from 2 on with the last, and the last alone. A target came through in up to a quarter of their pictures, though
+its noise predictions had met the anchor's."""
 STRONGER = (1, 3, 10, 30)
 """Where no chain erases enough, "auto" tries them again with the soft prompts weighing so many times more."""
 ENOUGH = 0.15
@@ -42,6 +43,8 @@ pictures at .19."""
 NEARLY = 0.25
 """Allowed where no chain, however strong, gets under `ENOUGH`: with motions the least residual cost other motions, while
 at .21 and .25 none came through in 48 clips of training phrasings."""
+HELPS = 0.9
+"""Stronger soft prompts that leave more than this of the least residual do not help: no stronger ones are tried."""
 PROMPTS = 16
 LENT = 8
 """One in so many preserve captions at most is lent to judge by."""
@@ -142,17 +145,17 @@ def guided(pipe: Any, way: Iterable[tuple[Tensor, ...]], keep: Tensor, empty: Te
 
 
 def least_drift(tried: Mapping[K, Report]) -> K:
-    """The key of the least denoiser drift among reports that erase enough, or nearly; of the least residual if none does."""
+    """The key of the least denoiser drift among reports that erase enough, or nearly; if none does, among those near the best."""
     seen = {key: _seen(report) for key, report in tried.items()}
-    for bound in (ENOUGH, NEARLY):
+    for bound in (ENOUGH, NEARLY, least_residual(tried.values()) / HELPS):
         if enough := {key: drift for key, (residual, drift) in seen.items() if residual <= bound}:
-            return min(enough, key=enough.__getitem__)
-    return min(seen, key=seen.__getitem__)
+            break
+    return min(enough, key=enough.__getitem__)
 
 
-def erases_enough(reports: Iterable[Report]) -> bool:
-    """Whether the denoiser residual of one of them is low enough."""
-    return any(_seen(report)[0] <= ENOUGH for report in reports)
+def least_residual(reports: Iterable[Report]) -> float:
+    """The least denoiser residual; infinite where nothing was tried."""
+    return min((_seen(report)[0] for report in reports), default=math.inf)
 
 
 def _seen(report: Report) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from .adapter import ErasureAdapter
 from .anchors import with_anchors
-from .denoiser import CHAINS, STRONGER, Look, erases_enough, least_drift
+from .denoiser import CHAINS, ENOUGH, HELPS, STRONGER, Look, least_drift, least_residual
 from .errors import ConceptSpecError, IllPosedError
 from .factors import LowRank, stack
 from .families import (
@@ -71,8 +72,8 @@ def erase(pipe: Any, spec: ErasureSpec | Concept, *, measure: bool = True, **opt
         variant: "block" edits the linear that writes the residual stream last, "linear" every one (`families.VARIANTS`).
         layers: Encoder blocks to edit (-1 is the last that the pipeline reads), "neurons" for two idle neurons of the first
             block per word, "eos_neurons" for two of the last block per concept (`neurons`), and "kv" for the denoiser's linears
-            that read the text states; or "auto" for the chain of `denoiser.CHAINS`, its alignment, and the soft weight from `soft_weight` up, that the noise
-            predictions favour; the adapter records them.
+            that read the text states; or "auto" for the chain of `denoiser.CHAINS`, its alignment, and the soft weight from
+            `soft_weight` up, that the noise predictions favour; the adapter records them.
         metric: "covariance" of the preserve captions, or "identity".
         alignment: Which token positions are constrained (`prompts.ALIGNMENTS`).
         ridge: Share of the identity mixed into the covariance; larger protects directions no caption uses.
@@ -359,14 +360,16 @@ def _chosen(pipe: Any, family: PipelineFamily, spec: ErasureSpec, choice: Option
 
 
 def _choices(choice: Options, tried: Mapping[Options, Report]) -> Iterator[Options]:
-    """Every chain; and again with soft prompts that weigh more, while none tried erases enough.
+    """Every chain; and again with soft prompts that weigh more, while none tried erases enough and that helps.
 
     What leaks then are phrasings that no list holds.
     """
+    least = math.inf
     chains = [chain for chain in CHAINS if choice.variant == "block" or not {*NEURONS} & {*chain["layers"]}]
     for times in STRONGER:
         yield from (replace(choice, soft_weight=times * choice.soft_weight, **chain) for chain in chains)
-        if not choice.soft_weight or erases_enough(tried.values()):
+        before, least = least, least_residual(tried.values())
+        if not choice.soft_weight or least <= ENOUGH or least > HELPS * before:
             return
 
 

@@ -13,6 +13,7 @@ from itertools import accumulate
 from typing import Any
 
 import torch
+from accelerate.hooks import CpuOffload
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
@@ -293,13 +294,32 @@ def _twin(encoder: nn.Module) -> nn.Module:
     """
     maps = (getattr(getattr(m, "_hf_hook", None), "weights_map", None) for m in encoder.modules())
     tensors = (x for x in (*encoder.parameters(), *encoder.buffers()) if not _bytes(x))
+    hook = getattr(encoder, "_hf_hook", None)
+    offload = hook if isinstance(hook, CpuOffload) else None  # which holds the model before it, too
     try:
-        return copy.deepcopy(encoder, {id(x): x for x in (*tensors, *maps) if x is not None})
+        twin = copy.deepcopy(encoder, {id(x): x for x in (*tensors, *maps, offload) if x is not None})
     except TypeError as error:
         raise AdapterStateError(
             f"{type(encoder).__name__} has 16-bit weights and hooks that cannot be copied ({error}); erase before group "
             "offloading is enabled, or in float32"
         ) from error
+    if offload:
+        twin._hf_hook = Following(offload, encoder)
+    return twin
+
+
+class Following(CpuOffload):
+    """Model offload of a twin. A copy of the encoder's hook would move the weights, which both share, and leave its buffers."""
+
+    def __init__(self, hook: CpuOffload, encoder: nn.Module) -> None:
+        super().__init__(hook.execution_device)
+        self.hook, self.encoder = hook, encoder
+
+    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        given = self.hook.pre_forward(self.encoder, *args, **kwargs)
+        for ours, theirs in zip(module.modules(), self.encoder.modules(), strict=True):
+            ours._buffers.update(theirs._buffers)
+        return given
 
 
 def _streamed(twin: nn.Module) -> nn.Module:
