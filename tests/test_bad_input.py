@@ -1,6 +1,7 @@
 """Pipelines as people load them: quantised, offloaded, of several dtypes, with parts of their own. It works, or says why not."""
 
 import copy
+from typing import ClassVar
 
 import accelerate
 import pytest
@@ -164,7 +165,7 @@ def test_model_offload(dtype):
 class Noted(CpuOffload):
     """The hook of model offload; it and its copies note which modules they moved."""
 
-    moved: list = []
+    moved: ClassVar[list] = []
 
     def pre_forward(self, module, *args, **kwargs):
         self.moved.append(module)
