@@ -115,7 +115,8 @@ class Bench:
     @cached_property
     def base(self) -> tuple[list[Image.Image], list[Image.Image]]:
         """The others and those that leave the shape open, unedited."""
-        others, opened = (draw(self.pipe, pairs, seed=self.seed) for pairs in (self.others, self.open))
+        with self.pipe.erasure_disabled():  # whoever asks first may have one on
+            others, opened = (draw(self.pipe, pairs, seed=self.seed) for pairs in (self.others, self.open))
         return others, opened
 
     def row(self, method: str, field: str, concept: Concept, pipe: Any) -> Row:
