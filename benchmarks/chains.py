@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from common import Pairs, draw, erased, keep_line, kept_lines, prompts_with, provenance, rate
-from diffusers_erasepro import Concept, ErasureSpec, erasable, erase, glyphs
+from common import Pairs, draw, erased, keep_line, kept_lines, loaded, prompts_with, provenance, rate
+from diffusers_erasepro import Concept, ErasureSpec, erase, glyphs
 from diffusers_erasepro.denoiser import Look
 from diffusers_erasepro.glyphs.world import FIRST, Scene
 from diffusers_erasepro.methods import uce
@@ -88,10 +88,8 @@ class Bench:
     """The unedited pictures of others, and what a chain makes of them."""
 
     def __init__(self, n: int, targets: int, seed: int, device: str) -> None:
-        torch.backends.cudnn.allow_tf32 = False
         self.targets, self.seed, self.preserve = targets, seed, tuple(glyphs.captions(400, seed=0))
-        self.pipe, self.judge = erasable(glyphs.load_pipeline().to(device)), glyphs.load_judge()
-        self.judge.net.to(device)
+        self.pipe, self.judge = loaded(device)
         self.others: Pairs = [(text, Scene(None, None, None, None)) for text in asked(NOBODY, n, seed)]
         self.base = draw(self.pipe, self.others, seed=seed, desc="unedited")
 

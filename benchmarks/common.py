@@ -17,11 +17,19 @@ import torch
 from PIL import Image
 from tqdm.auto import trange
 
-from diffusers_erasepro import ErasureAdapter, metrics
+from diffusers_erasepro import ErasureAdapter, erasable, glyphs, metrics
 from diffusers_erasepro.glyphs.asking import Pairs, kind_of, prompts_with, prompts_without  # noqa: F401
 
 ROOT = Path(__file__).parent.parent
 FIELDS = ("shape", "style", "color", "background")
+
+
+def loaded(device: str, folder: Path = glyphs.WEIGHTS) -> tuple[Any, Any]:
+    """A world's pipeline and judge on `device`, in full float32 there, so that both sides of a comparison round alike."""
+    torch.backends.cudnn.allow_tf32 = False
+    pipe, judge = erasable(glyphs.load_pipeline(folder).to(device)), glyphs.load_judge(folder)
+    judge.net.to(device)
+    return pipe, judge
 
 
 @torch.no_grad()

@@ -23,13 +23,14 @@ from common import (
     erased,
     keep_line,
     kept_lines,
+    loaded,
     prompts_with,
     prompts_without,
     provenance,
     rate,
     wilson,
 )
-from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, glyphs
+from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erase, glyphs
 from diffusers_erasepro.glyphs.world import WORLDS, World
 from diffusers_erasepro.grids import save_depth
 from diffusers_erasepro.methods import uce
@@ -105,8 +106,7 @@ class Bench:
 
     def __init__(self, world: World, folder: Path, n: int, others: int, seed: int, device: str) -> None:
         self.world, self.n, self.seed, self.concepts = world, n, seed, concepts_of(world)
-        torch.backends.cudnn.allow_tf32 = False  # both sides of a comparison in full float32
-        self.pipe, self.judge = erasable(glyphs.load_pipeline(folder).to(device)), glyphs.load_judge(folder)
+        self.pipe, self.judge = loaded(device, folder)
         every = [concept for _, concept in self.concepts]
         self.others = prompts_without(every, others, seed=seed, held_out=True, world=world)
         self.said = np.array([all(getattr(scene, f) for f in FIELDS) for _, scene in self.others])

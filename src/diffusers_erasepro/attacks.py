@@ -220,10 +220,8 @@ def _adversarial_prefix(
     noise in pictures of the concept best."""
     tokenizer, rng = siege.victim.tokenizer, siege.rng
     x, texts, scheduler = siege.latents[:looks], siege.prompts[:looks], siege.victim.scheduler
-    e, t = (
-        torch.randn(x.shape, generator=torch.Generator().manual_seed(siege.seed)).to(x),
-        torch.full((len(x),), 700).to(x.device),
-    )
+    e = torch.randn(x.shape, generator=torch.Generator().manual_seed(siege.seed)).to(x)
+    t = torch.full((len(x),), 700, device=x.device)
     noisy, wanted = scheduler.add_noise(x, e, t), _wanted(scheduler, x, e, t)
     known = np.array([i for i in range(len(tokenizer)) if i not in tokenizer.all_special_ids])
     best = rng.choice(known, length)

@@ -51,15 +51,13 @@ class Options:
             value = getattr(self, name)
             if (name, value) != ("max_rank", None) and (type(value) is not int or value < least):
                 raise ConceptSpecError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        names = f"{', '.join(map(repr, NEURONS))} or {READERS!r}"
         if not self.layers:
-            raise ConceptSpecError(
-                "layers is empty; name encoder blocks (such as 1, -1), 'neurons', 'eos_neurons' or 'kv', or give 'auto'"
-            )
+            raise ConceptSpecError(f"layers is empty; name encoder blocks (such as 1, -1), {names}, or give 'auto'")
         for layer in self.layers if self.layers != AUTO else ():
             if type(layer) is not int and layer not in (*NEURONS, READERS):
                 raise ConceptSpecError(
-                    f"unknown layer {layer!r}; layers are encoder blocks (0, 1, ..., -1), {', '.join(map(repr, NEURONS))} or "
-                    f"{READERS!r}, or 'auto' alone"
+                    f"unknown layer {layer!r}; layers are encoder blocks (0, 1, ..., -1), {names}, or 'auto' alone"
                 )
         if self.takes_neurons and self.variant != "block":
             raise ConceptSpecError(f"neurons among the layers go with variant='block', got {self.variant!r}")
