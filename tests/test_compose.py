@@ -13,8 +13,10 @@ from diffusers_erasepro.prompts import ALIGNMENTS, pairs_of, rows_of
 
 
 @pytest.fixture(scope="module")
-def three(no_star, no_cross, no_style):
-    return [no_star, no_cross, no_style]
+def three(shipped, preserve):
+    """In blocks, so that the files alone can put them together."""
+    concepts = (Concept("star", "circle"), Concept("cross", "square"), Concept("Mira Voss", "Una Flatt", templates="style"))
+    return [erase(shipped, ErasureSpec((concept,), preserve=preserve), layers=(0, -1)) for concept in concepts]
 
 
 def residual(pipe, adapters, edits):

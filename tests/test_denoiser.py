@@ -61,7 +61,7 @@ def test_the_empty_prompt_counts(look, no_star):
 
 
 def test_auto_chooses_by_the_denoiser_and_records_the_choice(shipped, spec, auto):
-    assert any(chain == {k: getattr(auto.options, k) for k in chain} for chain in CHAINS)
+    assert auto.options.layers in [chain["layers"] for chain in CHAINS] + [spec.concepts[0].recipe.layers]
     assert auto.report.denoiser_residual <= ENOUGH and auto.report.listed_residual < 1e-5
     assert erase(shipped, spec, **chosen(auto)).digest == auto.digest
 
@@ -80,11 +80,11 @@ def test_where_no_chain_erases_enough_the_gentlest_that_nearly_does_is_taken_els
         "poor": (2 * NEARLY, 0.001), "worse": (3 * NEARLY, 0.0),
     }  # fmt: skip
     tried = {k: replace(no_star.report, denoiser_residual=r, denoiser_drift=d) for k, (r, d) in seen.items()}
-    assert least_drift(tried) == "spare"
-    assert least_drift({k: tried[k] for k in ("worse", "strong", "near", "poor")}) == "near"
-    assert least_drift({k: tried[k] for k in ("worse", "poor")}) == "poor"
+    assert least_drift(tried, "good") == "spare" and least_drift(tried, "near") == "near"
+    assert least_drift({k: tried[k] for k in ("worse", "strong", "near", "poor")}, "worse") == "near"
+    assert least_drift({k: tried[k] for k in ("worse", "poor")}, "worse") == "poor"
     poor = {d: replace(tried["poor"], denoiser_residual=r, denoiser_drift=d) for r, d in ((0.80, 0.02), (0.85, 0.01), (0.9, 0.0))}
-    assert least_drift(poor) == 0.01
+    assert least_drift(poor, 0.02) == 0.01
     assert least_residual(poor.values()) == 0.8 and least_residual([]) == float("inf")
 
 
@@ -104,12 +104,12 @@ def test_spread_goes_from_first_to_last():
 
 @pytest.mark.parametrize(("left", "tried"), [((0.5, 0.4, 0.39), [1, 3, 10]), ((0.5, ENOUGH), [1, 3]), ((ENOUGH,), [1])])
 def test_soft_prompts_weigh_more_until_a_chain_erases_enough_or_that_helps_no_more(no_star, left, tried):
-    choice, reports, weights = Options.of({"layers": "auto"}), {}, []
-    for chosen in importlib.import_module("diffusers_erasepro.erase")._choices(choice, reports):
+    choice, reports, weights, spec = Options.of({"layers": "auto"}), {}, [], no_star.spec
+    for chosen in importlib.import_module("diffusers_erasepro.erase")._choices(spec, choice, no_star.options, reports):
         times = round(chosen.soft_weight / choice.soft_weight)
         weights.append(times)
         reports[chosen] = replace(no_star.report, denoiser_residual=left[STRONGER.index(times)], denoiser_drift=0.0)
-    assert list(dict.fromkeys(weights)) == tried and len(weights) == len(tried) * len(CHAINS)
+    assert list(dict.fromkeys(weights)) == tried and len(weights) == len(tried) * (1 + len(CHAINS))
 
 
 @pytest.mark.slow

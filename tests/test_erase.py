@@ -45,7 +45,46 @@ def test_concepts_are_erased_together(shipped, preserve):
     concepts = (STAR, Concept("cross", "square"), Concept("Mira Voss", "Una Flatt", templates="style"))
     adapter = erase(shipped, ErasureSpec(concepts, preserve=preserve))
     assert adapter.report.listed_residual < 1e-5
-    assert {layer.constraints for layer in adapter.report.layers} == {6}
+    assert [layer.constraints for layer in adapter.report.layers] == [2, 2, 1, 1, 6]  # neurons per word and per concept, then all
+
+
+@pytest.mark.parametrize(
+    ("templates", "layers"),
+    [
+        ("instance", ("neurons", -1)),
+        ("style", ("eos_neurons", -1)),
+        ("unsafe", (0, -1)),
+        ("person", (0, -1)),
+        (("a {}",), (0, -1)),
+    ],
+)
+def test_each_kind_of_concept_has_layers_of_its_own(shipped, preserve, templates, layers):
+    spec = ErasureSpec((Concept("star", "circle", templates=templates),), preserve=preserve)
+    options = erase(shipped, spec, measure=False).options
+    assert (options.layers, options.alignment) == (layers, "last_subject+eos")
+
+
+@pytest.mark.parametrize(("spec", "options"), [({"keep": ("",)}, {}), ({}, {"robust": True}), ({}, {"variant": "linear"})])
+def test_where_neurons_do_not_hold_blocks_do(shipped, preserve, spec, options):
+    made = erase(shipped, ErasureSpec((STAR,), preserve=preserve, **spec), measure=False, **options)
+    assert made.options.layers == (0, -1)
+
+
+def test_neurons_that_turn_out_too_large_are_not_taken_unless_they_were_asked_for(shipped, preserve):
+    spec = ErasureSpec((STAR,), preserve=preserve)
+    with pytest.warns(UserWarning, match=r"blocks were edited instead of neurons, as .*0\.mlp\.fc2: the edit is 1\.\d+ times"):
+        made = erase(shipped, spec, max_edit_size=1.0)
+    assert made.options.layers == (0, -1) and "instead of neurons" in made.report.notes[-1]
+    with pytest.raises(IllPosedError, match=r"max_edit_size=1 is allowed"):
+        erase(shipped, spec, max_edit_size=1.0, layers=("neurons", -1))
+
+
+def test_many_concepts_may_change_more_in_all(shipped, preserve):
+    spec = ErasureSpec((STAR, Concept("cross", "square")), preserve=preserve)
+    (size,) = {round(layer.edit_size, 3) for layer in erase(shipped, spec).report.layers if layer.edit_size > 1}
+    erase(shipped, spec, max_edit_size=size / 1.4, layers=("neurons", -1))
+    with pytest.raises(IllPosedError, match=r"times the root of 2 concepts is allowed"):
+        erase(shipped, spec, max_edit_size=size / 1.43, layers=("neurons", -1))
 
 
 def test_the_metric_spares_other_captions(shipped, preserve):

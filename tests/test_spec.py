@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from diffusers_erasepro import Concept, ErasureSpec
 from diffusers_erasepro.errors import ConceptSpecError, ErasureError
-from diffusers_erasepro.options import Options
+from diffusers_erasepro.options import Options, blocks_in
 
 STAR = Concept("star", anchor="circle")
 
@@ -45,7 +45,7 @@ STAR = Concept("star", anchor="circle")
         (lambda: Options.of({"layer": 3}), "unknown option 'layer' .*layers"),
         (lambda: Options(layers=("fc9",)), "unknown layer 'fc9'"),
         (lambda: Options(layers=(True,)), "unknown layer True"),
-        (lambda: Options(layers=(6,)).blocks(6), "unknown layer 6: the text encoder has blocks 0 to 5"),
+        (lambda: blocks_in((6,), 6), "unknown layer 6: the text encoder has blocks 0 to 5"),
         (lambda: Options(layers=()), "layers is empty"),
         (lambda: Options(ridge=float("nan")), "ridge must be a finite number"),
         (lambda: Options(soft_weight=-1), "soft_weight"),

@@ -13,10 +13,11 @@ from .errors import ConceptSpecError
 from .measure import anchor_states, relative, target_states
 from .prompts import ALIGNMENTS, Pair, Prompt, TextPath, rows_of, text_paths
 from .spec import AUTO_ANCHOR, Concept, ErasureSpec, mentions
+from .templates import BLOCKS
 from .walk import working
 
 
-def with_anchors(pipe: Any, spec: ErasureSpec, alignment: str) -> ErasureSpec:
+def with_anchors(pipe: Any, spec: ErasureSpec, alignment: str | None) -> ErasureSpec:
     """`spec` with every anchor "auto" replaced by the candidate whose text features are nearest to the target's.
 
     Candidates are the concept's own, or its template set's broader concepts, less those that name a target.
@@ -27,6 +28,7 @@ def with_anchors(pipe: Any, spec: ErasureSpec, alignment: str) -> ErasureSpec:
     if not any(c.anchor == AUTO_ANCHOR for c in spec.concepts):
         return spec
     taken = [w for c in spec.concepts for w in c.words]
+    alignment = alignment or BLOCKS.alignment
     return replace(spec, concepts=tuple(_settled(pipe, c, taken, alignment) for c in spec.concepts))
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from .families import component
 from .measure import anchor_states
 from .options import Foreign, Options
 from .places import below_loras
-from .prompts import ALIGNMENTS, Alignment, pairs_of, rows_of, text_paths
+from .prompts import ALIGNMENTS, pairs_of, rows_of, text_paths
 from .report import worst
 from .spec import ErasureSpec
 from .weights import base_fingerprint, unedited
@@ -45,36 +45,26 @@ def joint_spec(adapters: Sequence[ErasureAdapter]) -> ErasureSpec:
 
 
 def joint_options(adapters: Sequence[ErasureAdapter]) -> dict[str, Any]:
-    """The options to solve with: the union of the layers and of the aligned positions, robust if one is; the rest must agree.
+    """The options to solve with: every concept keeps its layers and positions, robust if one is; the rest must agree.
 
     Raises:
         AdapterStateError: They differ, or one is not `erase`'s.
     """
-    if foreign := next((a.options for a in adapters if isinstance(a.options, Foreign)), None):
-        raise AdapterStateError(f"an adapter by {foreign.method!r} cannot be solved again; make it anew on this pipeline")
-    options = [a.options.to_dict() for a in adapters]
-    layers = sorted({layer for o in options for layer in o["layers"]}, key=lambda x: (isinstance(x, str), x))
-    united = {"layers": layers, "robust": any(o["robust"] for o in options), "alignment": united_alignment(options)}
-    for name, value in options[0].items():
-        if name not in united and any(o[name] != value for o in options):
-            values = [o[name] for o in options]
+    options: list[Options] = []
+    for adapter in adapters:
+        if isinstance(adapter.options, Foreign):
+            raise AdapterStateError(
+                f"an adapter by {adapter.options.method!r} cannot be solved again; make it anew on this pipeline"
+            )
+        options.append(adapter.options)
+    each = [(c.target, o.recipe(c)) for a, o in zip(adapters, options, strict=True) for c in a.spec.concepts]
+    own = {"layers": None, "alignment": None, "each": [(target, r.layers, r.alignment) for target, r in each]}
+    rest = [asdict(replace(o, **own, robust=any(o.robust for o in options))) for o in options]
+    for name, value in rest[0].items():
+        if any(r[name] != value for r in rest):
+            values = [r[name] for r in rest]
             raise AdapterStateError(f"adapters made with different {name} {values} cannot be solved together; make them alike")
-    return options[0] | united
-
-
-def united_alignment(options: Sequence[Mapping[str, Any]]) -> str:
-    """The narrowest alignment that has every position of each.
-
-    Raises:
-        AdapterStateError: None has.
-    """
-    asked = {o["alignment"] for o in options}
-    every = asdict(Alignment(eos=False)) | {n: True for a in asked for n, on in asdict(ALIGNMENTS[a]).items() if on}
-    every["soft_eos"] &= not every["eos"]  # which holds soft prompts too
-    found = next((name for name, alignment in ALIGNMENTS.items() if alignment == Alignment(**every)), None)
-    if found is None:
-        raise AdapterStateError(f"adapters made with alignment {sorted(asked)} cannot be solved together; make them alike")
-    return found
+    return rest[0]
 
 
 def combined(pipe: Any, adapters: Sequence[ErasureAdapter]) -> ErasureAdapter | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,24 +32,24 @@ from .families import (
 )
 from .fingerprint import as_it_runs, fingerprints
 from .measure import read_residual
-from .neurons import PLACES, Mlp, Neurons, Place, by_name, mlp_of, solve_neurons
-from .options import AUTO, NEURONS, READERS, Options
+from .neurons import PLACES, Mlp, Neurons, by_name, mlp_of, room_for, solve_neurons, weights
+from .options import AUTO, NEURONS, READERS, Options, blocks_in, held
 from .places import effective_weight, weight_of
 from .prompts import (
     ALIGNMENTS,
+    Pair,
     Rows,
     TextPath,
-    listed_prompts,
     pairs_to_solve,
     rows_of,
     rows_to_measure,
-    rows_to_solve,
     text_paths,
 )
 from .report import NAN, EncoderReport, Report, layer_report, worst
 from .solve import Edit, solve
 from .spec import Concept, ErasureSpec
 from .statistics import STATES, metrics, record_inputs
+from .templates import Layers
 from .walk import Solver, Step, Walk, reading, states_of, walk, working
 from .weights import unedited
 
@@ -56,6 +57,8 @@ ALONE = (
     "two adapters with neurons may have given away the same ones: load_erasure_adapter solves them together, stock "
     "load_lora_weights would add them up"
 )
+
+INSTEAD = "encoder blocks were edited instead of neurons, as {}"
 
 
 def erase(pipe: Any, spec: ErasureSpec | Concept, *, measure: bool = True, **options: Any) -> ErasureAdapter:
@@ -73,15 +76,18 @@ def erase(pipe: Any, spec: ErasureSpec | Concept, *, measure: bool = True, **opt
         layers: Encoder blocks to edit (-1 is the last that the pipeline reads), "neurons" for two idle neurons of the first
             block per word, "eos_neurons" for two of the last block per concept (`neurons`), and "kv" for the denoiser's linears
             that read the text states; or "auto" for the chain of `denoiser.CHAINS`, its alignment, and the soft weight from
-            `soft_weight` up, that the noise predictions favour; the adapter records them.
+            `soft_weight` up, that the noise predictions favour; the adapter records them. None, the default, is what each
+            concept's kind asks for (`templates.Recipe`), or (0, -1) where an encoder has no neurons to give, and with `keep`
+            or `robust`, which hold more than neurons answer to.
         metric: "covariance" of the preserve captions, or "identity".
-        alignment: Which token positions are constrained (`prompts.ALIGNMENTS`).
+        alignment: Which token positions are constrained (`prompts.ALIGNMENTS`); None is as with `layers`.
         ridge: Share of the identity mixed into the covariance; larger protects directions no caption uses.
         soft_weight: Weight of the soft prompts; larger erases more phrasings and drifts more.
         soft_budget: Soft prompts in all. Many concepts share it; each word keeps two at least.
         rtol: Relative tolerance under which constraints count as duplicates.
         max_rank: Bound of each layer's rank; what lies above is cut from the soft part.
-        max_edit_size: Largest ||D||_F / ||W||_F allowed.
+        max_edit_size: Largest ||D||_F / ||W||_F allowed for one concept; n may take sqrt(n) times as much.
+        each: Where concepts differ: target, layers and alignment of each.
         robust: Let the denoiser's readers also send the targets' states as the unedited encoder gives them to the anchors.
             That holds against embeddings made elsewhere, and costs drift.
 
@@ -95,8 +101,33 @@ def erase(pipe: Any, spec: ErasureSpec | Concept, *, measure: bool = True, **opt
     choice, family = Options.of(options), family_of(pipe)
     with unedited(pipe), torch.no_grad():
         spec = with_anchors(pipe, spec, choice.alignment)
-        adapter = (_chosen if choice.layers == AUTO else _erase)(pipe, family, spec, choice, measure)
+        adapter = (_chosen if choice.layers == AUTO else _usual)(pipe, family, spec, choice, measure)
     return replace(adapter, report=replace(adapter.report, seconds=time.perf_counter() - began))
+
+
+def _usual(pipe: Any, family: PipelineFamily, spec: ErasureSpec, choice: Options, measure: bool) -> ErasureAdapter:
+    """The erasure as chosen, and as each concept's kind asks for where that is left open.
+
+    Neurons that nobody named may turn out too large on a base; encoder blocks then do, and the report says so.
+    """
+    settled = _settled(pipe, spec, choice)
+    blocks = choice.settled(spec.concepts, neurons=False)
+    try:
+        return _erase(pipe, family, spec, settled, measure)
+    except IllPosedError as error:
+        if settled == blocks:
+            raise
+        note = INSTEAD.format(error)
+        warnings.warn(note, stacklevel=3)
+        made = _erase(pipe, family, spec, blocks, measure)
+        return replace(made, report=replace(made.report, notes=(*made.report.notes, note)))
+
+
+def _settled(pipe: Any, spec: ErasureSpec, choice: Options) -> Options:
+    """`choice` with a recipe for every concept."""
+    words = sum(len(c.words) for c in spec.concepts)
+    neurons = not spec.keep and not choice.robust and all(room_for(path.encoder, words) for path in text_paths(pipe))
+    return choice.settled(spec.concepts, neurons=neurons)
 
 
 def _erase(pipe: Any, family: PipelineFamily, spec: ErasureSpec, choice: Options, measure: bool) -> ErasureAdapter:
@@ -116,28 +147,32 @@ def _erase_encoder(
 ) -> ErasureAdapter:
     """The erasure in one text encoder, and in the denoiser's linears that read it if asked for."""
     (name, _, readings), live = path.use, path.encoder
-    sites = sites_of(live, _blocks(choice, closing_blocks(live, readings)), choice.variant)
-    mlps = _neurons_asked(live, spec, choice, closing_blocks(live, readings))
+    closing_at = closing_blocks(live, readings)
+    sites = sites_of(live, _blocks(choice.every_layer, closing_at), choice.variant)
+    mlps = _neurons_asked(live, spec, choice, closing_at)
+    pairs = pairs_to_solve(spec.concepts, soft_budget=choice.soft_budget)
     with _named(name):
-        rows = _rows(spec, choice, path, measure)
+        rows = {kind: rows_of(found, path, held(choice, spec.concepts)) for kind, found in pairs.items()}
+        rows |= _measured(spec, choice, path) if measure else {}
+    parts = _parts(live, spec, choice, closing_at, pairs, rows)
     base = {name: fingerprints(live, {})}
 
     with working(live) as encoder:
         L = _metrics(encoder, path, spec, choice, _linears(encoder, sites, mlps.values()), key=as_it_runs(live, base[name]))
-        solver = _solver(spec, choice, rows, L, _kept(encoder, path, spec, sites))
-        neurons = [_neurons(live, path, spec, choice, place, mlp, L) for place, mlp in mlps.items()]
-        done = walk(encoder, rows, sites, solver, readings, neurons)
+        solver = _solver(choice, pairs["exact"], rows, parts, L, _kept(encoder, path, spec, sites))
+        neurons = [_neurons(live, path, spec, choice, which, mlp, pairs, L) for which, mlp in mlps.items()]
+        done = walk(encoder, rows, sites, solver, readings, neurons, parts)
         closing = choice.edits_readers and path.use == family.read_whole
-        pairs = _left_to_readers(encoder, readings, rows, done, robust=choice.robust) if closing else {}
+        left = _left_to_readers(encoder, readings, rows, done, robust=choice.robust) if closing else {}
 
     layers = [_Layer(file_name(name, s.site), weight_of(live, s.site), s.edit.factors, s) for s in done.steps]
     readers: list[_Layer] = []
     if closing:  # what the encoder leaves open, the denoiser's readers close
-        readers = _readers(pipe, family, pairs, solver)
+        readers = _readers(pipe, family, left, solver)
         root = component(pipe, family.denoiser)
         base[family.denoiser] = fingerprints(root, {})
     return ErasureAdapter(
-        spec, choice, report=_report(path, choice, done, layers, readers), base=base,
+        spec, choice, report=_report(path, choice, len(spec.concepts), done, layers, readers), base=base,
         edits=_summed(layers + readers),
         keys={x.stored: x.step.X.T.float().cpu() for x in layers} | {f"{name}.states": x.step.X.T.float().cpu() for x in readers},
         goals={f"{name}.{r}": goal.float().cpu() for r, (_, goal) in zip(readings, done.states["exact"], strict=True)},
@@ -150,30 +185,54 @@ def _summed(layers: Sequence[_Layer]) -> dict[str, LowRank]:
     return {n: stack([x.factors for x in layers if x.stored == n]).to(torch.float32) for n in names}
 
 
-def _neurons_asked(live: nn.Module, spec: ErasureSpec, choice: Options, closing: Sequence[int]) -> dict[Place, Mlp]:
-    """Where neurons are given away."""
+def _parts(
+    live: nn.Module, spec: ErasureSpec, choice: Options, closing: Sequence[int], pairs: Mapping[str, Sequence[Pair]],
+    rows: Mapping[str, Rows],
+) -> dict[str, dict[str, Rows]]:  # fmt: skip
+    """Of sites that not every concept asks for: the positions that those hold which do."""
+    blocks = {c.target: _blocks(choice.recipe(c).layers, closing) for c in spec.concepts}
+    found = {}
+    for block in {b for asked in blocks.values() for b in asked}:
+        those = [c for c in spec.concepts if block in blocks[c.target]]
+        if len(those) < len(spec.concepts):
+            words = {word for c in those for word in c.words}
+            part = {kind: _of(words, pairs[kind], rows[kind]) for kind in pairs}
+            found |= {site.linear: part for site in sites_of(live, [block], choice.variant)}
+    return found
+
+
+def _of(words: Set[str], pairs: Sequence[Pair], rows: Rows) -> Rows:
+    """Of rows of these pairs, the positions in those that name one of `words`."""
+    mine = torch.tensor([pair.word in words for pair in pairs], dtype=torch.bool)
+    return rows.only(mine[rows.row])
+
+
+def _neurons_asked(live: nn.Module, spec: ErasureSpec, choice: Options, closing: Sequence[int]) -> dict[str, Mlp]:
+    """Where neurons are given away, by their name among the layers."""
     if spec.keep and choice.takes_neurons:
         raise ConceptSpecError(
             "neurons: what those given away did for the prompts in keep is made up for, not exactly kept; leave keep out, or "
             "edit encoder blocks, such as layers=(0, -1)"
         )
-    asked = [place for name, place in PLACES.items() if name in choice.layers]
-    return {place: mlp_of(live, 0 if place.first else closing[0]) for place in asked}
+    return {n: mlp_of(live, 0 if place.first else closing[0]) for n, place in PLACES.items() if n in choice.every_layer}
 
 
 def _neurons(
-    live: nn.Module, path: TextPath, spec: ErasureSpec, choice: Options, place: Place, mlp: Mlp, L: Mapping[str, Tensor]
-) -> Neurons:
+    live: nn.Module, path: TextPath, spec: ErasureSpec, choice: Options, which: str, mlp: Mlp,
+    pairs: Mapping[str, Sequence[Pair]], L: Mapping[str, Tensor],
+) -> Neurons:  # fmt: skip
     """Idle neurons in one place, as the walk asks for them."""
-    pairs = pairs_to_solve(spec.concepts, soft_budget=choice.soft_budget)
-    rows = {kind: place.rows(rows_of(found, path, ALIGNMENTS["last_subject+eos"])) for kind, found in pairs.items()}
-    names = {kind: place.names(pairs[kind], rows[kind], spec.concepts) for kind in pairs}
+    place, concepts = PLACES[which], [c for c in spec.concepts if which in choice.recipe(c).layers]
+    words = {word for c in concepts for word in c.words}
+    every = {kind: rows_of(found, path, ALIGNMENTS["last_subject+eos"]) for kind, found in pairs.items()}
+    rows = {kind: place.rows(_of(words, pairs[kind], found)) for kind, found in every.items()}
+    names = {kind: place.names(pairs[kind], rows[kind], concepts) for kind in pairs}
     W1, W2 = (effective_weight(live, name) for name in (mlp.detector, mlp.writer))
     b1: Any = base_linear(live.get_submodule(mlp.detector)).bias
     activation: Any = live.get_submodule(mlp.activation)
 
     def solver(z: Mapping[str, Tensor], R: Mapping[str, Tensor]) -> tuple[LowRank, LowRank]:
-        grouped = (by_name(names, z), by_name(names, R))
+        grouped = (by_name(names, z), by_name(names, R), weights(names))
         return solve_neurons(*grouped, W1, b1, W2, activation, L.get(mlp.detector), L.get(mlp.writer))
 
     return Neurons(mlp, W2, rows, solver)
@@ -185,11 +244,9 @@ def _linears(encoder: nn.Module, sites: Sequence[Site], mlps: Iterable[Mlp]) -> 
     return {name: base_linear(encoder.get_submodule(name)) for name in names}
 
 
-def _rows(spec: ErasureSpec, choice: Options, path: TextPath, measure: bool) -> dict[str, Rows]:
-    """The prompts to solve, and those that only ride along to be measured."""
-    alignment = ALIGNMENTS[choice.alignment]
-    rows = rows_to_solve(spec.concepts, path, alignment, soft_budget=choice.soft_budget)
-    return rows | (rows_to_measure(spec.concepts, spec.preserve_captions(), path, alignment) if measure else {})
+def _measured(spec: ErasureSpec, choice: Options, path: TextPath) -> dict[str, Rows]:
+    """Prompts that only ride along to be measured."""
+    return rows_to_measure(spec.concepts, spec.preserve_captions(), path, held(choice, spec.concepts))
 
 
 def _whole(readings: Sequence[Reading]) -> int:
@@ -214,7 +271,7 @@ def _left_to_readers(
     return found
 
 
-def _report(path: TextPath, choice: Options, done: Walk, layers: list[_Layer], readers: list[_Layer]) -> Report:
+def _report(path: TextPath, choice: Options, concepts: int, done: Walk, layers: list[_Layer], readers: list[_Layer]) -> Report:
     """What the walk found at the readings, or at the edited readers of them."""
     readings, closed = path.use.readings, [(x.weight, x.factors) for x in readers]
     residual = {
@@ -230,13 +287,16 @@ def _report(path: TextPath, choice: Options, done: Walk, layers: list[_Layer], r
     }  # fmt: skip
     return Report(
         **numbers, encoders=(EncoderReport(path.use.encoder, tuple(map(str, readings)), **numbers),),
-        layers=tuple(layer_report(x.stored, x.weight, x.factors, x.step, limit=choice.max_edit_size) for x in layers + readers),
+        layers=tuple(
+            layer_report(x.stored, x.weight, x.factors, x.step, limit=choice.max_edit_size, concepts=concepts)
+            for x in layers + readers
+        ),
     )  # fmt: skip
 
 
-def _blocks(choice: Options, closing: list[int]) -> list[int]:
+def _blocks(layers: Layers, closing: Sequence[int]) -> list[int]:
     """The blocks to edit. Layers count back from the last block that is read; who edits it edits every block that is."""
-    blocks = choice.blocks(closing[-1] + 1)
+    blocks = blocks_in(layers, closing[-1] + 1)
     return sorted({*blocks, *closing}) if closing[-1] in blocks else blocks
 
 
@@ -313,14 +373,15 @@ def _kept(encoder: nn.Module, path: TextPath, spec: ErasureSpec, sites: list[Sit
 
 
 def _solver(
-    spec: ErasureSpec, choice: Options, rows: Mapping[str, Rows], L: Mapping[str, Tensor], K: Mapping[str, Tensor]
-) -> Solver:
+    choice: Options, listed: Sequence[Pair], rows: Mapping[str, Rows], parts: Mapping[str, Mapping[str, Rows]],
+    L: Mapping[str, Tensor], K: Mapping[str, Tensor],
+) -> Solver:  # fmt: skip
     """`solve` with this choice's numbers, each site's metric L L' and the keys K to leave alone."""
-    mu = choice.soft_weight * len(spec.concepts)  # a concept weighs the same in any company
-    listed = listed_prompts(spec)
-    names = [listed[i] for i in rows["exact"].row]
 
     def solver(site: str, X: Tensor, R: Tensor, Xs: Tensor, Rs: Tensor) -> Edit:
+        columns = [listed[i] for i in parts.get(site, rows)["exact"].row]
+        mu = choice.soft_weight * len({pair.word for pair in columns})  # a concept weighs the same in any company
+        names = [pair.target.text for pair in columns]
         return solve(
             X, R, L=L.get(site), K=K.get(site), Xs=Xs, Rs=Rs, mu=mu, rtol=choice.rtol,
             max_rank=choice.max_rank, where=site, names=names,
@@ -346,28 +407,30 @@ def _chosen(pipe: Any, family: PipelineFamily, spec: ErasureSpec, choice: Option
     """
     look, tried, refused = Look.at(pipe, spec), dict[Options, Report](), []
     unseen = replace(spec, preserve=tuple(t for t in spec.every_caption() if t not in look.captions))
-    for chosen in _choices(choice, tried):
+    usual = _settled(pipe, spec, replace(choice, layers=None))
+    for chosen in _choices(spec, choice, usual, tried):
         try:
             tried[chosen] = look.judged(_erase(pipe, family, unseen, chosen, measure=False)).report
         except (ConceptSpecError, IllPosedError) as error:  # an encoder too short for the chain, or an edit too large
             refused.append(error)
     if not tried:
         raise refused[0]
-    best = least_drift(tried)
+    best = least_drift(tried, usual)
     whole, seen = _erase(pipe, family, spec, best, measure), tried[best]
     report = replace(whole.report, denoiser_residual=seen.denoiser_residual, denoiser_drift=seen.denoiser_drift)
     return replace(whole, report=report)
 
 
-def _choices(choice: Options, tried: Mapping[Options, Report]) -> Iterator[Options]:
-    """Every chain; and again with soft prompts that weigh more, while none tried erases enough and that helps.
+def _choices(spec: ErasureSpec, choice: Options, usual: Options, tried: Mapping[Options, Report]) -> Iterator[Options]:
+    """The usual choice and every chain; and again with soft prompts that weigh more, while none tried erases enough and that helps.
 
     What leaks then are phrasings that no list holds.
     """
     least = math.inf
     chains = [chain for chain in CHAINS if choice.variant == "block" or not {*NEURONS} & {*chain["layers"]}]
+    chosen = [usual, *(replace(choice, **chain).settled(spec.concepts, neurons=True) for chain in chains)]
     for times in STRONGER:
-        yield from (replace(choice, soft_weight=times * choice.soft_weight, **chain) for chain in chains)
+        yield from (replace(one, soft_weight=times * choice.soft_weight) for one in dict.fromkeys(chosen))
         before, least = least, least_residual(tried.values())
         if not choice.soft_weight or least <= ENOUGH or least > HELPS * before:
             return

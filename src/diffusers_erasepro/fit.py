@@ -13,7 +13,7 @@ from .linears import dtype_of
 from .measure import largest
 from .options import Options
 from .places import below_loras, weight_of
-from .report import frobenius
+from .report import frobenius, most
 from .verify import allowed, listed, promised
 from .weights import base_fingerprint, resolved, unedited
 
@@ -67,24 +67,25 @@ def _check_parts(pipe: Any, adapter: ErasureAdapter) -> None:
 
 
 def _check_sizes(pipe: Any, adapter: ErasureAdapter) -> None:
-    most = adapter.options.max_edit_size if isinstance(adapter.options, Options) else Options().max_edit_size
+    limit = adapter.options.max_edit_size if isinstance(adapter.options, Options) else Options().max_edit_size
+    allowed_size = most(limit, len(adapter.spec.concepts))
     for part in adapter.components:
         root = component(pipe, part)
         for name, factors in resolved(root, part, adapter).items():
             size = frobenius(factors) / float(weight_of(root, name).detach().float().norm())
-            if not size <= most:
+            if not size <= allowed_size:
                 raise AdapterIntegrityError(
-                    f"{part}.{name} would change by {size:.3g} times its weight, at most max_edit_size={most:g} is allowed; "
+                    f"{part}.{name} would change by {size:.3g} times its weight, at most {allowed_size:.3g} is allowed; "
                     "fetch the adapter again from its author"
                 )
 
 
 def _check_promise(pipe: Any, adapter: ErasureAdapter) -> None:
     with unedited(pipe):
-        left, most = promised(pipe, adapter), allowed(pipe, adapter)
-    if not left <= most:
+        left, bound = promised(pipe, adapter), allowed(pipe, adapter)
+    if not left <= bound:
         raise AdapterIntegrityError(
-            f"{adapter.origin or 'the adapter'} does not erase what it lists: residual {left:.1e}, at most {most:.0e} allowed; "
+            f"{adapter.origin or 'the adapter'} does not erase what it lists: residual {left:.1e}, at most {bound:.0e} allowed; "
             "fetch it again from its author"
         )
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .errors import ConceptSpecError, IllPosedError
 from .factors import LowRank, orthonormal
-from .families import encoder_family_of, sites_of
+from .families import base_linear, encoder_family_of, sites_of
 from .prompts import Pair, Rows
 from .solve import inverse
 from .spec import Concept
@@ -25,6 +26,9 @@ IDLE = 4
 ANSWER = 1.5
 """g'z on the word itself. Larger writes less for the same and is steadier from phrasing to phrasing; others hear more: at 1 the
 writer's edit is 1.9 times as large and the mean square of others' drift .85 of it, at 3 they are .4 and 1.7."""
+EXACT = 64
+"""An exact prompt counts as so many soft ones. What the neurons leave of it, the last block has to close at the end of the prompt,
+where that moves others; more would cost phrasings that no list holds."""
 Activation = Callable[[Tensor], Tensor]
 
 
@@ -44,8 +48,7 @@ class Place:
     def names(self, pairs: Sequence[Pair], rows: Rows, concepts: Sequence[Concept]) -> list[str]:
         """Per position of `rows` of these pairs, which pair of neurons answers."""
         targets = {word: c.target if self.ends else word for c in concepts for word in c.words}
-        said = [p.target.text[p.target.start : p.target.stop] for p in pairs]
-        return [targets[said[i]] for i in rows.row.tolist()]
+        return [targets[pairs[i].word] for i in rows.row.tolist()]
 
 
 PLACES = {"neurons": Place(first=True, ends=False), "eos_neurons": Place(first=False, ends=True)}
@@ -76,6 +79,15 @@ def mlp_of(encoder: nn.Module, block: int) -> Mlp:
         )
     (site,) = sites_of(encoder, [block], "block")
     return Mlp(f"{site.closes}.{family.detector}", f"{site.closes}.{family.activation}", site.linear, site.closes)
+
+
+def room_for(encoder: nn.Module, words: int) -> bool:
+    """Whether this encoder's MLPs have a pair to give away for each of so many words."""
+    family = encoder_family_of(encoder)
+    if family.detector is None or family.activation is None:
+        return False
+    hidden: Any = base_linear(encoder.get_submodule(mlp_of(encoder, 0).writer)).in_features
+    return 2 * words <= hidden // IDLE
 
 
 @dataclass(frozen=True)
@@ -111,24 +123,31 @@ class Heard:
 
 
 def by_name(names: Mapping[str, Sequence[str]], found: Mapping[str, Tensor]) -> list[Tensor]:
-    """Per kind `(n, d)`, one row per name, as `(k, d)` per name."""
+    """Per kind `(n, ...)`, one row per name, as `(k, ...)` per name."""
     every, rows = [n for kind in found for n in names[kind]], torch.cat([*found.values()])
     return [rows[[n == name for n in every]] for name in dict.fromkeys(every)]
 
 
+def weights(names: Mapping[str, Sequence[str]]) -> list[Tensor]:
+    """Per name `(k,)`, how much each of its rows counts; 1 in all."""
+    counts = {kind: torch.full((len(names[kind]),), EXACT if kind == "exact" else 1.0, dtype=torch.float64) for kind in names}
+    return [w / w.sum() for w in by_name(names, counts)]
+
+
 def solve_neurons(
-    z: Sequence[Tensor], R: Sequence[Tensor], W1: Tensor, b1: Tensor, W2: Tensor, activation: Activation,
+    z: Sequence[Tensor], R: Sequence[Tensor], w: Sequence[Tensor], W1: Tensor, b1: Tensor, W2: Tensor, activation: Activation,
     L1: Tensor | None = None, L2: Tensor | None = None,
 ) -> tuple[LowRank, LowRank]:  # fmt: skip
     """Edits of the detector W1 and the writer W2 that send each word to its anchor, and others nowhere.
 
-    Per word i, with C what the detector usually receives:  g_i = (C + sum_j z_j z_j'/k_j)^-1 mean(z_i), scaled to answer
+    Per word i, with C what the detector usually receives:  g_i = (C + sum_j mean(z_j z_j'))^-1 mean(z_i), scaled to answer
     `ANSWER` on the word. Its pair of neurons gets the rows g_i and -g_i, and the column that meets R_i by least squares. What the
     pair wrote before goes, by regression, to the neurons that are left.
 
     Args:
         z: Per word `(k, d)`, the detector's inputs at its last token.
         R: Per word `(k, d)`, what the block's output lacks there.
+        w: Per word `(k,)`, what each row counts in its means and its least squares; 1 in all.
         W1: `(hidden, d)`
         b1: `(hidden,)`; the pairs take neurons of little bias, so that they are silent where g'z is 0.
         W2: `(d, hidden)`
@@ -146,10 +165,11 @@ def solve_neurons(
     W1, b1, W2 = W1.double(), b1.double().cpu(), W2.double()
     P = torch.eye(len(b1), dtype=torch.float64) if L2 is None else inverse(L2)
     at = _idle(P, b1, W2, 2 * len(z))
-    g = ANSWER * _detectors(z, L1)
+    g = ANSWER * _detectors(z, w, L1)
     rows = torch.stack([g, -g], 1).flatten(0, 1)
     heard = [activation(x @ rows[2 * i : 2 * i + 2].T + b1[at[2 * i : 2 * i + 2]]).sum(1) for i, x in enumerate(z)]
-    columns = torch.stack([f @ r / f.square().sum() for f, r in zip(heard, R, strict=True)], 1).repeat_interleave(2, 1)
+    met = [(v * f) @ r / (v * f.square()).sum() for v, f, r in zip(w, heard, R, strict=True)]
+    columns = torch.stack(met, 1).repeat_interleave(2, 1)
 
     chosen = torch.eye(len(b1), dtype=torch.float64)[:, at]
     heirs = torch.linalg.solve(P[at][:, at], -P[at])  # (2 n, hidden): each as the others tell it
@@ -158,11 +178,12 @@ def solve_neurons(
     return LowRank(chosen, rows - W1[at]), orthonormal(replaced, rtol=1e-12)
 
 
-def _detectors(z: Sequence[Tensor], L: Tensor | None) -> Tensor:
+def _detectors(z: Sequence[Tensor], w: Sequence[Tensor], L: Tensor | None) -> Tensor:
     """`(n, d)` one per word: about 1 on it, about 0 on the other words and on what usually comes."""
     C = torch.eye(z[0].shape[1], dtype=torch.float64) if L is None else L @ L.T
-    g = torch.linalg.solve(C + sum(x.T @ x / len(x) for x in z), torch.stack([x.mean(0) for x in z], 1)).T
-    return g / torch.stack([(x @ row).mean() for x, row in zip(z, g, strict=True)])[:, None]
+    means = torch.stack([v @ x for v, x in zip(w, z, strict=True)])
+    g = torch.linalg.solve(C + sum(x.T @ (v[:, None] * x) for v, x in zip(w, z, strict=True)), means.T).T
+    return g / (g * means).sum(1, keepdim=True)
 
 
 def _idle(P: Tensor, b1: Tensor, W2: Tensor, count: int) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -36,18 +36,14 @@ class Alignment:
     eos: bool = True
     """What follows the prompt: EOS, or the end of a chat template."""
     padding: bool = False
-    soft_eos: bool = False
-    """What follows a soft prompt, where `eos` does not hold all."""
 
-    @property
-    def of_soft(self) -> Alignment:
-        """The same for soft prompts."""
-        return replace(self, eos=self.eos or self.soft_eos)
+
+Held = Alignment | Mapping[str, Alignment]
+"""Which positions are held: of all prompts alike, or by the word they name."""
 
 
 ALIGNMENTS = {
     "last_subject": Alignment(eos=False),
-    "last_subject+soft_eos": Alignment(eos=False, soft_eos=True),
     "last_subject+eos": Alignment(),
     "subject": Alignment(whole_subject=True, eos=False),
     "subject+eos": Alignment(whole_subject=True),
@@ -77,6 +73,11 @@ class Pair:
 
     target: Prompt
     anchor: Prompt
+
+    @property
+    def word(self) -> str:
+        """The concept, as the prompt names it."""
+        return self.target.text[self.target.start : self.target.stop]
 
 
 @dataclass(frozen=True)
@@ -154,17 +155,18 @@ class Rows:
 
     def subjects(self) -> Rows:
         """Only the first position of each row: of rows aligned at the last subject token, that token."""
-        return self._only(self._first)
+        return self.only(self._first)
 
     def ends(self) -> Rows:
         """All but that: of rows aligned at the last subject token and at EOS, EOS."""
-        return self._only(~self._first)
+        return self.only(~self._first)
 
     @property
     def _first(self) -> Tensor:
         return self.row.diff(prepend=torch.tensor([-1])) > 0
 
-    def _only(self, some: Tensor) -> Rows:
+    def only(self, some: Tensor) -> Rows:
+        """Of the positions, those marked in `some` `(k,)`."""
         return replace(self, row=self.row[some], target_at=self.target_at[some], anchor_at=self.anchor_at[some])
 
     @property
@@ -321,25 +323,26 @@ def _marked(source: Any, prompts: Sequence[Prompt]) -> tuple[Tokens, list[Mark]]
     return _tokens(found)[1:], marks
 
 
-def rows_of(pairs: Sequence[Pair], source: Any, alignment: Alignment) -> Rows:
+def rows_of(pairs: Sequence[Pair], source: Any, held: Held) -> Rows:
     """Token rows and aligned positions of `pairs`.
 
     Args:
         pairs: What is said, and what it shall mean.
         source: The `TextPath` that reads them, or a tokenizer that stands alone.
-        alignment: Which positions; a pooled vector's, the end of the prompt, is always among them.
+        held: Which positions; a pooled vector's, the end of the prompt, is always among them.
 
     Raises:
         ConceptSpecError: A target and its anchor are the same tokens, or two pairs ask different things of one prompt.
     """
-    if isinstance(source, TextPath) and source.pooled:
-        alignment = replace(alignment, eos=True)
+    pooled = isinstance(source, TextPath) and source.pooled
     tokens, marks = _marked(source, [p.target for p in pairs] + [p.anchor for p in pairs])
     targets, anchors = tokens[: len(pairs)], tokens[len(pairs) :]
     asked: dict[tuple[int, ...], str] = {}
     columns: list[tuple[int, int, int]] = []
     for i, pair in enumerate(pairs):
         # first, as truncation makes different prompts the same tokens
+        alignment = held[pair.word] if isinstance(held, Mapping) else held
+        alignment = replace(alignment, eos=True) if pooled else alignment
         positions = aligned(pair, (marks[i], marks[len(pairs) + i]), alignment)
         if torch.equal(targets.ids[i], anchors.ids[i]):
             raise ConceptSpecError(f"{pair.target.text!r} and {pair.anchor.text!r} are the same tokens; nothing to erase")
@@ -357,18 +360,17 @@ def pairs_to_solve(concepts: Sequence[Concept], *, soft_budget: int) -> dict[str
     return {"exact": pairs_of(concepts, "exact"), "soft": pairs_of(concepts, "soft", most=share)}
 
 
-def rows_to_solve(concepts: Sequence[Concept], source: Any, alignment: Alignment, *, soft_budget: int) -> dict[str, Rows]:
+def rows_to_solve(concepts: Sequence[Concept], source: Any, held: Held, *, soft_budget: int) -> dict[str, Rows]:
     """Rows of `pairs_to_solve`."""
     pairs = pairs_to_solve(concepts, soft_budget=soft_budget)
-    held = {"exact": alignment, "soft": alignment.of_soft}
-    return {kind: rows_of(found, source, held[kind]) for kind, found in pairs.items()}
+    return {kind: rows_of(found, source, held) for kind, found in pairs.items()}
 
 
-def rows_to_measure(concepts: Sequence[Concept], captions: Sequence[str], source: Any, alignment: Alignment) -> dict[str, Rows]:
+def rows_to_measure(concepts: Sequence[Concept], captions: Sequence[str], source: Any, held: Held) -> dict[str, Rows]:
     """Rows of "held_out" prompts and of "kept" captions: a sample, evenly spread. Either may be empty."""
     unseen = spread(pairs_of(concepts, "held_out"), MEASURED["held_out"])
     return {
-        "held_out": rows_of(unseen, source, alignment),
+        "held_out": rows_of(unseen, source, held),
         "kept": kept_rows(spread(captions, MEASURED["kept"]), source),
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -85,17 +86,24 @@ def frobenius(factors: LowRank) -> float:
     return float(((B.T @ B) * (A @ A.T)).sum().clamp_min(0).sqrt())
 
 
-def layer_report(name: str, weight: Tensor, factors: LowRank, step: Step, *, limit: float) -> LayerReport:
+def most(limit: float, concepts: int) -> float:
+    """How large an edit of so many concepts may be, if one's may be `limit`: edits that have nothing in common add in squares."""
+    return limit * math.sqrt(concepts)
+
+
+def layer_report(name: str, weight: Tensor, factors: LowRank, step: Step, *, limit: float, concepts: int = 1) -> LayerReport:
     """The report of one layer.
 
     Raises:
-        IllPosedError: The edit is larger than `limit` times the weight.
+        IllPosedError: The edit is larger than `most(limit, concepts)` times the weight.
     """
     size, edit = frobenius(factors) / float(weight.detach().double().norm()), step.edit
-    if size > limit:
+    if size > most(limit, concepts):
+        of_many = "" if concepts == 1 else f" times the root of {concepts} concepts"
         raise IllPosedError(
-            f"{name}: the edit is {size:.3g} times the weight, at most max_edit_size={limit:g} is allowed (rank {factors.rank}, "
-            f"condition {edit.condition:.1e}); edit an earlier block as well, use fewer templates, or raise max_edit_size"
+            f"{name}: the edit is {size:.3g} times the weight, at most max_edit_size={limit:g}{of_many} is allowed (rank "
+            f"{factors.rank}, condition {edit.condition:.1e}); edit an earlier block as well, use fewer templates, or raise "
+            "max_edit_size"
         )
     return LayerReport(name, factors.rank, size, edit.condition, step.gap, edit.constraints, edit.dropped, edit.cut)
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from .errors import ConceptSpecError
-from .templates import TEMPLATES, TemplateSet
+from .templates import BLOCKS, TEMPLATES, Recipe, TemplateSet
 
 AUTO_ANCHOR = "auto"
 MAX_CONCEPTS = 10_000
@@ -147,6 +147,11 @@ class Concept:
     def corpus(self) -> tuple[str, ...]:
         """Everyday captions of its kind, kept where a spec gives none."""
         return self._set.corpus
+
+    @property
+    def recipe(self) -> Recipe:
+        """How its kind is erased unless one says otherwise; texts of one's own tell no kind."""
+        return self._set.recipe if isinstance(self.templates, str) else BLOCKS
 
     @property
     def exact(self) -> tuple[str, ...]:

@@ -23,9 +23,9 @@ from .families import base_linear, component, family_of
 from .guard import missing
 from .linears import dtype_of
 from .measure import largest, relative, target_states
-from .options import Foreign, Options
+from .options import Foreign, Options, held
 from .places import path_of
-from .prompts import ALIGNMENTS, Pair, Prompt, Rows, TextPath, pairs_of, rows_of, text_paths
+from .prompts import Pair, Prompt, Rows, TextPath, pairs_of, rows_of, text_paths
 from .spec import Concept
 from .walk import edited
 from .weights import (
@@ -149,7 +149,8 @@ def _paths(pipe: Any, adapter: ErasureAdapter) -> list[TextPath]:
 
 
 def _rows(path: TextPath, adapter: ErasureAdapter) -> Rows:
-    return rows_of(pairs_of(adapter.spec.concepts, "exact"), path, ALIGNMENTS[adapter.options.alignment])
+    concepts = adapter.spec.concepts
+    return rows_of(pairs_of(concepts, "exact"), path, held(adapter.options, concepts))
 
 
 def _goals(path: TextPath, adapter: ErasureAdapter) -> list[Tensor]:
@@ -311,9 +312,9 @@ def _share_left(root: nn.Module, name: str, factors: LowRank) -> float:
 
 def _told(pipe: Any, adapter: ErasureAdapter, text: str) -> float:
     """Residual of the concept in a prompt of the user's, against the same prompt with the anchor, unedited."""
-    pair, each = _pair_in(text, adapter.spec.concepts), []
+    (concept, pair), each = _pair_in(text, adapter.spec.concepts), []
     for path in _paths(pipe, adapter):
-        rows, readings = rows_of([pair], path, ALIGNMENTS[adapter.options.alignment]), path.use.readings
+        rows, readings = rows_of([pair], path, adapter.options.alignment_of(concept)), path.use.readings
         anchors = Rows(rows.anchor, rows.target, rows.row, rows.anchor_at, rows.target_at)
         with evaluating(path.encoder):
             have = target_states(path.encoder, rows, readings)
@@ -323,14 +324,14 @@ def _told(pipe: Any, adapter: ErasureAdapter, text: str) -> float:
     return largest(each)
 
 
-def _pair_in(text: str, concepts: Sequence[Concept]) -> Pair:
-    """The first concept word in `text`, and the text with its anchor instead."""
+def _pair_in(text: str, concepts: Sequence[Concept]) -> tuple[Concept, Pair]:
+    """The first concept named in `text`, and the text with its anchor instead."""
     for concept in concepts:
         for word in sorted(concept.words, key=len, reverse=True):
             at = text.casefold().find(word.casefold())
             if at >= 0:
                 anchor = text[:at] + concept.anchor + text[at + len(word) :]
-                return Pair(Prompt(text, at, at + len(word)), Prompt(anchor, at, at + len(concept.anchor)))
+                return concept, Pair(Prompt(text, at, at + len(word)), Prompt(anchor, at, at + len(concept.anchor)))
     known = ", ".join(repr(w) for c in concepts for w in c.words)
     raise ConceptSpecError(f"prompt {text!r} names none of the erased concepts ({known})")
 

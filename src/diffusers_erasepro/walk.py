@@ -104,7 +104,7 @@ def run(encoder: Any, tokens: Tokens, *, last_hidden: bool) -> Any:
 @torch.no_grad()
 def walk(
     encoder: Any, rows: Mapping[str, Rows], sites: Sequence[Site], solver: Solver, readings: Sequence[Reading] = (LAST,),
-    neurons: Sequence[Neurons] = (),
+    neurons: Sequence[Neurons] = (), parts: Mapping[str, Mapping[str, Rows]] | None = None,
 ) -> Walk:  # fmt: skip
     """Run targets and anchors side by side through `encoder`, and solve at each of `sites` on the way.
 
@@ -112,6 +112,7 @@ def walk(
     must add `R = h0 - h` at the aligned positions of the "exact" rows, and would at those of the "soft" rows. The
     target rows then go on with `h + D x` (at every position, as the edited weight would), so the next site sees the
     edited stream. Rows of other kinds only ride along, to be measured at the end. `neurons` come before a site of their block.
+    `parts`: by site, the same rows with the positions that it holds, where those are not all.
 
     Where attention is causal, what comes after the last aligned position matters to none, and is cut.
     """
@@ -136,17 +137,18 @@ def walk(
         at = slice(first[kind], first[kind] + len(rows[kind]))
         return states[at, 0].cpu(), states[half + anchor_row[at], 0].cpu()
 
-    def columns(kind: str, x: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+    def columns(kind: str, x: Tensor, out: Tensor, aligned: Mapping[str, Rows]) -> tuple[Tensor, Tensor]:
         """X `(d_in, k)` and R `(d_out, k)`."""
-        have, goal = both(kind, out)
-        return both(kind, x)[0].T, (goal - have).T
+        have, goal = both(kind, out, aligned)
+        return both(kind, x, aligned)[0].T, (goal - have).T
 
     def solve_at(site: Site) -> Callable[..., object]:
         def hook(_: nn.Module, __: object, output: Tensor | tuple[Tensor, ...]) -> object:
             out, x = _hidden(output).clone(), torch.cat(inputs.pop(site))
-            X, R = columns("exact", x, out)
-            edit = solver(site.linear, X, R, *columns("soft", x, out))
-            goal = both("exact", out)[1].norm(dim=-1)
+            aligned = (parts or {}).get(site.linear, rows)
+            X, R = columns("exact", x, out, aligned)
+            edit = solver(site.linear, X, R, *columns("soft", x, out, aligned))
+            goal = both("exact", out, aligned)[1].norm(dim=-1)
             steps.append(Step(site.linear, edit, X.double(), float((R.norm(dim=0) / goal).mean())))
             out[:half] += edit.factors(x[:half])  # in the precision the edit will run in
             return _replace(output, out)
