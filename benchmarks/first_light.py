@@ -47,7 +47,7 @@ DRAWINGS = (
 """Field, target and anchor, by what is drawn: each world has words of its own for them."""
 FLIP = 0.005
 """A change that the eye sees."""
-OURS: dict[str, dict[str, Any]] = {"ours": {}, "ours, auto": {"layers": "auto"}, "ours, blocks 0 and last": {"layers": (0, -1)}}
+OURS: dict[str, dict[str, Any]] = {"ours": {}, "ours, blocks 0 and last": {"layers": (0, -1)}}
 """Our rows, and the options of `erase`."""
 PROMISES = {"shape": 0.05, "style": 0.10, "attribute": 0.05}
 """Largest share of pictures that may still show the target."""
@@ -339,9 +339,8 @@ def main() -> None:
         *([f"of pictures drawn by it on {args.drawn}:"] if args.drawn else []),
         f"{args.n} images per cell, 15 steps, guidance 3, float32.",
         "Prompts are held-out phrasings: neither templates nor training use them.",
-        "Preserve list of both methods: `glyphs.captions(400, seed=0)`. Ours: the default (neurons for shapes and styles, blocks",
-        "0 and last for the attribute), `layers=\"auto\"`, and blocks 0 and last for all. Where two of them are the same edit,",
-        "one row serves both.",
+        "Preserve list of both methods: `glyphs.captions(400, seed=0)`. Ours: the default, which takes neurons for shapes and",
+        "styles and blocks 0 and last for the attribute; and these blocks for all.",
         "UCE: `methods.uce` at its default settings; docs/peers.md holds it beside its authors' code.",
         f"Others (n = {args.others}): captions with another shape and none of the concepts. The last column holds captions",
         f"that leave the shape open (n = {args.n // 4}): which one is drawn hangs by a breath, and single flips make the mean.",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -57,9 +56,9 @@ def joint_options(adapters: Sequence[ErasureAdapter]) -> dict[str, Any]:
                 f"an adapter by {adapter.options.method!r} cannot be solved again; make it anew on this pipeline"
             )
         options.append(adapter.options)
-    each = [(c.target, o.recipe(c)) for a, o in zip(adapters, options, strict=True) for c in a.spec.concepts]
-    own = {"layers": None, "alignment": None, "each": [(target, r.layers, r.alignment) for target, r in each]}
-    rest = [asdict(replace(o, **own, robust=any(o.robust for o in options))) for o in options]
+    recipes = [(c.target, o.recipe(c)) for a, o in zip(adapters, options, strict=True) for c in a.spec.concepts]
+    own: dict[str, Any] = {"layers": None, "alignment": None, "each": [(t, r.layers, r.alignment) for t, r in recipes]}
+    rest = [o.to_dict() | own | {"robust": any(o.robust for o in options)} for o in options]
     for name, value in rest[0].items():
         if any(r[name] != value for r in rest):
             values = [r[name] for r in rest]

@@ -191,7 +191,7 @@ def _parts(
 ) -> dict[str, dict[str, Rows]]:  # fmt: skip
     """Of sites that not every concept asks for: the positions that those hold which do."""
     blocks = {c.target: _blocks(choice.recipe(c).layers, closing) for c in spec.concepts}
-    found = {}
+    found: dict[str, dict[str, Rows]] = {}
     for block in {b for asked in blocks.values() for b in asked}:
         those = [c for c in spec.concepts if block in blocks[c.target]]
         if len(those) < len(spec.concepts):
@@ -422,7 +422,7 @@ def _chosen(pipe: Any, family: PipelineFamily, spec: ErasureSpec, choice: Option
 
 
 def _choices(spec: ErasureSpec, choice: Options, usual: Options, tried: Mapping[Options, Report]) -> Iterator[Options]:
-    """The usual choice and every chain; and again with soft prompts that weigh more, while none tried erases enough and that helps.
+    """The usual choice and every chain; and again with stronger soft prompts, while none tried erases enough and that helps.
 
     What leaks then are phrasings that no list holds.
     """
