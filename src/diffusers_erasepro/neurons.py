@@ -27,8 +27,8 @@ ANSWER = 1.5
 """g'z on the word itself. Larger writes less for the same and is steadier from phrasing to phrasing; others hear more: at 1 the
 writer's edit is 1.9 times as large and the mean square of others' drift .85 of it, at 3 they are .4 and 1.7."""
 EXACT = 64
-"""An exact prompt counts as so many soft ones. What the neurons leave of it, the last block has to close at the end of the prompt, and
-that moves others; with more, phrasings that no list holds lack more."""
+"""An exact prompt counts as so many soft ones. What the neurons leave of it the last block has to close at the end of the prompt,
+and that moves others; with more, phrasings that no list holds lack more."""
 Activation = Callable[[Tensor], Tensor]
 
 
