@@ -1,6 +1,8 @@
 """Neurons given away: what the pair answers to, what it costs others, and that everything else holds as for blocks."""
 
 import copy
+import warnings
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 
 import tiny
 from conftest import assert_same_bits, bits
-from diffusers_erasepro import Concept, ErasureSpec, erasable, erase
+from diffusers_erasepro import Concept, ErasureSpec, compose, erasable, erase, neurons
 from diffusers_erasepro.compose import joint_options, joint_spec, kernel
 from diffusers_erasepro.denoiser import Look
 from diffusers_erasepro.errors import AdapterStateError, ConceptSpecError, IllPosedError
@@ -232,3 +234,21 @@ def test_gated_mlps_have_none():
 def test_files_alone_do_not_put_them_together(given, at_eos):
     with pytest.raises(AdapterStateError, match="may have given away the same"):
         kernel([given, at_eos])
+
+
+@pytest.mark.parametrize("why", ["too few neurons", "keep"])
+def test_where_neurons_are_not_for_all_blocks_are(pipe, shipped, preserve, given, at_eos, why, monkeypatch):
+    if why == "keep":
+        spec = ErasureSpec((CROSS,), preserve=preserve, keep=("",))
+        third = erase(shipped, spec, measure=False)
+    else:
+        monkeypatch.setattr(neurons, "IDLE", 400)  # 1 of them may go
+        monkeypatch.setattr(compose, "_solved", OrderedDict())
+        third = erase(shipped, ErasureSpec((CROSS,), preserve=preserve), measure=False)
+    assert third.options.layers == (0, -1)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        pipe.load_erasure_adapters({"star": given, "voss": at_eos, "cross": third})
+    assert any("instead of neurons" in str(w.message) for w in told) == (why == "too few neurons")
+    assert pipe.verify_erasure().residual < 1e-5
+    assert not any("fc1" in name for name in pipe.text_encoder._erasepro.weights)

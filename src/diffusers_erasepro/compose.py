@@ -11,16 +11,17 @@ import torch
 from torch import Tensor
 
 from .adapter import ErasureAdapter
-from .erase import erase
-from .errors import AdapterStateError
+from .erase import erase, instead
+from .errors import AdapterStateError, IllPosedError
 from .factors import LowRank, orthonormal, stack
 from .families import component
 from .measure import anchor_states
-from .options import Foreign, Options
+from .options import Foreign, Options, with_neurons
 from .places import below_loras
 from .prompts import ALIGNMENTS, pairs_of, rows_of, text_paths
 from .report import worst
 from .spec import ErasureSpec
+from .templates import BLOCKS, Layers
 from .weights import base_fingerprint, unedited
 
 SOLVED = 64
@@ -43,27 +44,47 @@ def joint_spec(adapters: Sequence[ErasureAdapter]) -> ErasureSpec:
     return ErasureSpec(concepts, preserve=tuple(captions) if given else None, keep=keep)
 
 
-def joint_options(adapters: Sequence[ErasureAdapter]) -> dict[str, Any]:
+def joint_options(adapters: Sequence[ErasureAdapter], *, neurons: bool = True) -> dict[str, Any]:
     """The options to solve with: every concept keeps its layers and positions, robust if one is; the rest must agree.
+
+    Args:
+        adapters: In order.
+        neurons: Without, encoder blocks stand in for them.
 
     Raises:
         AdapterStateError: They differ, or one is not `erase`'s.
     """
-    options: list[Options] = []
+    own: list[tuple[str, Layers, str]] = []
+    rest: list[dict[str, Any]] = []
     for adapter in adapters:
-        if isinstance(adapter.options, Foreign):
-            raise AdapterStateError(
-                f"an adapter by {adapter.options.method!r} cannot be solved again; make it anew on this pipeline"
-            )
-        options.append(adapter.options)
-    recipes = [(c.target, o.recipe(c)) for a, o in zip(adapters, options, strict=True) for c in a.spec.concepts]
-    own: dict[str, Any] = {"layers": None, "alignment": None, "each": [(t, r.layers, r.alignment) for t, r in recipes]}
-    rest = [o.to_dict() | own | {"robust": any(o.robust for o in options)} for o in options]
+        options = adapter.options
+        if isinstance(options, Foreign):
+            raise AdapterStateError(f"an adapter by {options.method!r} cannot be solved again; make it anew on this pipeline")
+        recipes = {c.target: options.recipe(c) for c in adapter.spec.concepts}
+        own += [
+            (t, r.layers if neurons or not with_neurons(r.layers) else BLOCKS.layers, r.alignment) for t, r in recipes.items()
+        ]
+        rest.append(options.to_dict() | {"layers": None, "alignment": None, "each": None, "robust": None})
     for name, value in rest[0].items():
         if any(r[name] != value for r in rest):
             values = [r[name] for r in rest]
             raise AdapterStateError(f"adapters made with different {name} {values} cannot be solved together; make them alike")
-    return rest[0]
+    return rest[0] | {"each": own, "robust": any(a.options.robust for a in adapters if isinstance(a.options, Options))}
+
+
+def solved(pipe: Any, adapters: Sequence[ErasureAdapter], *, measure: bool = False) -> ErasureAdapter:
+    """Their specs solved together on the pipeline.
+
+    Idle neurons for one concept may be too few for all, or their edit too large; then encoder blocks stand in for them, and also
+    beside prompts in `keep`, which neurons do not hold.
+    """
+    spec = joint_spec(adapters)
+    try:
+        return erase(pipe, spec, measure=measure, **joint_options(adapters, neurons=not spec.keep))
+    except IllPosedError as error:
+        if not any(a.options.takes_neurons for a in adapters):
+            raise
+        return instead(error, lambda: erase(pipe, spec, measure=measure, **joint_options(adapters, neurons=False)))
 
 
 def combined(pipe: Any, adapters: Sequence[ErasureAdapter]) -> ErasureAdapter | None:
@@ -92,7 +113,7 @@ def _joined(pipe: Any, adapters: Sequence[ErasureAdapter]) -> ErasureAdapter:
     others = [a for a in adapters if isinstance(a.options, Foreign)]
     if len(ours) > 1:
         with below_loras(component(pipe, part) for a in ours for part in a.base):  # as each of them was solved
-            ours = [erase(pipe, joint_spec(ours), measure=False, **joint_options(ours))]
+            ours = [solved(pipe, ours)]
     return _summed(pipe, ours + others) if others else ours[0]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,7 +33,7 @@ from .families import (
 from .fingerprint import as_it_runs, fingerprints
 from .measure import read_residual
 from .neurons import PLACES, Mlp, Neurons, by_name, mlp_of, room_for, solve_neurons, weights
-from .options import AUTO, NEURONS, READERS, Options, blocks_in, held
+from .options import AUTO, READERS, Options, blocks_in, held, with_neurons
 from .places import effective_weight, weight_of
 from .prompts import (
     ALIGNMENTS,
@@ -117,10 +117,15 @@ def _usual(pipe: Any, family: PipelineFamily, spec: ErasureSpec, choice: Options
     except IllPosedError as error:
         if settled == blocks:
             raise
-        note = INSTEAD.format(error)
-        warnings.warn(note, stacklevel=3)
-        made = _erase(pipe, family, spec, blocks, measure)
-        return replace(made, report=replace(made.report, notes=(*made.report.notes, note)))
+        return instead(error, lambda: _erase(pipe, family, spec, blocks, measure))
+
+
+def instead(error: IllPosedError, make: Callable[[], ErasureAdapter]) -> ErasureAdapter:
+    """What `make` makes of encoder blocks, with a note that says why."""
+    note = INSTEAD.format(error)
+    warnings.warn(note, stacklevel=4)
+    made = make()
+    return replace(made, report=replace(made.report, notes=(*made.report.notes, note)))
 
 
 def _settled(pipe: Any, spec: ErasureSpec, choice: Options) -> Options:
@@ -427,7 +432,7 @@ def _choices(spec: ErasureSpec, choice: Options, usual: Options, tried: Mapping[
     What leaks then are phrasings that no list holds.
     """
     least = math.inf
-    chains = [chain for chain in CHAINS if choice.variant == "block" or not {*NEURONS} & {*chain["layers"]}]
+    chains = [chain for chain in CHAINS if choice.variant == "block" or not with_neurons(chain["layers"])]
     chosen = [usual, *(replace(choice, **chain).settled(spec.concepts, neurons=True) for chain in chains)]
     for times in STRONGER:
         yield from (replace(one, soft_weight=times * choice.soft_weight) for one in dict.fromkeys(chosen))

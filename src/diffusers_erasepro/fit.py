@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .adapter import ErasureAdapter
-from .compose import joint_options
-from .erase import erase
+from .compose import solved
 from .errors import AdapterIntegrityError, BaseModelMismatchError
 from .families import component, family_of
 from .linears import dtype_of
@@ -45,7 +44,7 @@ def _fitting(pipe: Any, adapter: ErasureAdapter, *, allow_base_mismatch: bool) -
         )
     if not allow_base_mismatch:
         raise BaseModelMismatchError(_mismatch(adapter))
-    return erase(pipe, adapter.spec, **joint_options([adapter]))
+    return solved(pipe, [adapter], measure=True)
 
 
 def _check_parts(pipe: Any, adapter: ErasureAdapter) -> None:

@@ -17,8 +17,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from .adapter import ErasureAdapter, read, write_whole
-from .compose import combined, joint_options, joint_spec
-from .erase import erase
+from .compose import combined, solved
 from .errors import AdapterStateError, ConceptSpecError, ErasureVerificationError
 from .families import component, family_of
 from .fit import fitting
@@ -159,7 +158,7 @@ class ErasureLoaderMixin:
                 raise AdapterStateError("nothing to refit: no erasure is on; load one or enable_erasure() first")
             ordered = sorted(active, key=lambda a: a.digest)
             alone = len(ordered) == 1  # as it was made: prompts to measure ride in the batch, and last bits depend on it
-            applied = erase(self, joint_spec(ordered), measure=alone, **joint_options(ordered))
+            applied = solved(self, ordered, measure=alone)
             _switch(self, adapters, states, applied=applied)
 
     def verify_erasure(

@@ -113,7 +113,7 @@ class Options:
     @property
     def takes_neurons(self) -> bool:
         """Whether idle neurons are given to the words."""
-        return any(layer in NEURONS for layer in self.every_layer)
+        return with_neurons(self.every_layer)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -159,6 +159,11 @@ def recorded(data: Mapping[str, Any]) -> Options | Foreign:
     """What `to_dict` of either wrote; fields of a later version are left out."""
     kind: type[Options] | type[Foreign] = Foreign if "method" in data else Options
     return kind(**{k: v for k, v in data.items() if k in kind.__dataclass_fields__})
+
+
+def with_neurons(layers: Layers) -> bool:
+    """Whether idle neurons are among `layers`."""
+    return any(name in layers for name in NEURONS)
 
 
 def _tuple(layers: Any) -> Layers:
