@@ -36,10 +36,10 @@ def gelu(x):
 
 @pytest.fixture
 def mlp():
-    """A random one of 8 -> 32 -> 8, inputs of it, and the Cholesky factors of what its linears receive."""
+    """A random one of 8 -> 64 -> 8, inputs of it, and the Cholesky factors of what its linears receive."""
     draw = torch.Generator().manual_seed(0)
-    W1, W2, z = (torch.randn(*shape, generator=draw, dtype=torch.float64) for shape in ((32, 8), (8, 32), (4000, 8)))
-    b1 = 0.01 * torch.randn(32, generator=draw, dtype=torch.float64)
+    W1, W2, z = (torch.randn(*shape, generator=draw, dtype=torch.float64) for shape in ((64, 8), (8, 64), (4000, 8)))
+    b1 = 0.01 * torch.randn(64, generator=draw, dtype=torch.float64)
     heard = gelu(z @ W1.T + b1)
     return W1, b1, W2, z, cholesky(z.T @ z / len(z)), cholesky(heard.T @ heard / len(z))
 
@@ -66,11 +66,11 @@ def test_the_word_gets_all_that_it_lacks_and_a_tenth_of_it_a_hundredth(mlp):
 
 
 def test_a_neuron_that_others_tell_is_given_away_for_free(mlp):
-    """Neurons 0 to 5 say what 6 to 11 say, and the rest writes much: the pair comes from these, and not both of one kind."""
+    """Neurons 0 to 7 say what 8 to 15 say, and the rest writes much: the pair comes from these, and not both of one kind."""
     W1, b1, W2, z, L1, _ = mlp
-    W1[:6], b1[:6], W2[:, 12:] = W1[6:12], b1[6:12], 100 * W2[:, 12:]
+    W1[:8], b1[:8], W2[:, 16:] = W1[8:16], b1[8:16], 100 * W2[:, 16:]
     heard = gelu(z @ W1.T + b1)
-    M = heard.T @ heard / len(z) + 1e-9 * torch.eye(32, dtype=torch.float64)
+    M = heard.T @ heard / len(z) + 1e-9 * torch.eye(64, dtype=torch.float64)
     word, none = torch.eye(8, dtype=torch.float64)[:1], torch.zeros(1, 8, dtype=torch.float64)
     edits = solve_neurons([word], [none], [ONE], W1, b1, W2, gelu, L1, cholesky(M))
     moved = after(z, W1, b1, W2, edits) - heard @ W2.T
@@ -102,7 +102,7 @@ def test_an_exact_prompt_counts_as_many_soft_ones(mlp):
 
 def test_more_words_than_idle_neurons(mlp):
     W1, b1, W2, z, L1, L2 = mlp
-    with pytest.raises(IllPosedError, match="5 words need 10 of them, 8 of 32 may be given away"):
+    with pytest.raises(IllPosedError, match="5 words need 10 of them, 5 of 64 may be given away"):
         solve_neurons([z[i : i + 1] for i in range(5)], [z[:1]] * 5, [ONE] * 5, W1, b1, W2, gelu, L1, L2)
 
 
@@ -242,7 +242,7 @@ def test_where_neurons_are_not_for_all_blocks_are(pipe, shipped, preserve, given
         spec = ErasureSpec((CROSS,), preserve=preserve, keep=("",))
         third = erase(shipped, spec, measure=False)
     else:
-        monkeypatch.setattr(neurons, "IDLE", 400)  # 1 of them may go
+        monkeypatch.setattr(neurons, "SPARE", 400)  # 1 of them may go
         monkeypatch.setattr(compose, "_solved", OrderedDict())
         third = erase(shipped, ErasureSpec((CROSS,), preserve=preserve), measure=False)
     assert third.options.layers == (0, -1)
