@@ -145,8 +145,8 @@ def main() -> None:
         "Adapters of one concept each (shapes, styles, the attribute, then nouns), loaded in a shuffled order,",
         f"one by one up to {APART}, more at once (`load_erasure_adapters`).",
         "Residual: the worst over everything listed. Drift: mean relative change of 128 preserve captions' states.", "",
-        "Made at default settings, things and styles have given away neurons, which the files alone do not tell apart: adding files",
-        "up breaks them, and `compose.kernel` refuses. With `layers=(0, -1)` files may be added, at the residual shown.",
+        "Made at default settings, things and styles have given away neurons, which the files alone do not tell apart: adding",
+        "files up breaks them, and `compose.kernel` refuses. With `layers=(0, -1)` files may be added, at the residual shown.",
         "Where a set has more words than idle neurons (50 here) it is solved in blocks.", "",
         "| adapters | sum of the edits: residual / drift | the same, `layers=(0, -1)` | `compose.kernel`, `layers=(0, -1)` | as "
         "loaded (joint): residual / drift | after deleting one | off, on again, reverse order: same bits | joint solve, s | "

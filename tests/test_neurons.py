@@ -66,9 +66,9 @@ def test_the_word_gets_all_that_it_lacks_and_a_tenth_of_it_a_hundredth(mlp):
 
 
 def test_a_neuron_that_others_tell_is_given_away_for_free(mlp):
-    """Neurons 0 to 7 say what 8 to 15 say, and the rest writes much: the pair comes from these, and not both of one kind."""
+    """Neurons 0 to 9 say what 10 to 19 say, and the rest writes much: the pair comes from these, and not both of one kind."""
     W1, b1, W2, z, L1, _ = mlp
-    W1[:8], b1[:8], W2[:, 16:] = W1[8:16], b1[8:16], 100 * W2[:, 16:]
+    W1[:10], b1[:10], W2[:, 20:] = W1[10:20], b1[10:20], 100 * W2[:, 20:]
     heard = gelu(z @ W1.T + b1)
     M = heard.T @ heard / len(z) + 1e-9 * torch.eye(64, dtype=torch.float64)
     word, none = torch.eye(8, dtype=torch.float64)[:1], torch.zeros(1, 8, dtype=torch.float64)
