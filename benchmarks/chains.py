@@ -27,14 +27,13 @@ from unseen import asked
 NOBODY = Concept("nothing of that kind", anchor="nothing")
 MORE = {"crescent": "circle", "arrow": "square", "drop": "triangle", "bolt": "diamond"}
 """Shapes beyond those of docs/first-light.md, and their anchors."""
-SOFT = {"alignment": "last_subject+soft_eos"}
 CHAINS: dict[str, dict[str, Any]] = {
-    "0, -1 (default)": {},
+    "0, -1": {"layers": (0, -1)},
     "1, -1": {"layers": (1, -1)},
     "2, -1": {"layers": (2, -1)},
     "-1": {"layers": (-1,)},
-    "neurons, -1; soft EOS": {"layers": ("neurons", -1), **SOFT},
-    "neurons, eos_neurons, -1; soft EOS": {"layers": ("neurons", "eos_neurons", -1), **SOFT},
+    "neurons, -1": {"layers": ("neurons", -1)},
+    "neurons, eos_neurons, -1": {"layers": ("neurons", "eos_neurons", -1)},
     "eos_neurons, -1": {"layers": ("eos_neurons", -1)},
 }
 
@@ -43,7 +42,7 @@ HEAD = """# Chains, in thousands of pictures
 
 `benchmarks/chains.py` wrote this page: {where}.
 Others: phrasings that no template, training caption or held-out prompt has (`unseen.FRAMES`); targets in training phrasings.
-Nothing here is held out: `denoiser.CHAINS` were chosen by it. Single flips make the mse: the counts say how sure it is.
+Nothing here is held out: `templates.Recipe` and `denoiser.CHAINS` were chosen by it. Single flips make the mse: the counts say how sure it is.
 r and d are what `layers="auto"` sees of a chain before any picture.
 
 | erased | chain | target still drawn | anchor | mse of others (1e-5) | flipped | r | d |
