@@ -42,8 +42,8 @@ HEAD = """# Chains, in thousands of pictures
 
 `benchmarks/chains.py` wrote this page: {where}.
 Others: phrasings that no template, training caption or held-out prompt has (`unseen.FRAMES`); targets in training phrasings.
-Nothing here is held out: `templates.Recipe` and `denoiser.CHAINS` were chosen by it. Single flips make the mse: the counts say how sure it is.
-r and d are what `layers="auto"` sees of a chain before any picture.
+Nothing here is held out: `templates.Recipe` and `denoiser.CHAINS` were chosen by it. Single flips make the mse: the counts
+say how sure it is. r and d are what `layers="auto"` sees of a chain before any picture.
 
 | erased | chain | target still drawn | anchor | mse of others (1e-5) | flipped | r | d |
 |---|---|---|---|---|---|---|---|"""

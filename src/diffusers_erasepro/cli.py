@@ -72,9 +72,7 @@ def erase(
     synonym: Annotated[list[str] | None, typer.Option(help="A further word for it; may be given again.")] = None,
     preserve_file: Annotated[Path | None, typer.Option(help="Captions to keep, one a line.")] = None,
     spec: Annotated[Path | None, typer.Option(help="A spec.toml instead of the options above.")] = None,
-    layers: Annotated[
-        str | None, typer.Option(help="'auto', or places: '0,-1', '0,-1,kv', 'neurons,-1'; default: by kind.")
-    ] = None,
+    layers: Annotated[str | None, typer.Option(help="'auto', or such as '0,-1' or 'neurons,-1'; default: by kind.")] = None,
     robust: Annotated[bool, typer.Option("--robust", help="Hold against embeddings made elsewhere too; drifts more.")] = False,
     config: Config = None,
     as_json: Json = False,
