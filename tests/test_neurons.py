@@ -226,6 +226,15 @@ def test_what_they_do_not_go_with(shipped, preserve, options, spec, message):
         erase(shipped, ErasureSpec((STAR,), preserve=preserve, **spec), **GIVEN, **options)
 
 
+def test_a_block_gives_its_neurons_away_once():
+    pipe = tiny.build("StableDiffusionPipeline")
+    pipe.text_encoder = tiny.clip(layers=1)
+    spec = ErasureSpec((STAR, VOSS))
+    assert erase(pipe, spec, metric="identity", measure=False).options.layers == (0, -1)
+    with pytest.raises(ConceptSpecError, match=r"first block of CLIPTextModel is the last that is read"):
+        erase(pipe, spec, metric="identity", layers=("neurons", "eos_neurons", -1))
+
+
 def test_gated_mlps_have_none():
     with pytest.raises(ConceptSpecError, match=r"MLPs of T5EncoderModel are gated.*such as layers=\(0, -1\)"):
         erase(tiny.build("PixArtSigmaPipeline"), ErasureSpec((STAR,)), metric="identity", layers=("neurons", -1))

@@ -131,7 +131,8 @@ def instead(error: IllPosedError, make: Callable[[], ErasureAdapter]) -> Erasure
 def _settled(pipe: Any, spec: ErasureSpec, choice: Options) -> Options:
     """`choice` with a recipe for every concept."""
     words = sum(len(c.words) for c in spec.concepts)
-    neurons = not spec.keep and not choice.robust and all(room_for(path.encoder, words) for path in text_paths(pipe))
+    deep = all(closing_blocks(path.encoder, path.use.readings)[0] > 0 for path in text_paths(pipe))
+    neurons = deep and not spec.keep and not choice.robust and all(room_for(path.encoder, words) for path in text_paths(pipe))
     return choice.settled(spec.concepts, neurons=neurons)
 
 
@@ -219,7 +220,13 @@ def _neurons_asked(live: nn.Module, spec: ErasureSpec, choice: Options, closing:
             "neurons: what those given away did for the prompts in keep is made up for, not exactly kept; leave keep out, or "
             "edit encoder blocks, such as layers=(0, -1)"
         )
-    return {n: mlp_of(live, 0 if place.first else closing[0]) for n, place in PLACES.items() if n in choice.every_layer}
+    asked = {n: mlp_of(live, 0 if place.first else closing[0]) for n, place in PLACES.items() if n in choice.every_layer}
+    if len({*asked.values()}) < len(asked):
+        raise ConceptSpecError(
+            f"neurons: the first block of {type(live).__name__} is the last that is read, and cannot give its own away twice; edit "
+            "encoder blocks, such as layers=(0,)"
+        )
+    return asked
 
 
 def _neurons(
