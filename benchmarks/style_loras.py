@@ -25,7 +25,7 @@ from diffusers_erasepro.glyphs.world import FIRST, sample_scene
 from diffusers_erasepro.prompts import token_ids
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
-EDITED = ["encoder.layers.0.mlp.fc2", "encoder.layers.5.mlp.fc2"]
+EDITED = ["encoder.layers.0.mlp.fc1", "encoder.layers.0.mlp.fc2", "encoder.layers.5.mlp.fc2"]
 """What the default erasure of the shipped world edits."""
 RANK, STEPS, BATCH = 8, 300, 32
 

@@ -223,8 +223,8 @@ def _neurons_asked(live: nn.Module, spec: ErasureSpec, choice: Options, closing:
     asked = {n: mlp_of(live, 0 if place.first else closing[0]) for n, place in PLACES.items() if n in choice.every_layer}
     if len({*asked.values()}) < len(asked):
         raise ConceptSpecError(
-            f"neurons: the first block of {type(live).__name__} is the last that is read, and cannot give its own away twice; edit "
-            "encoder blocks, such as layers=(0,)"
+            f"neurons: the first block of {type(live).__name__} is the last that is read, and cannot give its own away twice; "
+            "edit encoder blocks, such as layers=(0,)"
         )
     return asked
 
