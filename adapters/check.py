@@ -15,15 +15,15 @@ from transformers import CLIPTokenizer
 
 from diffusers_erasepro import ErasureSpec
 from diffusers_erasepro.errors import ErasureError
-from diffusers_erasepro.options import Options
 from diffusers_erasepro.prompts import ALIGNMENTS, pairs_of, rows_of
+from diffusers_erasepro.templates import BLOCKS
 
 SPECS = Path(__file__).parent / "specs"
 
 
 def check(spec: ErasureSpec, tokenizer: Any) -> str:
     """One line of counts; raises what `erase` would raise."""
-    align = ALIGNMENTS[Options().alignment]
+    align = ALIGNMENTS[BLOCKS.alignment]
     rows = {kind: rows_of(pairs_of(spec.concepts, kind), tokenizer, align) for kind in ("exact", "soft", "held_out")}
     words = [w for c in spec.concepts for w in c.words]
     tokens = max(len(tokenizer(w, add_special_tokens=False).input_ids) for w in words)

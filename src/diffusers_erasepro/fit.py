@@ -67,14 +67,14 @@ def _check_parts(pipe: Any, adapter: ErasureAdapter) -> None:
 
 def _check_sizes(pipe: Any, adapter: ErasureAdapter) -> None:
     limit = adapter.options.max_edit_size if isinstance(adapter.options, Options) else Options().max_edit_size
-    allowed_size = most(limit, len(adapter.spec.concepts))
+    bound, told = most(limit, len(adapter.spec.concepts))
     for part in adapter.components:
         root = component(pipe, part)
         for name, factors in resolved(root, part, adapter).items():
             size = frobenius(factors) / float(weight_of(root, name).detach().float().norm())
-            if not size <= allowed_size:
+            if not size <= bound:
                 raise AdapterIntegrityError(
-                    f"{part}.{name} would change by {size:.3g} times its weight, at most {allowed_size:.3g} is allowed; "
+                    f"{part}.{name} would change by {size:.3g} times its weight, at most {told} is allowed; "
                     "fetch the adapter again from its author"
                 )
 

@@ -86,9 +86,12 @@ def frobenius(factors: LowRank) -> float:
     return float(((B.T @ B) * (A @ A.T)).sum().clamp_min(0).sqrt())
 
 
-def most(limit: float, concepts: int) -> float:
-    """How large an edit of so many concepts may be, if one's may be `limit`: edits that have nothing in common add in squares."""
-    return limit * math.sqrt(concepts)
+def most(limit: float, concepts: int) -> tuple[float, str]:
+    """How large an edit of so many concepts may be, if one's may be `limit`, and that in words.
+
+    Edits that have nothing in common add in squares.
+    """
+    return limit * math.sqrt(concepts), f"max_edit_size={limit:g}" + f" times the root of {concepts} concepts" * (concepts > 1)
 
 
 def layer_report(name: str, weight: Tensor, factors: LowRank, step: Step, *, limit: float, concepts: int = 1) -> LayerReport:
@@ -98,12 +101,11 @@ def layer_report(name: str, weight: Tensor, factors: LowRank, step: Step, *, lim
         IllPosedError: The edit is larger than `most(limit, concepts)` times the weight.
     """
     size, edit = frobenius(factors) / float(weight.detach().double().norm()), step.edit
-    if size > most(limit, concepts):
-        of_many = "" if concepts == 1 else f" times the root of {concepts} concepts"
+    bound, told = most(limit, concepts)
+    if size > bound:
         raise IllPosedError(
-            f"{name}: the edit is {size:.3g} times the weight, at most max_edit_size={limit:g}{of_many} is allowed (rank "
-            f"{factors.rank}, condition {edit.condition:.1e}); edit an earlier block as well, use fewer templates, or raise "
-            "max_edit_size"
+            f"{name}: the edit is {size:.3g} times the weight, at most {told} is allowed (rank {factors.rank}, condition "
+            f"{edit.condition:.1e}); edit an earlier block as well, use fewer templates, or raise max_edit_size"
         )
     return LayerReport(name, factors.rank, size, edit.condition, step.gap, edit.constraints, edit.dropped, edit.cut)
 
