@@ -85,12 +85,12 @@ def by_clear(pipe: Any, spec: ErasureSpec) -> ErasureAdapter:
 
 
 def apart(pipe: Any, spec: ErasureSpec) -> ErasureAdapter:
-    """The default without its order: the closing block is solved as if the early one stayed unedited."""
-    whole, parts = erase(pipe, spec), [erase(pipe, spec, layers=(block,)) for block in (0, -1)]
+    """Blocks 0 and last without their order: the closing one is solved as if the early one stayed unedited."""
+    whole, parts = BLOCKS(pipe, spec), [erase(pipe, spec, layers=(block,)) for block in (0, -1)]
     edits = {name: factors for part in parts for name, factors in part.edits.items()}
     layers = [layer for part in parts for layer in part.report.layers]
     (path,) = text_paths(pipe)
-    rows = rows_to_solve(spec.concepts, path, ALIGNMENTS[whole.options.alignment], soft_budget=0)["exact"]
+    rows = rows_to_solve(spec.concepts, path, ALIGNMENTS["last_subject+eos"], soft_budget=0)["exact"]
     made = replace(whole, edits=edits)
     with torch.no_grad():
         have, goal = aligned_states(path.encoder, rows, resolved(path.encoder, "text_encoder", made))
@@ -98,8 +98,13 @@ def apart(pipe: Any, spec: ErasureSpec) -> ErasureAdapter:
     return replace(made, report=replace(whole.report, layers=tuple(layers), **numbers))
 
 
+BLOCKS = partial(erase, layers=(0, -1))
 CHOICES: dict[str, Make] = {
     "default": erase,
+    "blocks 0 and last": BLOCKS,
+    "word neurons and last": partial(erase, layers=("neurons", -1)),
+    "EOS neurons and last": partial(erase, layers=("eos_neurons", -1)),
+    "both neurons and last": partial(erase, layers=("neurons", "eos_neurons", -1)),
     "closing block alone": partial(erase, layers=(-1,)),
     "first block alone": partial(erase, layers=(0,)),
     "blocks 1 and last": partial(erase, layers=(1, -1)),
@@ -110,22 +115,22 @@ CHOICES: dict[str, Make] = {
     "auto": partial(erase, layers="auto"),
     "the block CLEAR chooses, and last": by_clear,
     "0 and last, each as if alone": apart,
-    "every linear (the paper's formula)": partial(erase, variant="linear"),
-    "identity metric": partial(erase, metric="identity"),
-    "last subject token": partial(erase, alignment="last_subject"),
-    "whole subject, EOS": partial(erase, alignment="subject+eos"),
-    "subject to EOS": partial(erase, alignment="subject_to_eos"),
-    "no soft prompts": partial(erase, soft_budget=0),
-    "8 soft prompts": partial(erase, soft_budget=8),
-    "soft weight .001": partial(erase, soft_weight=0.001),
-    "soft weight .01": partial(erase, soft_weight=0.01),
-    "soft weight .1": partial(erase, soft_weight=0.1),
-    "ridge .001": partial(erase, ridge=0.001),
-    "ridge .1": partial(erase, ridge=0.1),
-    "rank at most 16": partial(erase, max_rank=16),
+    "every linear (the paper's formula)": partial(BLOCKS, variant="linear"),
+    "identity metric": partial(BLOCKS, metric="identity"),
+    "last subject token": partial(BLOCKS, alignment="last_subject"),
+    "whole subject, EOS": partial(BLOCKS, alignment="subject+eos"),
+    "subject to EOS": partial(BLOCKS, alignment="subject_to_eos"),
+    "no soft prompts": partial(BLOCKS, soft_budget=0),
+    "8 soft prompts": partial(BLOCKS, soft_budget=8),
+    "soft weight .001": partial(BLOCKS, soft_weight=0.001),
+    "soft weight .01": partial(BLOCKS, soft_weight=0.01),
+    "soft weight .1": partial(BLOCKS, soft_weight=0.1),
+    "ridge .001": partial(BLOCKS, ridge=0.001),
+    "ridge .1": partial(BLOCKS, ridge=0.1),
+    "rank at most 16": partial(BLOCKS, max_rank=16),
 }
 """Choice -> how its adapter is made."""
-CHAINS = [*CHOICES][:10]
+CHAINS = [*CHOICES][:14]
 """Those that differ in their layers alone, and say which."""
 CHOSEN = {"first": "Defaults are chosen by this page", "second": "Defaults chosen on the first world are doubted here"}
 
@@ -208,7 +213,8 @@ def page(world: str, where: str, n: int, found: dict[str, list[Row]]) -> str:
         f"# Each choice alone, on the {world} world", "",
         f"`python benchmarks/ablation.py --world {world}` wrote this page: {where}; {n} target and {n} other pictures per row,",
         f"15 steps, guidance 3, same seeds. {CHOSEN[world]}, so its pictures come from training phrasings;",
-        "only the column 'held out' measures phrasings that no edit was solved for. One choice differs from the default per row.",
+        "only the column 'held out' measures phrasings that no edit was solved for. The default takes layers by kind; the",
+        "choices after the chains each differ from blocks 0 and last, which every concept can take.",
         "Denoiser: noise predictions instead of pictures (`denoiser.Look`); residual is what is left of the target, drift how",
         "far captions move that no metric has seen. CLEAR chooses the early block by how far the target lies from the",
         "preserve captions.", "", "## Auto, CLEAR and every fixed chain", "", *chains(found),

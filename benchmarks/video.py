@@ -24,7 +24,7 @@ from diffusers_erasepro.glyphs.clip_judge import right
 from diffusers_erasepro.glyphs.clips import FRAMES, Clip, caption_of, captioned_clips, mention_clip, render_clip, sample_clip
 from diffusers_erasepro.glyphs.train import to_tensor
 from diffusers_erasepro.grids import save_grid
-from diffusers_erasepro.options import Layers, Options
+from diffusers_erasepro.options import Layers
 from diffusers_erasepro.prompts import ALIGNMENTS, rows_to_solve, text_paths
 from diffusers_erasepro.walk import states_of
 
@@ -37,8 +37,8 @@ CONCEPTS: tuple[tuple[str, Concept], ...] = (
     ("motion", Concept("quobbling", "resting", templates="unsafe")),
 )
 EVERY = tuple(concept for _, concept in CONCEPTS)
-DEFAULT = Options().layers
-AUTO = "auto"
+DEFAULT, AUTO = "default", "auto"
+"""Choices beside the chains: layers by kind, word neurons for the shapes and blocks 0 and last for the motions; and auto's."""
 Made = dict[str, dict[str, ErasureAdapter]]
 """Concept -> name of a chain, or `AUTO` -> adapter."""
 Rows = dict[tuple[str, str], "Row"]
@@ -318,11 +318,11 @@ distance of the mean target and the mean anchor over the variance within both, a
 
 def write(page: Path, bench: Bench, head: list[str], rows: Rows, adapters: Made, pictures: list[str]) -> None:
     """The page, with what has been drawn so far."""
-    default, n, auto = named(DEFAULT), bench.n, any(choice == AUTO for _, choice in rows)
+    n, auto = bench.n, any(choice == AUTO for _, choice in rows)
     text = [
         *head, "", "## Asked and measured", "",
-        f"With the default method, `erase(pipe, spec)`, layers {default}, each concept alone:",
-        ", ".join(f"{c.target} to {c.anchor}" for c in EVERY) + ".", "", *promises(rows, default), "",
+        "With the default method, `erase(pipe, spec)`: word neurons for shapes, blocks 0 and last for motions; each concept alone:",
+        ", ".join(f"{c.target} to {c.anchor}" for c in EVERY) + ".", "", *promises(rows, DEFAULT), "",
         *(["With `erase(pipe, spec, layers=\"auto\")`:", "", *promises(rows, AUTO), ""] if auto else []),
         "## Before and after", "", *pictures,
         "## Every cell", CELLS, *HEAD, *(row_line(row, rows[t, "unedited"], n) for (t, _), row in sorted(rows.items())),
@@ -369,17 +369,17 @@ def main() -> None:
     for field, concept in tqdm(CONCEPTS, desc="default"):
         alone = erase(bench.pipe, ErasureSpec((concept,), preserve=preserve))
         rows[concept.target, "unedited"] = bench.row(field, concept, "unedited")
-        row = bench.row(field, concept, named(DEFAULT), alone)
+        row = bench.row(field, concept, DEFAULT, alone)
         pictures += strip(bench, field, concept, alone, args.page.parent / "images")
-        note(concept, named(DEFAULT), row)
+        note(concept, DEFAULT, row)
     together = erase(bench.pipe, ErasureSpec(EVERY, preserve=preserve))
     for field, concept in tqdm(CONCEPTS, desc="all at once"):
-        note(concept, "together", bench.row(field, concept, f"{named(DEFAULT)}, all four", together))
+        note(concept, "together", bench.row(field, concept, f"{DEFAULT}, all four", together))
     for concept in tqdm(EVERY, desc="every chain"):
         adapters[concept.target] = made(bench.pipe, concept, preserve, args.kept / "adapters")
     fixed = best_fixed(adapters)
     for field, concept in tqdm(CONCEPTS, desc="auto and best fixed"):
-        for layers in sorted({AUTO, fixed} - {named(DEFAULT)}):
+        for layers in sorted({AUTO, fixed} - {DEFAULT}):
             note(concept, layers, bench.row(field, concept, layers, adapters[concept.target][layers]))
     write(args.page, bench, head, rows, adapters, pictures)
 
