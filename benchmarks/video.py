@@ -321,7 +321,7 @@ def write(page: Path, bench: Bench, head: list[str], rows: Rows, adapters: Made,
     n, auto = bench.n, any(choice == AUTO for _, choice in rows)
     text = [
         *head, "", "## Asked and measured", "",
-        "With the default method, `erase(pipe, spec)`: word neurons for shapes, blocks 0 and last for motions; each concept alone:",
+        "With the default, `erase(pipe, spec)`: word neurons for shapes, blocks 0 and last for motions; each concept alone:",
         ", ".join(f"{c.target} to {c.anchor}" for c in EVERY) + ".", "", *promises(rows, DEFAULT), "",
         *(["With `erase(pipe, spec, layers=\"auto\")`:", "", *promises(rows, AUTO), ""] if auto else []),
         "## Before and after", "", *pictures,
