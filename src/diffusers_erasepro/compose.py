@@ -56,6 +56,7 @@ def joint_options(adapters: Sequence[ErasureAdapter], *, neurons: bool = True) -
     """
     own: list[tuple[str, Layers, str]] = []
     rest: list[dict[str, Any]] = []
+    robust = False
     for adapter in adapters:
         options = adapter.options
         if isinstance(options, Foreign):
@@ -64,12 +65,13 @@ def joint_options(adapters: Sequence[ErasureAdapter], *, neurons: bool = True) -
         own += [
             (t, r.layers if neurons or not with_neurons(r.layers) else BLOCKS.layers, r.alignment) for t, r in recipes.items()
         ]
+        robust |= options.robust
         rest.append(options.to_dict() | {"layers": None, "alignment": None, "each": None, "robust": None})
     for name, value in rest[0].items():
         if any(r[name] != value for r in rest):
             values = [r[name] for r in rest]
             raise AdapterStateError(f"adapters made with different {name} {values} cannot be solved together; make them alike")
-    return rest[0] | {"each": own, "robust": any(a.options.robust for a in adapters if isinstance(a.options, Options))}
+    return rest[0] | {"each": own, "robust": robust}
 
 
 def solved(pipe: Any, adapters: Sequence[ErasureAdapter], *, measure: bool = False) -> ErasureAdapter:

@@ -130,9 +130,9 @@ def instead(error: IllPosedError, make: Callable[[], ErasureAdapter]) -> Erasure
 
 def _settled(pipe: Any, spec: ErasureSpec, choice: Options) -> Options:
     """`choice` with a recipe for every concept."""
-    words = sum(len(c.words) for c in spec.concepts)
-    deep = all(closing_blocks(path.encoder, path.use.readings)[0] > 0 for path in text_paths(pipe))
-    neurons = deep and not spec.keep and not choice.robust and all(room_for(path.encoder, words) for path in text_paths(pipe))
+    words, paths = sum(len(c.words) for c in spec.concepts), text_paths(pipe)
+    deep = all(closing_blocks(path.encoder, path.use.readings)[0] > 0 for path in paths)
+    neurons = deep and not spec.keep and not choice.robust and all(room_for(path.encoder, words) for path in paths)
     return choice.settled(spec.concepts, neurons=neurons)
 
 
@@ -158,8 +158,10 @@ def _erase_encoder(
     mlps = _neurons_asked(live, spec, choice, closing_at)
     pairs = pairs_to_solve(spec.concepts, soft_budget=choice.soft_budget)
     with _named(name):
-        rows = {kind: rows_of(found, path, held(choice, spec.concepts)) for kind, found in pairs.items()}
-        rows |= _measured(spec, choice, path) if measure else {}
+        positions = held(choice, spec.concepts)
+        rows = {kind: rows_of(found, path, positions) for kind, found in pairs.items()}
+        if measure:  # these only ride along
+            rows |= rows_to_measure(spec.concepts, spec.preserve_captions(), path, positions)
     parts = _parts(live, spec, choice, closing_at, pairs, rows)
     base = {name: fingerprints(live, {})}
 
@@ -254,11 +256,6 @@ def _linears(encoder: nn.Module, sites: Sequence[Site], mlps: Iterable[Mlp]) -> 
     """The linears whose inputs want a metric."""
     names = (*(name for mlp in mlps for name in (mlp.detector, mlp.writer)), *(site.linear for site in sites))
     return {name: base_linear(encoder.get_submodule(name)) for name in names}
-
-
-def _measured(spec: ErasureSpec, choice: Options, path: TextPath) -> dict[str, Rows]:
-    """Prompts that only ride along to be measured."""
-    return rows_to_measure(spec.concepts, spec.preserve_captions(), path, held(choice, spec.concepts))
 
 
 def _whole(readings: Sequence[Reading]) -> int:

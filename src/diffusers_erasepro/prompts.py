@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .errors import ConceptSpecError
 from .families import Use, component, family_of
 from .recording import Mark, Recorded, plain, record
-from .spec import Concept, ErasureSpec, Mentions
+from .spec import Concept, Mentions
 
 T = TypeVar("T")
 _EMPTY: WeakKeyDictionary[Any, dict[tuple[type, str], Tokens]] = WeakKeyDictionary()
@@ -251,11 +251,6 @@ def _templates(concept: Concept, word: str, kind: str, named: Mentions) -> tuple
         return concept.exact if word == concept.target else ()
     soft = concept.soft if word == concept.target else (*concept.exact, *concept.soft)
     return tuple(t for t in (soft if kind == "soft" else concept.held_out) if t not in named)
-
-
-def listed_prompts(spec: ErasureSpec) -> list[str]:
-    """The prompts whose residual is zero."""
-    return [pair.target.text for pair in pairs_of(spec.concepts, "exact")]
 
 
 def token_ids(tokenizer: Any, texts: Sequence[str]) -> Tensor:
