@@ -9,7 +9,7 @@ FLOORS = [
     {"recording", "linears"},
     {"spec", "families", "solve", "header", "hub", "gate", "text_to_concept"},
     {"prompts", "card", "lockfile"},
-    {"neurons"},
+    {"neurons", "tree"},
     {"options", "walk", "fingerprint", "places"},
     {"statistics"},
     {"measure", "report"},

@@ -37,6 +37,7 @@ from .options import AUTO, READERS, Options, blocks_in, held, with_neurons
 from .places import effective_weight, weight_of
 from .prompts import (
     ALIGNMENTS,
+    Alignment,
     Pair,
     Rows,
     TextPath,
@@ -168,7 +169,8 @@ def _erase_encoder(
     with working(live) as encoder:
         L = _metrics(encoder, path, spec, choice, _linears(encoder, sites, mlps.values()), key=as_it_runs(live, base[name]))
         solver = _solver(choice, pairs["exact"], rows, parts, L, _kept(encoder, path, spec, sites))
-        neurons = [_neurons(live, path, spec, choice, which, mlp, pairs, L) for which, mlp in mlps.items()]
+        both = {kind: _both(found, pairs[kind], path, positions) for kind, found in rows.items() if kind in pairs} if mlps else {}
+        neurons = [_neurons(live, spec, choice, which, mlp, pairs, both, L) for which, mlp in mlps.items()]
         done = walk(encoder, rows, sites, solver, readings, neurons, parts)
         closing = choice.edits_readers and path.use == family.read_whole
         left = _left_to_readers(encoder, readings, rows, done, robust=choice.robust) if closing else {}
@@ -231,15 +233,20 @@ def _neurons_asked(live: nn.Module, spec: ErasureSpec, choice: Options, closing:
     return asked
 
 
+def _both(rows: Rows, pairs: Sequence[Pair], path: TextPath, positions: Mapping[str, Alignment]) -> Rows:
+    """`rows` aligned at the last subject token and at EOS, where neurons may answer."""
+    both = ALIGNMENTS["last_subject+eos"]
+    return rows if all(alignment == both for alignment in positions.values()) else rows_of(pairs, path, both)
+
+
 def _neurons(
-    live: nn.Module, path: TextPath, spec: ErasureSpec, choice: Options, which: str, mlp: Mlp,
-    pairs: Mapping[str, Sequence[Pair]], L: Mapping[str, Tensor],
+    live: nn.Module, spec: ErasureSpec, choice: Options, which: str, mlp: Mlp, pairs: Mapping[str, Sequence[Pair]],
+    both: Mapping[str, Rows], L: Mapping[str, Tensor],
 ) -> Neurons:  # fmt: skip
-    """Idle neurons in one place, as the walk asks for them."""
+    """Idle neurons in one place, as the walk asks for them; `both` are the rows of `pairs` aligned at the word and at the end."""
     place, concepts = PLACES[which], [c for c in spec.concepts if which in choice.recipe(c).layers]
     words = {word for c in concepts for word in c.words}
-    every = {kind: rows_of(found, path, ALIGNMENTS["last_subject+eos"]) for kind, found in pairs.items()}
-    rows = {kind: place.rows(_of(words, pairs[kind], found)) for kind, found in every.items()}
+    rows = {kind: place.rows(_of(words, pairs[kind], found)) for kind, found in both.items()}
     names = {kind: place.names(pairs[kind], rows[kind], concepts) for kind in pairs}
     W1, W2 = (effective_weight(live, name) for name in (mlp.detector, mlp.writer))
     b1: Any = base_linear(live.get_submodule(mlp.detector)).bias

@@ -32,6 +32,8 @@ class EncoderFamily:
     """Every linear inside a block, in the order they run; those a model lacks are passed over."""
     causal: bool = True
     """Whether a token sees only those before it."""
+    trees: bool = False
+    """Whether prompts may run as trees (`tree`): it is causal, and takes a mask of four dimensions, and positions."""
     detector: str | None = None
     """Inside a block, where the MLP is two linears with an activation between: the first of them."""
     activation: str | None = None
@@ -147,6 +149,7 @@ ENCODERS: list[EncoderFamily] = [
         linears=(*ATTENTION, "self_attn.out_proj", "mlp.fc1", "mlp.fc2"),
         detector="mlp.fc1",
         activation="mlp.activation_fn",
+        trees=True,
         padding_row="self_attn.out_proj",
         file_blocks="text_model.encoder.layers",
     ),

@@ -87,7 +87,10 @@ class Tokens:
     ids: Tensor
     """`(n, length)`"""
     mask: Tensor | None = None
-    """`(n, length)` attention mask, if the pipeline gives one: then it reads no other position."""
+    """`(n, length)` attention mask, if the pipeline gives one: then it reads no other position. Of trees
+    `(n, 1, length, length)`, what is added to the attention scores."""
+    positions: Tensor | None = None
+    """`(n, length)` of trees, as in their prompts."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -152,6 +155,12 @@ class Rows:
     def length(self) -> int:
         """Tokens up to the last aligned one."""
         return 1 + max([0, *self.target_at.tolist(), *self.anchor_at.tolist()])
+
+    @property
+    def needed(self) -> Tensor:
+        """`(2, n)` tokens of each target, and of each anchor, up to the last aligned one."""
+        none = torch.zeros(len(self), dtype=torch.long)
+        return torch.stack([none.scatter_reduce(0, self.row, at + 1, "amax") for at in (self.target_at, self.anchor_at)])
 
     def subjects(self) -> Rows:
         """Only the first position of each row: of rows aligned at the last subject token, that token."""

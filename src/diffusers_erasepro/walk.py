@@ -24,6 +24,7 @@ from .linears import device_of, is_compiled
 from .neurons import Heard, Neurons
 from .prompts import Rows, Tokens, joined
 from .solve import Edit
+from .tree import Batch, as_rows, as_trees
 
 PART = 8192
 """Positions that a block runs on at a time. Of T5-XXL at Flux's 512 positions a prompt, attention scores and MLP take 105 MB
@@ -95,6 +96,8 @@ def run(encoder: Any, tokens: Tokens, *, last_hidden: bool) -> Any:
     arguments: dict[str, Any] = {k: v for k, v in spared.items() if k in inspect.signature(encoder.forward).parameters}
     if tokens.mask is not None:
         arguments["attention_mask"] = tokens.mask.to(device)
+    if tokens.positions is not None:
+        arguments["position_ids"] = tokens.positions.to(device)
     if last_hidden:
         arguments["output_hidden_states"] = True
     with torch.compiler.set_stance("force_eager") if is_compiled(encoder) else nullcontext():  # compiled code sees no new hook
@@ -114,28 +117,27 @@ def walk(
     edited stream. Rows of other kinds only ride along, to be measured at the end. `neurons` come before a site of their block.
     `parts`: by site, the same rows with the positions that it holds, where those are not all.
 
-    Where attention is causal, what comes after the last aligned position matters to none, and is cut.
+    Where attention is causal, what comes after the last aligned position matters to none, and is cut; of encoders that run as
+    trees (`tree.as_trees`) what several prompts begin with is run once.
     """
-    targets = joined([r.target for r in rows.values()])
-    anchors, anchor_row = joined([r.anchor for r in rows.values()]).unique()
-    half, first = len(targets), dict(zip(rows, accumulate(map(len, rows.values()), initial=0), strict=False))
-    tokens = joined([targets, anchors]).trimmed()
-    if encoder_family_of(encoder).causal:
-        tokens = tokens.cut(max(r.length for r in rows.values()))
+    first = dict(zip(rows, accumulate(map(len, rows.values()), initial=0), strict=False))
+    batch = _batch(encoder, rows, neurons, readings)
+    half = batch.half
     steps: list[Step] = []
     inputs: dict[Site, list[Tensor]] = {site: [] for site in sites}
 
     def both(kind: str, out: Tensor, aligned: Mapping[str, Rows] = rows) -> tuple[Tensor, Tensor]:
         """What stands at the aligned positions of the targets and of their anchors, `(k, d)` each, on the CPU, which solves."""
-        at = aligned[kind].row + first[kind]
-        return out[at, aligned[kind].target_at].cpu(), out[half + anchor_row[at], aligned[kind].anchor_at].cpu()
+        at, out = aligned[kind].row + first[kind], out.flatten(0, 1)
+        targets, anchors = batch.target_at[at, aligned[kind].target_at], batch.anchor_at[at, aligned[kind].anchor_at]
+        return out[targets].cpu(), out[anchors].cpu()
 
     def pair(kind: str, pooled: bool, states: Tensor) -> tuple[Tensor, Tensor]:
         """What the denoiser reads of the targets and of their anchors."""
         if not pooled:
             return both(kind, states)
-        at = slice(first[kind], first[kind] + len(rows[kind]))
-        return states[at, 0].cpu(), states[half + anchor_row[at], 0].cpu()
+        at, length = slice(first[kind], first[kind] + len(rows[kind])), batch.tokens.ids.shape[1]
+        return states[batch.target_at[at, 0] // length, 0].cpu(), states[batch.anchor_at[at, 0] // length, 0].cpu()
 
     def columns(kind: str, x: Tensor, out: Tensor, aligned: Mapping[str, Rows]) -> tuple[Tensor, Tensor]:
         """X `(d_in, k)` and R `(d_out, k)`."""
@@ -186,12 +188,30 @@ def walk(
             handles.append(base_linear(encoder.get_submodule(site.linear)).register_forward_pre_hook(keep))
             handles.append(encoder.get_submodule(site.closes).register_forward_hook(solve_at(site)))
         with _in_parts(encoder, sites), reading(encoder, readings) as read:  # last, so that its hooks see the edited stream
-            states = read(tokens)
+            states = read(batch.tokens)
     finally:
         for handle in handles:
             handle.remove()
     pooled = [r.pooled for r in readings]
     return Walk(steps, {kind: [pair(kind, *one) for one in zip(pooled, states, strict=True)] for kind in rows})
+
+
+def _batch(encoder: nn.Module, rows: Mapping[str, Rows], neurons: Sequence[Neurons], readings: Sequence[Reading]) -> Batch:
+    """Targets and anchors as they are run, up to the last position that anyone asks for."""
+    targets, anchors = (joined([getattr(r, half) for r in rows.values()]) for half in ("target", "anchor"))
+    asked = [[r, *(given.rows[kind] for given in neurons if kind in given.rows)] for kind, r in rows.items()]
+    needed = torch.cat([torch.stack([r.needed for r in some]).amax(0) for some in asked], 1)
+    if _runs_trees(encoder, readings) and targets.mask is None:
+        return as_trees(targets, anchors, needed)
+    return as_rows(targets, anchors, int(needed.max()) if encoder_family_of(encoder).causal else None)
+
+
+def _runs_trees(encoder: Any, readings: Sequence[Reading]) -> bool:
+    """Whether prompts may share positions: not where one vector is read at the end of each row, nor in an attention without
+    free masks, nor in 8-bit floats, which run in a precision of their own."""
+    free = getattr(encoder.config, "_attn_implementation", None) in ("eager", "sdpa")
+    pooled, narrow = any(r.pooled for r in readings), any(map(_bytes, encoder.parameters()))
+    return encoder_family_of(encoder).trees and free and not pooled and not narrow
 
 
 @contextmanager

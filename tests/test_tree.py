@@ -1,0 +1,68 @@
+"""Prompts run as trees are the prompts: each position sees its own beginning, and is where the batch says."""
+
+import copy
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffusers_erasepro.prompts import Tokens
+from diffusers_erasepro.tree import as_rows, as_trees
+from diffusers_erasepro.walk import final_states, run
+
+LENGTH = 9
+PROMPTS = st.lists(st.lists(st.integers(1, 3), min_size=LENGTH, max_size=LENGTH), min_size=1, max_size=12)
+
+
+@st.composite
+def halves(draw):
+    targets = draw(PROMPTS)
+    anchors = draw(
+        st.lists(st.lists(st.integers(1, 3), min_size=LENGTH, max_size=LENGTH), min_size=len(targets), max_size=len(targets))
+    )
+    lengths = st.lists(st.integers(0, LENGTH), min_size=len(targets), max_size=len(targets))
+    return torch.tensor(targets), torch.tensor(anchors), torch.tensor([draw(lengths), draw(lengths)])
+
+
+@settings(max_examples=60, deadline=None)
+@given(halves())
+def test_a_position_sees_its_own_beginning_and_nothing_else(drawn):
+    targets, anchors, needed = drawn
+    batch = as_trees(Tokens(targets), Tokens(anchors), needed)
+    ids, positions, mask = batch.tokens.ids, batch.tokens.positions, batch.tokens.mask
+    size = ids.shape[1]
+    assert size <= LENGTH
+    for half, at, lengths in ((targets, batch.target_at, needed[0]), (anchors, batch.anchor_at, needed[1])):
+        for row, where, n in zip(half, at, lengths.tolist(), strict=True):
+            tree, slots = where[:n] // size, where[:n] % size
+            assert len(set(tree.tolist())) <= 1
+            assert ((tree < batch.half) == (half is targets)).all()
+            assert ids[tree, slots].equal(row[:n])
+            assert positions[tree, slots].equal(torch.arange(n))
+            for i, slot in enumerate(slots.tolist()):
+                assert set((mask[tree[0], 0, slot] == 0).nonzero().flatten().tolist()) == set(slots[: i + 1].tolist())
+
+
+def test_what_prompts_begin_with_is_run_once():
+    targets = torch.tensor([[1, 2, 3, 4, 0, 0, 0, 0], [1, 2, 3, 5, 0, 0, 0, 0], [1, 2, 3, 4, 0, 0, 0, 0]])
+    anchors = torch.tensor([[1, 2, 6, 7, 0, 0, 0, 0]]).expand(3, -1)
+    batch = as_trees(Tokens(targets), Tokens(anchors), torch.full((2, 3), 4))
+    assert batch.tokens.ids.shape == (2, 5)  # 1 2 3 4 5 and 1 2 6 7
+    assert as_rows(Tokens(targets), Tokens(anchors), 4).tokens.ids.shape == (4, 4)
+
+
+def test_the_encoder_gives_the_states_of_prompts_run_apart(shipped):
+    texts = ["a red star", "a red star and a ring", "a blue star", "a circle", "a red circle on grey", "a circle"]
+    ids = shipped.tokenizer(texts, padding="max_length", return_tensors="pt").input_ids
+    targets, anchors = ids[:3], ids[3:]
+    needed = (ids != shipped.tokenizer.pad_token_id).sum(1).reshape(2, 3)
+    batch = as_trees(Tokens(targets), Tokens(anchors), needed)
+    for implementation in ("sdpa", "eager"):
+        encoder = copy.deepcopy(shipped.text_encoder)
+        encoder.set_attn_implementation(implementation)
+        with torch.no_grad():
+            states = run(encoder, batch.tokens, last_hidden=False).last_hidden_state.flatten(0, 1).cpu()
+        for half, at, lengths in ((targets, batch.target_at, needed[0]), (anchors, batch.anchor_at, needed[1])):
+            apart = final_states(encoder, half).cpu()
+            for i, n in enumerate(lengths.tolist()):
+                torch.testing.assert_close(states[at[i, :n]], apart[i, :n], rtol=1e-4, atol=1e-5)
