@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from diffusers_erasepro import Concept, ErasureSpec, erase
 from diffusers_erasepro.prompts import Tokens
 from diffusers_erasepro.tree import as_rows, as_trees
 from diffusers_erasepro.walk import final_states, run
@@ -66,3 +67,17 @@ def test_the_encoder_gives_the_states_of_prompts_run_apart(shipped):
             apart = final_states(encoder, half).cpu()
             for i, n in enumerate(lengths.tolist()):
                 torch.testing.assert_close(states[at[i, :n]], apart[i, :n], rtol=1e-4, atol=1e-5)
+
+
+def test_blocks_run_some_trees_after_the_others(shipped, monkeypatch):
+    sizes, spec = set(), ErasureSpec(tuple(Concept(s, "circle") for s in ("star", "heart", "ring")), preserve=())
+    linear = shipped.text_encoder.get_submodule("encoder.layers.1.mlp.fc1")
+    handle = linear.register_forward_pre_hook(lambda _, args: sizes.add(len(args[0])))
+    whole = erase(shipped, spec, metric="identity", measure=False)
+    (together,) = sizes
+    monkeypatch.setattr("diffusers_erasepro.walk.PART", 1)
+    parts = erase(shipped, spec, metric="identity", measure=False)
+    handle.remove()
+    assert together > 3 and min(sizes) == 2
+    for name, factors in whole.edits.items():
+        assert (factors.dense() - parts.edits[name].dense()).norm() < 1e-3 * factors.dense().norm(), name

@@ -201,12 +201,12 @@ def _batch(encoder: nn.Module, rows: Mapping[str, Rows], neurons: Sequence[Neuro
     targets, anchors = (joined([getattr(r, half) for r in rows.values()]) for half in ("target", "anchor"))
     asked = [[r, *(given.rows[kind] for given in neurons if kind in given.rows)] for kind, r in rows.items()]
     needed = torch.cat([torch.stack([r.needed for r in some]).amax(0) for some in asked], 1)
-    if _runs_trees(encoder, readings) and targets.mask is None:
+    if runs_trees(encoder, readings) and targets.mask is None:
         return as_trees(targets, anchors, needed)
     return as_rows(targets, anchors, int(needed.max()) if encoder_family_of(encoder).causal else None)
 
 
-def _runs_trees(encoder: Any, readings: Sequence[Reading]) -> bool:
+def runs_trees(encoder: Any, readings: Sequence[Reading]) -> bool:
     """Whether prompts may share positions: not where one vector is read at the end of each row, nor in an attention without
     free masks, nor in 8-bit floats, which run in a precision of their own."""
     free = getattr(encoder.config, "_attn_implementation", None) in ("eager", "sdpa")
