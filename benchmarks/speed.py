@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import resource
+import ctypes
+import gc
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +26,12 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from common import provenance
 from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, glyphs
 from diffusers_erasepro.compose import combined
+from official_agreement import official_rece, official_speed
 
 SYLLABLES = ("ba", "do", "ki", "lu", "me", "no", "pa", "ri", "so", "tu", "va", "ze")
 ANCHOR = "a painter"
+UCE = "UCE, official"
+LIMITS = {"max_edit_size": 1e9}  # random weights: nothing is near anything
 EXACT = {"templates": ("a {}",), "soft_templates": ()}
 
 
@@ -66,22 +72,72 @@ def official_uce(script: Path) -> Callable[..., None]:
     return scope["UCE"]
 
 
-def seconds(call: Callable[[], Any], repeats: int) -> float:
-    """Median of `repeats`."""
+def peers(args: argparse.Namespace, pipe: Any, preserve: Sequence[str]) -> dict[str, Callable[[Sequence[str]], Any]]:
+    """Row -> an official edit of some words, as far as the official code was given."""
+
+    def concepts(words: Sequence[str]) -> tuple[Concept, ...]:
+        return tuple(Concept(w, ANCHOR) for w in words)
+
+    function = official_uce(args.uce / "trainscripts/uce_sd_erase.py")
+
+    @torch.no_grad()
+    def uce(words: Sequence[str]) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            function(pipe, list(words), [ANCHOR] * len(words), [], 1, 1, 0.5, folder, "uce")
+
+    found: dict[str, Callable[[Sequence[str]], Any]] = {UCE: uce}
+    if args.speed:
+        found["SPEED, official"] = lambda words: official_speed(
+            args.speed, pipe, concepts(words), list(preserve), augment=10, seed=args.seed
+        )
+    if args.rece:
+        found["RECE, official, one round after UCE"] = lambda words: official_rece(args.rece, pipe, concepts(words), [], {}, 1)
+    return found
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an edit takes."""
+
+    seconds: float
+    mib: float
+    """Peak of the process's memory above where it began."""
+
+
+def cost(call: Callable[[], Any], repeats: int) -> Cost:
+    """Medians of `repeats`."""
     taken = []
     for _ in range(repeats):
-        began = time.perf_counter()
+        gc.collect()
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # or what an earlier edit has given back would hide this one's peak
+        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+        start, began = resident("VmRSS"), time.perf_counter()
         call()
-        taken.append(time.perf_counter() - began)
-    return statistics.median(taken)
+        taken.append((time.perf_counter() - began, resident("VmHWM") - start))
+    return Cost(*map(statistics.median, zip(*taken, strict=True)))
+
+
+def resident(field: str) -> float:
+    """MiB, by Linux's name for it."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in status if line.startswith(field)) / 1024
+
+
+def seconds(call: Callable[[], Any], repeats: int) -> float:
+    """Median of `repeats`."""
+    return cost(call, repeats).seconds
 
 
 def spec_of(words: Sequence[str], preserve: tuple[str, ...], **concept: Any) -> ErasureSpec:
     return ErasureSpec(tuple(Concept(w, ANCHOR, **concept) for w in words), preserve=preserve)
 
 
-def toggles(pipe: Any, made: Sequence[ErasureAdapter]) -> tuple[float, float]:
-    """Seconds of a joint solve of a set not seen before, and of switching a set that was."""
+def toggles(pipe: Any, made: Sequence[ErasureAdapter]) -> tuple[float, float, float]:
+    """Seconds of loading one from disk, of a joint solve of a set not seen before, and of switching a set that was."""
+    with tempfile.TemporaryDirectory() as folder:
+        made[0].save_pretrained(folder)
+        loading = seconds(lambda: pipe.load_erasure_adapter(folder, adapter_name="one"), 1)
+        pipe.unload_erasure_adapters()
     unseen = seconds(lambda: combined(pipe, made), 1)
     pipe.load_erasure_adapters({f"a{i}": adapter for i, adapter in enumerate(made)})
     switched = []
@@ -89,7 +145,7 @@ def toggles(pipe: Any, made: Sequence[ErasureAdapter]) -> tuple[float, float]:
         pipe.disable_erasure()
         switched.append(seconds(pipe.enable_erasure, 1))
     pipe.unload_erasure_adapters()
-    return unseen, statistics.median(switched)
+    return loading, unseen, statistics.median(switched)
 
 
 def alone(count: int, seed: int) -> str:
@@ -97,14 +153,18 @@ def alone(count: int, seed: int) -> str:
     pipe, preserve = layout(seed, denoiser=False), tuple(glyphs.captions(100, seed=0))
     spec = spec_of(names(count, seed), preserve)
     taken = seconds(lambda: erase(pipe, spec, measure=False, max_edit_size=1e9), 1)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    memory = resident("VmHWM") / 1024
     return f"{count} concepts in a process of their own, statistics included: {taken:.0f} s, {memory:.1f} GiB at most."
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--uce", type=Path, help="trainscripts/uce_sd_erase.py of a checkout of the official code")
+    for name in ("uce", "rece", "speed"):
+        parser.add_argument(f"--{name}", type=Path, help=f"folder of the official {name} repository")
     parser.add_argument("--counts", type=int, nargs="+", default=[1, 10, 100])
+    parser.add_argument(
+        "--most", type=int, nargs=2, default=[100, 10], metavar=("SPEED", "RECE"), help="concepts for these peers"
+    )
     parser.add_argument("--alone", type=int, metavar="COUNT", help="print seconds and memory of one edit, and write no page")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--page", type=Path, default=Path("docs/speed.md"))
@@ -114,60 +174,69 @@ def main() -> None:
     if args.uce is None:
         parser.error("the following arguments are required: --uce")
     where, preserve = provenance(args.seed), tuple(glyphs.captions(100, seed=0))
-    uce, pipe = official_uce(args.uce), layout(args.seed, denoiser=True)
-    words = names(max(args.counts), args.seed)
-    limits = {"max_edit_size": 1e9}  # random weights: nothing is near anything
-    kinds: dict[str, Callable[[ErasureSpec], Any]] = {
-        "ours, exact": lambda spec: erase(pipe, spec, measure=False, **limits),
-        "ours, default": lambda spec: erase(pipe, spec, measure=False, **limits),
-        "ours, default, measured": lambda spec: erase(pipe, spec, **limits),
-    }
+    pipe, words = layout(args.seed, denoiser=True), names(max(args.counts), args.seed)
     began = time.perf_counter()
-    first = erase(pipe, spec_of(words[:1], preserve), **limits)
+    first = erase(pipe, spec_of(words[:1], preserve), **LIMITS)
     statistic = time.perf_counter() - began
-    found: dict[str, list[float]] = {"UCE, official": [], **{kind: [] for kind in kinds}}
-    for count in tqdm(args.counts, desc="concepts"):
-        repeats, some = 3 if count <= 10 else 1, words[:count]
-        with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-            run = lambda: uce(pipe, some, [ANCHOR] * len(some), [], 1, 1, 0.5, folder, "uce")  # noqa: B023, E731
-            found["UCE, official"].append(seconds(run, repeats))
-        for kind, make in kinds.items():
-            spec = spec_of(some, preserve, **(EXACT if "exact" in kind else {}))
-            found[kind].append(seconds(lambda: make(spec), repeats))  # noqa: B023
-        tqdm.write(f"{count} { ({kind: values[-1] for kind, values in found.items()}) }")
-    unseen, switched = toggles(pipe, [erase(pipe, spec_of([w], preserve), measure=False, **limits) for w in words[:10]])
-    write(args, where, found, first, statistic, unseen, switched)
+    edits: dict[str, Callable[[Sequence[str]], Any]] = {
+        **peers(args, pipe, preserve),
+        "ours, exact": lambda some: erase(pipe, spec_of(some, preserve, **EXACT), measure=False, **LIMITS),
+        "ours, default": lambda some: erase(pipe, spec_of(some, preserve), measure=False, **LIMITS),
+        "ours, default, measured": lambda some: erase(pipe, spec_of(some, preserve), **LIMITS),
+    }
+    most = {"SPEED, official": args.most[0], "RECE, official, one round after UCE": args.most[1]}
+    found: dict[str, dict[int, Cost]] = {row: {} for row in edits}
+    for count, row in tqdm([(c, row) for c in args.counts for row in edits if c <= most.get(row, c)], desc="edits"):
+        found[row][count] = cost(partial(edits[row], words[:count]), 3 if count <= 10 and row not in most else 1)
+        tqdm.write(f"{count} {row}: {found[row][count]}")
+    live = toggles(pipe, [erase(pipe, spec_of([w], preserve), measure=False, **LIMITS) for w in words[:10]])
+    write(args, where, found, first, statistic, live)
+
+
+def scaling(path: Path, found: dict[str, dict[int, Cost]]) -> None:
+    """Concepts against seconds and against memory."""
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    for axes, field, label in zip(figure.subplots(1, 2), ("seconds", "mib"), ("seconds per edit", "MiB, peak"), strict=True):
+        for row, costs in found.items():
+            line = "o-" if row.startswith("ours") else "s--"
+            axes.loglog(
+                list(costs),
+                [max(1.0, getattr(c, field)) if field == "mib" else c.seconds for c in costs.values()],
+                line,
+                label=row,
+            )
+        axes.set(xlabel="concepts", ylabel=label)
+    figure.axes[0].legend(fontsize=8)
+    figure.savefig(path, dpi=110)
 
 
 def write(
-    args: argparse.Namespace, where: str, found: dict[str, list[float]], first: ErasureAdapter, statistic: float,
-    unseen: float, switched: float,
+    args: argparse.Namespace, where: str, found: dict[str, dict[int, Cost]], first: ErasureAdapter, statistic: float,
+    live: tuple[float, float, float],
 ) -> None:  # fmt: skip
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.add_subplot()
-    for kind, values in found.items():
-        axes.loglog(args.counts, values, "o-", label=kind)
-    axes.set(xlabel="concepts", ylabel="seconds per edit")
-    axes.legend()
-    figure.savefig(args.page.parent / "images" / "speed.png", dpi=110)
+    scaling(args.page.parent / "images" / "speed.png", found)
     most = [sys.executable, __file__, "--alone", str(max(args.counts)), "--seed", str(args.seed)]
     told = subprocess.run(most, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
-    uce = found["UCE, official"]
-    rows = [
-        f"| {kind} | {' | '.join(f'{v:.2f} ({v / u:.2f})' for v, u in zip(values, uce, strict=True))} |"
-        for kind, values in found.items()
-    ]
+
+    def cell(row: str, count: int) -> str:
+        if count not in found[row]:
+            return "-"
+        mine = found[row][count]
+        return f"{mine.seconds:.2f} ({mine.seconds / found[UCE][count].seconds:.2f}), {mine.mib:.0f}"
+
+    rows = [f"| {row} | {' | '.join(cell(row, count) for count in args.counts)} |" for row in found]
     args.page.write_text("\n".join([
-        "# Speed, beside UCE's official script", "",
-        f"`python benchmarks/speed.py --uce .../trainscripts/uce_sd_erase.py` wrote this page: {where}.",
-        "SD 1.4 layout, random weights, float32; the edit alone, without loading a model; UCE without a preserve list.",
-        f"Ours with cached statistics of 100 captions (computed once per base and list: {statistic:.0f} s).",
+        "# Speed, beside the peers' official code", "",
+        f"`python benchmarks/speed.py --uce FOLDER --speed FOLDER --rece FOLDER` wrote this page: {where}.",
+        "SD 1.4 layout, random weights, float32; the edit alone, without loading a model. UCE and RECE without a preserve list",
+        "(RECE encodes each caption again for each linear), RECE's one round without the UCE edit it starts from; SPEED with 100",
+        f"captions. Ours with cached statistics of 100 captions (computed once per base and list: {statistic:.0f} s).",
         "Exact: one template. Default: with soft prompts. Measured: held-out residual and drift reported too.",
-        "Median of three, one run above 10.", "",
-        f"| seconds (against UCE) | {' | '.join(map(str, args.counts))} |", "|---|" + "---|" * len(args.counts), *rows,
+        "Median of three, one run above 10 and of SPEED and RECE. Memory: peak of the process above where the edit began.", "",
+        f"| seconds (against UCE), MiB | {' | '.join(map(str, args.counts))} |", "|---|" + "---|" * len(args.counts), *rows,
         "", "![scaling](images/speed.png)", "",
-        f"One-concept adapter: {len(first.to_bytes()) / 2**20:.2f} MiB in float32. Ten adapters: {unseen:.2f} s for a set not",
-        f"seen before, {1000 * switched:.0f} ms to switch a set that was. {told}", "",
+        f"One-concept adapter: {len(first.to_bytes()) / 2**20:.2f} MiB in float32, loaded from disk in {1000 * live[0]:.0f} ms.",
+        f"Ten adapters: {live[1]:.2f} s for a set not seen before, {1000 * live[2]:.0f} ms to switch a set that was. {told}", "",
     ]))  # fmt: skip
 
 

@@ -50,6 +50,12 @@ class EditedWeight:
     last: tuple[LowRank, Tensor] | None = None
     """The last edit and the bits it made of `base`: to switch it off and on again is to copy."""
 
+    @classmethod
+    def of(cls, live: Tensor) -> EditedWeight:
+        """A weight without an edit."""
+        bits = live.cpu().clone()
+        return cls(bits, bits)
+
     def followed(self, live: Tensor) -> EditedWeight | None:
         """The record after the dtype moves that `live` went through; None if someone else changed the values."""
         for journey in JOURNEYS:
@@ -198,7 +204,7 @@ def staged(root: nn.Module, component: str, adapter: ErasureAdapter | None, *, r
             plan.hooks[hooks[name]] = (base_linear(root.get_submodule(name)), factors)
         if name in old.weights or not hooked:
             live = places_of(root, name)[0]
-            record = old.weights.get(name) or EditedWeight(live.cpu().clone(), live.cpu().clone())
+            record = old.weights.get(name) or EditedWeight.of(live)
             weights[name], bits = _written(live, record, record.followed(live), None if hooked else factors)
             _check_finite(f"{component}.{name}", bits)
             plan.changes.extend(Change(place, place.clone(), bits.to(place)) for place in places_of(root, name))
