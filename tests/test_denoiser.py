@@ -1,6 +1,5 @@
 """What the noise predictions say of an edit, and the layers they choose."""
 
-import importlib
 from dataclasses import replace
 
 import pytest
@@ -8,7 +7,7 @@ import torch
 
 from conftest import assert_same_bits, bits
 from diffusers_erasepro import Concept, ErasureSpec, erase, glyphs
-from diffusers_erasepro.denoiser import CHAINS, ENOUGH, NEARLY, STRONGER, Look, least_drift, least_residual, spread
+from diffusers_erasepro.denoiser import CHAINS, ENOUGH, NEARLY, STRONGER, Look, choices, least_drift, least_residual, spread
 from diffusers_erasepro.errors import ConceptSpecError, IllPosedError
 from diffusers_erasepro.glyphs.clips import captioned_clips
 from diffusers_erasepro.options import Options
@@ -105,7 +104,7 @@ def test_spread_goes_from_first_to_last():
 @pytest.mark.parametrize(("left", "tried"), [((0.5, 0.4, 0.39), [1, 3, 10]), ((0.5, ENOUGH), [1, 3]), ((ENOUGH,), [1])])
 def test_soft_prompts_weigh_more_until_a_chain_erases_enough_or_that_helps_no_more(no_star, left, tried):
     choice, reports, weights, spec = Options.of({"layers": "auto"}), {}, [], no_star.spec
-    for chosen in importlib.import_module("diffusers_erasepro.erase")._choices(spec, choice, no_star.options, reports):
+    for chosen in choices(spec, choice, no_star.options, reports):
         times = round(chosen.soft_weight / choice.soft_weight)
         weights.append(times)
         reports[chosen] = replace(no_star.report, denoiser_residual=left[STRONGER.index(times)], denoiser_drift=0.0)

@@ -11,7 +11,7 @@ FLOORS = [
     {"prompts", "card", "lockfile"},
     {"neurons", "tree"},
     {"options", "walk", "fingerprint", "places"},
-    {"statistics"},
+    {"statistics", "idle"},
     {"measure", "report"},
     {"anchors"},
     {"adapter"},

@@ -14,6 +14,7 @@ from torch import Tensor
 from .adapter import ErasureAdapter
 from .errors import UnknownFamilyError
 from .families import component, family_of
+from .options import Options, with_neurons
 from .prompts import Pair, pairs_of, spread, token_ids
 from .report import Report
 from .spec import ErasureSpec
@@ -145,6 +146,21 @@ def guided(pipe: Any, way: Iterable[tuple[Tensor, ...]], keep: Tensor, empty: Te
     for t, x, k, e in way:
         dc, du = _predict(pipe, x, t, keep) - k, _predict(pipe, x, t, empty) - e
         yield GUIDANCE * dc - (GUIDANCE - 1) * du, k - e
+
+
+def choices(spec: ErasureSpec, choice: Options, usual: Options, tried: Mapping[Options, Report]) -> Iterator[Options]:
+    """The usual choice and every chain; and again with stronger soft prompts, while none tried erases enough and that helps.
+
+    What leaks then are phrasings that no list holds.
+    """
+    least = math.inf
+    chains = [chain for chain in CHAINS if choice.variant == "block" or not with_neurons(chain["layers"])]
+    chosen = [usual, *(replace(choice, **chain).settled(spec.concepts, neurons=True) for chain in chains)]
+    for times in STRONGER:
+        yield from (replace(one, soft_weight=times * choice.soft_weight) for one in dict.fromkeys(chosen))
+        before, least = least, least_residual(tried.values())
+        if not choice.soft_weight or least <= ENOUGH or least > HELPS * before:
+            return
 
 
 def least_drift(tried: Mapping[K, Report], usual: K) -> K:

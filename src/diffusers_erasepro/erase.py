@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from .adapter import ErasureAdapter
 from .anchors import with_anchors
-from .denoiser import CHAINS, ENOUGH, HELPS, STRONGER, Look, least_drift, least_residual
+from .denoiser import Look, choices, least_drift
 from .errors import ConceptSpecError, IllPosedError
 from .factors import LowRank, stack
 from .families import (
@@ -31,13 +30,12 @@ from .families import (
     sites_of,
 )
 from .fingerprint import as_it_runs, fingerprints
+from .idle import asked_for, given_away
 from .measure import read_residual
-from .neurons import PLACES, Mlp, Neurons, by_name, mlp_of, room_for, solve_neurons, weights
-from .options import AUTO, READERS, Options, blocks_in, held, with_neurons
+from .neurons import Mlp, room_for
+from .options import AUTO, READERS, Options, blocks_in, held
 from .places import effective_weight, weight_of
 from .prompts import (
-    ALIGNMENTS,
-    Alignment,
     Pair,
     Rows,
     TextPath,
@@ -49,9 +47,9 @@ from .prompts import (
 from .report import NAN, EncoderReport, Report, layer_report, worst
 from .solve import Edit, solve
 from .spec import Concept, ErasureSpec
-from .statistics import STATES, metrics, record_inputs
+from .statistics import STATES, kept_inputs, metrics_of
 from .templates import Layers
-from .walk import Solver, Step, Walk, reading, states_of, walk, working
+from .walk import Solver, Step, Walk, states_of, walk, working
 from .weights import unedited
 
 ALONE = (
@@ -156,7 +154,7 @@ def _erase_encoder(
     (name, _, readings), live = path.use, path.encoder
     closing_at = closing_blocks(live, readings)
     sites = sites_of(live, _blocks(choice.every_layer, closing_at), choice.variant)
-    mlps = _neurons_asked(live, spec, choice, closing_at)
+    mlps = asked_for(live, spec, choice, closing_at)
     pairs = pairs_to_solve(spec.concepts, soft_budget=choice.soft_budget)
     with _named(name):
         positions = held(choice, spec.concepts)
@@ -167,10 +165,11 @@ def _erase_encoder(
     base = {name: fingerprints(live, {})}
 
     with working(live) as encoder:
-        L = _metrics(encoder, path, spec, choice, _linears(encoder, sites, mlps.values()), key=as_it_runs(live, base[name]))
-        solver = _solver(choice, pairs["exact"], rows, parts, L, _kept(encoder, path, spec, sites))
-        both = {kind: _both(found, pairs[kind], path, positions) for kind, found in rows.items() if kind in pairs} if mlps else {}
-        neurons = [_neurons(live, spec, choice, which, mlp, pairs, both, L) for which, mlp in mlps.items()]
+        linears, key = _linears(encoder, sites, mlps.values()), as_it_runs(live, base[name])
+        covariance = choice.metric == "covariance"
+        L = metrics_of(encoder, path, spec, linears, key=key, ridge=choice.ridge) if covariance else {}
+        solver = _solver(choice, pairs["exact"], rows, parts, L, kept_inputs(encoder, path, spec, sites))
+        neurons = given_away(live, path, spec, choice, mlps, pairs, rows, L)
         done = walk(encoder, rows, sites, solver, readings, neurons, parts)
         closing = choice.edits_readers and path.use == family.read_whole
         left = _left_to_readers(encoder, readings, rows, done, robust=choice.robust) if closing else {}
@@ -206,57 +205,9 @@ def _parts(
         those = [c for c in spec.concepts if block in blocks[c.target]]
         if len(those) < len(spec.concepts):
             words = {word for c in those for word in c.words}
-            part = {kind: _of(words, pairs[kind], rows[kind]) for kind in pairs}
+            part = {kind: rows[kind].naming(words, pairs[kind]) for kind in pairs}
             found |= {site.linear: part for site in sites_of(live, [block], choice.variant)}
     return found
-
-
-def _of(words: Set[str], pairs: Sequence[Pair], rows: Rows) -> Rows:
-    """Of rows of these pairs, the positions in those that name one of `words`."""
-    mine = torch.tensor([pair.word in words for pair in pairs], dtype=torch.bool)
-    return rows.only(mine[rows.row])
-
-
-def _neurons_asked(live: nn.Module, spec: ErasureSpec, choice: Options, closing: Sequence[int]) -> dict[str, Mlp]:
-    """Where neurons are given away, by their name among the layers."""
-    if spec.keep and choice.takes_neurons:
-        raise ConceptSpecError(
-            "neurons: what those given away did for the prompts in keep is made up for, not exactly kept; leave keep out, or "
-            "edit encoder blocks, such as layers=(0, -1)"
-        )
-    asked = {n: mlp_of(live, 0 if place.first else closing[0]) for n, place in PLACES.items() if n in choice.every_layer}
-    if len({*asked.values()}) < len(asked):
-        raise ConceptSpecError(
-            f"neurons: the first block of {type(live).__name__} is the last that is read, and cannot give its own away twice; "
-            "edit encoder blocks, such as layers=(0,)"
-        )
-    return asked
-
-
-def _both(rows: Rows, pairs: Sequence[Pair], path: TextPath, positions: Mapping[str, Alignment]) -> Rows:
-    """`rows` aligned at the last subject token and at EOS, where neurons may answer."""
-    both = ALIGNMENTS["last_subject+eos"]
-    return rows if all(alignment == both for alignment in positions.values()) else rows_of(pairs, path, both)
-
-
-def _neurons(
-    live: nn.Module, spec: ErasureSpec, choice: Options, which: str, mlp: Mlp, pairs: Mapping[str, Sequence[Pair]],
-    both: Mapping[str, Rows], L: Mapping[str, Tensor],
-) -> Neurons:  # fmt: skip
-    """Idle neurons in one place, as the walk asks for them; `both` are the rows of `pairs` aligned at the word and at the end."""
-    place, concepts = PLACES[which], [c for c in spec.concepts if which in choice.recipe(c).layers]
-    words = {word for c in concepts for word in c.words}
-    rows = {kind: place.rows(_of(words, pairs[kind], found)) for kind, found in both.items()}
-    names = {kind: place.names(pairs[kind], rows[kind], concepts) for kind in pairs}
-    W1, W2 = (effective_weight(live, name) for name in (mlp.detector, mlp.writer))
-    b1: Any = base_linear(live.get_submodule(mlp.detector)).bias
-    activation: Any = live.get_submodule(mlp.activation)
-
-    def solver(z: Mapping[str, Tensor], R: Mapping[str, Tensor]) -> tuple[LowRank, LowRank]:
-        grouped = (by_name(names, z), by_name(names, R), weights(names))
-        return solve_neurons(*grouped, W1, b1, W2, activation, L.get(mlp.detector), L.get(mlp.writer))
-
-    return Neurons(mlp, W2, rows, solver)
 
 
 def _linears(encoder: nn.Module, sites: Sequence[Site], mlps: Iterable[Mlp]) -> dict[str, nn.Module]:
@@ -345,49 +296,6 @@ class _Layer:
     step: Step
 
 
-def _metrics(
-    encoder: nn.Module, path: TextPath, spec: ErasureSpec, choice: Options, linears: Mapping[str, nn.Module], *, key: str
-) -> dict[str, Tensor]:
-    """The metric's factor L of every linear; none for the identity."""
-    if choice.metric == "identity":
-        return {}
-    every, kept = spec.every_caption(), spec.preserve_captions()
-    if not kept:
-        raise ConceptSpecError("no preserve caption is left once those that name a target are taken out; give others")
-    if 2 * len(kept) < len(every):
-        every = kept
-    named = sorted(set(every) - set(kept))
-    tokens, states = path.tokens((*every, *named)), path.use.readings[0]
-    _enough(kept, int(tokens[: len(every)].read.sum()) - int(tokens[len(every) :].read.sum()), linears)
-    return metrics(
-        encoder, tokens[: len(every)], tokens[len(every) :], path.empty(), linears,
-        key=key, ridge=choice.ridge, states=states,
-    )  # fmt: skip
-
-
-def _enough(captions: Sequence[str], rows: int, linears: Mapping[str, nn.Module]) -> None:
-    """Fewer rows than dimensions are no covariance: whole directions would be free to change."""
-    widths: dict[str, Any] = {name: linear.in_features for name, linear in linears.items()} or {"the reader": 0}
-    name = max(widths, key=widths.__getitem__)
-    width = widths[name]
-    if rows < width:
-        raise ConceptSpecError(
-            f"the {len(captions)} preserve captions that name no target give the metric {rows} rows, {name} needs {width}; give "
-            f"about {-(-width * len(captions) // rows)} captions, or metric='identity'"
-        )
-
-
-def _kept(encoder: nn.Module, path: TextPath, spec: ErasureSpec, sites: list[Site]) -> dict[str, Tensor]:
-    """What every site, and "states", receives at all positions of the prompts to keep; nothing there may change."""
-    if not spec.keep:
-        return {}
-    tokens, states = path.tokens(spec.keep), path.use.readings[0]
-    linears = {site.linear: base_linear(encoder.get_submodule(site.linear)) for site in sites}
-    with record_inputs(linears) as seen, reading(encoder, [states]) as read:
-        (seen[STATES],) = read(tokens)
-    return {name: (x[tokens.read].T if x.shape[1] > 1 else x[:, 0].T).cpu() for name, x in seen.items()}
-
-
 def _solver(
     choice: Options, listed: Sequence[Pair], rows: Mapping[str, Rows], parts: Mapping[str, Mapping[str, Rows]],
     L: Mapping[str, Tensor], K: Mapping[str, Tensor],
@@ -424,7 +332,7 @@ def _chosen(pipe: Any, family: PipelineFamily, spec: ErasureSpec, choice: Option
     look, tried, refused = Look.at(pipe, spec), dict[Options, Report](), []
     unseen = replace(spec, preserve=tuple(t for t in spec.every_caption() if t not in look.captions))
     usual = _settled(pipe, spec, replace(choice, layers=None))
-    for chosen in _choices(spec, choice, usual, tried):
+    for chosen in choices(spec, choice, usual, tried):
         try:
             tried[chosen] = look.judged(_erase(pipe, family, unseen, chosen, measure=False)).report
         except (ConceptSpecError, IllPosedError) as error:  # an encoder too short for the chain, or an edit too large
@@ -435,21 +343,6 @@ def _chosen(pipe: Any, family: PipelineFamily, spec: ErasureSpec, choice: Option
     whole, seen = _erase(pipe, family, spec, best, measure), tried[best]
     report = replace(whole.report, denoiser_residual=seen.denoiser_residual, denoiser_drift=seen.denoiser_drift)
     return replace(whole, report=report)
-
-
-def _choices(spec: ErasureSpec, choice: Options, usual: Options, tried: Mapping[Options, Report]) -> Iterator[Options]:
-    """The usual choice and every chain; and again with stronger soft prompts, while none tried erases enough and that helps.
-
-    What leaks then are phrasings that no list holds.
-    """
-    least = math.inf
-    chains = [chain for chain in CHAINS if choice.variant == "block" or not with_neurons(chain["layers"])]
-    chosen = [usual, *(replace(choice, **chain).settled(spec.concepts, neurons=True) for chain in chains)]
-    for times in STRONGER:
-        yield from (replace(one, soft_weight=times * choice.soft_weight) for one in dict.fromkeys(chosen))
-        before, least = least, least_residual(tried.values())
-        if not choice.soft_weight or least <= ENOUGH or least > HELPS * before:
-            return
 
 
 def _joined(parts: list[ErasureAdapter]) -> ErasureAdapter:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -177,6 +177,11 @@ class Rows:
     def only(self, some: Tensor) -> Rows:
         """Of the positions, those marked in `some` `(k,)`."""
         return replace(self, row=self.row[some], target_at=self.target_at[some], anchor_at=self.anchor_at[some])
+
+    def naming(self, words: Set[str], pairs: Sequence[Pair]) -> Rows:
+        """Of the positions, those in rows that name one of `words`; these are rows of `pairs`."""
+        mine = torch.tensor([pair.word in words for pair in pairs], dtype=torch.bool)
+        return self.only(mine[self.row])
 
     @property
     def target_ids(self) -> Tensor:

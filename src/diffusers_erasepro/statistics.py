@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .families import LAST, Reading
-from .prompts import Tokens
+from .errors import ConceptSpecError
+from .families import LAST, Reading, Site, base_linear
+from .prompts import TextPath, Tokens
 from .solve import cholesky
+from .spec import ErasureSpec
 from .walk import reading
 
 CACHE_BYTES = 2 << 30
@@ -113,6 +116,51 @@ def metrics(
             yield name, cholesky(C, name)
 
     return _remembered(content, sites, factors)
+
+
+def metrics_of(
+    encoder: nn.Module, path: TextPath, spec: ErasureSpec, linears: Mapping[str, nn.Module], *, key: str, ridge: float
+) -> dict[str, Tensor]:
+    """`metrics` of what a spec keeps.
+
+    Raises:
+        ConceptSpecError: It keeps too few captions for a covariance.
+    """
+    every, kept = spec.every_caption(), spec.preserve_captions()
+    if not kept:
+        raise ConceptSpecError("no preserve caption is left once those that name a target are taken out; give others")
+    if 2 * len(kept) < len(every):
+        every = kept
+    named = sorted(set(every) - set(kept))
+    tokens, states = path.tokens((*every, *named)), path.use.readings[0]
+    _enough(kept, int(tokens[: len(every)].read.sum()) - int(tokens[len(every) :].read.sum()), linears)
+    return metrics(
+        encoder, tokens[: len(every)], tokens[len(every) :], path.empty(), linears,
+        key=key, ridge=ridge, states=states,
+    )  # fmt: skip
+
+
+def _enough(captions: Sequence[str], rows: int, linears: Mapping[str, nn.Module]) -> None:
+    """Fewer rows than dimensions are no covariance: whole directions would be free to change."""
+    widths: dict[str, Any] = {name: linear.in_features for name, linear in linears.items()} or {"the reader": 0}
+    name = max(widths, key=widths.__getitem__)
+    width = widths[name]
+    if rows < width:
+        raise ConceptSpecError(
+            f"the {len(captions)} preserve captions that name no target give the metric {rows} rows, {name} needs {width}; give "
+            f"about {-(-width * len(captions) // rows)} captions, or metric='identity'"
+        )
+
+
+def kept_inputs(encoder: nn.Module, path: TextPath, spec: ErasureSpec, sites: Sequence[Site]) -> dict[str, Tensor]:
+    """What every site, and "states", receives at all positions of the prompts to keep; nothing there may change."""
+    if not spec.keep:
+        return {}
+    tokens, states = path.tokens(spec.keep), path.use.readings[0]
+    linears = {site.linear: base_linear(encoder.get_submodule(site.linear)) for site in sites}
+    with record_inputs(linears) as seen, reading(encoder, [states]) as read:
+        (seen[STATES],) = read(tokens)
+    return {name: (x[tokens.read].T if x.shape[1] > 1 else x[:, 0].T).cpu() for name, x in seen.items()}
 
 
 def _content(tokens: Tokens, key: str, states: Reading) -> str:
