@@ -119,7 +119,7 @@ def difference(case, pipe, other):
 def test_run_in_parts_the_blocks_find_the_same(case, monkeypatch):
     """Hundreds of long rows at once are gigabytes of attention scores; here every block gets two of six rows at a time."""
     spec, sizes = ErasureSpec((STAR, RING, HEART), preserve=PRESERVE), set()
-    rows = [p.encoder for p in case.paths if not runs_trees(p.encoder, p.use.readings)]  # tests/test_tree.py has the others
+    rows = [p.encoder for p in case.paths if not runs_trees(p.encoder)]  # tests/test_tree.py has the others
     linears = [m for encoder in rows for m in blocks_of(encoder).modules() if isinstance(m, torch.nn.Linear)]
     handles = [linear.register_forward_pre_hook(lambda _, args: sizes.add(len(args[0]))) for linear in linears]
     options = {"layers": case.layers, "measure": False, "max_edit_size": 1e3}  # random weights: nothing is near anything

@@ -22,24 +22,29 @@ def halves(draw):
         st.lists(st.lists(st.integers(1, 3), min_size=LENGTH, max_size=LENGTH), min_size=len(targets), max_size=len(targets))
     )
     lengths = st.lists(st.integers(0, LENGTH), min_size=len(targets), max_size=len(targets))
-    return torch.tensor(targets), torch.tensor(anchors), torch.tensor([draw(lengths), draw(lengths)])
+    ends = st.lists(st.integers(0, LENGTH - 1), min_size=len(targets), max_size=len(targets))
+    needed, ends = (torch.tensor([draw(some), draw(some)]) for some in (lengths, ends))
+    return torch.tensor(targets), torch.tensor(anchors), needed, ends
 
 
 @settings(max_examples=60, deadline=None)
 @given(halves())
 def test_a_position_sees_its_own_beginning_and_nothing_else(drawn):
-    targets, anchors, needed = drawn
-    batch = as_trees(Tokens(targets), Tokens(anchors), needed)
+    targets, anchors, needed, ends = drawn
+    batch = as_trees(Tokens(targets), Tokens(anchors), needed, ends)
     ids, positions, mask = batch.tokens.ids, batch.tokens.positions, batch.tokens.mask
     size = ids.shape[1]
     assert size <= LENGTH
-    for half, at, lengths in ((targets, batch.target_at, needed[0]), (anchors, batch.anchor_at, needed[1])):
-        for row, where, n in zip(half, at, lengths.tolist(), strict=True):
+    ats = (batch.target_at, batch.anchor_at)
+    for half, at, lengths, last, found in zip((targets, anchors), ats, needed, ends, batch.pooled_at, strict=True):
+        each = zip(half, at, lengths.maximum(last + 1).tolist(), last.tolist(), found.tolist(), strict=True)
+        for row, where, n, end, pooled in each:
             tree, slots = where[:n] // size, where[:n] % size
             assert len(set(tree.tolist())) <= 1
             assert ((tree < batch.half) == (half is targets)).all()
             assert ids[tree, slots].equal(row[:n])
             assert positions[tree, slots].equal(torch.arange(n))
+            assert pooled == where[end]
             for i, slot in enumerate(slots.tolist()):
                 assert set((mask[tree[0], 0, slot] == 0).nonzero().flatten().tolist()) == set(slots[: i + 1].tolist())
 

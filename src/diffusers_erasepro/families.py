@@ -90,6 +90,11 @@ class Reading:
         found: Any = getattr(output, self.name)
         return found[:, None] if self.pooled else found if self.index is None else found[self.index]
 
+    def everywhere(self, encoder: Any, output: Any) -> Tensor:
+        """Of a pooled one, `(n, length, d)`: the vector of a prompt that ends at each position."""
+        states: Tensor = output.last_hidden_state
+        return encoder.text_projection(states) if self.name == "text_embeds" else states
+
     def received(self, states: Tensor) -> Tensor:
         """What the denoiser's first linear makes of `states` it reads: themselves, or normed."""
         return states if self.through is None else self.through(states)

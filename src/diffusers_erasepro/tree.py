@@ -26,6 +26,8 @@ class Batch:
     """`(n, length)`"""
     anchor_at: Tensor
     """`(n, length)`"""
+    pooled_at: Tensor
+    """`(2, n)` where a pooled reading has the vector of each target, and of each anchor."""
 
 
 def as_rows(targets: Tokens, anchors: Tokens, length: int | None = None) -> Batch:
@@ -34,10 +36,12 @@ def as_rows(targets: Tokens, anchors: Tokens, length: int | None = None) -> Batc
     tokens = joined([targets, distinct]).trimmed()
     tokens = tokens if length is None else tokens.cut(length)
     at = torch.arange(tokens.ids.numel()).reshape(tokens.ids.shape)
-    return Batch(tokens, len(targets), at[: len(targets)], at[len(targets) :][of])
+    row = torch.arange(len(tokens))
+    pooled = torch.stack([row[: len(targets)], row[len(targets) :][of]])
+    return Batch(tokens, len(targets), at[: len(targets)], at[len(targets) :][of], pooled)
 
 
-def as_trees(targets: Tokens, anchors: Tokens, needed: Tensor) -> Batch:
+def as_trees(targets: Tokens, anchors: Tokens, needed: Tensor, ends: Tensor | None = None) -> Batch:
     """Prompts that begin alike share those positions, and each sees its own beginning alone.
 
     Sorted prompts fill one tree after the other; what the next tree shares with the last is run again in it. All have one
@@ -46,7 +50,10 @@ def as_trees(targets: Tokens, anchors: Tokens, needed: Tensor) -> Batch:
     Args:
         targets, anchors: `(n, length)` each, without masks; attention is causal.
         needed: `(2, n)` how many positions of each target, and of each anchor.
+        ends: `(2, n)` the position where each is pooled, if it is; needed too.
     """
+    ends = torch.zeros_like(needed) if ends is None else ends
+    needed = needed.maximum(ends + 1)
     halves, most = [_cut(targets, needed[0]), _cut(anchors, needed[1])], targets.ids.shape[1]
     prompts = [sorted({*half}) for half in halves]
     sizes = range(max(len(prompt) for half in prompts for prompt in half), most + 1)
@@ -54,7 +61,8 @@ def as_trees(targets: Tokens, anchors: Tokens, needed: Tensor) -> Batch:
     trees = [[_grown(tree, size) for tree in _filled(half, size)] for half in prompts]
     tokens = Tokens(*(torch.cat(x) for x in zip(*(tree[:3] for half in trees for tree in half), strict=True)))
     target_at, anchor_at = (_found(*x, size, most) for x in zip(halves, trees, (0, len(trees[0])), strict=True))
-    return Batch(tokens, len(trees[0]), target_at, anchor_at)
+    pooled = torch.stack([at.gather(1, end[:, None])[:, 0] for at, end in zip((target_at, anchor_at), ends, strict=True)])
+    return Batch(tokens, len(trees[0]), target_at, anchor_at, pooled)
 
 
 def _cut(tokens: Tokens, needed: Tensor) -> list[Ids]:

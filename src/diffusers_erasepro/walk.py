@@ -68,6 +68,8 @@ class Walk:
 def reading(encoder: nn.Module, readings: Sequence[Reading]) -> Iterator[Callable[[Tokens], list[Tensor]]]:
     """Inside, the function given runs tokens and returns what the denoiser reads, `(n, length, d)` or `(n, 1, d)` each.
 
+    Of trees, what is pooled is `(n, length, d)` too: a vector at every position.
+
     Inner states are taken from the blocks: transformers notes its `hidden_states` before other hooks have changed them.
     """
     seen: dict[Reading, Tensor] = {}
@@ -78,7 +80,11 @@ def reading(encoder: nn.Module, readings: Sequence[Reading]) -> Iterator[Callabl
 
     def read(tokens: Tokens) -> list[Tensor]:
         output = run(encoder, tokens, last_hidden=any(r.index == -1 for r in readings))
-        return [r.received(seen.pop(r) if r.inner else r.of(output)) for r in readings]
+        everywhere = tokens.positions is not None
+        return [
+            r.received(seen.pop(r) if r.inner else r.everywhere(encoder, output) if r.pooled and everywhere else r.of(output))
+            for r in readings
+        ]
 
     inner = [r for r in readings if r.inner]
     handles = [blocks[r.block(len(blocks))].register_forward_hook(keep(r)) for r in inner]
@@ -136,8 +142,8 @@ def walk(
         """What the denoiser reads of the targets and of their anchors."""
         if not pooled:
             return both(kind, states)
-        at, length = slice(first[kind], first[kind] + len(rows[kind])), batch.tokens.ids.shape[1]
-        return states[batch.target_at[at, 0] // length, 0].cpu(), states[batch.anchor_at[at, 0] // length, 0].cpu()
+        targets, anchors = batch.pooled_at[:, first[kind] : first[kind] + len(rows[kind])]
+        return states.flatten(0, 1)[targets].cpu(), states.flatten(0, 1)[anchors].cpu()
 
     def columns(kind: str, x: Tensor, out: Tensor, aligned: Mapping[str, Rows]) -> tuple[Tensor, Tensor]:
         """X `(d_in, k)` and R `(d_out, k)`."""
@@ -201,17 +207,23 @@ def _batch(encoder: nn.Module, rows: Mapping[str, Rows], neurons: Sequence[Neuro
     targets, anchors = (joined([getattr(r, half) for r in rows.values()]) for half in ("target", "anchor"))
     asked = [[r, *(given.rows[kind] for given in neurons if kind in given.rows)] for kind, r in rows.items()]
     needed = torch.cat([torch.stack([r.needed for r in some]).amax(0) for some in asked], 1)
-    if runs_trees(encoder, readings) and targets.mask is None:
-        return as_trees(targets, anchors, needed)
+    if runs_trees(encoder) and targets.mask is None:
+        pooled = any(r.pooled for r in readings)
+        return as_trees(targets, anchors, needed, _ends(encoder, targets, anchors) if pooled else None)
     return as_rows(targets, anchors, int(needed.max()) if encoder_family_of(encoder).causal else None)
 
 
-def runs_trees(encoder: Any, readings: Sequence[Reading]) -> bool:
-    """Whether prompts may share positions: not where one vector is read at the end of each row, nor in an attention without
-    free masks, nor in 8-bit floats, which run in a precision of their own."""
+def _ends(encoder: Any, *halves: Tokens) -> Tensor:
+    """`(2, n)` where CLIP pools: at its first EOS, or at the highest id where an old config calls EOS 2 (transformers 5.23)."""
+    eos = encoder.config.eos_token_id
+    return torch.stack([half.ids.argmax(1) if eos == 2 else (half.ids == eos).int().argmax(1) for half in halves])
+
+
+def runs_trees(encoder: Any) -> bool:
+    """Whether prompts may share positions: not in an attention without free masks, nor in 8-bit floats, which run in a
+    precision of their own."""
     free = getattr(encoder.config, "_attn_implementation", None) in ("eager", "sdpa")
-    pooled, narrow = any(r.pooled for r in readings), any(map(_bytes, encoder.parameters()))
-    return encoder_family_of(encoder).trees and free and not pooled and not narrow
+    return encoder_family_of(encoder).trees and free and not any(map(_bytes, encoder.parameters()))
 
 
 @contextmanager
