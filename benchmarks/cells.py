@@ -37,7 +37,6 @@ prompts and noise than on [the page of all methods](results.md), where each cell
 setting. Ours: the default, and `layers="auto"`. Preserve list: `glyphs.captions(400, seed=0)`. Brackets: 95 % intervals; that
 of the mse ratio by a paired bootstrap: a picture that flips to another shape weighs as much as a thousand others, so that few
 flips make the mean.
-
 """
 COLUMNS = ("ACC_e", "ACC_e2", "ACC_a", "ACC_ctx", "ACC_s", "mse", "feature", "frechet")
 
