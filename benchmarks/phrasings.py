@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -78,7 +79,7 @@ def main() -> None:
         spec = ErasureSpec((concept,), preserve=tuple(glyphs.captions(400, seed=0)))
         made = [*(erase(pipe, spec, **options) for options in OURS.values()), uce(pipe, spec)]
         for name, pairs in tqdm(asked.items(), desc=concept.target):
-            anchored = [(text.replace(concept.target, concept.anchor), scene) for text, scene in pairs]
+            anchored = [(re.sub(concept.target, concept.anchor, text, flags=re.IGNORECASE), scene) for text, scene in pairs]
             cells = [row(pipe, judge, x, concept, args.seed) for x in (pairs, anchored)]
             for adapter in made:
                 with erased(pipe, adapter):
@@ -92,8 +93,7 @@ def main() -> None:
         "either object counts, and behind the semicolon stands how often the other object is drawn.",
         "Anchor asked: the unedited pipeline, with the anchor in the target's place. No erasure draws the target less often than",
         "that but by luck; of long prompts this small model hears little.", "",
-        f"| erased | asked | unedited | anchor asked | {' | '.join(OURS)} | UCE |", "|---|---|---|---|" + "---|" * (len(OURS) + 1),
-        *lines, "",
+        f"| erased | asked | unedited | anchor asked | {' | '.join(OURS)} | UCE |", "|---" * (len(OURS) + 5) + "|", *lines, "",
     ]))  # fmt: skip
 
 
