@@ -61,7 +61,7 @@ and two for the control), "ten styles" do not exist, and the attribute stands al
 ACC_e: target still seen (ACC_e2: by the [second judge](second-judge.md)); ACC_a: anchor seen; ACC_ctx: the rest of the
 prompt kept; ACC_g: target seen from synonyms and other phrasings; ACC_s: others kept; ACC_near: nearest neighbours kept;
 mse, feature, frechet: how far others moved (frechet by the judge's features). Brackets: 95 % intervals.
-[cells.md](cells.md) has ours and each cell's best peer again, with 200 pictures a kind and prompts of its own."""
+[cells.md](cells.md) has ours and each cell's best peer again, with 600 pictures a kind and prompts of its own."""
 TARGETS = """## What was asked of ours
 
 Per cell: default settings against the best setting of the best peer, which is the one that changes others least among
