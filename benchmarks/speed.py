@@ -184,7 +184,7 @@ def main() -> None:
         "ours, default": lambda some: erase(pipe, spec_of(some, preserve), measure=False, **LIMITS),
         "ours, default, measured": lambda some: erase(pipe, spec_of(some, preserve), **LIMITS),
     }
-    most = {"SPEED, official": args.most[0], "RECE, official, one round after UCE": args.most[1]}
+    most = {"SPEED, official": args.most[0], "RECE, official, one round after UCE": args.most[1], "ours, default, measured": 100}
     found: dict[str, dict[int, Cost]] = {row: {} for row in edits}
     for count, row in tqdm([(c, row) for c in args.counts for row in edits if c <= most.get(row, c)], desc="edits"):
         found[row][count] = cost(partial(edits[row], words[:count]), 3 if count <= 10 and row not in most else 1)
