@@ -17,6 +17,7 @@ from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, e
 from diffusers_erasepro.compose import combined, kernel
 from diffusers_erasepro.factors import LowRank, stack
 from diffusers_erasepro.families import module_name
+from diffusers_erasepro.glyphs.world import WORLDS, World
 from diffusers_erasepro.measure import aligned_states, relative
 from diffusers_erasepro.prompts import ALIGNMENTS, kept_rows, pairs_of, rows_of
 
@@ -25,13 +26,19 @@ NOUNS = (
     "table", "chair", "book", "city", "beach", "forest", "horse", "cup", "plate", "bridge", "garden", "window", "clock", "lamp",
     "bag", "train", "apple", "bottle", "guitar",
 )  # fmt: skip
-CONCEPTS = (
-    *(Concept(s, ("circle", "square")[i % 2]) for i, s in enumerate(s for s in glyphs.SHAPES if s not in ("circle", "square"))),
-    *(Concept(s, "Una Flatt", templates="style") for s in glyphs.STYLES if s != "Una Flatt"),
-    Concept("cracked", "whole", templates="unsafe", synonyms=("broken", "shattered", "fallen")),
-    *(Concept(n, ("circle", "square")[i % 2]) for i, n in enumerate(NOUNS)),
-)
-"""Anchors are no targets; nouns the world does not draw are erased as well as any other word, in its text features."""
+
+
+def concepts(world: World) -> tuple[Concept, ...]:
+    """Shapes, styles, the attribute, then nouns, which the world does not draw: they are erased as well as any other word, in
+    its text features. Anchors are no targets."""
+    shapes, (plain, *styles) = [*world.shapes], world.styles
+    anchors, (attribute, *synonyms) = shapes[:2], world.attribute_words
+    return (
+        *(Concept(s, anchors[i % 2]) for i, s in enumerate(shapes[2:])),
+        *(Concept(s, plain, templates="style") for s in styles),
+        Concept(attribute, world.attribute_opposites[0], templates="unsafe", synonyms=tuple(synonyms)),
+        *(Concept(n, anchors[i % 2]) for i, n in enumerate(NOUNS)),
+    )
 
 
 APART = 10
@@ -131,17 +138,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--counts", type=int, nargs="+", default=[2, 5, 10, 50])
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--docs", type=Path, default=Path("docs"))
+    parser.add_argument("--world", choices=sorted(WORLDS), default="first")
+    parser.add_argument("--folder", type=Path, default=glyphs.WEIGHTS, help="where that world's weights are")
+    parser.add_argument("--page", type=Path, default=Path("docs/stacking.md"))
     args = parser.parse_args()
-    pipe, preserve = erasable(glyphs.load_pipeline()), tuple(glyphs.captions(400, seed=0))
-    concepts = CONCEPTS[: max(args.counts)]
-    specs = [ErasureSpec((c,), preserve=preserve) for c in concepts]
+    world, pipe = WORLDS[args.world], erasable(glyphs.load_pipeline(args.folder))
+    preserve = tuple(glyphs.captions(400, seed=0, world=world))
+    specs = [ErasureSpec((c,), preserve=preserve) for c in concepts(world)[: max(args.counts)]]
     made = [erase(pipe, spec, measure=False) for spec in tqdm(specs, desc="erase")]
     in_blocks = [erase(pipe, spec, measure=False, layers=(0, -1)) for spec in tqdm(specs, desc="erase in blocks")]
     rows = [row(pipe, made[:n], in_blocks[:n], args.seed) for n in args.counts]
     page = [
-        "# Stacking adapters made apart", "",
-        f"`python benchmarks/stacking.py` wrote this page: {provenance(args.seed)}, float32.",
+        f"# Stacking adapters made apart, on the {world.name} world", "",
+        f"`python benchmarks/stacking.py --world {world.name}` wrote this page: {provenance(args.seed)}, float32.",
         "Adapters of one concept each (shapes, styles, the attribute, then nouns), loaded in a shuffled order,",
         f"one by one up to {APART}, more at once (`load_erasure_adapters`).",
         "Residual: the worst over everything listed. Drift: mean relative change of 128 preserve captions' states.", "",
@@ -154,7 +163,7 @@ def main() -> None:
         "|---|---|---|---|---|---|---|---|---|---|", *rows, "",
         "The toggle is `enable_erasure()` of a set that was solved before. The kernel needs no text encoder, only the files.", "",
     ]  # fmt: skip
-    (args.docs / "stacking.md").write_text("\n".join(page))
+    args.page.write_text("\n".join(page))
 
 
 if __name__ == "__main__":

@@ -15,18 +15,18 @@ from diffusers import StableDiffusionPipeline
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from tqdm.auto import tqdm, trange
+from transformers import CLIPTextModel
 
 from common import Pairs, draw, prompts_with, prompts_without, provenance, rate, wilson
 from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, glyphs
 from diffusers_erasepro.glyphs.captions import mention, phrase
 from diffusers_erasepro.glyphs.render import render
 from diffusers_erasepro.glyphs.train import to_tensor
-from diffusers_erasepro.glyphs.world import FIRST, sample_scene
+from diffusers_erasepro.glyphs.world import WORLDS, World, sample_scene
 from diffusers_erasepro.prompts import token_ids
+from first_light import concepts_of
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
-EDITED = ["encoder.layers.0.mlp.fc1", "encoder.layers.0.mlp.fc2", "encoder.layers.5.mlp.fc2"]
-"""What the default erasure of the shipped world edits."""
 RANK, STEPS, BATCH = 8, 300, 32
 
 
@@ -40,25 +40,30 @@ class Style:
     encoder: Sequence[str] = ()
 
 
-STYLES = (
-    Style("UNet only", "Tilo Kern", ATTENTION),
-    Style("UNet + text encoder", "Tessa Kerr", ATTENTION, ("q_proj", "v_proj")),
-    Style("just the edited linears + UNet", "Odo Brandt", ATTENTION, EDITED),
-)
+ARTISTS = {"first": ("Tilo Kern", "Tessa Kerr", "Odo Brandt"), "second": ("Ivo Plane", "Rolf Stein", "Lene Duval")}
 
 
-def unsigned(pairs: Pairs) -> Pairs:
+def styles(world: World, encoder: CLIPTextModel) -> list[Style]:
+    """The three LoRAs, each for an artist of this world."""
+    last = encoder.config.num_hidden_layers - 1
+    edited = ("encoder.layers.0.mlp.fc1", "encoder.layers.0.mlp.fc2", f"encoder.layers.{last}.mlp.fc2")
+    names = ("UNet only", "UNet + text encoder", "just the edited linears + UNet")
+    targets = ((), ("q_proj", "v_proj"), edited)  # what the default erasure of a shape edits
+    return [Style(*some, ATTENTION, also) for *some, also in zip(names, ARTISTS[world.name], targets, strict=True)]
+
+
+def unsigned(pairs: Pairs, world: World) -> Pairs:
     """The same scenes, told without an artist."""
     rng = np.random.default_rng(7)
     scenes = [replace(scene, style=None) for _, scene in pairs]
-    return [(phrase(FIRST, scene, rng, held_out=True), scene) for scene in scenes]
+    return [(phrase(world, scene, rng, held_out=True), scene) for scene in scenes]
 
 
-def train(style: Style, folder: Path, seed: int) -> Path:
+def train(style: Style, world: World, weights_of: Path, folder: Path, seed: int) -> Path:
     """Train the LoRA with peft, as diffusers' own scripts do, and save it; a folder that is there is taken as it is."""
     if folder.exists():
         return folder
-    pipe, rng = glyphs.load_pipeline(), np.random.default_rng(seed)
+    pipe, rng = glyphs.load_pipeline(weights_of), np.random.default_rng(seed)
     torch.manual_seed(seed)
     parts = {pipe.unet: style.unet, pipe.text_encoder: style.encoder}
     for part, targets in parts.items():
@@ -68,10 +73,10 @@ def train(style: Style, folder: Path, seed: int) -> Path:
     weights = [w for part in parts for w in part.parameters() if w.requires_grad]
     optimiser = torch.optim.AdamW(weights, lr=2e-3, weight_decay=0.0)
     for _ in trange(STEPS, desc=style.name, mininterval=5):
-        scenes = [replace(sample_scene(FIRST, rng, second=0.0), style=style.artist) for _ in range(BATCH)]
-        texts = [phrase(FIRST, replace(mention(s, rng), style=None), rng) for s in scenes]
+        scenes = [replace(sample_scene(world, rng, second=0.0), style=style.artist) for _ in range(BATCH)]
+        texts = [phrase(world, replace(mention(s, rng), style=None), rng) for s in scenes]
         with torch.no_grad():
-            pixels = to_tensor(np.stack([render(FIRST, scene, rng) for scene in scenes]))
+            pixels = to_tensor(np.stack([render(world, scene, rng) for scene in scenes]))
             x = pipe.vae.encode(pixels).latent_dist.mode() * pipe.vae.config.scaling_factor
         noise, t = torch.randn_like(x), torch.randint(1000, (BATCH,))
         states = pipe.text_encoder(token_ids(pipe.tokenizer, texts)).last_hidden_state
@@ -120,10 +125,12 @@ class Bench:
     concept: Concept
     n: int
     seed: int
+    world: World
 
     def __post_init__(self) -> None:
-        self.targets = unsigned(prompts_with(self.concept, self.n, seed=self.seed, held_out=True))
-        self.others = unsigned(prompts_without([self.concept], self.n, seed=self.seed, held_out=True))
+        asked = {"seed": self.seed, "held_out": True, "world": self.world}
+        self.targets = unsigned(prompts_with(self.concept, self.n, **asked), self.world)
+        self.others = unsigned(prompts_without([self.concept], self.n, **asked), self.world)
         with self.loaded():
             self.first = bits(self.pipe)
 
@@ -171,28 +178,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--n", type=int, default=48, help="images per cell")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--world", choices=sorted(WORLDS), default="first")
+    parser.add_argument("--folder", type=Path, default=glyphs.WEIGHTS, help="where that world's weights are")
     parser.add_argument("--loras", type=Path, default=Path("runs/style-loras"), help="trained here where they are not there yet")
     parser.add_argument("--page", type=Path, default=Path("docs/style-loras.md"))
     args = parser.parse_args()
-    where = provenance(args.seed)
-    folders = [train(s, args.loras / s.name.replace(" ", "-"), args.seed + i) for i, s in enumerate(STYLES)]
-    concept, pipe = Concept("star", "circle"), erasable(glyphs.load_pipeline())
-    adapter = erase(pipe, ErasureSpec((concept,), preserve=tuple(glyphs.captions(400, seed=0))))
-    bench = Bench(pipe, glyphs.load_judge(), adapter, concept, args.n, args.seed)
+    where, world, pipe = provenance(args.seed), WORLDS[args.world], erasable(glyphs.load_pipeline(args.folder))
+    every = styles(world, pipe.text_encoder)
+    folders = [train(s, world, args.folder, args.loras / s.name.replace(" ", "-"), args.seed + i) for i, s in enumerate(every)]
+    concept = concepts_of(world)[0][1]
+    adapter = erase(pipe, ErasureSpec((concept,), preserve=tuple(glyphs.captions(400, seed=0, world=world))))
+    bench = Bench(pipe, glyphs.load_judge(args.folder), adapter, concept, args.n, args.seed, world)
     rows = [
         bench.row(style.name, [style.artist], [folder], scale)
-        for style, folder in zip(STYLES, folders, strict=True)
+        for style, folder in zip(every, folders, strict=True)
         for scale in (0.3, 1.0, 1.5)
     ]
-    rows.append(bench.row("the first two together", [s.artist for s in STYLES[:2]], folders[:2], 0.7))
+    rows.append(bench.row("the first two together", [s.artist for s in every[:2]], folders[:2], 0.7))
     args.page.write_text("\n".join([
-        "# An erasure beside style LoRAs", "",
-        f"`python benchmarks/style_loras.py` wrote this page: {where}, {args.n} images per cell, 15 steps, guidance 3.",
+        f"# An erasure beside style LoRAs, on the {world.name} world", "",
+        f"`python benchmarks/style_loras.py --world {world.name}` wrote this page: {where};",
+        f"{args.n} images per cell, 15 steps, guidance 3.",
         f"Three LoRAs (rank {RANK}, {STEPS} steps of {BATCH} pictures, peft, loaded with stock `load_lora_weights`) draw",
-        "captions that name no artist in an artist's style. The erasure is star -> circle at default settings. Prompts are",
+        f"captions that name no artist in an artist's style. The erasure is {concept.target} -> {concept.anchor}, at default",
+        "settings. Prompts are",
         "held-out phrasings without an artist. Residual: worst listed one, on the live modules with the",
         "LoRA on; fp32 allows 1e-5.", "",
-        "| LoRA | scale | star drawn, LoRA alone | star drawn, erased (95 %) | after refit | style, LoRA alone | "
+        "| LoRA | scale | target drawn, LoRA alone | target drawn, erased (95 %) | after refit | style, LoRA alone | "
         "style, erased | residual | after refit | LoRA first or erasure first: base weights | LoRA gone, refit: first bits |",
         "|---|---|---|---|---|---|---|---|---|---|---|", *rows, "",
     ]))  # fmt: skip
