@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 from common import (
+    FIELDS,
     accuracy,
     change,
     draw,
@@ -152,7 +153,7 @@ def verdict(rows: Sequence[Row]) -> str:
 def again(args: argparse.Namespace, bench: Bench, found: dict[str, list[Row]]) -> list[str]:
     """Ours and the best peer of each cell on other prompts and noise, which had no part in choosing that peer."""
     others = prompts_without(bench.cells["all seven"], args.more, seed=args.seed + 1, held_out=True, world=bench.world)
-    said = torch.tensor([None not in (s.shape, s.style, s.color, s.background) for _, s in others])
+    said = torch.tensor([all(getattr(scene, f) for f in FIELDS) for _, scene in others])
     base, makes = draw(bench.pipe, others, seed=args.seed + 1, desc="unedited"), settings(bench.world)
     lines = [
         "## Again, with other prompts and more of them", "",

@@ -27,6 +27,7 @@ from common import provenance
 from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, glyphs
 from diffusers_erasepro.compose import combined
 from official_agreement import official_rece, official_speed
+from stacking import timed
 
 SYLLABLES = ("ba", "do", "ki", "lu", "me", "no", "pa", "ri", "so", "tu", "va", "ze")
 ANCHOR = "a painter"
@@ -132,21 +133,16 @@ def live(count: int, seed: int) -> str:
     pipe, preserve = layout(seed, denoiser=False), tuple(glyphs.captions(100, seed=0))
     made = [erase(pipe, spec_of([w], preserve), measure=False, **LIMITS) for w in names(count, seed)]
 
-    def taken(call: Callable[[], Any]) -> float:
-        began = time.perf_counter()
-        call()
-        return time.perf_counter() - began
-
     with tempfile.TemporaryDirectory() as folder:
         made[0].save_pretrained(folder)
-        loading = taken(lambda: pipe.load_erasure_adapter(folder, adapter_name="one"))
+        loading, _ = timed(lambda: pipe.load_erasure_adapter(folder, adapter_name="one"))
         pipe.unload_erasure_adapters()
-    unseen = taken(lambda: combined(pipe, made))
+    unseen, _ = timed(lambda: combined(pipe, made))
     pipe.load_erasure_adapters({f"a{i}": adapter for i, adapter in enumerate(made)})
     switched = []
     for _ in range(15):
         pipe.disable_erasure()
-        switched.append(taken(pipe.enable_erasure))
+        switched.append(timed(pipe.enable_erasure)[0])
     return (
         f"In a process of its own: one adapter is loaded from disk in {1000 * loading:.0f} ms (with one pass of the encoder, to "
         f"see that it erases); {count} not seen together before take {unseen:.2f} s, and to switch them on again "
@@ -182,9 +178,7 @@ def main() -> None:
         parser.error("the following arguments are required: --uce")
     where, preserve = provenance(args.seed), tuple(glyphs.captions(100, seed=0))
     pipe, words = layout(args.seed, denoiser=True), names(max(args.counts), args.seed)
-    began = time.perf_counter()
-    first = erase(pipe, spec_of(words[:1], preserve), **LIMITS)
-    statistic = time.perf_counter() - began
+    statistic, first = timed(lambda: erase(pipe, spec_of(words[:1], preserve), **LIMITS))
     edits: dict[str, Callable[[Sequence[str]], Any]] = {
         **peers(args, pipe, preserve),
         "ours, exact": lambda some: erase(pipe, spec_of(some, preserve, **EXACT), measure=False, **LIMITS),

@@ -57,8 +57,9 @@ def as_trees(targets: Tokens, anchors: Tokens, needed: Tensor, ends: Tensor | No
     halves, most = [_cut(targets, needed[0]), _cut(anchors, needed[1])], targets.ids.shape[1]
     prompts = [sorted({*half}) for half in halves]
     sizes = range(max(len(prompt) for half in prompts for prompt in half), most + 1)
-    size = min(sizes, key=lambda size: size * sum(len(_filled(half, size)) for half in prompts))
-    trees = [[_grown(tree, size) for tree in _filled(half, size)] for half in prompts]
+    shared = [[_shared(*both) for both in zip([(), *half], half, strict=False)] for half in prompts]
+    size = min(sizes, key=lambda size: size * sum(len(_filled(*half, size)) for half in zip(prompts, shared, strict=True)))
+    trees = [[_grown(tree, size) for tree in _filled(*half, size)] for half in zip(prompts, shared, strict=True)]
     tokens = Tokens(*(torch.cat(x) for x in zip(*(tree[:3] for half in trees for tree in half), strict=True)))
     target_at, anchor_at = (_found(*x, size, most) for x in zip(halves, trees, (0, len(trees[0])), strict=True))
     pooled = torch.stack([at.gather(1, end[:, None])[:, 0] for at, end in zip((target_at, anchor_at), ends, strict=True)])
@@ -74,11 +75,11 @@ def _shared(one: Ids, other: Ids) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
-def _filled(prompts: Sequence[Ids], size: int) -> list[list[Ids]]:
+def _filled(prompts: Sequence[Ids], shared: Sequence[int], size: int) -> list[list[Ids]]:
     """Sorted prompts, tree after tree: of each, only what it does not share with the one before takes room."""
     trees, room = [list[Ids]()], size
-    for before, prompt in zip([(), *prompts], prompts, strict=False):
-        room -= len(prompt) - _shared(before, prompt)
+    for prompt, same in zip(prompts, shared, strict=True):
+        room -= len(prompt) - same
         if room < 0:
             trees.append([])
             room = size - len(prompt)
