@@ -20,8 +20,8 @@ test-all: $(READY)
 	$(BIN)/python -m pytest -m "slow or not slow"
 
 lint: $(READY)
-	$(BIN)/ruff check src tests benchmarks adapters examples
-	$(BIN)/ruff format --check src tests benchmarks adapters examples
+	$(BIN)/ruff check src tests benchmarks adapters examples tools
+	$(BIN)/ruff format --check src tests benchmarks adapters examples tools
 
 types: $(READY)
 	$(BIN)/mypy
@@ -36,7 +36,7 @@ adapters: $(READY)  ## make the ready glyph adapters again, a few minutes; on on
 	OMP_NUM_THREADS=1 $(BIN)/python adapters/make.py
 
 world: $(READY)  ## train the glyph world from nothing, about two hours on two cores; resumes
-	$(BIN)/python -m diffusers_erasepro.glyphs.train all --out runs/first --to src/diffusers_erasepro/glyphs/weights
+	$(BIN)/python tools/glyphs/train.py all --out runs/first --to src/diffusers_erasepro/glyphs/weights
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

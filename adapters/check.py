@@ -14,9 +14,9 @@ from typing import Any
 from transformers import CLIPTokenizer
 
 from diffusers_erasepro import ErasureSpec
+from diffusers_erasepro.config.template_set import BLOCKS
 from diffusers_erasepro.errors import ErasureError
-from diffusers_erasepro.prompts import ALIGNMENTS, pairs_of, rows_of
-from diffusers_erasepro.templates import BLOCKS
+from diffusers_erasepro.prompts.pairs import ALIGNMENTS, pairs_of, rows_of
 
 SPECS = Path(__file__).parent / "specs"
 

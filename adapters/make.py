@@ -14,8 +14,8 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from diffusers_erasepro import Concept, ErasureSpec, erasable, erase, glyphs
-from diffusers_erasepro.demo import draw
-from diffusers_erasepro.header import headers_below, title
+from diffusers_erasepro.adapters.header import headers_below, title
+from diffusers_erasepro.cli.demo import draw
 
 HERE = Path(__file__).parent
 ATTRIBUTE = Concept("cracked", anchor="whole", templates="unsafe", synonyms=("broken", "shattered", "fallen"))

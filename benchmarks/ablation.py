@@ -16,16 +16,16 @@ from tqdm.auto import tqdm
 
 from common import accuracy, change, draw, erased, keep_line, kept_lines, kind_of, prompts_with, prompts_without, provenance, rate
 from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, glyphs
-from diffusers_erasepro.denoiser import Look
+from diffusers_erasepro.adapters.report import NAN
+from diffusers_erasepro.erasure.auto_layers import Look
+from diffusers_erasepro.erasure.covariance import metrics, record_inputs
+from diffusers_erasepro.erasure.residuals import aligned_states, relative
 from diffusers_erasepro.errors import IllPosedError
-from diffusers_erasepro.families import base_linear, sites_of
-from diffusers_erasepro.fingerprint import fingerprints
+from diffusers_erasepro.families.pipelines import base_linear, sites_of
 from diffusers_erasepro.glyphs.world import WORLDS, World
-from diffusers_erasepro.measure import aligned_states, relative
-from diffusers_erasepro.prompts import ALIGNMENTS, rows_to_solve, text_paths
-from diffusers_erasepro.report import NAN
-from diffusers_erasepro.statistics import metrics, record_inputs
-from diffusers_erasepro.weights import resolved
+from diffusers_erasepro.modules.fingerprint import fingerprints
+from diffusers_erasepro.patching.weights import resolved
+from diffusers_erasepro.prompts.pairs import ALIGNMENTS, rows_to_solve, text_paths
 from first_light import concepts_of
 
 Make = Callable[[Any, ErasureSpec], ErasureAdapter]

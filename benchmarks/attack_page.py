@@ -13,9 +13,10 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from common import accuracy, commit, keep_line, kept_lines, prompts_with, prompts_without, provenance
-from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, glyphs, methods
-from diffusers_erasepro.attacks import ATTACKS, Siege, img2img
-from diffusers_erasepro.metrics import rate
+from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, glyphs
+from diffusers_erasepro.baselines import methods
+from diffusers_erasepro.evaluation.attacks import ATTACKS, Siege, img2img
+from diffusers_erasepro.evaluation.metrics import rate
 
 CONCEPTS = {
     "shape": Concept("star", "circle"),

@@ -12,8 +12,8 @@ from tqdm.auto import tqdm
 import results
 from common import kept_lines, provenance
 from diffusers_erasepro import ErasureSpec, erasable, erase, glyphs
-from diffusers_erasepro.evaluate import SUITES, UNEDITED, Ask, evaluate
-from diffusers_erasepro.metrics import Estimate, ratio
+from diffusers_erasepro.evaluation.metrics import Estimate, ratio
+from diffusers_erasepro.evaluation.runner import SUITES, UNEDITED, Ask, evaluate
 from results import CELLS, METHODS, OURS, PRESERVE, Found
 
 RIVALS = {

@@ -17,10 +17,10 @@ from tqdm.auto import tqdm
 
 from common import Pairs, draw, erased, keep_line, kept_lines, loaded, prompts_with, provenance, rate
 from diffusers_erasepro import Concept, ErasureSpec, erase, glyphs
-from diffusers_erasepro.denoiser import Look
+from diffusers_erasepro.baselines.methods import uce
+from diffusers_erasepro.erasure.auto_layers import Look
+from diffusers_erasepro.evaluation.metrics import pixel_change
 from diffusers_erasepro.glyphs.world import FIRST, Scene
-from diffusers_erasepro.methods import uce
-from diffusers_erasepro.metrics import pixel_change
 from first_light import FLIP, concepts_of
 from unseen import asked
 

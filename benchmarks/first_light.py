@@ -31,10 +31,10 @@ from common import (
     wilson,
 )
 from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erase, glyphs
+from diffusers_erasepro.baselines.methods import uce
+from diffusers_erasepro.evaluation.metrics import ratio
+from diffusers_erasepro.evaluation.plots import save_depth
 from diffusers_erasepro.glyphs.world import WORLDS, World
-from diffusers_erasepro.grids import save_depth
-from diffusers_erasepro.methods import uce
-from diffusers_erasepro.metrics import ratio
 
 DRAWINGS = (
     ("shape", "star", "circle"),

@@ -22,8 +22,9 @@ import torch
 from safetensors.torch import load_file
 
 from common import provenance
-from diffusers_erasepro import Concept, ErasureSpec, glyphs, methods
-from diffusers_erasepro.families import family_of, reader_paths
+from diffusers_erasepro import Concept, ErasureSpec, glyphs
+from diffusers_erasepro.baselines import methods
+from diffusers_erasepro.families.pipelines import family_of, reader_paths
 
 SPECS = {
     "star": (Concept("star", "circle"),),

@@ -14,10 +14,10 @@ from tqdm.auto import tqdm
 
 from common import draw, erased, kind_of, prompts_with, provenance, rate, wilson
 from diffusers_erasepro import Concept, ErasureSpec, erasable, erase, glyphs
+from diffusers_erasepro.baselines.methods import uce
 from diffusers_erasepro.glyphs.asking import Pairs
 from diffusers_erasepro.glyphs.captions import phrase
 from diffusers_erasepro.glyphs.world import FIRST
-from diffusers_erasepro.methods import uce
 from first_light import OURS, concepts_of
 
 TALE = "yesterday after a long walk home through the rain with two friends and a slow dog we hung up "

@@ -31,11 +31,11 @@ from common import (
     wilson,
 )
 from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, glyphs
+from diffusers_erasepro.adapters.report import NAN
+from diffusers_erasepro.baselines.methods import literal, rece, speed, uce
 from diffusers_erasepro.errors import IllPosedError
+from diffusers_erasepro.evaluation.metrics import ratio
 from diffusers_erasepro.glyphs.world import WORLDS, World
-from diffusers_erasepro.methods import literal, rece, speed, uce
-from diffusers_erasepro.metrics import ratio
-from diffusers_erasepro.report import NAN
 from first_light import FLIP, concepts_of
 
 SIX = ("{}", "a {}", "a photo of a {}", "the {}", "a painting of a {}", "one {}")
@@ -202,7 +202,7 @@ def page(args: argparse.Namespace, where: str, found: dict[str, list[Row]], base
         f"`python benchmarks/quality.py --world {args.world}` wrote this page: {where};",
         f"{args.n} target and {args.n} other images per row, 15 steps, guidance 3, held-out phrasings,",
         "same seeds. Preserve list of every method unless said:",
-        "`glyphs.captions(400, seed=0)`. Peers are `diffusers_erasepro.methods`; docs/peers.md holds them beside their",
+        "`glyphs.captions(400, seed=0)`. Peers are `diffusers_erasepro.baselines.methods`; docs/peers.md holds them beside their",
         "authors' code.",
         "", "## Ours at default settings against the best peer at its best setting", "",
         "Best: the least change of other pictures among settings that leave at most .05 of the target, or as much as ours.",

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erase, glyphs
-from diffusers_erasepro.convert import to_kohya
-from diffusers_erasepro.factors import LowRank
-from diffusers_erasepro.families import file_name
+from diffusers_erasepro.families.pipelines import file_name
+from diffusers_erasepro.interop.lora import to_kohya
+from diffusers_erasepro.linalg.low_rank import LowRank
 
 BLOCKS = 12
 SD15 = {

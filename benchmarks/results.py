@@ -18,15 +18,15 @@ from tqdm.auto import tqdm
 import ablation
 from common import draw, erased, kept_lines, provenance
 from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, glyphs
+from diffusers_erasepro.erasure.residuals import anchor_states, target_states
 from diffusers_erasepro.errors import IllPosedError
-from diffusers_erasepro.evaluate import OTHER, SCRAMBLED, SUITES, UNEDITED, Ask, evaluate, table
-from diffusers_erasepro.families import LAST, family_of, reader_paths
+from diffusers_erasepro.evaluation.metrics import Estimate
+from diffusers_erasepro.evaluation.plots import save_depth, save_grid
+from diffusers_erasepro.evaluation.runner import OTHER, SCRAMBLED, SUITES, UNEDITED, Ask, evaluate, table
+from diffusers_erasepro.families.pipelines import LAST, family_of, reader_paths
 from diffusers_erasepro.glyphs.world import FIRST
-from diffusers_erasepro.grids import save_depth, save_grid
-from diffusers_erasepro.measure import anchor_states, target_states
-from diffusers_erasepro.metrics import Estimate
-from diffusers_erasepro.places import weight_of
-from diffusers_erasepro.prompts import ALIGNMENTS, Rows, rows_to_measure, rows_to_solve
+from diffusers_erasepro.modules.storage import weight_of
+from diffusers_erasepro.prompts.pairs import ALIGNMENTS, Rows, rows_to_measure, rows_to_solve
 from first_light import concepts_of
 from quality import settings
 

@@ -8,17 +8,18 @@ from pathlib import Path
 import common
 from common import draw, prompts_without, provenance
 from diffusers_erasepro import glyphs
+from diffusers_erasepro.evaluation.metrics import rate
+from diffusers_erasepro.evaluation.second_judge import load_second_judge
 from diffusers_erasepro.glyphs.world import FIRST, Scene
-from diffusers_erasepro.metrics import rate
 
 FIELDS = (*common.FIELDS, "attribute")
 INTRODUCTION = """# A second opinion, measured
 
 `python benchmarks/second_judge.py` wrote this page: {where}.
 
-`glyphs.load_second_judge()` is [Text-To-Concept](guides/extending.md#a-second-opinion): a least-squares map, fitted on 800
+`load_second_judge()` is [Text-To-Concept](guides/extending.md#a-second-opinion): a least-squares map, fitted on 800
 renders without a label, from the judge's trunk to the picture side of a small contrastive image-text encoder (trained by
-`python -m diffusers_erasepro.glyphs.train_clip`); a picture shows the word whose text vector is nearest. Below, {n}
+`python tools/glyphs/train_clip.py`); a picture shows the word whose text vector is nearest. Below, {n}
 pictures that the shipped pipeline drew of held-out phrasings ({steps} steps, guidance 3). Pictures on which the judge
 abstains are left out of the first column; the others count the captions that name the field.
 
@@ -47,7 +48,7 @@ def main() -> None:
     args = parser.parse_args()
     pairs = prompts_without((), args.n, seed=args.seed, held_out=True)
     images = draw(glyphs.load_pipeline(), pairs, seed=args.seed, steps=args.steps)
-    told, seen = glyphs.load_judge()(images), glyphs.load_second_judge()(images)
+    told, seen = glyphs.load_judge()(images), load_second_judge()(images)
     text = [INTRODUCTION.format(where=provenance(args.seed), n=args.n, steps=args.steps)]
     asked = [asked_of(scene) for _, scene in pairs]
     text += [row(field, told[field], seen[field], [a[field] for a in asked]) for field in FIELDS]

@@ -25,7 +25,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from common import provenance
 from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, glyphs
-from diffusers_erasepro.compose import combined
+from diffusers_erasepro.loaders.stacking import combined
 from official_agreement import official_rece, official_speed
 from stacking import timed
 

@@ -14,12 +14,12 @@ from tqdm.auto import tqdm
 
 from common import provenance
 from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, glyphs
-from diffusers_erasepro.compose import combined, kernel
-from diffusers_erasepro.factors import LowRank, stack
-from diffusers_erasepro.families import module_name
+from diffusers_erasepro.erasure.residuals import aligned_states, relative
+from diffusers_erasepro.families.pipelines import module_name
 from diffusers_erasepro.glyphs.world import WORLDS, World
-from diffusers_erasepro.measure import aligned_states, relative
-from diffusers_erasepro.prompts import ALIGNMENTS, kept_rows, pairs_of, rows_of
+from diffusers_erasepro.linalg.low_rank import LowRank, stack
+from diffusers_erasepro.loaders.stacking import combined, kernel
+from diffusers_erasepro.prompts.pairs import ALIGNMENTS, kept_rows, pairs_of, rows_of
 
 NOUNS = (
     "house", "tree", "dog", "cat", "woman", "man", "child", "car", "street", "mountain", "river", "flower", "bird", "boat",

@@ -21,10 +21,10 @@ from common import Pairs, draw, prompts_with, prompts_without, provenance, rate,
 from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, glyphs
 from diffusers_erasepro.glyphs.captions import mention, phrase
 from diffusers_erasepro.glyphs.render import render
-from diffusers_erasepro.glyphs.train import to_tensor
 from diffusers_erasepro.glyphs.world import WORLDS, World, sample_scene
-from diffusers_erasepro.prompts import token_ids
+from diffusers_erasepro.prompts.pairs import token_ids
 from first_light import concepts_of
+from train import to_tensor  # tools/glyphs, put on the path by common
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 RANK, STEPS, BATCH = 8, 300, 32

@@ -87,8 +87,8 @@ def pytest_runtest_call(item: Any) -> Iterator[None]:
 
 def _state(root: Any) -> str:
     """ "kept": bit for bit; "fused": plus what LoRA layers say they have merged, to rounding; else "other"."""
-    from diffusers_erasepro.families import base_linear
-    from diffusers_erasepro.weights import known, registry_of
+    from diffusers_erasepro.families.pipelines import base_linear
+    from diffusers_erasepro.patching.weights import known, registry_of
 
     states = {"kept"}
     for name, record in known(root).items():

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from common import provenance
 from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, glyphs
-from diffusers_erasepro.denoiser import GUIDANCE, Look, _edited, _followed, _states, guided
+from diffusers_erasepro.baselines.methods import uce
+from diffusers_erasepro.erasure.auto_layers import GUIDANCE, Look, _edited, _followed, _states, guided
 from diffusers_erasepro.glyphs.world import FIRST
-from diffusers_erasepro.methods import uce
-from diffusers_erasepro.prompts import token_ids
+from diffusers_erasepro.prompts.pairs import token_ids
 from first_light import concepts_of
 
 FRAMES = (

@@ -18,15 +18,15 @@ from tqdm.auto import tqdm, trange
 
 from common import change, erased, provenance, wilson
 from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, glyphs
-from diffusers_erasepro.denoiser import ENOUGH, NEARLY, Look
-from diffusers_erasepro.families import Reading, blocks_of
+from diffusers_erasepro.config.options import Layers
+from diffusers_erasepro.erasure.auto_layers import ENOUGH, NEARLY, Look
+from diffusers_erasepro.erasure.layerwise import states_of
+from diffusers_erasepro.evaluation.plots import save_grid
+from diffusers_erasepro.families.pipelines import Reading, blocks_of
 from diffusers_erasepro.glyphs.clip_judge import right
 from diffusers_erasepro.glyphs.clips import FRAMES, Clip, caption_of, captioned_clips, mention_clip, render_clip, sample_clip
-from diffusers_erasepro.glyphs.train import to_tensor
-from diffusers_erasepro.grids import save_grid
-from diffusers_erasepro.options import Layers
-from diffusers_erasepro.prompts import ALIGNMENTS, rows_to_solve, text_paths
-from diffusers_erasepro.walk import states_of
+from diffusers_erasepro.prompts.pairs import ALIGNMENTS, rows_to_solve, text_paths
+from train import to_tensor  # tools/glyphs, put on the path by common
 
 Pairs = list[tuple[str, Clip]]
 Clips = list[list[Image.Image]]

@@ -19,8 +19,8 @@ from PIL import Image
 
 from diffusers_erasepro import Concept, ErasureAdapter, ErasureLoaderMixin, ErasureSpec, erasable, erase
 from diffusers_erasepro.errors import ErasureError
-from diffusers_erasepro.prompts import ALIGNMENTS, pairs_of, rows_of
-from diffusers_erasepro.verify import THRESHOLDS, Verification
+from diffusers_erasepro.loaders.verification import THRESHOLDS, Verification
+from diffusers_erasepro.prompts.pairs import ALIGNMENTS, pairs_of, rows_of
 
 TARGET, ANCHOR = "a star", "a circle"
 WHERE: dict[str, tuple[int | str, ...]] = {"text encoder": (0, -1), "K/V": ("kv",), "both": (0, "kv")}
@@ -629,7 +629,7 @@ ROUTES += [
 
 def clean(module: Any) -> Any:
     """A copy without the erasure: what somebody else's checkpoint would hold."""
-    from diffusers_erasepro.weights import originals
+    from diffusers_erasepro.patching.weights import originals
 
     bits, copied = originals(module), copy.deepcopy(module)
     copied.__dict__.pop("_erasepro", None)

@@ -3,9 +3,9 @@
 import pytest
 
 from diffusers_erasepro import Concept, ErasureSpec, erase
+from diffusers_erasepro.erasure.residuals import aligned_states, relative
 from diffusers_erasepro.errors import ConceptSpecError
-from diffusers_erasepro.measure import aligned_states, relative
-from diffusers_erasepro.prompts import ALIGNMENTS, Pair, Prompt, rows_of
+from diffusers_erasepro.prompts.pairs import ALIGNMENTS, Pair, Prompt, rows_of
 
 CANDIDATES = ("circle", "heart", "ring", "a star shape")
 

@@ -10,11 +10,21 @@ from hypothesis import strategies as st
 
 from conftest import assert_same_bits, bits
 from diffusers_erasepro import Concept, ErasureSpec, erasable, erase, glyphs
-from diffusers_erasepro.attacks import ATTACKS, Siege, attack, concept_vector, respelled, revived_states, spacing, success, typo
+from diffusers_erasepro.baselines.methods import uce
 from diffusers_erasepro.errors import EvaluationError
-from diffusers_erasepro.families import family_of, reader_paths
-from diffusers_erasepro.methods import uce
-from diffusers_erasepro.places import weight_of
+from diffusers_erasepro.evaluation.attacks import (
+    ATTACKS,
+    Siege,
+    attack,
+    concept_vector,
+    respelled,
+    revived_states,
+    spacing,
+    success,
+    typo,
+)
+from diffusers_erasepro.families.pipelines import family_of, reader_paths
+from diffusers_erasepro.modules.storage import weight_of
 
 STAR = Concept("star", anchor="circle")
 PROMPTS = ("a red star in the snow", "a star on sand", "a blue star at night", "one green star by the sea")

@@ -12,10 +12,10 @@ from torch import nn
 
 import tiny
 from diffusers_erasepro import ErasureSpec, erasable, erase
+from diffusers_erasepro.erasure.layerwise import states_of, working
 from diffusers_erasepro.errors import AdapterIntegrityError, AdapterStateError, UnknownFamilyError
-from diffusers_erasepro.prompts import text_paths
-from diffusers_erasepro.verify import THRESHOLDS
-from diffusers_erasepro.walk import states_of, working
+from diffusers_erasepro.loaders.verification import THRESHOLDS
+from diffusers_erasepro.prompts.pairs import text_paths
 from test_families import PRESERVE, STAR, bits, same
 from test_quantised import bnb_int8, bnb_nf4
 from tiny import DEVICE

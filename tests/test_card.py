@@ -7,7 +7,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from diffusers_erasepro import glyphs
-from diffusers_erasepro.header import read_header
+from diffusers_erasepro.adapters.header import read_header
 
 
 def python_of(card):
@@ -25,7 +25,7 @@ def test_the_hubs_own_classes_accept_it(hub, no_star):
 
 
 def test_it_is_a_function_of_the_header_alone(no_star, tmp_path):
-    from diffusers_erasepro.card import card
+    from diffusers_erasepro.adapters.model_card import card
 
     header = read_header(no_star.save_pretrained(tmp_path))
     assert str(card(header)) == str(no_star.card()) == str(no_star.card())
@@ -53,7 +53,7 @@ def test_the_snippet_works_when_pasted(no_star, tmp_path, monkeypatch, base):
 def test_odd_names_do_not_break_the_card(no_star, target):
     header = no_star.header()
     header["spec"] = {"concepts": [header["spec"]["concepts"][0] | {"target": target}]}
-    from diffusers_erasepro.card import card
+    from diffusers_erasepro.adapters.model_card import card
 
     made = card(header)
     compile(python_of(made), "snippet", "exec")

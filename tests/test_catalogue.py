@@ -9,11 +9,11 @@ from safetensors.torch import load_file, save_file
 
 from conftest import assert_same_bits, bits, draw
 from diffusers_erasepro import Concept, ErasureSpec
+from diffusers_erasepro.config.spec import MAX_CONCEPTS
 from diffusers_erasepro.errors import AdapterIntegrityError, BaseModelMismatchError, ConceptSpecError
-from diffusers_erasepro.gate import GATE
-from diffusers_erasepro.prompts import Prompt, span
-from diffusers_erasepro.recording import plain
-from diffusers_erasepro.spec import MAX_CONCEPTS
+from diffusers_erasepro.families.encode_prompt import plain
+from diffusers_erasepro.patching.rwlock import GATE
+from diffusers_erasepro.prompts.pairs import Prompt, span
 from routes import make_kit
 
 

@@ -7,9 +7,10 @@ import torch
 from safetensors.torch import save_file
 
 from conftest import assert_same_bits, bits
-from diffusers_erasepro import Concept, ErasureSpec, methods
-from diffusers_erasepro.checkpoint import adapter_from_checkpoint
+from diffusers_erasepro import Concept, ErasureSpec
+from diffusers_erasepro.baselines import methods
 from diffusers_erasepro.errors import AdapterFormatError, BaseModelMismatchError, UnsafeFileError
+from diffusers_erasepro.interop.checkpoint import adapter_from_checkpoint
 
 STAR = Concept("star", anchor="circle")
 

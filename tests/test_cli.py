@@ -9,7 +9,8 @@ from itertools import pairwise
 
 import pytest
 
-from diffusers_erasepro import ErasureAdapter, cli
+from diffusers_erasepro import ErasureAdapter
+from diffusers_erasepro.cli import main as cli
 
 HEAVY = ("torch", "diffusers", "transformers", "peft", "matplotlib", "pandas")
 
@@ -53,7 +54,8 @@ def test_erase_by_options_and_by_spec_then_show_and_verify(run, tmp_path):
 
 
 def test_verify_fails_with_its_own_exit_code(run, folder, monkeypatch):
-    from diffusers_erasepro import fit, verify
+    from diffusers_erasepro.loaders import compatibility as fit
+    from diffusers_erasepro.loaders import verification as verify
 
     monkeypatch.setattr(fit, "allowed", lambda *_: 1.0)  # let it load, so that only the live check is left to fail
     monkeypatch.setattr(verify, "THRESHOLDS", dict.fromkeys(verify.THRESHOLDS, 0.0))
@@ -112,13 +114,13 @@ def test_errors_end_in_one_line_and_a_code(run, args, code, says):
 
 def test_debug_gives_the_traceback():
     done = python(
-        "import sys; sys.argv[0] = 'erasepro'; from diffusers_erasepro.cli import main; main()", "--debug", "show", "/no"
+        "import sys; sys.argv[0] = 'erasepro'; from diffusers_erasepro.cli.main import main; main()", "--debug", "show", "/no"
     )
     assert done.returncode == 1 and "Traceback" in done.stderr
 
 
 def test_show_reads_the_header_without_torch(folder):
-    code = "import sys; sys.argv[0] = 'erasepro'\ntry:\n from diffusers_erasepro.cli import main; main()\n"
+    code = "import sys; sys.argv[0] = 'erasepro'\ntry:\n from diffusers_erasepro.cli.main import main; main()\n"
     code += f"finally: print([m for m in {HEAVY} if m in sys.modules], file=sys.stderr)"
     for command in (("show", folder), ("show", folder, "--json"), ("list", folder), ("--help",)):
         done = python(code, *command)
@@ -136,7 +138,7 @@ def cpu_seconds(code, *args, tries=5):
 
 
 def test_help_and_import_are_quick():
-    main = "import sys; sys.argv[0] = 'erasepro'; from diffusers_erasepro.cli import main; main()"
+    main = "import sys; sys.argv[0] = 'erasepro'; from diffusers_erasepro.cli.main import main; main()"
     assert cpu_seconds(main, "--help") <= 0.3
     assert cpu_seconds("import diffusers_erasepro") - cpu_seconds("pass") <= 0.05
 

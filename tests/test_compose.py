@@ -3,13 +3,14 @@
 import pytest
 import torch
 
-from diffusers_erasepro import Concept, ErasureSpec, compose, erase
-from diffusers_erasepro.compose import combined, kernel
+from diffusers_erasepro import Concept, ErasureSpec, erase
+from diffusers_erasepro.erasure.residuals import aligned_states, relative
 from diffusers_erasepro.errors import ConceptSpecError
-from diffusers_erasepro.factors import stack
-from diffusers_erasepro.families import module_name
-from diffusers_erasepro.measure import aligned_states, relative
-from diffusers_erasepro.prompts import ALIGNMENTS, pairs_of, rows_of
+from diffusers_erasepro.families.pipelines import module_name
+from diffusers_erasepro.linalg.low_rank import stack
+from diffusers_erasepro.loaders import stacking as compose
+from diffusers_erasepro.loaders.stacking import combined, kernel
+from diffusers_erasepro.prompts.pairs import ALIGNMENTS, pairs_of, rows_of
 
 
 @pytest.fixture(scope="module")

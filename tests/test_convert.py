@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 
 from conftest import assert_same_bits, bits, draw
 from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erase
-from diffusers_erasepro.convert import export_kohya, import_lora, to_kohya
 from diffusers_erasepro.errors import AdapterFormatError, AdapterStateError, UnsafeFileError
+from diffusers_erasepro.interop.lora import export_kohya, import_lora, to_kohya
 
 STAR = ErasureSpec((Concept("star", "circle"),), preserve=())
 

@@ -7,10 +7,20 @@ import torch
 
 from conftest import assert_same_bits, bits
 from diffusers_erasepro import Concept, ErasureSpec, erase, glyphs
-from diffusers_erasepro.denoiser import CHAINS, ENOUGH, NEARLY, STRONGER, Look, choices, least_drift, least_residual, spread
+from diffusers_erasepro.config.options import Options
+from diffusers_erasepro.erasure.auto_layers import (
+    CHAINS,
+    ENOUGH,
+    NEARLY,
+    STRONGER,
+    Look,
+    choices,
+    least_drift,
+    least_residual,
+    spread,
+)
 from diffusers_erasepro.errors import ConceptSpecError, IllPosedError
 from diffusers_erasepro.glyphs.clips import captioned_clips
-from diffusers_erasepro.options import Options
 
 
 @pytest.fixture(scope="module")

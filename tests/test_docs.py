@@ -27,7 +27,7 @@ def test_links_between_pages_and_files_lead_somewhere():
 
 
 def test_commands_in_the_documents_exist():
-    from diffusers_erasepro.cli import app
+    from diffusers_erasepro.cli.main import app
 
     known = {c.name or c.callback.__name__ for c in app.registered_commands}
     for page in PAGES:

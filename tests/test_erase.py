@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from conftest import assert_same_bits, bits
-from diffusers_erasepro import Concept, ErasureSpec, erasable, erase, methods
+from diffusers_erasepro import Concept, ErasureSpec, erasable, erase
+from diffusers_erasepro.baselines import methods
+from diffusers_erasepro.erasure.layerwise import final_states
+from diffusers_erasepro.erasure.residuals import relative
 from diffusers_erasepro.errors import ConceptSpecError, IllPosedError, UnknownFamilyError
-from diffusers_erasepro.families import family_of, reader_paths
-from diffusers_erasepro.measure import relative
-from diffusers_erasepro.prompts import token_ids
-from diffusers_erasepro.walk import final_states
+from diffusers_erasepro.families.pipelines import family_of, reader_paths
+from diffusers_erasepro.prompts.pairs import token_ids
 
 STAR = Concept("star", anchor="circle")
 

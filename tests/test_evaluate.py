@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from conftest import assert_same_bits, bits
 from diffusers_erasepro import Concept, ErasureSpec
-from diffusers_erasepro import evaluate as evaluation
 from diffusers_erasepro.errors import ConceptSpecError, EvaluationError
-from diffusers_erasepro.metrics import frechet, harmonic, mean, rate, ratio
+from diffusers_erasepro.evaluation import runner as evaluation
+from diffusers_erasepro.evaluation.metrics import frechet, harmonic, mean, rate, ratio
 
 STAR = Concept("star", anchor="circle")
 
@@ -162,7 +162,7 @@ def test_accelerate_launch_gives_the_same_numbers(tmp_path):
     (tmp_path / "spec.toml").write_text(ErasureSpec((STAR,)).to_toml())
     run = [
         "-m",
-        "diffusers_erasepro.evaluate",
+        "diffusers_erasepro.evaluation.runner",
         "--spec",
         str(tmp_path / "spec.toml"),
         "--methods",

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffusers_erasepro.factors import LowRank, orthonormal, stack
+from diffusers_erasepro.linalg.low_rank import LowRank, orthonormal, stack
 
 
 @pytest.fixture

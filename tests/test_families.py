@@ -6,13 +6,14 @@ import pytest
 import torch
 
 import tiny
-from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, families, glyphs
+from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, glyphs
+from diffusers_erasepro.config.options import READERS, Options
+from diffusers_erasepro.erasure.layerwise import runs_trees
 from diffusers_erasepro.errors import AdapterIntegrityError, BaseModelMismatchError, ConceptSpecError, UnknownFamilyError
-from diffusers_erasepro.families import blocks_of, component, family_of, reader_paths
-from diffusers_erasepro.options import READERS, Options
-from diffusers_erasepro.prompts import ALIGNMENTS, Pair, Prompt, rows_of, text_paths
-from diffusers_erasepro.recording import arguments
-from diffusers_erasepro.walk import runs_trees
+from diffusers_erasepro.families import pipelines as families
+from diffusers_erasepro.families.encode_prompt import arguments
+from diffusers_erasepro.families.pipelines import blocks_of, component, family_of, reader_paths
+from diffusers_erasepro.prompts.pairs import ALIGNMENTS, Pair, Prompt, rows_of, text_paths
 
 SHIFT = {
     ("QwenImagePipeline", "text_encoder"): -34,
@@ -125,7 +126,7 @@ def test_run_in_parts_the_blocks_find_the_same(case, monkeypatch):
     options = {"layers": case.layers, "measure": False, "max_edit_size": 1e3}  # random weights: nothing is near anything
     whole = erase(case.pipe, spec, **options)
     assert not rows or (6 in sizes and 2 not in sizes)
-    monkeypatch.setattr("diffusers_erasepro.walk.PART", 1)
+    monkeypatch.setattr("diffusers_erasepro.erasure.layerwise.PART", 1)
     parts = erase(case.pipe, spec, **options)
     assert not rows or 2 in sizes
     for handle in handles:

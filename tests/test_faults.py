@@ -11,9 +11,9 @@ import torch
 
 from conftest import assert_same_bits, bits
 from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erase
-from diffusers_erasepro.adapter import write_whole
-from diffusers_erasepro.gate import GATE
-from diffusers_erasepro.weights import registry_of
+from diffusers_erasepro.adapters.adapter import write_whole
+from diffusers_erasepro.patching.rwlock import GATE
+from diffusers_erasepro.patching.weights import registry_of
 
 STEPS = tuple(f"diffusers_erasepro/{module}.py" for module in ("loader", "weights", "places", "compose", "verify"))
 FAULTS = (RuntimeError("fault"), KeyboardInterrupt(), MemoryError())

@@ -12,7 +12,8 @@ import torch
 
 from conftest import assert_same_bits, bits
 from diffusers_erasepro import ErasureAdapter, erasable
-from diffusers_erasepro.adapter import WEIGHT_NAME, tensor_digest
+from diffusers_erasepro.adapters.adapter import WEIGHT_NAME, tensor_digest
+from diffusers_erasepro.adapters.header import seal
 from diffusers_erasepro.errors import (
     AdapterFormatError,
     AdapterIntegrityError,
@@ -20,7 +21,6 @@ from diffusers_erasepro.errors import (
     ErasureError,
     UnsafeFileError,
 )
-from diffusers_erasepro.header import seal
 
 
 @pytest.fixture(scope="module")

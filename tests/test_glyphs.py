@@ -1,6 +1,8 @@
 """The world in the box: its words, its pictures, its judge, and a pipeline that draws what the caption says."""
 
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,10 +11,10 @@ from PIL import Image
 from safetensors import safe_open
 
 from diffusers_erasepro import glyphs
+from diffusers_erasepro.config.template_set import TEMPLATES
 from diffusers_erasepro.glyphs.captions import HELD_OUT, captioned_scenes, phrase
 from diffusers_erasepro.glyphs.render import DISTANCES, PATTERNS, image
 from diffusers_erasepro.glyphs.world import FIRST, SECOND, WORLDS, sample_scene
-from diffusers_erasepro.templates import TEMPLATES
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +107,8 @@ def test_it_draws_what_held_out_captions_say(shipped, judge):
 
 @pytest.mark.slow
 def test_training_resumes_where_it_was(tmp_path):
-    from diffusers_erasepro.glyphs.train import Parts, Run
+    sys.path.insert(0, str(Path(__file__).parent.parent / "tools" / "glyphs"))
+    from train import Parts, Run
 
     run = Run(FIRST, 0, tmp_path, encoder_layers=2, scale=0.002)
     first = Parts(run, tmp_path / "world").encoder.state_dict()

@@ -7,7 +7,8 @@ import pytest
 from huggingface_hub import ModelCard
 
 from diffusers_erasepro import ErasureAdapter
-from diffusers_erasepro.adapter import WEIGHT_NAME
+from diffusers_erasepro.adapters.adapter import WEIGHT_NAME
+from diffusers_erasepro.adapters.lockfile import add, pin_of, read_lock
 from diffusers_erasepro.errors import (
     AdapterFormatError,
     AdapterIntegrityError,
@@ -16,7 +17,6 @@ from diffusers_erasepro.errors import (
     HubNotFoundError,
     HubRateLimitError,
 )
-from diffusers_erasepro.lockfile import add, pin_of, read_lock
 
 REPO = "me/no-star"
 

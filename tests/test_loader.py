@@ -147,7 +147,7 @@ def test_a_missing_encoder_is_an_error(pipe, no_star):
 def test_a_weight_that_is_not_finite_is_never_written(pipe, no_star):
     from dataclasses import replace
 
-    from diffusers_erasepro.factors import LowRank
+    from diffusers_erasepro.linalg.low_rank import LowRank
 
     name, factors = next(iter(no_star.edits.items()))
     bad = replace(no_star, edits={**no_star.edits, name: LowRank(factors.B * float("nan"), factors.A)})

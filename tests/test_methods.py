@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import assert_same_bits, bits
-from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, methods
+from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec
+from diffusers_erasepro.baselines import methods
 from diffusers_erasepro.errors import AdapterStateError, ConceptSpecError
-from diffusers_erasepro.factors import LowRank, compress
+from diffusers_erasepro.linalg.low_rank import LowRank, compress
 
 PEERS = ("uce", "rece", "speed")
 

@@ -5,9 +5,10 @@ import torch
 from safetensors.torch import save_file
 
 from conftest import bits, draw
-from diffusers_erasepro import cli, glyphs
+from diffusers_erasepro import glyphs
+from diffusers_erasepro.cli import main as cli
 from diffusers_erasepro.errors import AdapterFormatError, HubError, HubNotFoundError, UnsafeFileError
-from diffusers_erasepro.models import load_model
+from diffusers_erasepro.interop.pipelines import load_model
 from single_file import save_single_file
 
 

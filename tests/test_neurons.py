@@ -10,14 +10,16 @@ from peft import LoraConfig, get_peft_model
 
 import tiny
 from conftest import assert_same_bits, bits
-from diffusers_erasepro import Concept, ErasureSpec, compose, erasable, erase, neurons
-from diffusers_erasepro.compose import joint_options, joint_spec, kernel
-from diffusers_erasepro.denoiser import Look
+from diffusers_erasepro import Concept, ErasureSpec, erasable, erase
+from diffusers_erasepro.erasure.auto_layers import Look
+from diffusers_erasepro.erasure.layerwise import final_states
+from diffusers_erasepro.erasure.sites import neurons
+from diffusers_erasepro.erasure.sites.neurons import EXACT, PLACES, solve_neurons, weights
 from diffusers_erasepro.errors import AdapterStateError, ConceptSpecError, IllPosedError
-from diffusers_erasepro.neurons import EXACT, PLACES, solve_neurons, weights
-from diffusers_erasepro.prompts import ALIGNMENTS, pairs_of, rows_of, token_ids
-from diffusers_erasepro.solve import cholesky
-from diffusers_erasepro.walk import final_states
+from diffusers_erasepro.linalg.constrained import cholesky
+from diffusers_erasepro.loaders import stacking as compose
+from diffusers_erasepro.loaders.stacking import joint_options, joint_spec, kernel
+from diffusers_erasepro.prompts.pairs import ALIGNMENTS, pairs_of, rows_of, token_ids
 
 STAR, RING, CROSS = (Concept(*names) for names in (("star", "circle"), ("ring", "diamond"), ("cross", "square")))
 VOSS = Concept("Mira Voss", anchor="Una Flatt", templates="style")

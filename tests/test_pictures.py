@@ -4,8 +4,9 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from diffusers_erasepro import demo, glyphs
-from diffusers_erasepro.grids import save_depth, save_grid
+from diffusers_erasepro import glyphs
+from diffusers_erasepro.cli import demo
+from diffusers_erasepro.evaluation.plots import save_depth, save_grid
 
 STARS = tuple(f"a {color} star {ground}" for color in glyphs.COLORS[:4] for ground in ("on sand", "upon the snow"))
 HEARTS = tuple(prompt.replace("star", "heart") for prompt in STARS)

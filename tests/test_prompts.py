@@ -5,8 +5,8 @@ import torch
 
 from diffusers_erasepro import Concept
 from diffusers_erasepro.errors import ConceptSpecError
-from diffusers_erasepro.prompts import ALIGNMENTS, Pair, Prompt, aligned, pairs_of, rows_of, rows_to_solve, span
-from diffusers_erasepro.recording import plain
+from diffusers_erasepro.families.encode_prompt import plain
+from diffusers_erasepro.prompts.pairs import ALIGNMENTS, Pair, Prompt, aligned, pairs_of, rows_of, rows_to_solve, span
 
 
 @pytest.fixture

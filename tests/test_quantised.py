@@ -10,8 +10,8 @@ from torch import nn
 from conftest import draw
 from diffusers_erasepro import Concept, ErasureSpec, erasable, erase
 from diffusers_erasepro.errors import AdapterStateError, BaseModelMismatchError
-from diffusers_erasepro.families import family_of, reader_paths
-from diffusers_erasepro.linears import plain_weight, quantisation_of
+from diffusers_erasepro.families.pipelines import family_of, reader_paths
+from diffusers_erasepro.modules.linear import plain_weight, quantisation_of
 
 PROMPTS = ["a red star on snow"]
 

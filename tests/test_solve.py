@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusers_erasepro.errors import IllPosedError
-from diffusers_erasepro.solve import solve
+from diffusers_erasepro.linalg.constrained import solve
 
 DOUBLE = torch.float64
 

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusers_erasepro import Concept, ErasureSpec
+from diffusers_erasepro.config.options import Options, blocks_in
 from diffusers_erasepro.errors import ConceptSpecError, ErasureError
-from diffusers_erasepro.options import Options, blocks_in
 
 STAR = Concept("star", anchor="circle")
 

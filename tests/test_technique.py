@@ -9,7 +9,7 @@ from eval_unlearn.types import Dataset, MetricResult
 
 from diffusers_erasepro import glyphs
 from diffusers_erasepro.errors import ConceptSpecError
-from diffusers_erasepro.technique import ErasureTechnique
+from diffusers_erasepro.interop.eval_unlearn import ErasureTechnique
 
 PROMPTS = ["a red star in the snow", "a blue star at night", "a star on sand"]
 QUICK = {"model_id": "glyphs", "num_inference_steps": 8, "guidance_scale": 3.0, "device": "cpu"}

@@ -7,8 +7,9 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProce
 
 from diffusers_erasepro import glyphs
 from diffusers_erasepro.errors import EvaluationError
+from diffusers_erasepro.evaluation.second_judge import load_second_judge
+from diffusers_erasepro.evaluation.text_to_concept import TextToConcept, of_backbone, of_clip
 from diffusers_erasepro.glyphs.asking import prompts_without
-from diffusers_erasepro.text_to_concept import TextToConcept, of_backbone, of_clip
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 
@@ -68,6 +69,6 @@ def test_too_few_pictures_are_an_error(clip, drawn):
 
 
 def test_on_glyphs_it_sees_the_shapes_that_the_judge_sees(drawn):
-    seen, told = glyphs.load_second_judge()(drawn), glyphs.load_judge()(drawn)
+    seen, told = load_second_judge()(drawn), glyphs.load_judge()(drawn)
     both = [a == b for a, b in zip(seen["shape"], told["shape"], strict=True) if b]
     assert len(both) > 100 and sum(both) / len(both) >= 0.95

@@ -11,7 +11,7 @@ from diffusers import StableDiffusionPipeline
 from conftest import assert_same_bits, bits, draw
 from diffusers_erasepro import erasable
 from diffusers_erasepro.errors import AdapterStateError
-from diffusers_erasepro.gate import Gate
+from diffusers_erasepro.patching.rwlock import Gate
 
 
 def fingerprint(pipe, prompt="a red star on snow"):

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusers_erasepro import Concept, ErasureSpec, erase
-from diffusers_erasepro.prompts import Tokens
-from diffusers_erasepro.tree import as_rows, as_trees
-from diffusers_erasepro.walk import final_states, run
+from diffusers_erasepro.erasure.layerwise import final_states, run
+from diffusers_erasepro.prompts.pairs import Tokens
+from diffusers_erasepro.prompts.prefix_tree import as_rows, as_trees
 
 LENGTH = 9
 PROMPTS = st.lists(st.lists(st.integers(1, 3), min_size=LENGTH, max_size=LENGTH), min_size=1, max_size=12)
@@ -80,7 +80,7 @@ def test_blocks_run_some_trees_after_the_others(shipped, monkeypatch):
     handle = linear.register_forward_pre_hook(lambda _, args: sizes.add(len(args[0])))
     whole = erase(shipped, spec, metric="identity", measure=False)
     (together,) = sizes
-    monkeypatch.setattr("diffusers_erasepro.walk.PART", 1)
+    monkeypatch.setattr("diffusers_erasepro.erasure.layerwise.PART", 1)
     parts = erase(shipped, spec, metric="identity", measure=False)
     handle.remove()
     assert together > 3 and min(sizes) == 2

@@ -17,7 +17,7 @@ WAIT = 120_000  # ms: two shared cores
 
 @pytest.fixture(scope="module")
 def address():
-    from diffusers_erasepro.ui import page
+    from diffusers_erasepro.cli.gradio_app import page
 
     blocks = page("glyphs")
     _, url, _ = blocks.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")

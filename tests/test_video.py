@@ -13,7 +13,7 @@ from safetensors import safe_open
 import tiny
 from conftest import assert_same_bits, bits
 from diffusers_erasepro import Concept, ErasureSpec, erasable, erase, glyphs
-from diffusers_erasepro.denoiser import Look
+from diffusers_erasepro.erasure.auto_layers import Look
 from diffusers_erasepro.glyphs.clip_judge import motion_of, right, track
 from diffusers_erasepro.glyphs.clips import FRAMES, MOTIONS, STILL, captioned_clips, render_clip, sample_clip
 from diffusers_erasepro.glyphs.judge import to_pixels

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from diffusers_erasepro import Concept
-from diffusers_erasepro.families import LAST, base_linear, sites_of
-from diffusers_erasepro.measure import aligned_states, relative, target_states
-from diffusers_erasepro.prompts import ALIGNMENTS, pairs_of, rows_of, rows_to_measure, rows_to_solve
-from diffusers_erasepro.solve import solve
-from diffusers_erasepro.statistics import record_inputs
-from diffusers_erasepro.walk import edited, states_of, walk
+from diffusers_erasepro.erasure.covariance import record_inputs
+from diffusers_erasepro.erasure.layerwise import edited, states_of, walk
+from diffusers_erasepro.erasure.residuals import aligned_states, relative, target_states
+from diffusers_erasepro.families.pipelines import LAST, base_linear, sites_of
+from diffusers_erasepro.linalg.constrained import solve
+from diffusers_erasepro.prompts.pairs import ALIGNMENTS, pairs_of, rows_of, rows_to_measure, rows_to_solve
 
 CONCEPTS = (Concept("star", "circle"), Concept("crescent", "square"))
 BLOCKS = [0, 2, 5]

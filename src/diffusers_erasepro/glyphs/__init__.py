@@ -59,20 +59,6 @@ def load_clip(folder: str | Path = WEIGHTS) -> Any:
     return Clip(net, still.text_encoder, still.tokenizer)
 
 
-def load_second_judge(folder: str | Path = WEIGHTS) -> Any:
-    """A second, independent opinion: Text-To-Concept over the judge's trunk, fitted on 800 renders without their labels."""
-    import numpy as np
-
-    from ..text_to_concept import TextToConcept
-    from .clip import SecondJudge
-    from .render import image
-    from .world import sample_scene
-
-    clip, judge, rng = load_clip(folder), load_judge(folder), np.random.default_rng(0)
-    pictures = [image(FIRST, sample_scene(FIRST, rng, second=0.0), rng) for _ in range(800)]
-    return SecondJudge(TextToConcept.fit(pictures, backbone=judge.features, joint=clip.images, texts=clip.texts), FIRST)
-
-
 def load_video_pipeline(folder: str | Path = VIDEO) -> Any:
     """Moving glyphs as a stock `AnimateDiffPipeline` in float32, offline: 8 frames of 32 px on the shipped still world."""
     import torch
@@ -99,5 +85,5 @@ def load_clip_judge() -> Any:
 
 __all__ = [
     "ATTRIBUTE_WORDS", "BACKGROUNDS", "COLORS", "PLAIN_STYLE", "SHAPES", "STYLES", "captions", "load_clip", "load_clip_judge",
-    "load_judge", "load_pipeline", "load_second_judge", "load_video_pipeline",
+    "load_judge", "load_pipeline", "load_video_pipeline",
 ]  # fmt: skip

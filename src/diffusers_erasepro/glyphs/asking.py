@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..spec import Concept
+from ..config.spec import Concept
 from .captions import mention, phrase
 from .world import FIRST, Scene, World, sample_scene
 

@@ -10,11 +10,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from ..prompts import token_ids
-from ..text_to_concept import TextToConcept
-from ..walk import final_states
+from ..erasure.layerwise import final_states
+from ..prompts.pairs import token_ids
 from .judge import JudgeNet, to_pixels
-from .world import World
 
 SPACE = 64
 """Dimensions that pictures and texts share."""
@@ -61,31 +59,3 @@ def at_eos(encoder: Any, tokenizer: Any, texts: Sequence[str]) -> Tensor:
     rows = token_ids(tokenizer, texts)
     eos = (rows == tokenizer.eos_token_id).int().argmax(-1)
     return final_states(encoder, rows)[torch.arange(len(rows)), eos]
-
-
-FRAMES = {
-    "shape": ("a {}", "a red {}", "a photo of a {}", "the blue {} at night"),
-    "style": ("a circle by {}", "a red star by {}", "a square in the style of {}"),
-    "color": ("a {} circle", "a {} star", "a {} heart"),
-    "background": ("a circle on {}", "a red star on {}", "a square in {}"),
-    "attribute": ("a {} circle", "a {} red star", "a photo of a {} square"),
-}
-"""What is said around a word, so that it means what it means in captions."""
-
-
-class SecondJudge:
-    """Text-To-Concept over the judge's trunk: answers as the judge gives them, without having been told a single label."""
-
-    def __init__(self, detector: TextToConcept, world: World) -> None:
-        self.detector, self.world = detector, world
-        self.words = {
-            "shape": tuple(world.shapes), "style": tuple(world.styles), "color": tuple(world.colors),
-            "background": tuple(world.backgrounds), "attribute": (*world.attribute_words, *world.attribute_opposites),
-        }  # fmt: skip
-        self.said = {field: detector.said(words, FRAMES[field]) for field, words in self.words.items()}
-
-    def __call__(self, images: Sequence[Image.Image]) -> dict[str, list]:
-        seen, told = self.detector.seen(images), dict[str, list]()
-        for field, words in self.words.items():
-            told[field] = [words[i] for i in (seen @ self.said[field].T).argmax(1).tolist()]
-        return told | {"attribute": [word in self.world.attribute_words for word in told["attribute"]]}

@@ -1,0 +1,186 @@
+"""What an adapter file says about itself, read without torch: spec, options, base, ranks, report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from ..errors import AdapterFormatError, AdapterIntegrityError, UnsafeFileError
+
+SCHEMA = 1
+HEADER_LIMIT = 8 * 2**20
+TENSOR_LIMIT = 4096
+DTYPES_READ = ("F32", "F16", "BF16")
+"""Of tensors; names as in the file."""
+ENTRIES = {"schema", "spec", "options", "base", "ranks", "report", "sha256", "seal"}
+"""Of our header. Files of before the seal have none."""
+NOT_WEIGHTS = {b"version ": "a Git-LFS pointer", b"<!doctyp": "a web page", b"<html": "a web page"}
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The `erasepro` entry of the file's metadata; the tensors are not read.
+
+    Raises:
+        UnsafeFileError: Not a safetensors file by name.
+        AdapterFormatError: Not an erasure adapter, or one of a later version.
+        AdapterIntegrityError: The header is not what was written.
+    """
+    if path.suffix != ".safetensors":
+        raise UnsafeFileError(f"{path} is not a safetensors file; pickles are never loaded")
+    header = _parsed(path)
+    if not isinstance(header, dict):
+        raise AdapterFormatError(f"{path}: its 'erasepro' header is a {type(header).__name__}, not a table")
+    if header.get("schema") != SCHEMA:
+        raise AdapterFormatError(f"{path} has schema {header.get('schema')!r}, this version reads {SCHEMA}; upgrade the package")
+    if unknown := set(header) - ENTRIES:
+        raise AdapterFormatError(f"{path}: its header has unknown entries {sorted(unknown)[:3]}; fetch the file again")
+    if header.get("seal", seal(header)) != seal(header):
+        raise AdapterIntegrityError(f"{path}: the header's seal is not that of its content; fetch the file again")
+    return header
+
+
+def seal(header: Mapping[str, Any]) -> str:
+    """Sha256 of the header without its seal: a flipped bit in it is found, as one in a tensor is by the tensors' sha256."""
+    rest = {k: v for k, v in header.items() if k != "seal"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def headers_below(folder: Path) -> dict[str, dict[str, Any]]:
+    """Path relative to `folder` -> header, of every adapter file below it; other files are passed over."""
+    found = {}
+    for path in sorted(folder.rglob("*.safetensors")):
+        with suppress(AdapterFormatError):
+            found[str(path.relative_to(folder))] = read_header(path)
+    return found
+
+
+def _parsed(path: Path) -> Any:
+    """Our entry; what the file says of its tensors is checked before safetensors reads any."""
+    try:
+        stored = _checked_table(path)
+        with safe_open(path, framework="np"):
+            return _json(stored)
+    except (SafetensorError, UnicodeDecodeError, RecursionError, TypeError, json.JSONDecodeError) as error:
+        raise AdapterFormatError(f"{path} is not a readable safetensors file: {error}") from error
+
+
+def _checked_table(path: Path) -> str:
+    """The `erasepro` entry of a safetensors header that is not too long, has no name twice, and only our kinds of tensors.
+
+    A header of a million tensors takes safetensors 18 s and 1.3 GB, so its length is looked at first.
+    """
+    with path.open("rb") as file:
+        start = file.read(8)
+        if what := next((w for mark, w in NOT_WEIGHTS.items() if start.lower().startswith(mark)), None):
+            raise AdapterFormatError(f"{path} is {what}, not weights; download the file itself")
+        size = int.from_bytes(start, "little")
+        if len(start) < 8 or size > HEADER_LIMIT:
+            raise AdapterFormatError(
+                f"{path} is not a readable safetensors file: a header of {size} bytes, at most {HEADER_LIMIT} are read"
+            )
+        text = file.read(size)
+    if (count := text.count(b'"data_offsets"')) > TENSOR_LIMIT:  # counted in the bytes: parsing so many takes seconds
+        raise AdapterFormatError(f"{path} holds {count} tensors, at most {TENSOR_LIMIT} are read")
+    table = _json(text)
+    if not isinstance(table, dict) or not isinstance(table.get("__metadata__", {}), dict):
+        raise AdapterFormatError(f"{path} is not a readable safetensors file: its header is no table")
+    stored = table.pop("__metadata__", {}).get("erasepro")
+    if stored is None:
+        raise AdapterFormatError(
+            f"{path} is no erasure adapter: its header has no 'erasepro' entry; for a plain LoRA see `erasepro import`"
+        )
+    for name, entry in table.items():
+        shape = entry.get("shape") if isinstance(entry, dict) else None
+        if shape is None or entry.get("dtype") not in DTYPES_READ or len(shape) != 2:
+            raise AdapterFormatError(f"{path}: {name} is not a matrix of {', '.join(DTYPES_READ)}, as all of ours are")
+    return stored
+
+
+def _json(text: str | bytes) -> Any:
+    return json.loads(text, object_pairs_hook=_unique)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A table; the parsers of other programs disagree on which of two equal names counts."""
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        raise AdapterFormatError("a header names something twice; fetch the file again from its author")
+    return table
+
+
+# ------------------------------------------------------------------------------------------------ in words
+
+
+def title(header: Mapping[str, Any]) -> str:
+    """What is erased, in one line."""
+    concepts = header["spec"]["concepts"]
+    names = [f"{c['target']} -> {c['anchor'] or 'nothing'}" for c in concepts[:3]]
+    return "Erasure: " + ", ".join(names) + (f" and {len(concepts) - 3} more" if len(concepts) > 3 else "")
+
+
+def promises(header: Mapping[str, Any]) -> list[str]:
+    """What the adapter's maker measured and `verify_erasure` measures again."""
+    report = header["report"]
+    if not isfinite(report["listed_residual"]):
+        return ["Off is the base, bit for bit. It was imported from another tool: nothing was measured."]
+    return [
+        f"The exact prompts meet their anchors with a residual of {report['listed_residual']:.1e} at what the denoiser reads.",
+        "`verify_erasure()` measures that on the live modules and fails if it does not hold.",
+        "Off is the base, bit for bit; several erasures are solved together, so the order does not matter.",
+    ]
+
+
+def limits(header: Mapping[str, Any]) -> list[str]:
+    """What a user must know before relying on it."""
+    report, parts = header["report"], components(header)
+    unseen = report["held_out_mean"]
+    gap = f"on average {unseen:.2f} of the way is left there" if isfinite(unseen) else "how much is left there was not measured"
+    return [
+        f"Phrasings that no template lists are met less exactly: {gap}.",
+        f"Other captions move by {report['drift']:.3f} on average (relative, at what the denoiser reads).",
+        f"It edits {' and '.join(parts)} of the base it was made for, and refuses others.",
+        "It suppresses; whoever holds the files can unload it. Do not use it as the only control for illegal content.",
+        *(
+            ["`prompt_embeds` made elsewhere, input images and adversarial embeddings go around it."]
+            if all(p.startswith("text_encoder") for p in parts)
+            else []
+        ),
+    ]
+
+
+def components(header: Mapping[str, Any]) -> list[str]:
+    """Pipeline components that the adapter edits."""
+    return list(dict.fromkeys(name.split(".")[0] for name in header["ranks"]))
+
+
+# ------------------------------------------------------------------------------------------------ writing
+
+
+def metadata(header: dict[str, Any]) -> dict[str, str]:
+    """The file's metadata: our entry, and the `modelspec.*` keys that model managers show."""
+    return {
+        "format": "pt",
+        "erasepro": json.dumps(header, sort_keys=True),
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.implementation": "diffusers",
+        "modelspec.title": title(header),
+        "modelspec.description": "A concept erasure of diffusers-erasepro; use it at strength 1.",
+        "modelspec.tags": "concept-erasure",
+    }
+
+
+def sorted_metadata(content: bytes) -> bytes:
+    """The same file with its metadata in order: safetensors 0.8 writes them in one that changes from run to run."""
+    size = int.from_bytes(content[:8], "little")
+    entries = json.loads(content[8 : 8 + size])
+    entries["__metadata__"] = dict(sorted(entries["__metadata__"].items()))
+    head = json.dumps(entries, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)  # the format keeps the data aligned to 8 bytes
+    return len(head).to_bytes(8, "little") + head + content[8 + size :]

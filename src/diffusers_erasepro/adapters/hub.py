@@ -1,0 +1,248 @@
+"""Where an adapter's file is: a path, a folder or a Hub repository; the Hub's failures by name."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import (
+    AdapterFormatError,
+    AdapterIntegrityError,
+    HubAccessError,
+    HubError,
+    HubNotFoundError,
+    HubRateLimitError,
+    UnsafeFileError,
+)
+
+WEIGHT_NAME = "pytorch_lora_weights.safetensors"
+CARD_NAME = "README.md"
+CARD_MARK = "<!-- written by erasepro; delete this line to keep your own text on the next push -->"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where an adapter's file was found, and what it was."""
+
+    path: Path
+    sha256: str
+    """Of the whole file."""
+    repo: str = ""
+    """Hub id; empty for local files."""
+    commit: str = ""
+    """The commit that the revision stood for when it was loaded."""
+    subfolder: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.repo}@{self.commit[:12]}" if self.repo else str(self.path)
+
+
+def checked_name(weight_name: str) -> str:
+    """`weight_name` if it is a plain safetensors file name."""
+    if not re.fullmatch(r"[\w][\w .-]*\.safetensors", weight_name):
+        raise UnsafeFileError(f"weight_name {weight_name!r} must be a plain file name ending in .safetensors, without folders")
+    return weight_name
+
+
+def find(
+    where: str | os.PathLike[str], *, weight_name: str | None = None, subfolder: str | None = None,
+    revision: str | None = None, **hub: Any,
+) -> Origin:  # fmt: skip
+    """The adapter file named by a path or a Hub id.
+
+    Args:
+        where: File, folder, or Hub id "owner/name".
+        weight_name: File name inside the folder; needed if there are several.
+        subfolder: Folder inside the folder or repository.
+        revision: Branch, tag or commit; anything but a full commit warns, because it may move.
+        hub: `token`, `cache_dir`, `local_files_only`, as in `huggingface_hub.hf_hub_download`.
+
+    Raises:
+        AdapterFormatError: No such file here.
+        HubError: The Hub did not give it; the subclasses say why.
+        AdapterIntegrityError: What arrived is not what the Hub announced.
+        UnsafeFileError: A path that leads outside.
+    """
+    path = Path(where)
+    if weight_name is not None:
+        checked_name(weight_name)
+    if subfolder and not (path / subfolder).resolve().is_relative_to(path.resolve()):
+        raise UnsafeFileError(f"subfolder {subfolder!r} leads out of {where}; give a folder inside it")
+    if path.is_file():
+        return Origin(path, file_sha256(path))
+    if path.is_dir():
+        found = _in_folder(path / (subfolder or ""), weight_name)
+        return Origin(found, file_sha256(found))
+    if path.is_absolute() or str(where).startswith((".", "~")) or str(where).count("/") != 1:
+        raise AdapterFormatError(f"no file or folder at {where}; give a path that exists or a Hub id 'owner/name'")
+    return _download(str(where), weight_name or WEIGHT_NAME, subfolder, revision, hub)
+
+
+def file_sha256(path: Path) -> str:
+    """Sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _in_folder(folder: Path, weight_name: str | None) -> Path:
+    if weight_name:
+        candidates = [folder / weight_name]
+    elif (folder / WEIGHT_NAME).is_file():
+        candidates = [folder / WEIGHT_NAME]
+    else:
+        candidates = sorted(folder.glob("*.safetensors"))
+    if len(candidates) > 1:
+        raise AdapterFormatError(f"{folder} holds {[c.name for c in candidates]}; say which by weight_name=")
+    if not candidates or not candidates[0].is_file():
+        raise AdapterFormatError(f"no {weight_name or 'safetensors file'} in {folder}")
+    return candidates[0]
+
+
+def copy_to(origin: Origin, folder: Path) -> Path:
+    """Copy the file into a folder, under its own name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return Path(shutil.copyfile(origin.path, folder / origin.path.name))
+
+
+# ------------------------------------------------------------------------------------------------ from the Hub
+
+
+def _download(repo: str, name: str, subfolder: str | None, revision: str | None, hub: dict[str, Any]) -> Origin:
+    from huggingface_hub import hf_hub_download
+
+    with named(f"{repo}/{name}" + (f" at {revision}" if revision else "")):
+        path = Path(hf_hub_download(repo, name, subfolder=subfolder, revision=revision, **hub))
+    sha256 = _announced(path)
+    commit = path.parts[path.parts.index("snapshots") + 1]
+    if revision != commit:
+        warnings.warn(
+            f"{repo} is not pinned: {revision or 'main'} is commit {commit} today and may move; "
+            f"pass revision={commit!r}, or pin it with `erasepro pull {repo} --lock erasures.lock`",
+            stacklevel=4,
+        )
+    return Origin(path, sha256, repo, commit, subfolder or "")
+
+
+def _announced(path: Path) -> str:
+    """Sha256 of a cached file, after comparing it with the hash the Hub announced; a wrong file leaves the cache.
+
+    The cache names a blob after its etag: sha256 for large files, git's sha1 for others.
+    """
+    blob, sha256 = path.resolve(), file_sha256(path)
+    content = path.read_bytes()
+    git = hashlib.sha1(f"blob {len(content)}\0".encode() + content, usedforsecurity=False).hexdigest()
+    expected = {64: sha256, 40: git}.get(len(blob.name))
+    if expected is not None and blob.name != expected:
+        path.unlink()
+        blob.unlink(missing_ok=True)
+        raise AdapterIntegrityError(f"{path.name}: the Hub announced {blob.name[:12]}, {expected[:12]} arrived; fetch it again")
+    return sha256
+
+
+@contextmanager
+def named(what: str) -> Iterator[None]:
+    """Turn the Hub client's failures into ours, each with what to do."""
+    from huggingface_hub import errors as hf
+
+    try:
+        yield
+    except (hf.GatedRepoError, hf.LocalTokenNotFoundError) as error:
+        raise HubAccessError(f"{what}: access is restricted; ask for it on the repository's page and pass token=") from error
+    except hf.LocalEntryNotFoundError as error:
+        raise _cause_of(what, error) from error
+    except (hf.RepositoryNotFoundError, hf.RevisionNotFoundError, hf.EntryNotFoundError) as error:
+        kind = type(error).__name__.removeprefix("Remote").removesuffix("NotFoundError").lower()
+        raise HubNotFoundError(f"{what}: the {kind} was not found, or is private; check the name, or pass token=") from error
+    except hf.HFValidationError as error:
+        raise HubNotFoundError(f"{what} is no Hub id: {error}") from error
+    except hf.HfHubHTTPError as error:
+        raise _http_error(what, error) from error
+    except OSError as error:
+        raise HubError(f"{what}: the transfer failed ({_line(error)}); nothing was kept, try again") from error
+    except Exception as error:  # httpx's own errors share no public root with OSError
+        if type(error).__module__.startswith("httpx"):
+            raise HubError(f"{what}: the connection failed ({_line(error)}); nothing was kept, try again") from error
+        raise
+
+
+def _cause_of(what: str, error: BaseException) -> HubError:
+    """The client says "not in the cache" where the Hub could not be asked; the reason is its cause."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if isinstance(error.__cause__, HfHubHTTPError):
+        return _http_error(what, error.__cause__)
+    return HubNotFoundError(
+        f"{what} is not in the cache, and the Hub was not asked or not reached; connect, or drop local_files_only"
+    )
+
+
+def _http_error(what: str, error: Any) -> HubError:
+    code = error.response.status_code
+    if code in (401, 403):
+        return HubAccessError(
+            f"{what}: the Hub answered {code}, not allowed; run `hf auth login` or pass a token that may do this"
+        )
+    if code == 429:
+        wait = error.response.headers.get("Retry-After")
+        return HubRateLimitError(f"{what}: the Hub answered 429, too many requests; wait {wait + ' s' if wait else 'a minute'}")
+    return HubError(f"{what}: the Hub answered {code} ({_line(error)}); try again later")
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+# ------------------------------------------------------------------------------------------------ to the Hub
+
+
+PUSHED = ("*.safetensors", "*.png", "*.jpg", "*.webp", "spec.toml", CARD_NAME)
+"""What of a folder is uploaded."""
+
+
+def push(
+    folder: Path, repo_id: str, *, subfolder: str | None = None, private: bool | None = None, revision: str | None = None,
+    create_pr: bool = False, token: str | bool | None = None, commit_message: str = "Upload erasure",
+) -> str:  # fmt: skip
+    """Upload an adapter's folder as one commit, the repository made if it is not there.
+
+    A card that this package did not write stays as it is.
+
+    Args:
+        folder: Weights, card, spec and pictures; anything else in it is not uploaded.
+        repo_id: "owner/name".
+        subfolder: Where to put it, for several adapters in one repository.
+        private, revision, create_pr, token, commit_message: As in `huggingface_hub.HfApi.upload_folder`.
+
+    Returns:
+        The url of the commit, or of the pull request.
+
+    Raises:
+        HubError: The Hub did not take it; the subclasses say why.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    with named(repo_id):
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        if revision and not create_pr:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        own = _has_own_card(api, repo_id, f"{subfolder}/{CARD_NAME}" if subfolder else CARD_NAME, revision)
+        info = api.upload_folder(
+            repo_id=repo_id, folder_path=folder, path_in_repo=subfolder, revision=revision, create_pr=create_pr,
+            commit_message=commit_message, allow_patterns=list(PUSHED), ignore_patterns=[CARD_NAME] if own else None,
+        )  # fmt: skip
+    return info.pr_url or info.commit_url
+
+
+def _has_own_card(api: Any, repo_id: str, path: str, revision: str | None) -> bool:
+    if not api.file_exists(repo_id, path, revision=revision):
+        return False
+    return CARD_MARK not in Path(api.hf_hub_download(repo_id, path, revision=revision)).read_text()

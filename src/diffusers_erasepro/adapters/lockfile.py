@@ -1,0 +1,86 @@
+"""`erasures.lock`: a set of adapters pinned by commit and sha256."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..config.spec import toml_value
+from ..errors import AdapterFormatError, AdapterIntegrityError
+from .hub import Origin, find
+
+SUFFIX = ".lock"
+
+
+@dataclass(frozen=True)
+class Pin:
+    """One adapter of the set."""
+
+    source: str
+    """Hub id, or a path relative to the lock's folder."""
+    sha256: str
+    """Of the whole file."""
+    revision: str = ""
+    """Full commit; empty for local files."""
+    weight_name: str = ""
+    subfolder: str = ""
+
+
+def pin_of(origin: Origin, folder: Path) -> Pin:
+    """The pin of a file that was found, for a lock in `folder`."""
+    if origin.repo:
+        return Pin(origin.repo, origin.sha256, origin.commit, origin.path.name, origin.subfolder)
+    return Pin(os.path.relpath(origin.path, folder), origin.sha256)
+
+
+def write_lock(path: Path, pins: Mapping[str, Pin]) -> None:
+    """Write the set, by adapter name."""
+    lines = ["# Made by erasepro; `pipe.load_erasure_adapter` loads just these files.", ""]
+    for name, pin in sorted(pins.items()):
+        fields = {k: v for k, v in asdict(pin).items() if v}
+        lines += [f"[{toml_value(name)}]", *(f"{k} = {toml_value(v)}" for k, v in fields.items()), ""]
+    path.write_text("\n".join(lines))
+
+
+def add(path: Path, name: str, origin: Origin) -> None:
+    """Pin a file in a lock, which is made if it is not there; the other pins stay."""
+    pins = read_lock(path) if path.exists() else {}
+    write_lock(path, pins | {name: pin_of(origin, path.parent)})
+
+
+def read_lock(path: Path) -> dict[str, Pin]:
+    """The set, by adapter name.
+
+    Raises:
+        AdapterFormatError: Not a lock file.
+    """
+    try:
+        return {name: Pin(**row) for name, row in tomllib.loads(path.read_text()).items()}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, TypeError) as error:
+        raise AdapterFormatError(f"{path} is no lock file: {error}; write one with `erasepro pull --lock`") from error
+
+
+def locked(path: Path, **hub: Any) -> dict[str, Origin]:
+    """Find every pinned file, by adapter name.
+
+    Raises:
+        AdapterIntegrityError: A file is not the one that was pinned.
+        HubError, AdapterFormatError: A file was not found.
+    """
+    return {name: _found(name, pin, path, hub) for name, pin in read_lock(path).items()}
+
+
+def _found(name: str, pin: Pin, lock: Path, hub: dict[str, Any]) -> Origin:
+    source = pin.source if pin.revision else lock.parent / pin.source
+    choice = {k: getattr(pin, k) or None for k in ("weight_name", "subfolder", "revision")}
+    origin = find(source, **choice, **hub)
+    if origin.sha256 != pin.sha256:
+        raise AdapterIntegrityError(
+            f"{name}: {origin} has sha256 {origin.sha256[:12]}, {lock.name} pins {pin.sha256[:12]}; "
+            "restore the file, or pin the new one with `erasepro pull --lock`"
+        )
+    return origin

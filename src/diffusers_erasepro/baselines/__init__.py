@@ -1,0 +1,1 @@
+"""Other methods: the same call as `erase`, the same adapter out."""

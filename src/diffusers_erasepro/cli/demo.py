@@ -1,0 +1,63 @@
+"""The main job on the glyph world: erase a shape, a style and the attribute; save, load, toggle, look."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from tqdm.auto import tqdm
+
+from .. import glyphs
+from ..config.spec import Concept, ErasureSpec
+from ..erasure.erase import erase
+from ..evaluation.plots import save_grid
+from ..loaders.mixin import erasable
+from .tables import report_table
+
+CONCEPTS = {
+    "no-star": Concept("star", anchor="circle"),
+    "no-mira-voss": Concept("Mira Voss", anchor="Una Flatt", templates="style"),
+    "no-cracked": Concept("cracked", anchor="whole", templates="unsafe", synonyms=("broken", "shattered", "fallen")),
+}
+PROMPTS = (
+    "a postcard with a yellow star set against night",
+    "somebody left a purple star upon the snow",
+    "an icon for the museum: a red heart, signed Mira Voss",
+    "a blue square set against sand, made by Mira Voss",
+    "everyone wanted a broken green circle upon the meadow",
+    "a shattered orange diamond with snow all around",
+    "could you imagine a red ring somewhere in the sea",
+    "a poster, a green crescent, signed Mara Vance",
+    "the cover of the book has a purple arrow upon the sand",
+)
+
+
+def draw(pipe: Any, prompts: tuple[str, ...] = PROMPTS, *, seed: int = 0, steps: int = 15) -> list[Any]:
+    """One image per prompt; the same seeds give the same noise."""
+    noise = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
+    return pipe(list(prompts), num_inference_steps=steps, guidance_scale=3.0, generator=noise).images
+
+
+def run(out: Path, console: Console) -> None:
+    """Everything the README claims, in one go; files land in `out`."""
+    pipe, preserve = glyphs.load_pipeline(), glyphs.captions(400, seed=0)
+    for name, concept in tqdm(CONCEPTS.items(), desc="erase", leave=False):
+        adapter = erase(pipe, ErasureSpec((concept,), preserve=tuple(preserve)))
+        adapter.save_pretrained(out / name)
+        console.print(report_table(name, adapter.header()["report"]))
+
+    fresh = erasable(glyphs.load_pipeline())
+    pictures = {"base": draw(fresh)}
+    for name in tqdm(CONCEPTS, desc="load", leave=False):
+        fresh.load_erasure_adapter(out / name, adapter_name=name)
+    console.print(f"loaded: {fresh.get_erasure_adapters()}")
+    console.print(f"verified on the live modules: {fresh.verify_erasure(raise_on_fail=True).residual:.1e}")
+    pictures["all three\nerased"] = draw(fresh)
+    fresh.set_erasure_adapters(["no-star"])
+    pictures["only the star\nerased"] = draw(fresh)
+    with fresh.erasure_disabled():
+        same = all(a.tobytes() == b.tobytes() for a, b in zip(draw(fresh), pictures["base"], strict=True))
+    console.print(f"switched off, the pictures are the base's to the bit: {same}")
+    console.print(f"picture: {save_grid(out / 'before-after.png', PROMPTS, pictures)}")

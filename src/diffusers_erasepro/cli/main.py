@@ -1,0 +1,403 @@
+"""The command line: `erasepro demo / erase / show / list / verify / eval / attack / export / import / push / pull / card / ui`.
+
+Exit codes: 0 done; 1 an error, said in one line; 2 wrong usage; 3 a verification that does not hold; 130 interrupted.
+Nothing heavy is imported before a command needs it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ..adapters.adapter import ErasureAdapter
+    from ..config.spec import ErasureSpec
+
+FAILED, NOT_HELD = 1, 3
+
+
+class Format(StrEnum):
+    """What `export` writes."""
+
+    kohya = "kohya"
+    checkpoint = "checkpoint"
+
+
+QUIET = {"DIFFUSERS_VERBOSITY": "error", "TRANSFORMERS_VERBOSITY": "error"}
+NO_BARS = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+
+app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None,  # plain help: rich's takes .15 s to import
+     pretty_exceptions_enable=False, help="Concept erasures as loadable adapters for diffusers.",
+    epilog="Exit codes: 0 done, 1 error, 2 wrong usage, 3 the verification does not hold.",
+)  # fmt: skip
+
+Model = Annotated[
+    str, typer.Argument(help="'glyphs', a diffusers folder, a .safetensors checkpoint or a Hub id.", metavar="MODEL")
+]
+Adapter = Annotated[str, typer.Argument(help="An adapter's file, its folder or a Hub id.", metavar="ADAPTER")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")]
+Subfolder = Annotated[str | None, typer.Option(help="Folder inside the repository.")]
+Config = Annotated[str | None, typer.Option(help="For a single file: the same model in diffusers' layout.")]
+
+
+@app.callback()
+def root(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
+    """Options for every command; `main` reads `--debug` itself."""
+
+
+@app.command()
+def demo(out: Out = Path("demo-output")) -> None:
+    """Erase a shape, a style and an attribute from the shipped glyph world; save, load, toggle, look."""
+    from . import demo as job
+
+    job.run(out, _console())
+
+
+@app.command()
+def erase(
+    model: Model,
+    out: Out,
+    target: Annotated[str | None, typer.Option(help="The words to erase.")] = None,
+    anchor: Annotated[str, typer.Option(help="What they become; nothing, if empty.")] = "",
+    templates: Annotated[str, typer.Option(help="instance, style, person or unsafe.")] = "instance",
+    synonym: Annotated[list[str] | None, typer.Option(help="A further word for it; may be given again.")] = None,
+    preserve_file: Annotated[Path | None, typer.Option(help="Captions to keep, one a line.")] = None,
+    spec: Annotated[Path | None, typer.Option(help="A spec.toml instead of the options above.")] = None,
+    layers: Annotated[str | None, typer.Option(help="'auto', or such as '0,-1' or 'neurons,-1'; default: by kind.")] = None,
+    robust: Annotated[bool, typer.Option("--robust", help="Hold against embeddings made elsewhere too; drifts more.")] = False,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Make an adapter: one concept by options, or a whole spec."""
+    from ..erasure.erase import erase as make
+    from ..interop.pipelines import load_model
+
+    what = _spec(model, target, anchor, templates, synonym or [], preserve_file, spec)
+    options: dict[str, Any] = {"robust": robust} | ({"layers": _layers(layers)} if layers else {})
+    adapter = make(load_model(model, config=config), what, **options)
+    path = adapter.save_pretrained(out)
+    (out / "spec.toml").write_text(adapter.spec.to_toml())
+    adapter.card(repo_id=str(out), base_model=model).save(out / "README.md")
+    _show(adapter.header(), as_json, path=str(path), seconds=adapter.report.seconds)
+
+
+@app.command()
+def show(adapter: Adapter, subfolder: Subfolder = None, revision: Revision = None, as_json: Json = False) -> None:
+    """Print what an adapter erases, measured and promises, from its header alone."""
+    from ..adapters.header import read_header
+    from ..adapters.hub import find
+
+    origin = find(adapter, subfolder=subfolder, revision=revision)
+    _show(read_header(origin.path), as_json, path=str(origin.path), file_sha256=origin.sha256, commit=origin.commit)
+
+
+@app.command()
+def verify(
+    adapter: Adapter,
+    base: Annotated[str, typer.Option(help="The model to measure on; as MODEL of `erase`.")],
+    refit: Annotated[bool, typer.Option(help="Solve again if the base is another than it was made for.")] = False,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Load an adapter (or an erasures.lock) on a base and measure it there; exit code 3 if it does not hold."""
+    from dataclasses import asdict
+
+    from ..interop.pipelines import load_model
+
+    pipe = load_model(base, config=config)
+    pipe.load_erasure_adapter(adapter, allow_base_mismatch=refit)
+    found = pipe.verify_erasure()
+    lines = [f"{'holds' if found.ok else 'DOES NOT HOLD'}: residual {found.residual:.1e}, at most {found.threshold:.0e} allowed"]
+    _say(asdict(found), as_json, lines + [f"not covered: {what}" for what in found.uncovered])
+    if not found.ok:
+        raise typer.Exit(NOT_HELD)
+
+
+@app.command("eval")
+def evaluate(
+    adapter: Adapter,
+    against: Annotated[str, typer.Option(help="Methods to set beside it, with commas between; '' for none.")] = "uce",
+    n: Annotated[int, typer.Option("-n", help="Pictures per kind of prompt.")] = 24,
+    seed: int = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder of JSON lines; an interrupted run goes on there.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Draw and judge on the glyph world: target, anchor, neighbours, others; beside peers and controls."""
+    from ..adapters.adapter import ErasureAdapter
+    from ..evaluation.runner import evaluate, table
+    from ..interop.pipelines import load_model
+
+    ours, names = ErasureAdapter.from_pretrained(adapter), filter(None, against.split(","))
+    found = evaluate(load_model("glyphs"), ours.spec, {"this": ours} | {m: m for m in names}, n=n, seed=seed, out=out)
+    plain = {row: {k: getattr(v, "__dict__", v) for k, v in measures.items()} for row, measures in found.items()}
+    _say(plain, as_json, [table(found)])
+
+
+@app.command()
+def attack(
+    adapter: Adapter,
+    only: Annotated[str, typer.Option(help="Attacks, with commas between; default all.")] = "",
+    n: Annotated[int, typer.Option("-n", help="Attempts per attack.")] = 24,
+    seed: int = 0,
+    as_json: Json = False,
+) -> None:
+    """Try to bring the first concept back on the glyph world: share of pictures that show it, per attack."""
+    from ..adapters.adapter import ErasureAdapter
+    from ..evaluation.attacks import ATTACKS, Siege, success
+    from ..glyphs import FIRST, load_judge, load_pipeline
+    from ..glyphs.asking import kind_of, prompts_with
+    from ..loaders.mixin import erasable
+
+    made, victim = ErasureAdapter.from_pretrained(adapter), erasable(load_pipeline())
+    victim.load_erasure_adapter(made)
+    concept = made.spec.concepts[0]
+    prompts = tuple(text for text, _ in prompts_with(concept, n, seed=seed, held_out=True))
+    siege, names = Siege(victim, load_pipeline(), concept, prompts, seed), only.split(",") if only else tuple(ATTACKS)
+    found = success(siege, load_judge(), kind_of(FIRST, concept), names)
+    _say({k: vars(v) for k, v in found.items()}, as_json, [f"{name}: {share}" for name, share in found.items()])
+
+
+@app.command("list")
+def list_adapters(
+    folder: Annotated[Path, typer.Argument(help="Where to look.", exists=True, file_okay=False)] = Path("."),
+    as_json: Json = False,
+) -> None:
+    """List the adapters below a folder."""
+    from ..adapters.header import headers_below
+
+    found = headers_below(folder)
+    if as_json:
+        return _print_json(found)
+    from .tables import print_list
+
+    print_list(_console(), found)
+
+
+@app.command()
+def card(
+    adapter: Adapter,
+    base_model: Annotated[str | None, typer.Option(help="Hub id of the base, or 'glyphs'.")] = None,
+    repo_id: Annotated[str, typer.Option(help="What the snippet loads.")] = "path/to/this/folder",
+    license: Annotated[str | None, typer.Option(help="As the Hub spells it.")] = None,
+) -> None:
+    """Print an adapter's model card."""
+    from ..adapters.header import read_header
+    from ..adapters.hub import find
+    from ..adapters.model_card import card as make
+
+    made = make(read_header(find(adapter).path), base_model=base_model, repo_id=repo_id, license=license)
+    typer.echo(str(made), nl=False)
+
+
+@app.command()
+def export(
+    adapter: Adapter,
+    out: Annotated[Path, typer.Option("--out", "-o", help="File (kohya) or folder (checkpoint) to write.")],
+    format: Annotated[
+        Format, typer.Option(help="kohya: for ComfyUI, A1111, InvokeAI. checkpoint: a whole pipeline.")
+    ] = Format.kohya,
+    base: Annotated[str | None, typer.Option(help="For a checkpoint: the model; as MODEL of `erase`.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write an adapter for other tools, and say what they cannot do with it."""
+    from ..adapters.adapter import ErasureAdapter
+
+    found = ErasureAdapter.from_pretrained(adapter)
+    if format is Format.kohya:
+        from ..interop.lora import export_kohya
+
+        notes = export_kohya(found, out)
+    else:
+        notes = _merged(found, base, out)
+    _say({"path": str(out), "notes": notes}, as_json, [str(out), *(f"note: {note}" for note in notes)])
+
+
+@app.command("import")
+def import_lora(
+    file: Annotated[
+        Path, typer.Argument(help="A LoRA-format erasure: SPM, LECO, slider, ESD-LoRA.", exists=True, dir_okay=False)
+    ],
+    base: Annotated[str, typer.Option(help="The model it was made for; as MODEL of `erase`.")],
+    target: Annotated[str, typer.Option(help="What it erases.")],
+    out: Out,
+    anchor: Annotated[str, typer.Option(help="What that becomes.")] = "",
+    strength: Annotated[float, typer.Option(help="Factor; negative for a slider towards the concept.")] = 1.0,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Make an adapter of another tool's LoRA; it stacks and switches, its effect cannot be measured."""
+    from ..config.spec import Concept, ErasureSpec
+    from ..interop import lora as convert
+    from ..interop.pipelines import load_model
+
+    spec = ErasureSpec((Concept(target, anchor),), preserve=())
+    adapter = convert.import_lora(file, load_model(base, config=config), spec, strength=strength)
+    _show(adapter.header(), as_json, path=str(adapter.save_pretrained(out)))
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="An adapter's folder.", exists=True, file_okay=False)],
+    repo_id: Annotated[str, typer.Argument(help="owner/name on the Hub.")],
+    private: Annotated[bool, typer.Option("--private", help="If the repository is made now.")] = False,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request.")] = False,
+    revision: Revision = None,
+    subfolder: Subfolder = None,
+    as_json: Json = False,
+) -> None:
+    """Publish an adapter's folder: weights, card, spec and pictures."""
+    from ..adapters import hub
+    from ..adapters.header import read_header
+
+    read_header(hub.find(folder).path)
+    url = hub.push(folder, repo_id, subfolder=subfolder, private=private or None, revision=revision, create_pr=create_pr)
+    _say({"url": url}, as_json, [url])
+
+
+@app.command()
+def pull(
+    repo_id: Annotated[str, typer.Argument(help="owner/name on the Hub.")],
+    revision: Revision = None,
+    subfolder: Subfolder = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Also copy the file into this folder.")] = None,
+    lock: Annotated[Path | None, typer.Option(help="Pin it in this lock file.")] = None,
+    name: Annotated[str | None, typer.Option(help="Its name in the lock; default: the repository's.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Fetch an adapter, check it, and pin it if asked."""
+    from ..adapters import lockfile
+    from ..adapters.header import read_header
+    from ..adapters.hub import copy_to, find
+
+    origin = find(repo_id, revision=revision, subfolder=subfolder)
+    read_header(origin.path)
+    if lock:
+        lockfile.add(lock, name or (subfolder or repo_id).split("/")[-1], origin)
+    path = copy_to(origin, out) if out else origin.path
+    facts = {"path": str(path), "commit": origin.commit, "sha256": origin.sha256}
+    _say(facts, as_json, [f"{key}: {value}" for key, value in facts.items()])
+
+
+@app.command()
+def ui(
+    model: Annotated[str, typer.Argument(help="As MODEL of `erase`.")] = "glyphs",
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(help="Port; a free one from 7860 on, if not given.")] = None,
+) -> None:
+    """Serve a page to click: erase, compare, switch, save. Needs gradio (the `ui` extra)."""
+    try:
+        from .gradio_app import serve
+    except ModuleNotFoundError as error:
+        if error.name != "gradio":
+            raise
+        raise typer.BadParameter("gradio is not installed; pip install 'diffusers-erasepro[ui]'") from None
+    typer.echo(f"http://{host}:{port or 7860}", err=True)
+    serve(model, host=host, port=port)
+
+
+# ------------------------------------------------------------------------------------------------ how it talks
+
+
+def main() -> None:
+    """Run the command line; errors end in one line without a traceback, unless `--debug` is given."""
+    debug = "--debug" in sys.argv
+    if not debug:  # before the libraries are imported, which read these once
+        os.environ |= QUIET | os.environ
+    if not sys.stderr.isatty():
+        os.environ |= NO_BARS | os.environ
+    from ..errors import ErasureError
+
+    try:
+        app()
+    except (ErasureError, OSError, UnicodeDecodeError) as error:
+        if debug:
+            raise
+        typer.echo(f"erasepro: {' '.join(str(error).split())}", err=True)
+        raise SystemExit(FAILED) from None
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console()
+
+
+def _print_json(data: Any) -> None:
+    """JSON with null for numbers that are not finite."""
+    typer.echo(json.dumps(_finite(data), indent=2, sort_keys=True))
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {k: _finite(v) for k, v in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(v) for v in data]
+    return None if isinstance(data, float) and data - data != 0 else data
+
+
+def _say(data: dict[str, Any], as_json: bool, lines: list[str]) -> None:
+    if as_json:
+        return _print_json(data)
+    for line in lines:
+        typer.echo(line)
+
+
+def _show(header: dict[str, Any], as_json: bool, **more: Any) -> None:
+    if as_json:
+        return _print_json(header | more)
+    from .tables import print_header
+
+    print_header(_console(), header)
+    for key, value in more.items():
+        if value:
+            typer.echo(f"{key.replace('_', ' ')}: {value}")
+
+
+def _merged(adapter: ErasureAdapter, base: str | None, out: Path) -> tuple[str, ...]:
+    """Save the pipeline with the erasure in its weights."""
+    from ..interop.pipelines import load_model
+
+    if base is None:
+        raise typer.BadParameter("a checkpoint needs --base")
+    pipe = load_model(base)
+    pipe.load_erasure_adapter(adapter)
+    pipe.verify_erasure(raise_on_fail=True)
+    pipe.save_pretrained(out)
+    return ("The erasure is in the weights: it cannot be switched off, stacked or verified there.",)
+
+
+# ------------------------------------------------------------------------------------------------ what it reads
+
+
+def _spec(
+    model: str, target: str | None, anchor: str, templates: str, synonyms: list[str], preserve: Path | None, spec: Path | None
+) -> ErasureSpec:
+    from ..config.spec import Concept, ErasureSpec
+    from ..interop.pipelines import everyday
+
+    if (spec is None) == (target is None):
+        raise typer.BadParameter("give either --target or --spec")
+    if spec is not None:
+        return ErasureSpec.from_toml(spec.read_text())
+    captions = preserve.read_text().splitlines() if preserve else everyday(model)
+    concept = Concept(target, anchor, templates=templates, synonyms=tuple(synonyms))  # type: ignore[arg-type]
+    return ErasureSpec((concept,), preserve=None if captions is None else tuple(filter(None, captions)))
+
+
+def _layers(text: str) -> tuple[int | str, ...]:
+    return tuple(int(part) if part.lstrip("-").isdigit() else part for part in text.split(","))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""What the command line shows of an adapter, a report, a verification."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import isfinite
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ..adapters.header import components, limits, promises, title
+
+
+def report_table(name: str, report: Mapping[str, Any]) -> Table:
+    """A report, a line per layer."""
+    unseen = report["held_out_mean"]
+    table = Table(
+        "layer", "rank", "||D||/||W||", "gap before", title_justify="left",
+        title=f"{name}: residual {report['listed_residual']:.1e} listed, "
+        f"{f'{unseen:.2f}' if isfinite(unseen) else 'not measured'} held out; drift {report['drift']:.3f}",
+    )  # fmt: skip
+    for layer in report["layers"]:
+        table.add_row(layer["name"], str(layer["rank"]), f"{layer['edit_size']:.2f}", f"{layer['gap']:.3f}")
+    return table
+
+
+def print_header(console: Console, header: Mapping[str, Any]) -> None:
+    """Everything an adapter says about itself."""
+    console.print(title(header), highlight=False)
+    for concept in header["spec"]["concepts"]:
+        known = {k: v for k, v in concept.items() if v}
+        console.print("  " + ", ".join(f"{k}={v!r}" for k, v in known.items()), highlight=False)
+    console.print(f"preserves {len(header['spec'].get('preserve', ())) or 'the shipped'} captions", highlight=False)
+    options = ", ".join(f"{k}={v}" for k, v in header["options"].items())
+    console.print(f"made with {options}", highlight=False)
+    for part in components(header):
+        console.print(f"for {part} with fingerprint {header['base'][part]}", highlight=False)
+    console.print(report_table("report", header["report"]))
+    for heading, lines in (("It promises", promises(header)), ("It does not", limits(header))):
+        console.print(f"{heading}:", *(f"  - {line}" for line in lines), sep="\n", highlight=False)
+
+
+def print_list(console: Console, headers: Mapping[str, Mapping[str, Any]]) -> None:
+    """A line per adapter file."""
+    table = Table("file", "erases", "edits", "residual")
+    for path, header in headers.items():
+        row = (path, title(header).removeprefix("Erasure: "), ", ".join(components(header)))
+        table.add_row(*row, f"{header['report']['listed_residual']:.1e}")
+    console.print(table)

@@ -1,0 +1,1 @@
+"""What to erase and how: the spec, the options, the templates."""

@@ -1,0 +1,187 @@
+"""What a base model's layers usually receive: one covariance per site, cached by content."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ..config.spec import ErasureSpec
+from ..errors import ConceptSpecError
+from ..families.pipelines import LAST, Reading, Site, base_linear
+from ..linalg.constrained import cholesky
+from ..prompts.pairs import TextPath, Tokens
+from .layerwise import reading
+
+CACHE_BYTES = 2 << 30
+"""Of CLIP-L's fc2 one matrix takes 75 MB."""
+STATES = "states"
+_cache: OrderedDict[tuple[Hashable, str], Tensor] = OrderedDict()
+
+
+@contextmanager
+def record_inputs(sites: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
+    """Collect what each named layer receives; every hook is gone afterwards."""
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str) -> object:
+        return lambda _, args: seen.__setitem__(name, args[0].detach())
+
+    handles = [m.register_forward_pre_hook(keep(name)) for name, m in sites.items()]  # type: ignore[arg-type]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def second_moments(
+    encoder: nn.Module, tokens: Tokens, sites: Mapping[str, nn.Module], *, key: str, states: Reading = LAST
+) -> dict[str, Tensor]:
+    """`K K' / m (d_in, d_in)` in float64 of every site's inputs over the positions of `tokens`, and of `states`.
+
+    These go by the name "states". Every position counts that the denoiser reads, the padding too unless a mask hides it.
+
+    Args:
+        encoder: Runs unedited on `ids`.
+        tokens: The preserve captions.
+        sites: The linears to watch, by name.
+        key: Fingerprint of the encoder; with the tokens and the names it is the key of a small cache.
+        states: What is read of the encoder's output.
+    """
+    content = _content(tokens, key, states)
+    return _remembered(content, sites, lambda missing: _recorded(encoder, tokens, missing, states).items())
+
+
+def _recorded(encoder: nn.Module, tokens: Tokens, sites: Mapping[str, nn.Module], states: Reading) -> dict[str, Tensor]:
+    sums: dict[str, Tensor] = {}
+    batches = [batch.trimmed() for batch in tokens.split()]
+    for batch in tqdm(batches, desc="statistics", leave=False, delay=2):
+        with record_inputs(sites) as seen, reading(encoder, [states]) as read:
+            (seen[STATES],) = read(batch)
+        for name, x in seen.items():
+            flat = (x[:, 0] if x.shape[1] == 1 else x[batch.read]).cpu().double()
+            sums[name] = sums.get(name, 0) + flat.T @ flat
+    return {name: total / max(1, int(tokens.read.sum())) for name, total in sums.items()}
+
+
+def metrics(
+    encoder: nn.Module,
+    tokens: Tokens,
+    without: Tokens,
+    empty: Tokens,
+    sites: Mapping[str, nn.Module],
+    *,
+    key: str,
+    ridge: float,
+    states: Reading = LAST,
+) -> dict[str, Tensor]:
+    """The metric of every site and of "states":  C = K K'/m + K0 K0'/m0 + ridge mean(diag) I = L L'.
+
+    K holds the inputs of the preserve captions, K0 those of the empty prompt: classifier-free guidance reads it at
+    every step of every picture, so it weighs as much as all captions together. Directions that neither uses stay
+    cheap to change, but not free.
+
+    Args:
+        encoder: Runs unedited on the rows.
+        tokens: A preserve list.
+        without: Rows of that list that name a target. Their share is taken out again, so that another
+            target costs the rows that name it, not a pass over the list.
+        empty: The unconditional prompt.
+        sites: The linears to watch, by name.
+        key: Fingerprint of the encoder.
+        ridge: Share of the identity.
+        states: What is read of the encoder's output.
+
+    Returns:
+        Site -> its lower Cholesky factor L `(d_in, d_in)`, float64. It costs more than a solve, so it is cached too.
+    """
+    content = (*(_content(rows, key, states) for rows in (tokens, without, empty)), ridge)
+    count, less = int(tokens.read.sum()), int(without.read.sum())
+
+    def factors(missing: Mapping[str, nn.Module]) -> Iterator[tuple[str, Tensor]]:
+        every, unconditional = (second_moments(encoder, x, missing, key=key, states=states) for x in (tokens, empty))
+        named = second_moments(encoder, without, missing, key=key, states=states) if less else dict.fromkeys(every, 0.0)
+        for name in every:
+            C = (count * every[name]).sub_(less * named[name]).div_(count - less)  # in place: T5-XXL's take 840 MB each
+            ridged = ridge * C.diagonal().mean()
+            C.add_(unconditional[name]).diagonal().add_(ridged)
+            yield name, cholesky(C, name)
+
+    return _remembered(content, sites, factors)
+
+
+def metrics_of(
+    encoder: nn.Module, path: TextPath, spec: ErasureSpec, linears: Mapping[str, nn.Module], *, key: str, ridge: float
+) -> dict[str, Tensor]:
+    """`metrics` of what a spec keeps.
+
+    Raises:
+        ConceptSpecError: It keeps too few captions for a covariance.
+    """
+    every, kept = spec.every_caption(), spec.preserve_captions()
+    if not kept:
+        raise ConceptSpecError("no preserve caption is left once those that name a target are taken out; give others")
+    if 2 * len(kept) < len(every):
+        every = kept
+    named = sorted(set(every) - set(kept))
+    tokens, states = path.tokens((*every, *named)), path.use.readings[0]
+    _enough(kept, int(tokens[: len(every)].read.sum()) - int(tokens[len(every) :].read.sum()), linears)
+    return metrics(
+        encoder, tokens[: len(every)], tokens[len(every) :], path.empty(), linears,
+        key=key, ridge=ridge, states=states,
+    )  # fmt: skip
+
+
+def _enough(captions: Sequence[str], rows: int, linears: Mapping[str, nn.Module]) -> None:
+    """Fewer rows than dimensions are no covariance: whole directions would be free to change."""
+    widths: dict[str, Any] = {name: linear.in_features for name, linear in linears.items()} or {"the reader": 0}
+    name = max(widths, key=widths.__getitem__)
+    width = widths[name]
+    if rows < width:
+        raise ConceptSpecError(
+            f"the {len(captions)} preserve captions that name no target give the metric {rows} rows, {name} needs {width}; give "
+            f"about {-(-width * len(captions) // rows)} captions, or metric='identity'"
+        )
+
+
+def kept_inputs(encoder: nn.Module, path: TextPath, spec: ErasureSpec, sites: Sequence[Site]) -> dict[str, Tensor]:
+    """What every site, and "states", receives at all positions of the prompts to keep; nothing there may change."""
+    if not spec.keep:
+        return {}
+    tokens, states = path.tokens(spec.keep), path.use.readings[0]
+    linears = {site.linear: base_linear(encoder.get_submodule(site.linear)) for site in sites}
+    with record_inputs(linears) as seen, reading(encoder, [states]) as read:
+        (seen[STATES],) = read(tokens)
+    return {name: (x[tokens.read].T if x.shape[1] > 1 else x[:, 0].T).cpu() for name, x in seen.items()}
+
+
+def _content(tokens: Tokens, key: str, states: Reading) -> str:
+    digest = hashlib.sha256(repr((key, str(states), tokens.ids.shape)).encode())
+    norm = [] if states.through is None else [states.through.weight.float()]
+    for part in (tokens.ids, tokens.read, *norm):
+        digest.update(part.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _remembered(
+    content: Hashable, sites: Mapping[str, nn.Module], make: Callable[[Mapping[str, nn.Module]], Iterable[tuple[str, Tensor]]]
+) -> dict[str, Tensor]:
+    """What `make` gives for each site and for "states", computed only for sites not seen with this content."""
+    names = (*sites, STATES)
+    found = {name: _cache[content, name] for name in names if (content, name) in _cache}
+    if len(found) < len(names):
+        found |= make({name: module for name, module in sites.items() if name not in found})
+    for name in names:
+        _cache[content, name] = found[name]
+        _cache.move_to_end((content, name))
+    while sum(m.nbytes for m in _cache.values()) > CACHE_BYTES and len(_cache) > len(names):
+        _cache.popitem(last=False)
+    return {name: found[name] for name in names}

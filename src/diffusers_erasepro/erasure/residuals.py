@@ -1,0 +1,58 @@
+"""Residual and drift, measured at what the denoiser really reads, through the path the edit runs on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..families.pipelines import LAST, Reading, encoder_family_of
+from ..linalg.low_rank import LowRank
+from ..prompts.pairs import Rows
+from .layerwise import edited, states_of
+
+
+def target_states(encoder: nn.Module, rows: Rows, readings: Sequence[Reading]) -> list[Tensor]:
+    """What each reading has of the targets: `(k, d)` at the aligned positions, `(n, d)` if pooled.
+
+    Where attention is causal, what comes after the last aligned position matters to none, and is cut.
+    """
+    if not len(rows):
+        return [torch.zeros(0, 1) for _ in readings]
+    tokens = rows.target.cut(rows.length) if encoder_family_of(encoder).causal else rows.target
+    states = states_of(encoder, tokens, readings)
+    return [s[:, 0] if r.pooled else s[rows.row, rows.target_at] for r, s in zip(readings, states, strict=True)]
+
+
+def anchor_states(encoder: nn.Module, rows: Rows, readings: Sequence[Reading]) -> list[Tensor]:
+    """What the denoiser reads of the anchors, per reading, as `target_states` of the targets."""
+    return target_states(encoder, Rows(rows.anchor, rows.target, rows.row, rows.anchor_at, rows.target_at), readings)
+
+
+def aligned_states(encoder: nn.Module, rows: Rows, edits: Mapping[str, LowRank]) -> tuple[Tensor, Tensor]:
+    """Target states under `edits` and anchor states without, `(k, d)` each, at the aligned positions."""
+    (goal,) = anchor_states(encoder, rows, [LAST])
+    with edited(encoder, edits):
+        (have,) = target_states(encoder, rows, [LAST])
+    return have, goal
+
+
+def relative(have: Tensor, goal: Tensor) -> Tensor:
+    """||have - goal|| / ||goal|| per row."""
+    return (have.double() - goal.double()).norm(dim=-1) / goal.double().norm(dim=-1)
+
+
+def largest(values: Iterable[float | Tensor]) -> float:
+    """The maximum; NaN if one is NaN, which Python's `max` would pass over. Nothing measured is infinite."""
+    found = [torch.as_tensor(v, dtype=torch.float64).max() for v in values]
+    return float(torch.stack(found).max()) if found else float("inf")
+
+
+def read_residual(have: Tensor, goal: Tensor, readers: Sequence[tuple[Tensor, LowRank]]) -> Tensor:
+    """Residual per position: of the states, or of what edited readers make of them, whichever reader is worst."""
+    if not readers:
+        return relative(have, goal)
+    have, goal = have.double(), goal.double()
+    each = [relative(have @ W.double().T + f.to(torch.float64)(have), goal @ W.double().T) for W, f in readers]
+    return torch.stack(each).max(0).values

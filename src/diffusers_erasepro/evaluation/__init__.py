@@ -1,0 +1,1 @@
+"""What an erasure does: pictures, judged and counted; attacks."""

@@ -1,0 +1,1 @@
+"""Other tools: LoRA files, checkpoints, eval-unlearn, the pipelines that a command names."""

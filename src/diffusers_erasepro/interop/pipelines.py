@@ -1,0 +1,85 @@
+"""Load the pipeline that a command names: the glyph world, a folder, a single file or a Hub id."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from safetensors import SafetensorError, safe_open
+
+from .. import glyphs
+from ..adapters.hub import named
+from ..errors import AdapterFormatError, HubError, HubNotFoundError, UnsafeFileError
+from ..loaders.mixin import erasable
+
+GLYPHS = "glyphs"
+
+
+def load_model(name: str, *, config: str | None = None, revision: str | None = None) -> Any:
+    """A pipeline in float32 with the erasure methods.
+
+    Args:
+        name: "glyphs", a folder in diffusers' layout, a `.safetensors` checkpoint, or a Hub id.
+        config: For a single file: folder or Hub id of the same model in diffusers' layout; None asks diffusers.
+        revision: For a Hub id: branch, tag or commit.
+
+    Raises:
+        UnsafeFileError: A single file that is not safetensors.
+        AdapterFormatError: A single file that cannot be read, or is not the model that `config` describes.
+        HubNotFoundError: No such file, folder or repository.
+        HubError: The Hub did not give it.
+        UnknownFamilyError: The pipeline has no record.
+    """
+    if name == GLYPHS:
+        return erasable(glyphs.load_pipeline())
+    path = Path(name)
+    if path.is_file():
+        return _ready(_single_file(path, config))
+    if not path.is_dir() and (path.is_absolute() or name.count("/") != 1 or name.startswith((".", "~"))):
+        raise HubNotFoundError(
+            f"no model {name!r}; give {GLYPHS!r}, a folder, a .safetensors checkpoint or a Hub id 'owner/name'"
+        )
+    if path.is_dir() and not (path / diffusers.DiffusionPipeline.config_name).is_file():
+        raise HubNotFoundError(f"{name} holds no {diffusers.DiffusionPipeline.config_name}; give a folder in diffusers' layout")
+    with named(name):
+        return _ready(diffusers.DiffusionPipeline.from_pretrained(name, revision=revision))
+
+
+def everyday(name: str) -> tuple[str, ...] | None:
+    """Preserve captions for a model without a spec: the glyph world's own grammar; None, the shipped ones, for others."""
+    return tuple(glyphs.captions(400, seed=0)) if name == GLYPHS else None
+
+
+def _ready(pipe: Any) -> Any:
+    return erasable(pipe.to(torch.float32))  # an erasure made in float32 also fits the narrower dtypes
+
+
+def _single_file(path: Path, config: str | None) -> Any:
+    if path.suffix != ".safetensors":
+        raise UnsafeFileError(f"{path} is not a safetensors file; pickles are never loaded, convert it first")
+    from diffusers.loaders.single_file_utils import SingleFileComponentError
+
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+        with named(f"the configuration of {path.name}"):
+            config = config or _stock_config(path)
+            stock = diffusers.DiffusionPipeline.load_config(config)["_class_name"]
+            return getattr(diffusers, stock).from_single_file(path, config=config)
+    except SafetensorError as error:
+        raise AdapterFormatError(f"{path} is not a readable safetensors file: {error}") from error
+    except HubError as error:
+        raise type(error)(f"{error}; or give a folder of the same model in diffusers' layout: --config FOLDER") from error
+    except (SingleFileComponentError, KeyError, RuntimeError, ValueError) as error:
+        raise AdapterFormatError(
+            f"{path} is not the model that {config} describes; --config names one that fits: {error}"
+        ) from error
+
+
+def _stock_config(path: Path) -> str:
+    """The Hub id of the stock model with the same layout, by diffusers' own table."""
+    from diffusers.loaders.single_file_utils import fetch_diffusers_config, load_single_file_checkpoint
+
+    return fetch_diffusers_config(load_single_file_checkpoint(path))["pretrained_model_name_or_path"]

@@ -1,0 +1,1 @@
+"""The mathematics: thin factors and the constrained solve. Tensors in, tensors out."""

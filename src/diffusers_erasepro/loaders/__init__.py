@@ -1,0 +1,1 @@
+"""Erasures on a live pipeline, with the verbs of diffusers."""

@@ -1,0 +1,386 @@
+"""Erasures on a live pipeline: load, switch, delete, verify, with diffusers' own verbs."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from ..adapters.adapter import ErasureAdapter, read, write_whole
+from ..adapters.lockfile import SUFFIX
+from ..adapters.lockfile import locked as pinned
+from ..errors import AdapterStateError, ConceptSpecError, ErasureVerificationError
+from ..families.pipelines import component, family_of
+from ..modules.linear import is_compiled
+from ..patching.rwlock import GATE
+from ..patching.weights import Plan, Registry, commit, modules_with_registry, registry_of, staged
+from .compatibility import fitting
+from .locking import check_call, check_replacement, locks_of, new_lock, opened_by, refuse_locked
+from .stacking import combined, solved
+from .verification import Verification, verify
+
+P = TypeVar("P")
+Source = str | os.PathLike[str] | ErasureAdapter
+SIDECAR = "erasure.json"
+"""Beside `model_index.json`, where a pipeline was saved with an erasure on: which ones its weights hold."""
+
+
+class ErasureLoaderMixin:
+    """Methods that load and switch erasures; `erasable(pipe)` adds them to a stock pipeline."""
+
+    components: dict[str, Any]
+
+    def load_erasure_adapter(
+        self, pretrained_model_name_or_path_or_adapter: Source, *,
+        adapter_name: str | None = None, weight_name: str | None = None, subfolder: str | None = None,
+        revision: str | None = None, token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None, local_files_only: bool = False,
+        allow_base_mismatch: bool = False, locked: bool = False, lock_token: str | None = None,
+    ) -> str | tuple[str, ...]:  # fmt: skip
+        """Load an erasure and switch it on, beside those that are on already.
+
+        Args:
+            pretrained_model_name_or_path_or_adapter: A file, a folder, a Hub id, an `ErasureAdapter`, or an
+                `erasures.lock`: all it pins or nothing.
+            adapter_name: How to call it; letters, digits, "_" and "-", at most 64. Default: "erasure_0", ...
+            weight_name, subfolder, revision, token, cache_dir, local_files_only: As in diffusers.
+            allow_base_mismatch: Solve the spec again on this pipeline's weights if they are not those it was made for.
+            locked: Switching it off, deleting it, replacing its component and a LoRA `scale` in a call raise
+                ErasureLockedError until `unlock_erasure(lock_token)`. This guards against mistakes and request
+                handlers, not against whoever holds the process.
+            lock_token: The operator's secret, at least 8 characters; only a salted hash is kept. Without one, the lock
+                cannot be opened: load the pipeline anew.
+
+        Returns:
+            The adapter's name; of a lock, all names.
+
+        Raises:
+            AdapterFormatError, AdapterIntegrityError: The file is not a whole erasure adapter or not the pinned one, or it
+                does not erase.
+            HubError: The Hub did not give the file; the subclasses say why.
+            BaseModelMismatchError: It was made for other weights.
+            AdapterStateError: The name, or the same erasure, is loaded already.
+        """
+        hub = {
+            "weight_name": weight_name, "subfolder": subfolder, "revision": revision, "token": token,
+            "cache_dir": cache_dir, "local_files_only": local_files_only,
+        }  # fmt: skip
+        lock = new_lock(lock_token) if locked or lock_token is not None else None
+        source = pretrained_model_name_or_path_or_adapter
+        if not isinstance(source, ErasureAdapter) and os.fspath(source).endswith(SUFFIX):
+            made = _pinned(Path(source), token=token, cache_dir=cache_dir, local_files_only=local_files_only)
+            return _load(self, made, lock, allow_base_mismatch)
+        adapter = source if isinstance(source, ErasureAdapter) else ErasureAdapter.from_pretrained(source, **hub)  # type: ignore[arg-type]
+        return _load(self, {adapter_name: adapter}, lock, allow_base_mismatch)[0]
+
+    def load_erasure_adapters(self, sources: Mapping[str, Source], *, allow_base_mismatch: bool = False) -> tuple[str, ...]:
+        """Load several erasures, name -> file, folder, Hub id or adapter: all or none, and solved together once."""
+        made = {n: s if isinstance(s, ErasureAdapter) else ErasureAdapter.from_pretrained(s) for n, s in sources.items()}
+        return _load(self, made, None, allow_base_mismatch)
+
+    def get_erasure_adapters(self) -> dict[str, bool]:
+        """Name -> whether it is on, in the order of loading."""
+        return {n: on for _, registry in modules_with_registry(self).values() for n, on in registry.on.items()}
+
+    def set_erasure_adapters(self, adapter_names: str | Sequence[str]) -> None:
+        """Switch exactly these on and the others off; their order does not matter."""
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        with GATE.changing():
+            states = self.get_erasure_adapters()
+            _known(names, states)
+            refuse_locked(self, set(states) - set(names), "set_erasure_adapters would switch it off")
+            _switch(self, _adapters(self), {n: n in names for n in states})
+
+    def disable_erasure(self) -> None:
+        """Switch all off: the weights are the base, bit for bit."""
+        with GATE.changing():
+            states = self.get_erasure_adapters()
+            resume = tuple(n for n, on in states.items() if on)
+            refuse_locked(self, resume, "disable_erasure")
+            if resume:
+                _switch(self, _adapters(self), dict.fromkeys(states, False), resume=resume)
+
+    def enable_erasure(self) -> None:
+        """Switch on again what `disable_erasure` switched off; all, if nothing was."""
+        with GATE.changing():
+            states = self.get_erasure_adapters()
+            if any(states.values()):
+                return
+            resume = {n for _, registry in modules_with_registry(self).values() for n in registry.resume}
+            _switch(self, _adapters(self), {n: n in resume or not resume for n in states})
+
+    @contextmanager
+    def erasure_disabled(self) -> Iterator[None]:
+        """Inside, nothing is erased; afterwards the same adapters are on as before. Other threads wait to draw."""
+        with GATE.changing():
+            states = self.get_erasure_adapters()
+            self.disable_erasure()
+            try:
+                yield
+            finally:
+                self.set_erasure_adapters([n for n, on in states.items() if on])
+
+    def delete_erasure_adapters(self, adapter_names: str | Sequence[str]) -> None:
+        """Forget these adapters; the others stay as they are."""
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        with GATE.changing():
+            states, lost = self.get_erasure_adapters(), _lost(self)
+            _known([n for n in names if n not in lost], states)
+            refuse_locked(self, names, "delete_erasure_adapters")
+            left = {n: a for n, a in _adapters(self).items() if n not in names}
+            _switch(self, left, {n: on for n, on in states.items() if n not in names})
+            _note_lost(self, {n: part for n, part in lost.items() if n not in names})
+
+    def unload_erasure_adapters(self) -> None:
+        """Forget all adapters: the weights are the base, bit for bit, and no trace is left on the modules."""
+        with GATE.changing():
+            refuse_locked(self, self.get_erasure_adapters(), "unload_erasure_adapters")
+            found = modules_with_registry(self).items()
+            commit([staged(root, name, None, registry=None) for name, (root, _) in found])
+            _note_lost(self, {})
+
+    def refit_erasure(self) -> None:
+        """Solve the active specs again on the live weights: after a style LoRA or on another base."""
+        with GATE.changing():
+            states, adapters = self.get_erasure_adapters(), _adapters(self)
+            active = [adapters[n] for n, on in states.items() if on]
+            if not active:
+                raise AdapterStateError("nothing to refit: no erasure is on; load one or enable_erasure() first")
+            ordered = sorted(active, key=lambda a: a.digest)
+            alone = len(ordered) == 1  # as it was made: prompts to measure ride in the batch, and last bits depend on it
+            applied = solved(self, ordered, measure=alone)
+            _switch(self, adapters, states, applied=applied)
+
+    def verify_erasure(
+        self, prompts: str | Sequence[str] | None = None, *,
+        images: bool = False, sample: int | None = None, raise_on_fail: bool = False,
+    ) -> Verification:  # fmt: skip
+        """Measure everything active on the live modules, through the path a call uses.
+
+        Args:
+            prompts: Prompts of your own with an erased concept in them; their residuals are told in `.prompts`.
+            images: Also call the pipeline with the listed prompts, and measure what its denoiser receives.
+            sample: Look at so many edited layers, drawn anew each time, instead of encoding the prompts: milliseconds.
+            raise_on_fail: Raise where the erasure does not hold.
+
+        Raises:
+            ErasureVerificationError: With `raise_on_fail`, where the erasure does not hold.
+            ConceptSpecError: One of `prompts` names no erased concept.
+        """
+        given = [prompts] if isinstance(prompts, str) else list(prompts or ())
+        with GATE.changing() if given else GATE.drawing():  # prompts are compared with what the base makes of them
+            found = verify(self, prompts=given, images=images, sample=sample)
+        if raise_on_fail and not found.ok:
+            raise ErasureVerificationError(
+                f"residual {found.residual:.1e}, at most {found.threshold:.0e} allowed; {'; '.join(found.uncovered)}. "
+                "Run refit_erasure() if a LoRA changed the text encoder, or load the adapter again"
+            )
+        return found
+
+    def unlock_erasure(self, token: str) -> list[str]:
+        """Open every lock that this token opens.
+
+        Returns:
+            The names of the adapters unlocked.
+
+        Raises:
+            ErasureLockedError: It opens none.
+        """
+        with GATE.changing():
+            opened = [n for n, lock in locks_of(self).items() if opened_by(lock, token)]
+            if not opened:
+                refuse_locked(self, locks_of(self), "this token opens no lock")
+            for _, registry in modules_with_registry(self).values():
+                registry.locks = {n: lock for n, lock in registry.locks.items() if n not in opened}
+            return opened
+
+    def require_erasure(self, adapter_names: str | Sequence[str] | bool = True) -> None:
+        """From now on, refuse to draw while one of these is off: True for all that are loaded (at least one), False for none."""
+        names = (adapter_names,) if isinstance(adapter_names, str) else adapter_names
+        self._erasure_required: bool | tuple[str, ...] = names if isinstance(names, bool) else tuple(names)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """As in diffusers. With an erasure on, the erased weights are written, and `erasure.json` says so.
+
+        Raises:
+            AdapterStateError: An edit lives in a hook (quantised weights), or an erased component has LoRA layers: no
+                file would hold the edit. Nothing was written.
+        """
+        with GATE.drawing():
+            found = modules_with_registry(self)
+            if hooked := [n for n, (_, r) in found.items() if any(h.factors for h in r.hooks.values())]:
+                raise AdapterStateError(f"{hooked[0]} is edited by hooks, which are not saved; disable_erasure() first")
+            for name, (root, registry) in found.items():
+                if registry.applied:
+                    _refuse_peft(name, root)
+            super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+            _write_sidecar(Path(save_directory), {n: r.applied for n, (_, r) in found.items() if r.applied})
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        lost = check_replacement(self, name, value)
+        super().__setattr__(name, value)
+        if lost:
+            _note_lost(self, _lost(self) | lost)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        stock = super().__call__  # type: ignore[misc]
+        with GATE.drawing():
+            check_call(self, inspect.signature(stock).bind_partial(*args, **kwargs).arguments)
+            return stock(*args, **kwargs)
+
+
+# ------------------------------------------------------------------------------------------------ switching
+
+
+def _pinned(lock: Path, **hub: Any) -> dict[str, ErasureAdapter]:
+    """The adapters of an `erasures.lock`, by name."""
+    return {name: replace(read(origin.path), origin=origin) for name, origin in pinned(lock, **hub).items()}
+
+
+def _load(
+    pipe: Any, made: Mapping[Any, ErasureAdapter], lock: tuple[bytes, bytes] | None, allow_base_mismatch: bool
+) -> tuple[str, ...]:
+    """Load under these names (None for the next free one) beside what is loaded, all or nothing."""
+    with GATE.changing():
+        loaded = _adapters(pipe)
+        new = {_new_name(name, loaded): adapter for name, adapter in made.items()}
+        _add(pipe, new, allow_base_mismatch=allow_base_mismatch, locks=dict.fromkeys(new, lock) if lock else {})
+        return tuple(new)
+
+
+def _adapters(pipe: Any) -> dict[str, ErasureAdapter]:
+    return {n: a for _, registry in modules_with_registry(pipe).values() for n, a in registry.adapters.items()}
+
+
+def _lost(pipe: Any) -> dict[str, str]:
+    """Adapter -> component, of what went with a component that was replaced."""
+    return getattr(pipe, "_erasure_lost", {})
+
+
+def _note_lost(pipe: Any, lost: dict[str, str]) -> None:
+    """In one step, as it follows what is written already; it is no component, so nobody has to look at it."""
+    vars(pipe)["_erasure_lost"] = lost
+
+
+def _new_name(name: str | None, loaded: dict[str, ErasureAdapter]) -> str:
+    if name is None:
+        return next(f"erasure_{i}" for i in range(len(loaded) + 1) if f"erasure_{i}" not in loaded)
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
+        raise ConceptSpecError(f"adapter_name {name!r} must be 1 to 64 letters, digits, '_' or '-'")
+    if name in loaded:
+        raise AdapterStateError(f"adapter_name {name!r} is in use; delete_erasure_adapters({name!r}) first or choose another")
+    return name
+
+
+def _known(names: Sequence[str], states: dict[str, bool]) -> None:
+    if unknown := [n for n in names if n not in states]:
+        raise AdapterStateError(f"no erasure named {unknown[0]!r} is loaded (loaded: {', '.join(states) or 'none'})")
+
+
+def _add(pipe: Any, new: Mapping[str, ErasureAdapter], *, allow_base_mismatch: bool, locks: dict[str, Any]) -> None:
+    """Check the new adapters against the pipeline, and switch them on beside those that are on."""
+    loaded = _adapters(pipe)
+    for name, adapter in new.items():
+        if twin := next((n for n, a in loaded.items() if a.digest == adapter.digest), None):
+            raise AdapterStateError(f"this erasure is loaded already, as {twin!r}; switch it with set_erasure_adapters")
+        loaded[name] = fitting(pipe, adapter, allow_base_mismatch=allow_base_mismatch)
+    _switch(pipe, loaded, {**pipe.get_erasure_adapters(), **dict.fromkeys(new, True)}, locks=locks)
+    _note_lost(pipe, {n: part for n, part in _lost(pipe).items() if n not in new})
+
+
+def _switch(
+    pipe: Any, adapters: dict[str, ErasureAdapter], on: dict[str, bool], *, resume: tuple[str, ...] = (),
+    applied: ErasureAdapter | None = None, locks: Mapping[str, tuple[bytes, bytes]] | None = None,
+) -> None:  # fmt: skip
+    """Make `on` the state of the pipeline: everything is staged first, then written."""
+    edit = applied or combined(pipe, [adapters[n] for n, is_on in on.items() if is_on])
+    parts = dict.fromkeys([*modules_with_registry(pipe), *(c for a in adapters.values() for c in a.components)])
+    locks = {**locks_of(pipe), **(locks or {})}
+    commit([_plan(pipe, part, adapters, on, edit, resume, locks) for part in parts])
+
+
+def _plan(
+    pipe: Any, part: str, adapters: Mapping[str, ErasureAdapter], on: Mapping[str, bool], edit: ErasureAdapter | None,
+    resume: tuple[str, ...], locks: Mapping[str, tuple[bytes, bytes]],
+) -> Plan:  # fmt: skip
+    """What changes in one component."""
+    root = component(pipe, part)
+    mine = {n: a for n, a in adapters.items() if part in a.components}
+    here = edit if edit and part in edit.components else None
+    registry = Registry(mine, {n: on[n] for n in mine}, resume, here, {n: lock for n, lock in locks.items() if n in mine})
+    known = registry_of(root)
+    plan = staged(root, part, here, registry=registry)
+    if is_compiled(getattr(pipe, part)) and len(registry.hooks) > len(known.hooks if known else {}):
+        raise AdapterStateError(f"{part} is compiled, and a hook added now would be ignored; load the erasure before compiling")
+    return plan
+
+
+def _refuse_peft(name: str, root: nn.Module) -> None:
+    """Below LoRA layers the stock writers name a weight `base_layer`, or leave it out: a reload would lack it and our edit."""
+    if layer := next((n for n, m in root.named_modules() if isinstance(m, BaseTunerLayer)), None):
+        raise AdapterStateError(
+            f"{name} is erased and has LoRA layers ({layer}), and what is saved like this is loaded without the erasure; "
+            "unload_lora_weights() first (after fuse_lora(), if the style shall be saved too). Nothing was written"
+        )
+
+
+def _write_sidecar(folder: Path, applied: Mapping[str, ErasureAdapter]) -> None:
+    """Say which erasures the saved weights hold; where they hold none, an older word is withdrawn."""
+    if not applied:
+        (folder / SIDECAR).unlink(missing_ok=True)
+        return
+    edits = {a.digest: {"components": [*a.components], "spec": a.spec.to_dict()} for a in applied.values()}
+    write_whole(folder / SIDECAR, json.dumps(edits, indent=2, sort_keys=True).encode())
+
+
+# ------------------------------------------------------------------------------------------------ stock pipelines
+
+
+@functools.cache
+def _erasable_class(stock: Any) -> type:
+    """`stock` with the mixin in front, under its own name, so that diffusers saves and finds it as ever."""
+
+    @functools.wraps(stock.__call__)  # diffusers reads the call's signature
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return ErasureLoaderMixin.__call__(self, *args, **kwargs)
+
+    body = {"__module__": stock.__module__, "__qualname__": stock.__qualname__, "__reduce_ex__": _reduce, "__call__": call}
+    return type(stock.__name__, (ErasureLoaderMixin, stock), body)
+
+
+def _rebuild(stock: type, state: dict[str, Any]) -> Any:
+    pipe: Any = object.__new__(_erasable_class(stock))
+    pipe.__dict__.update(state)
+    return pipe
+
+
+def _reduce(self: Any, protocol: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    return _rebuild, (type(self).__mro__[2], self.__dict__)
+
+
+def erasable(pipe: P, *, require_erasure: bool | str | Sequence[str] = False) -> P:
+    """Give a pipeline the methods of `ErasureLoaderMixin`; the same object comes back, its class name kept.
+
+    Args:
+        pipe: A pipeline of a known family.
+        require_erasure: Refuse to draw while an erasure of these names is off; True: while any is, or none is loaded.
+
+    Raises:
+        UnknownFamilyError: The pipeline has no record.
+    """
+    family_of(pipe)
+    if not isinstance(pipe, ErasureLoaderMixin):
+        pipe.__class__ = _erasable_class(type(pipe))  # type: ignore[arg-type, assignment]
+    if require_erasure is not False:
+        pipe.require_erasure(require_erasure)  # type: ignore[attr-defined]
+    return pipe
