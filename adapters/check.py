@@ -24,7 +24,10 @@ SPECS = Path(__file__).parent / "specs"
 def check(spec: ErasureSpec, tokenizer: Any) -> str:
     """One line of counts; raises what `erase` would raise."""
     align = ALIGNMENTS[BLOCKS.alignment]
-    rows = {kind: rows_of(pairs_of(spec.concepts, kind), tokenizer, align) for kind in ("exact", "soft", "held_out")}
+    rows = {
+        kind: rows_of(pairs_of(spec.concepts, kind), tokenizer, align)
+        for kind in ("exact", "soft", "held_out")
+    }
     words = [w for c in spec.concepts for w in c.words]
     tokens = max(len(tokenizer(w, add_special_tokens=False).input_ids) for w in words)
     counts = ", ".join(f"{len(r.row)} {kind} positions" for kind, r in rows.items())
@@ -32,13 +35,17 @@ def check(spec: ErasureSpec, tokenizer: Any) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tokenizer", type=Path, required=True)
     tokenizer = CLIPTokenizer.from_pretrained(parser.parse_args().tokenizer)
     failed = 0
     for path in sorted(SPECS.glob("*/spec.toml")):
         try:
-            print(f"{path.parent.name}: {check(ErasureSpec.from_toml(path.read_text()), tokenizer)}")
+            print(
+                f"{path.parent.name}: {check(ErasureSpec.from_toml(path.read_text()), tokenizer)}"
+            )
         except ErasureError as error:
             failed += 1
             print(f"{path.parent.name}: FAILS: {error}")

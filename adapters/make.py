@@ -18,7 +18,9 @@ from diffusers_erasepro.adapters.header import headers_below, title
 from diffusers_erasepro.cli.demo import draw
 
 HERE = Path(__file__).parent
-ATTRIBUTE = Concept("cracked", anchor="whole", templates="unsafe", synonyms=("broken", "shattered", "fallen"))
+ATTRIBUTE = Concept(
+    "cracked", anchor="whole", templates="unsafe", synonyms=("broken", "shattered", "fallen")
+)
 TILE = 64
 RANK = 24
 """Most of each layer, so that the folder stays small: about a hundredth of the soft part is cut, and the report says so."""
@@ -27,21 +29,39 @@ RANK = 24
 def concepts() -> dict[str, Concept]:
     """Folder name -> concept: every shape, every style with a hand of its own, the attribute."""
     shapes = [Concept(s, anchor="square" if s == "circle" else "circle") for s in glyphs.SHAPES]
-    styles = [Concept(s, anchor=glyphs.PLAIN_STYLE, templates="style") for s in glyphs.STYLES if s != glyphs.PLAIN_STYLE]
-    return {f"no-{re.sub('[^a-z]+', '-', c.target.lower())}": c for c in (*shapes, *styles, ATTRIBUTE)}
+    styles = [
+        Concept(s, anchor=glyphs.PLAIN_STYLE, templates="style")
+        for s in glyphs.STYLES
+        if s != glyphs.PLAIN_STYLE
+    ]
+    return {
+        f"no-{re.sub('[^a-z]+', '-', c.target.lower())}": c for c in (*shapes, *styles, ATTRIBUTE)
+    }
 
 
 def prompts(concept: Concept) -> tuple[str, ...]:
     """Two with the concept in phrasings no template has, two without it."""
     if concept.templates == "style":
-        return (f"a red heart, signed {concept.target}", f"a blue square on sand, made by {concept.target}",
-                "a green ring on snow", "a yellow star at night")  # fmt: skip
+        return (
+            f"a red heart, signed {concept.target}",
+            f"a blue square on sand, made by {concept.target}",
+            "a green ring on snow",
+            "a yellow star at night",
+        )
     if concept.templates == "unsafe":
-        return ("a broken green circle upon the meadow", "a shattered orange diamond on snow",
-                "a green ring on snow", "a yellow star at night")  # fmt: skip
+        return (
+            "a broken green circle upon the meadow",
+            "a shattered orange diamond on snow",
+            "a green ring on snow",
+            "a yellow star at night",
+        )
     others = [s for s in ("ring", "star", "diamond") if s != concept.target][:2]
-    return (f"a postcard with a yellow {concept.target} at night", f"somebody left a purple {concept.target} upon the snow",
-            f"a green {others[0]} on snow", f"a red {others[1]}, signed Mara Vance")  # fmt: skip
+    return (
+        f"a postcard with a yellow {concept.target} at night",
+        f"somebody left a purple {concept.target} upon the snow",
+        f"a green {others[0]} on snow",
+        f"a red {others[1]}, signed Mara Vance",
+    )
 
 
 def picture(before: list[Image.Image], after: list[Image.Image]) -> Image.Image:
@@ -49,13 +69,17 @@ def picture(before: list[Image.Image], after: list[Image.Image]) -> Image.Image:
     sheet = Image.new("RGB", (TILE * len(before), 2 * TILE))
     for row, images in enumerate((before, after)):
         for column, image in enumerate(images):
-            sheet.paste(image.resize((TILE, TILE), Image.Resampling.NEAREST), (column * TILE, row * TILE))
+            sheet.paste(
+                image.resize((TILE, TILE), Image.Resampling.NEAREST), (column * TILE, row * TILE)
+            )
     return sheet
 
 
 def make(folder: Path, concept: Concept, pipe: Any) -> None:
     """Write one adapter's folder."""
-    adapter = erase(pipe, ErasureSpec((concept,), preserve=tuple(glyphs.captions(400, seed=0))), max_rank=RANK)
+    adapter = erase(
+        pipe, ErasureSpec((concept,), preserve=tuple(glyphs.captions(400, seed=0))), max_rank=RANK
+    )
     adapter.save_pretrained(folder)
     (folder / "spec.toml").write_text(adapter.spec.to_toml())
     texts = prompts(concept)
@@ -65,13 +89,25 @@ def make(folder: Path, concept: Concept, pipe: Any) -> None:
     picture(before, draw(pipe, texts)).save(folder / "before-after.png", optimize=True)
     pipe.unload_erasure_adapters()
     caption = "above: the base, below: erased. " + " | ".join(texts)
-    about = {"repo_id": f"adapters/glyphs/{folder.name}", "base_model": "glyphs", "license": "apache-2.0", "prompt": texts[0]}
+    about = {
+        "repo_id": f"adapters/glyphs/{folder.name}",
+        "base_model": "glyphs",
+        "license": "apache-2.0",
+        "prompt": texts[0],
+    }
     adapter.card(**about, pictures={caption: "before-after.png"}).save(folder / "README.md")
 
 
 def index() -> str:
     """The page that lists what is here, made from the folders."""
-    lines = ["# Ready adapters", "", "Made by `make adapters`; this page too.", "", "## The glyph world", ""]
+    lines = [
+        "# Ready adapters",
+        "",
+        "Made by `make adapters`; this page too.",
+        "",
+        "## The glyph world",
+        "",
+    ]
     lines += [
         "In each picture the base is above, the erased pipeline below.",
         "",
@@ -81,20 +117,28 @@ def index() -> str:
     for path, header in headers_below(HERE / "glyphs").items():
         name = Path(path).parent.name
         what = title(header).removeprefix("Erasure: ")
-        lines.append(f"| [{name}](glyphs/{name}/README.md) | {what} | ![{what}](glyphs/{name}/before-after.png) |")
+        lines.append(
+            f"| [{name}](glyphs/{name}/README.md) | {what} | ![{what}](glyphs/{name}/before-after.png) |"
+        )
     lines += [
         "",
         "## Specs for real models",
         "",
         "Recipes without weights: no real base could be had where they were written, so none ",
     ]
-    lines[-1] += "was measured. `erasepro erase MODEL --spec adapters/specs/NAME/spec.toml -o NAME` makes the adapter."
+    lines[-1] += (
+        "was measured. `erasepro erase MODEL --spec adapters/specs/NAME/spec.toml -o NAME` makes the adapter."
+    )
     lines += ["", "| spec | erases | becomes |", "|---|---|---|"]
     for path in sorted((HERE / "specs").glob("*/spec.toml")):
         spec = ErasureSpec.from_toml(path.read_text())
-        words = "; ".join(", ".join(c.words[:4]) + (" ..." if len(c.words) > 4 else "") for c in spec.concepts)
+        words = "; ".join(
+            ", ".join(c.words[:4]) + (" ..." if len(c.words) > 4 else "") for c in spec.concepts
+        )
         becomes = ", ".join(dict.fromkeys(c.anchor or "nothing" for c in spec.concepts))
-        lines.append(f"| [{path.parent.name}](specs/{path.parent.name}/spec.toml) | {words} | {becomes} |")
+        lines.append(
+            f"| [{path.parent.name}](specs/{path.parent.name}/spec.toml) | {words} | {becomes} |"
+        )
     return "\n".join(lines) + "\n"
 
 

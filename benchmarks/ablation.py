@@ -14,7 +14,19 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from common import accuracy, change, draw, erased, keep_line, kept_lines, kind_of, prompts_with, prompts_without, provenance, rate
+from common import (
+    accuracy,
+    change,
+    draw,
+    erased,
+    keep_line,
+    kept_lines,
+    kind_of,
+    prompts_with,
+    prompts_without,
+    provenance,
+    rate,
+)
 from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, glyphs
 from diffusers_erasepro.adapters.report import NAN
 from diffusers_erasepro.erasure.auto_layers import Look
@@ -69,13 +81,20 @@ def clearest(pipe: Any, spec: ErasureSpec) -> int:
     encoder = path.encoder
     sites = sites_of(encoder, range(len(encoder.encoder.layers) - 1), "block")
     linears = {site.linear: base_linear(encoder.get_submodule(site.linear)) for site in sites}
-    rows = rows_to_solve(spec.concepts, path, ALIGNMENTS["last_subject+eos"], soft_budget=0)["exact"]
+    rows = rows_to_solve(spec.concepts, path, ALIGNMENTS["last_subject+eos"], soft_budget=0)[
+        "exact"
+    ]
     kept, empty = path.tokens(spec.preserve_captions()), path.empty()
     with torch.no_grad():
-        L = metrics(encoder, kept, kept[:0], empty, linears, key=str(fingerprints(encoder, {})), ridge=0.01)
+        L = metrics(
+            encoder, kept, kept[:0], empty, linears, key=str(fingerprints(encoder, {})), ridge=0.01
+        )
         with record_inputs(linears) as seen:
             encoder(rows.target.ids)
-    far = [torch.linalg.solve_triangular(L[n], x[rows.row, rows.target_at].double().T, upper=False) for n, x in seen.items()]
+    far = [
+        torch.linalg.solve_triangular(L[n], x[rows.row, rows.target_at].double().T, upper=False)
+        for n, x in seen.items()
+    ]
     return max(range(len(far)), key=lambda i: float(far[i].norm(dim=0).mean()))
 
 
@@ -90,11 +109,19 @@ def apart(pipe: Any, spec: ErasureSpec) -> ErasureAdapter:
     edits = {name: factors for part in parts for name, factors in part.edits.items()}
     layers = [layer for part in parts for layer in part.report.layers]
     (path,) = text_paths(pipe)
-    rows = rows_to_solve(spec.concepts, path, ALIGNMENTS["last_subject+eos"], soft_budget=0)["exact"]
+    rows = rows_to_solve(spec.concepts, path, ALIGNMENTS["last_subject+eos"], soft_budget=0)[
+        "exact"
+    ]
     made = replace(whole, edits=edits)
     with torch.no_grad():
-        have, goal = aligned_states(path.encoder, rows, resolved(path.encoder, "text_encoder", made))
-    numbers = {"listed_residual": float(relative(have, goal).max()), "held_out_mean": NAN, "drift": NAN}
+        have, goal = aligned_states(
+            path.encoder, rows, resolved(path.encoder, "text_encoder", made)
+        )
+    numbers = {
+        "listed_residual": float(relative(have, goal).max()),
+        "held_out_mean": NAN,
+        "drift": NAN,
+    }
     return replace(made, report=replace(whole.report, layers=tuple(layers), **numbers))
 
 
@@ -132,7 +159,10 @@ CHOICES: dict[str, Make] = {
 """Choice -> how its adapter is made."""
 CHAINS = [*CHOICES][:14]
 """Those that differ in their layers alone, and say which."""
-CHOSEN = {"first": "Defaults are chosen by this page", "second": "Defaults chosen on the first world are doubted here"}
+CHOSEN = {
+    "first": "Defaults are chosen by this page",
+    "second": "Defaults chosen on the first world are doubted here",
+}
 
 
 class Bench:
@@ -142,26 +172,48 @@ class Bench:
         self.world, self.n, self.seed = world, n, seed
         self.pipe, self.judge = erasable(glyphs.load_pipeline(folder)), glyphs.load_judge(folder)
         found = dict(reversed(concepts_of(world)))
-        self.concepts: Sequence[Concept] = tuple(found[field] for field in ("shape", "style", "attribute"))
+        self.concepts: Sequence[Concept] = tuple(
+            found[field] for field in ("shape", "style", "attribute")
+        )
         self.others = prompts_without(self.concepts, n, seed=seed, held_out=False, world=world)
         self.base = draw(self.pipe, self.others, seed=seed)
         self.looks: dict[str, Look] = {}
 
     def spec(self, concept: Concept, count: int, *, seed: int = 0) -> ErasureSpec:
-        return ErasureSpec((concept,), preserve=tuple(glyphs.captions(count, seed=seed, world=self.world)))
+        return ErasureSpec(
+            (concept,), preserve=tuple(glyphs.captions(count, seed=seed, world=self.world))
+        )
 
     def row(self, concept: Concept, choice: str, make: Make, count: int) -> Row:
         try:
             adapter = make(self.pipe, self.spec(concept, count))
         except IllPosedError as error:
-            return Row(concept.target, choice, "-", NAN, NAN, NAN, NAN, NAN, (), 0, NAN, NAN, NAN, NAN, str(error))
+            return Row(
+                concept.target,
+                choice,
+                "-",
+                NAN,
+                NAN,
+                NAN,
+                NAN,
+                NAN,
+                (),
+                0,
+                NAN,
+                NAN,
+                NAN,
+                NAN,
+                str(error),
+            )
         return self.measured(concept, choice, adapter)
 
     def measured(self, concept: Concept, choice: str, adapter: ErasureAdapter) -> Row:
         name, report = concept.target, adapter.report
         if name not in self.looks:
             with torch.no_grad():
-                self.looks[name] = Look.at(self.pipe, self.spec(concept, PRESERVE, seed=9))  # captions no metric has seen
+                self.looks[name] = Look.at(
+                    self.pipe, self.spec(concept, PRESERVE, seed=9)
+                )  # captions no metric has seen
         residual, drift = self.looks[name].compare(adapter)
         targets = prompts_with(concept, self.n, seed=self.seed, held_out=False, world=self.world)
         with erased(self.pipe, adapter):
@@ -170,11 +222,21 @@ class Bench:
         moved = change(images, self.base)
         layers = "+".join(map(str, adapter.options.layers))
         return Row(
-            name, choice, layers, report.listed_residual, report.held_out_mean, report.drift, residual, drift,
-            tuple(round(x.edit_size, 3) for x in report.layers), max(x.rank for x in report.layers),
-            rate(told, kind_of(self.world, concept), name), accuracy(self.judge(images), self.others),
-            float(moved.mean()), float(np.median(moved)),
-        )  # fmt: skip
+            name,
+            choice,
+            layers,
+            report.listed_residual,
+            report.held_out_mean,
+            report.drift,
+            residual,
+            drift,
+            tuple(round(x.edit_size, 3) for x in report.layers),
+            max(x.rank for x in report.layers),
+            rate(told, kind_of(self.world, concept), name),
+            accuracy(self.judge(images), self.others),
+            float(moved.mean()),
+            float(np.median(moved)),
+        )
 
 
 def table(rows: Sequence[Row]) -> list[str]:
@@ -187,7 +249,9 @@ def table(rows: Sequence[Row]) -> list[str]:
         if r.why:
             lines.append(f"| {r.choice} | refused: {r.why} | | | | | | | | | | | |")
             continue
-        sizes = ", ".join(f"{s:.2f}" for s in r.sizes[:4]) + (f" ... {r.sizes[-1]:.2f}" if len(r.sizes) > 4 else "")
+        sizes = ", ".join(f"{s:.2f}" for s in r.sizes[:4]) + (
+            f" ... {r.sizes[-1]:.2f}" if len(r.sizes) > 4 else ""
+        )
         lines.append(
             f"| {r.choice} | {r.layers} | {r.listed:.1e} | {r.held_out:.3f} | {r.drift:.4f} | {r.residual_seen:.3f} | "
             f"{r.drift_seen:.4f} | {sizes} | {r.rank} | {r.drawn:.3f} | {r.others:.3f} | {r.mse:.6f} | {r.median:.7f} |"
@@ -197,10 +261,19 @@ def table(rows: Sequence[Row]) -> list[str]:
 
 def chains(found: dict[str, list[Row]]) -> list[str]:
     """Which layers: "auto", CLEAR's criterion and every fixed chain, over the concepts together."""
-    heads = ("layers", "denoiser residual, worst", "denoiser drift, mean", "drawn, worst", "mse of others, mean", "median, mean")
+    heads = (
+        "layers",
+        "denoiser residual, worst",
+        "denoiser drift, mean",
+        "drawn, worst",
+        "mse of others, mean",
+        "median, mean",
+    )
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for choice in CHAINS:
-        rows = [row for kept in found.values() for row in kept if row.choice == choice and not row.why]
+        rows = [
+            row for kept in found.values() for row in kept if row.choice == choice and not row.why
+        ]
         lines.append(
             f"| {choice} | {max(r.residual_seen for r in rows):.3f} | {fmean(r.drift_seen for r in rows):.4f} | "
             f"{max(r.drawn for r in rows):.3f} | {fmean(r.mse for r in rows):.6f} | {fmean(r.median for r in rows):.7f} |"
@@ -210,15 +283,20 @@ def chains(found: dict[str, list[Row]]) -> list[str]:
 
 def page(world: str, where: str, n: int, found: dict[str, list[Row]]) -> str:
     lines = [
-        f"# Each choice alone, on the {world} world", "",
+        f"# Each choice alone, on the {world} world",
+        "",
         f"`python benchmarks/ablation.py --world {world}` wrote this page: {where}; {n} target and {n} other pictures per row,",
         f"15 steps, guidance 3, same seeds. {CHOSEN[world]}, so its pictures come from training phrasings;",
         "only the column 'held out' measures phrasings that no edit was solved for. The default takes layers by kind; the",
         "choices after the chains each differ from blocks 0 and last, which every concept can take.",
         "Denoiser: noise predictions instead of pictures (`denoiser.Look`); residual is what is left of the target, drift how",
         "far captions move that no metric has seen. CLEAR chooses the early block by how far the target lies from the",
-        "preserve captions.", "", "## Auto, CLEAR and every fixed chain", "", *chains(found),
-    ]  # fmt: skip
+        "preserve captions.",
+        "",
+        "## Auto, CLEAR and every fixed chain",
+        "",
+        *chains(found),
+    ]
     for concept, rows in found.items():
         lines += ["", f"## {concept}", "", *table(rows)]
     return "\n".join([*lines, ""])
@@ -229,8 +307,14 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=32, help="images per cell")
     parser.add_argument("--seed", type=int, default=3)
     parser.add_argument("--world", choices=sorted(WORLDS), default="first")
-    parser.add_argument("--folder", type=Path, default=glyphs.WEIGHTS, help="where that world's weights are")
-    parser.add_argument("--lines", type=Path, help="JSON lines of finished rows (default: runs/ablation-WORLD.jsonl)")
+    parser.add_argument(
+        "--folder", type=Path, default=glyphs.WEIGHTS, help="where that world's weights are"
+    )
+    parser.add_argument(
+        "--lines",
+        type=Path,
+        help="JSON lines of finished rows (default: runs/ablation-WORLD.jsonl)",
+    )
     args = parser.parse_args()
     where, lines = provenance(args.seed), args.lines or Path(f"runs/ablation-{args.world}.jsonl")
     rows = {(r.concept, r.choice): r for r in (Row(**line) for line in kept_lines(lines))}

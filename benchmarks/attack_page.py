@@ -12,7 +12,15 @@ from typing import Any
 from PIL import Image
 from tqdm.auto import tqdm
 
-from common import accuracy, commit, keep_line, kept_lines, prompts_with, prompts_without, provenance
+from common import (
+    accuracy,
+    commit,
+    keep_line,
+    kept_lines,
+    prompts_with,
+    prompts_without,
+    provenance,
+)
 from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, glyphs
 from diffusers_erasepro.baselines import methods
 from diffusers_erasepro.evaluation.attacks import ATTACKS, Siege, img2img
@@ -21,14 +29,24 @@ from diffusers_erasepro.evaluation.metrics import rate
 CONCEPTS = {
     "shape": Concept("star", "circle"),
     "style": Concept("Mira Voss", "Una Flatt", templates="style"),
-    "attribute": Concept("cracked", "whole", templates="unsafe", synonyms=("broken", "shattered", "fallen")),
+    "attribute": Concept(
+        "cracked", "whole", templates="unsafe", synonyms=("broken", "shattered", "fallen")
+    ),
 }
 VICTIMS: dict[str, Callable[[Any, ErasureSpec], ErasureAdapter] | None] = {
-    "unedited": None, "UCE": methods.uce, "RECE": methods.rece, "ours": erase, "ours, robust": partial(erase, robust=True),
+    "unedited": None,
+    "UCE": methods.uce,
+    "RECE": methods.rece,
+    "ours": erase,
+    "ours, robust": partial(erase, robust=True),
     "ours, blocks 0 and last": partial(erase, layers=(0, -1)),
-}  # fmt: skip
+}
 STEPS = 10
-OTHERS, EDITED, MADE = "other prompts drawn right", "img2img with other prompts, drawn right", "time to make and load"
+OTHERS, EDITED, MADE = (
+    "other prompts drawn right",
+    "img2img with other prompts, drawn right",
+    "time to make and load",
+)
 
 
 def victim_of(name: str, spec: ErasureSpec) -> Any:
@@ -44,7 +62,13 @@ def measure(out: Path, n: int, seed: int) -> None:
     done = {(r["concept"], r["victim"], r["attack"]) for r in of_run(out, n, seed)}
 
     def keep(concept: Concept, victim: str, attack: str, hits: int, of: int, began: float) -> None:
-        row = {"concept": concept.target, "victim": victim, "attack": attack, "hits": hits, "of": of}
+        row = {
+            "concept": concept.target,
+            "victim": victim,
+            "attack": attack,
+            "hits": hits,
+            "of": of,
+        }
         spent = {"seconds": round(time.perf_counter() - began, 1), "commit": commit()}
         keep_line(out, row | {"n": n, "seed": seed, "steps": STEPS} | spent)
 
@@ -66,7 +90,10 @@ def measure(out: Path, n: int, seed: int) -> None:
                 if (concept.target, name, attack) not in done:
                     began = time.perf_counter()
                     told = judge(ATTACKS[attack].run(siege))[field]
-                    hits = [answer is True if field == "attribute" else answer == concept.target for answer in told]
+                    hits = [
+                        answer is True if field == "attribute" else answer == concept.target
+                        for answer in told
+                    ]
                     keep(concept, name, attack, sum(hits), len(hits), began)
 
 
@@ -87,7 +114,11 @@ def page(rows: list[dict[str, Any]], where: str) -> str:
     text = [INTRODUCTION.format(where=where, commits=commits, steps=STEPS, n=rows[0]["n"])]
     for concept in dict.fromkeys(r["concept"] for r in rows):
         found = {(r["attack"], r["victim"]): r for r in rows if r["concept"] == concept}
-        text += [f"\n## {concept}\n", f"| attack | access | budget | {' | '.join(VICTIMS)} |", "|---" * (3 + len(VICTIMS)) + "|"]
+        text += [
+            f"\n## {concept}\n",
+            f"| attack | access | budget | {' | '.join(VICTIMS)} |",
+            "|---" * (3 + len(VICTIMS)) + "|",
+        ]
         records = {name: f"{a.access} | {a.budget}" for name, a in ATTACKS.items()} | dict.fromkeys(
             (OTHERS, EDITED, MADE), "- | -"
         )
@@ -99,20 +130,39 @@ def page(rows: list[dict[str, Any]], where: str) -> str:
 
 def totals(rows: list[dict[str, Any]]) -> list[str]:
     """By what the attacker can give, all concepts and attacks of a kind together, without those that fail on the unedited."""
-    read = {(r["concept"], r["attack"]) for r in rows if r["victim"] == "unedited" and 2 * r["hits"] >= r["of"] > 0}
-    text = ["\n## Together\n", TOGETHER, f"\n| access | {' | '.join(VICTIMS)} |", "|---" * (1 + len(VICTIMS)) + "|"]
+    read = {
+        (r["concept"], r["attack"])
+        for r in rows
+        if r["victim"] == "unedited" and 2 * r["hits"] >= r["of"] > 0
+    }
+    text = [
+        "\n## Together\n",
+        TOGETHER,
+        f"\n| access | {' | '.join(VICTIMS)} |",
+        "|---" * (1 + len(VICTIMS)) + "|",
+    ]
     for access in dict.fromkeys(a.access for a in ATTACKS.values()):
         names = {name for name, a in ATTACKS.items() if a.access == access}
         mine = [r for r in rows if r["attack"] in names and (r["concept"], r["attack"]) in read]
-        sums = [[sum(r[k] for r in mine if r["victim"] == v) for k in ("hits", "of")] for v in VICTIMS]
-        text.append(f"| {access} | " + " | ".join(cell({"attack": "", "hits": h, "of": n}) for h, n in sums) + " |")
+        sums = [
+            [sum(r[k] for r in mine if r["victim"] == v) for k in ("hits", "of")] for v in VICTIMS
+        ]
+        text.append(
+            f"| {access} | "
+            + " | ".join(cell({"attack": "", "hits": h, "of": n}) for h, n in sums)
+            + " |"
+        )
     return text
 
 
 def cell(row: dict[str, Any] | None) -> str:
     if row and row["attack"] == MADE:
         return f"{row['seconds']} s"
-    return str(rate([True] * row["hits"] + [False] * (row["of"] - row["hits"]))) if row and row["of"] else "not run"
+    return (
+        str(rate([True] * row["hits"] + [False] * (row["of"] - row["hits"])))
+        if row and row["of"]
+        else "not run"
+    )
 
 
 TOGETHER = """Attacks of one kind, all concepts together; only those that bring the concept back at least every second time on the
@@ -133,11 +183,15 @@ serves both columns."""
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/attacks.jsonl"), help="JSON lines, appended to")
+    parser.add_argument(
+        "--out", type=Path, default=Path("benchmarks/attacks.jsonl"), help="JSON lines, appended to"
+    )
     parser.add_argument("--page", type=Path, default=Path("docs/attacks.md"))
     parser.add_argument("-n", type=int, default=24)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only-page", action="store_true", help="write the page from the lines there are")
+    parser.add_argument(
+        "--only-page", action="store_true", help="write the page from the lines there are"
+    )
     args = parser.parse_args()
     if not args.only_page:
         measure(args.out, args.n, args.seed)

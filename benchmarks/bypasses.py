@@ -26,14 +26,19 @@ START, STOP = "<!-- bypasses: start -->", "<!-- bypasses: stop -->"
 def cell(outcome: Outcome) -> str:
     """What happened, in a few words."""
     if outcome.kind == "error":
-        return outcome.why.partition(":")[0].replace("diffusers' own ", "") + ("*" if outcome.why.startswith("diffusers") else "")
+        return outcome.why.partition(":")[0].replace("diffusers' own ", "") + (
+            "*" if outcome.why.startswith("diffusers") else ""
+        )
     kind = "**SILENT**" if outcome.kind == "SILENT" else outcome.kind
     return f"{kind} {outcome.residual:.0e}"
 
 
 def table(outcomes: dict[tuple[str, str, str], Outcome]) -> list[str]:
     columns = [(w, d) for w in WHERE for d in DTYPES]
-    rows = ["| route | " + " | ".join(f"{w}, {d}" for w, d in columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    rows = [
+        "| route | " + " | ".join(f"{w}, {d}" for w, d in columns) + " |",
+        "|---" * (len(columns) + 1) + "|",
+    ]
     for route in ROUTES:
         cells = [cell(outcomes[route.name, w, d]) for w, d in columns]
         rows.append(f"| {route.name} | " + " | ".join(cells) + " |")
@@ -45,7 +50,9 @@ def reasons(outcomes: dict[tuple[str, str, str], Outcome]) -> list[str]:
     found: dict[str, set[str]] = {}
     for (route, _, _), outcome in outcomes.items():
         if outcome.kind == "listed":
-            why = "residual above the threshold" if outcome.why.startswith("verify") else outcome.why
+            why = (
+                "residual above the threshold" if outcome.why.startswith("verify") else outcome.why
+            )
             found.setdefault(why, set()).add(route)
     return [f"- {why}: {'; '.join(sorted(routes))}." for why, routes in sorted(found.items())]
 
@@ -53,7 +60,12 @@ def reasons(outcomes: dict[tuple[str, str, str], Outcome]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--page", type=Path, default=Path("docs/reliability.md"))
-    parser.add_argument("--lines", type=Path, default=Path("runs/bypasses.jsonl"), help="JSON lines of finished cells")
+    parser.add_argument(
+        "--lines",
+        type=Path,
+        default=Path("runs/bypasses.jsonl"),
+        help="JSON lines of finished cells",
+    )
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     made_with, _, commit = provenance(0).rpartition(" ")
@@ -73,19 +85,30 @@ def main() -> None:
                     if key not in outcomes:
                         found = walk_route(route, kit, shipped, dtype)
                         outcomes[key], commits[key] = found, commit
-                        keep_line(args.lines, [key, [found.kind, found.residual, found.share, found.why], commit])
+                        keep_line(
+                            args.lines,
+                            [key, [found.kind, found.residual, found.share, found.why], commit],
+                        )
     counts = Counter(o.kind for o in outcomes.values())
     lines = [
         f"`python benchmarks/bypasses.py` wrote this table: {made_with} "
-        + ", ".join(f"{c} ({n} cells)" for c, n in Counter(commits.values()).most_common()) + ".",
-        f"{len(ROUTES)} routes, {len(outcomes)} cells: " + ", ".join(f"{counts[k]} {k}" for k in ("holds", "error", "listed"))
-        + f", **{counts['SILENT']} silent**.", "",
+        + ", ".join(f"{c} ({n} cells)" for c, n in Counter(commits.values()).most_common())
+        + ".",
+        f"{len(ROUTES)} routes, {len(outcomes)} cells: "
+        + ", ".join(f"{counts[k]} {k}" for k in ("holds", "error", "listed"))
+        + f", **{counts['SILENT']} silent**.",
+        "",
         "- *holds*: the K/V of the target are those of its anchor on the same route without the erasure; the number is the worst",
         f"  relative difference (threshold 1e-5, bf16 2e-2), and at most {SHARE} of the target is left in the drawing.",
         "- *a name*: this error, before a picture is drawn (*: raised by diffusers itself, with and without us).",
-        "- *listed*: it does not hold exactly, and `verify_erasure` says so.", "",
-        *table(outcomes), "", "Why some are listed:", "", *reasons(outcomes),
-    ]  # fmt: skip
+        "- *listed*: it does not hold exactly, and `verify_erasure` says so.",
+        "",
+        *table(outcomes),
+        "",
+        "Why some are listed:",
+        "",
+        *reasons(outcomes),
+    ]
     page = args.page.read_text()
     before, after = page[: page.index(START) + len(START)], page[page.index(STOP) :]
     args.page.write_text("\n".join([before, *lines, after]))

@@ -42,23 +42,38 @@ COLUMNS = ("ACC_e", "ACC_e2", "ACC_a", "ACC_ctx", "ACC_s", "mse", "feature", "fr
 
 def asks(pipe: Any, spec: ErasureSpec, n: int, seed: int) -> dict[str, list[Ask]]:
     every = SUITES["glyphs"].asks(pipe, spec, n, seed)  # type: ignore[misc]
-    return {kind: found if kind in ("target", "other") else found[:FEW] for kind, found in every.items()}
+    return {
+        kind: found if kind in ("target", "other") else found[:FEW] for kind, found in every.items()
+    }
 
 
 def found(pipe: Any, cell: str, n: int, seed: int, kept: Path) -> Found:
     spec = ErasureSpec(CELLS[cell], preserve=PRESERVE)
     makes = {f"{method}: {setting}": make for (method, setting), make in METHODS.items()}
-    made = {row: makes[row](pipe, spec) for row in (OURS, RIVALS[cell])} | {AUTO: erase(pipe, spec, layers="auto")}
-    chosen = {row: made[row] for row in made if row != AUTO or made[AUTO].digest != made[OURS].digest}
+    made = {row: makes[row](pipe, spec) for row in (OURS, RIVALS[cell])} | {
+        AUTO: erase(pipe, spec, layers="auto")
+    }
+    chosen = {
+        row: made[row] for row in made if row != AUTO or made[AUTO].digest != made[OURS].digest
+    }
     suite = replace(SUITES["glyphs"], asks=asks)
-    rows = evaluate(pipe, spec, chosen, suite, n=n, seed=seed, out=kept / cell.replace(" ", "-"), controls=False)
+    rows = evaluate(
+        pipe, spec, chosen, suite, n=n, seed=seed, out=kept / cell.replace(" ", "-"), controls=False
+    )
     return {AUTO: rows[OURS], **rows}  # drawn once, where auto chose what the default is
 
 
 def mse_ratio(kept: Path, cell: str, row: str) -> Estimate:
     """Ours over the peer's, of the same other prompts."""
-    lines = [x for x in kept_lines(kept / cell.replace(" ", "-") / "shard-0.jsonl") if x.get("kind") == "other"]
-    of = {name: {x["index"]: x["mse"] for x in lines if x["row"] == name} for name in (row, OURS, RIVALS[cell])}
+    lines = [
+        x
+        for x in kept_lines(kept / cell.replace(" ", "-") / "shard-0.jsonl")
+        if x.get("kind") == "other"
+    ]
+    of = {
+        name: {x["index"]: x["mse"] for x in lines if x["row"] == name}
+        for name in (row, OURS, RIVALS[cell])
+    }
     ours, peer = of[row] or of[OURS], of[RIVALS[cell]]
     return ratio([ours[i] for i in peer], list(peer.values()), "mse ratio")
 
@@ -72,13 +87,25 @@ def value(x: Any) -> str:
 def page(rows: dict[str, Found], ratios: dict[tuple[str, str], Estimate], n: int, seed: int) -> str:
     text = [INTRODUCTION.format(where=provenance(seed), n=n)]
     for ours, title in ((OURS, "The default"), (AUTO, '`layers="auto"`')):
-        text += [f"## {title}", "", results.VERDICTS, *(results.verdict(cell, found, ours) for cell, found in rows.items()), ""]
+        text += [
+            f"## {title}",
+            "",
+            results.VERDICTS,
+            *(results.verdict(cell, found, ours) for cell, found in rows.items()),
+            "",
+        ]
     for cell, found in rows.items():
         told = f'{value(ratios[cell, OURS])}; with `layers="auto"` {value(ratios[cell, AUTO])}'
         text += [f"## {cell}", "", f"mse of others, ours over the peer's: {told}.", ""]
         text += [f"| row | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
         shown = (UNEDITED, OURS, AUTO, RIVALS[cell])
-        text += [*(f"| {row} | {' | '.join(value(found[row].get(c)) for c in COLUMNS)} |" for row in shown), ""]
+        text += [
+            *(
+                f"| {row} | {' | '.join(value(found[row].get(c)) for c in COLUMNS)} |"
+                for row in shown
+            ),
+            "",
+        ]
     return "\n".join(text)
 
 
@@ -86,10 +113,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--n", type=int, default=600, help="pictures per kind of prompt and row")
     parser.add_argument("--seed", type=int, default=2)
-    parser.add_argument("--kept", type=Path, default=Path("runs/cells"), help="JSON lines of finished pictures")
+    parser.add_argument(
+        "--kept", type=Path, default=Path("runs/cells"), help="JSON lines of finished pictures"
+    )
     parser.add_argument("--page", type=Path, default=Path("docs/cells.md"))
     args = parser.parse_args()
-    pipe, rows, ratios = erasable(glyphs.load_pipeline()), dict[str, Found](), dict[tuple[str, str], Estimate]()
+    pipe, rows, ratios = (
+        erasable(glyphs.load_pipeline()),
+        dict[str, Found](),
+        dict[tuple[str, str], Estimate](),
+    )
     for cell in tqdm(CELLS, desc="cells"):
         rows[cell] = found(pipe, cell, args.n, args.seed, args.kept)
         ratios |= {(cell, ours): mse_ratio(args.kept, cell, ours) for ours in (OURS, AUTO)}

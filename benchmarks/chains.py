@@ -15,7 +15,17 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from common import Pairs, draw, erased, keep_line, kept_lines, loaded, prompts_with, provenance, rate
+from common import (
+    Pairs,
+    draw,
+    erased,
+    keep_line,
+    kept_lines,
+    loaded,
+    prompts_with,
+    provenance,
+    rate,
+)
 from diffusers_erasepro import Concept, ErasureSpec, erase, glyphs
 from diffusers_erasepro.baselines.methods import uce
 from diffusers_erasepro.erasure.auto_layers import Look
@@ -89,19 +99,25 @@ class Bench:
     def __init__(self, n: int, targets: int, seed: int, device: str) -> None:
         self.targets, self.seed, self.preserve = targets, seed, tuple(glyphs.captions(400, seed=0))
         self.pipe, self.judge = loaded(device)
-        self.others: Pairs = [(text, Scene(None, None, None, None)) for text in asked(NOBODY, n, seed)]
+        self.others: Pairs = [
+            (text, Scene(None, None, None, None)) for text in asked(NOBODY, n, seed)
+        ]
         self.base = draw(self.pipe, self.others, seed=seed, desc="unedited")
 
     def row(self, name: str, chain: str) -> Row:
         field, concept = concepts()[name]
         spec = ErasureSpec((concept,), preserve=self.preserve)
-        adapter = uce(self.pipe, spec) if chain == "UCE" else erase(self.pipe, spec, **CHAINS[chain])
+        adapter = (
+            uce(self.pipe, spec) if chain == "UCE" else erase(self.pipe, spec, **CHAINS[chain])
+        )
         with torch.no_grad():
             r, d = Look.at(self.pipe, spec).compare(adapter)
         targets = prompts_with(concept, self.targets, seed=self.seed, held_out=False)
         with erased(self.pipe, adapter):
             told = self.judge(draw(self.pipe, targets, seed=self.seed, desc=f"{chain}: {name}"))
-            moved = np.array(pixel_change(draw(self.pipe, self.others, seed=self.seed, desc="others"), self.base))
+            moved = np.array(
+                pixel_change(draw(self.pipe, self.others, seed=self.seed, desc="others"), self.base)
+            )
         moved = moved[[not any(word in text for word in concept.words) for text, _ in self.others]]
         anchor = None if field == "attribute" else rate(told, field, concept.anchor)
         flips, target = int((moved > FLIP).sum()), rate(told, field, concept.target)
@@ -110,13 +126,24 @@ class Bench:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--n", type=int, default=6000, help="pictures of others; fewer are left where they name the concept")
+    parser.add_argument(
+        "--n",
+        type=int,
+        default=6000,
+        help="pictures of others; fewer are left where they name the concept",
+    )
     parser.add_argument("--targets", type=int, default=400)
     parser.add_argument("--seed", type=int, default=3)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--concepts", nargs="*", default=list(concepts()))
-    parser.add_argument("--lines", type=Path, default=Path("runs/chains.jsonl"), help="finished rows")
-    parser.add_argument("--drawn", default="", help="how the rows in --lines were drawn; writes the page from them alone")
+    parser.add_argument(
+        "--lines", type=Path, default=Path("runs/chains.jsonl"), help="finished rows"
+    )
+    parser.add_argument(
+        "--drawn",
+        default="",
+        help="how the rows in --lines were drawn; writes the page from them alone",
+    )
     parser.add_argument("--page", type=Path, default=Path("docs/chains.md"))
     args = parser.parse_args()
     known = {(r.concept, r.chain): r for r in (Row(**line) for line in kept_lines(args.lines))}
@@ -126,7 +153,13 @@ def main() -> None:
         for one in tqdm([one for one in wanted if one not in known], desc="chains"):
             known[one] = bench.row(*one)
             keep_line(args.lines, vars(known[one]))
-    args.page.write_text("\n".join(page([known[one] for one in wanted if one in known], args.drawn or provenance(args.seed))))
+    args.page.write_text(
+        "\n".join(
+            page(
+                [known[one] for one in wanted if one in known], args.drawn or provenance(args.seed)
+            )
+        )
+    )
 
 
 if __name__ == "__main__":

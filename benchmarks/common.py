@@ -36,23 +36,36 @@ def loaded(device: str, folder: Path = glyphs.WEIGHTS) -> tuple[Any, Any]:
 
 @torch.no_grad()
 def draw(
-    pipe: Any, pairs: Pairs, *, seed: int = 0, steps: int = 15, guidance: float = 3.0, desc: str = "draw"
+    pipe: Any,
+    pairs: Pairs,
+    *,
+    seed: int = 0,
+    steps: int = 15,
+    guidance: float = 3.0,
+    desc: str = "draw",
 ) -> list[Image.Image]:
     """One image per caption; caption i always starts from the same noise."""
     images, size = [], 40 if pipe.device.type == "cpu" else 1000
     for i in trange(0, len(pairs), size, desc=desc, leave=False):
         texts = [text for text, _ in pairs[i : i + size]]
         noise = [torch.Generator().manual_seed(seed * 100_000 + i + j) for j in range(len(texts))]
-        images += pipe(texts, num_inference_steps=steps, guidance_scale=guidance, generator=noise).images
+        images += pipe(
+            texts, num_inference_steps=steps, guidance_scale=guidance, generator=noise
+        ).images
     return images
 
 
 def accuracy(told: dict[str, list], pairs: Pairs) -> float:
     """Share of what the captions say that the pictures show: shape, style, colour, background, attribute."""
     right = [
-        told[f][i] == getattr(scene, f) for i, (_, scene) in enumerate(pairs) for f in FIELDS if getattr(scene, f) is not None
+        told[f][i] == getattr(scene, f)
+        for i, (_, scene) in enumerate(pairs)
+        for f in FIELDS
+        if getattr(scene, f) is not None
     ]
-    right += [told["attribute"][i] == (scene.attribute is not None) for i, (_, scene) in enumerate(pairs)]
+    right += [
+        told["attribute"][i] == (scene.attribute is not None) for i, (_, scene) in enumerate(pairs)
+    ]
     return sum(right) / len(right)
 
 
@@ -69,7 +82,10 @@ def change(a: Sequence[Image.Image], b: Sequence[Image.Image]) -> np.ndarray:
 
 def wilson(p: float, n: int, z: float = 1.96) -> tuple[float, float]:
     """95 % interval of a rate that, unlike those of `metrics.rate`, need not be a whole number of hits: frames of clips."""
-    centre, spread = (p + z * z / (2 * n)) / (1 + z * z / n), z * ((p * (1 - p) + z * z / (4 * n)) / n) ** 0.5 / (1 + z * z / n)
+    centre, spread = (
+        (p + z * z / (2 * n)) / (1 + z * z / n),
+        z * ((p * (1 - p) + z * z / (4 * n)) / n) ** 0.5 / (1 + z * z / n),
+    )
     return max(0.0, centre - spread), min(1.0, centre + spread)
 
 
@@ -97,7 +113,10 @@ def keep_line(path: Path, value: Any) -> None:
 
 def built_wheel(folder: Path) -> Path:
     """This checkout as a wheel in `folder`."""
-    subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, str(ROOT)], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, str(ROOT)],
+        check=True,
+    )
     (wheel,) = folder.glob("*.whl")
     return wheel
 
@@ -111,12 +130,12 @@ def new_environment(folder: Path, *requirements: str) -> Path:
 
 def commit() -> str:
     """The commit that runs."""
-    return subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    return subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+    ).stdout.strip()
 
 
 def provenance(seed: int) -> str:
     """One line that says where numbers come from."""
     gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_initialized() else ""
-    return (
-        f"{gpu}{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, seed {seed}, commit {commit()}"
-    )
+    return f"{gpu}{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, seed {seed}, commit {commit()}"

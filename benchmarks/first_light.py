@@ -55,12 +55,23 @@ PROMISES = {"shape": 0.05, "style": 0.10, "attribute": 0.05}
 
 def concepts_of(world: World) -> tuple[tuple[str, Concept], ...]:
     """Field and concept: four shapes, two styles and the attribute, in the words of `world`."""
-    words = {field: {drawing: word for word, drawing in getattr(world, f"{field}s").items()} for field in ("shape", "style")}
+    words = {
+        field: {drawing: word for word, drawing in getattr(world, f"{field}s").items()}
+        for field in ("shape", "style")
+    }
     templates = {"shape": "instance", "style": "style"}
     damaged, *others = world.attribute_words
     return (
-        *((f, Concept(words[f][target], words[f][anchor], templates=templates[f])) for f, target, anchor in DRAWINGS),
-        ("attribute", Concept(damaged, world.attribute_opposites[0], templates="unsafe", synonyms=tuple(others))),
+        *(
+            (f, Concept(words[f][target], words[f][anchor], templates=templates[f]))
+            for f, target, anchor in DRAWINGS
+        ),
+        (
+            "attribute",
+            Concept(
+                damaged, world.attribute_opposites[0], templates="unsafe", synonyms=tuple(others)
+            ),
+        ),
     )
 
 
@@ -104,19 +115,25 @@ class Row:
 class Bench:
     """The unedited pictures, drawn once and only if asked for, and the comparison of any edited pipeline with them."""
 
-    def __init__(self, world: World, folder: Path, n: int, others: int, seed: int, device: str) -> None:
+    def __init__(
+        self, world: World, folder: Path, n: int, others: int, seed: int, device: str
+    ) -> None:
         self.world, self.n, self.seed, self.concepts = world, n, seed, concepts_of(world)
         self.pipe, self.judge = loaded(device, folder)
         every = [concept for _, concept in self.concepts]
         self.others = prompts_without(every, others, seed=seed, held_out=True, world=world)
         self.said = np.array([all(getattr(scene, f) for f in FIELDS) for _, scene in self.others])
-        self.open = prompts_without(every, n // 4, seed=seed, held_out=True, world=world, shape=False)
+        self.open = prompts_without(
+            every, n // 4, seed=seed, held_out=True, world=world, shape=False
+        )
 
     @cached_property
     def base(self) -> tuple[list[Image.Image], list[Image.Image]]:
         """The others and those that leave the shape open, unedited."""
         with self.pipe.erasure_disabled():  # whoever asks first may have one on
-            others, opened = (draw(self.pipe, pairs, seed=self.seed) for pairs in (self.others, self.open))
+            others, opened = (
+                draw(self.pipe, pairs, seed=self.seed) for pairs in (self.others, self.open)
+            )
         return others, opened
 
     def row(self, method: str, field: str, concept: Concept, pipe: Any) -> Row:
@@ -124,22 +141,45 @@ class Bench:
         told = self.judge(draw(pipe, targets, seed=self.seed, desc=f"{method}: {concept.target}"))
         images, opened = base_others, base_open = self.base
         if method != "unedited":
-            images, opened = (draw(pipe, pairs, seed=self.seed, desc="others") for pairs in (self.others, self.open))
+            images, opened = (
+                draw(pipe, pairs, seed=self.seed, desc="others")
+                for pairs in (self.others, self.open)
+            )
         moved = change(images, base_others)
-        words = {w: [i for i, (_, s) in enumerate(targets) if getattr(s, field) == w] for w in concept.words}
-        by_word = [rate({field: [told[field][i] for i in at]}, field, concept.target) for at in words.values()]
+        words = {
+            w: [i for i, (_, s) in enumerate(targets) if getattr(s, field) == w]
+            for w in concept.words
+        }
+        by_word = [
+            rate({field: [told[field][i] for i in at]}, field, concept.target)
+            for at in words.values()
+        ]
         rest = [f for f in FIELDS if f != field]
-        right = [told[f][i] == getattr(s, f) for i, (_, s) in enumerate(targets) for f in rest if getattr(s, f)]
+        right = [
+            told[f][i] == getattr(s, f)
+            for i, (_, s) in enumerate(targets)
+            for f in rest
+            if getattr(s, f)
+        ]
         return Row(
-            method, concept.target, rate(told, field, concept.target), max(by_word),
-            None if field == "attribute" else rate(told, field, concept.anchor), sum(right) / len(right),
-            accuracy(self.judge(images), self.others), float(moved[self.said].mean()),
-            float(change(opened, base_open).mean()), moved.tolist(),
-        )  # fmt: skip
+            method,
+            concept.target,
+            rate(told, field, concept.target),
+            max(by_word),
+            None if field == "attribute" else rate(told, field, concept.anchor),
+            sum(right) / len(right),
+            accuracy(self.judge(images), self.others),
+            float(moved[self.said].mean()),
+            float(change(opened, base_open).mean()),
+            moved.tolist(),
+        )
 
 
 def bits(pipe: Any) -> list[torch.Tensor]:
-    return [t.clone() for t in (*pipe.text_encoder.state_dict().values(), *pipe.unet.state_dict().values())]
+    return [
+        t.clone()
+        for t in (*pipe.text_encoder.state_dict().values(), *pipe.unet.state_dict().values())
+    ]
 
 
 def toggles(pipe: Any, adapter: ErasureAdapter, count: int = 1000) -> bool:
@@ -155,7 +195,9 @@ def toggles(pipe: Any, adapter: ErasureAdapter, count: int = 1000) -> bool:
     return all(torch.equal(a, b) for a, b in zip(bits(pipe), before, strict=True))
 
 
-def stock_difference(pipe: Any, adapter: ErasureAdapter, world: World, folder: Path, n: int = 16) -> int:
+def stock_difference(
+    pipe: Any, adapter: ErasureAdapter, world: World, folder: Path, n: int = 16
+) -> int:
     """Largest pixel difference between our loader and stock `load_lora_weights` with the same file."""
     prompts = prompts_with(adapter.spec.concepts[0], n, seed=5, held_out=True, world=world)
     stock = glyphs.load_pipeline(folder).to(pipe.device)
@@ -165,7 +207,9 @@ def stock_difference(pipe: Any, adapter: ErasureAdapter, world: World, folder: P
     with erased(pipe, adapter):
         ours = draw(pipe, prompts)
     pairs = zip(ours, draw(stock, prompts), strict=True)
-    return max(int(np.abs(np.asarray(a, dtype=int) - np.asarray(b, dtype=int)).max()) for a, b in pairs)
+    return max(
+        int(np.abs(np.asarray(a, dtype=int) - np.asarray(b, dtype=int)).max()) for a, b in pairs
+    )
 
 
 def sizes(pipe: Any, spec: ErasureSpec, blocks: tuple[int, ...]) -> list[float]:
@@ -195,7 +239,11 @@ Checked = tuple[str, str, str, bool]
 
 
 def checked(
-    bench: Bench, rows: list[Row], ours: str, adapters: dict[str, ErasureAdapter], checks: dict[str, Any]
+    bench: Bench,
+    rows: list[Row],
+    ours: str,
+    adapters: dict[str, ErasureAdapter],
+    checks: dict[str, Any],
 ) -> list[Checked]:
     """Every promise, of the method called `ours`."""
     every = [concept.target for _, concept in bench.concepts]
@@ -212,7 +260,12 @@ def checked(
         line(f"{field} still drawn", f"<= {most}", f"{value:.3f} ({worst})", value <= most)
     shapes = [c.target for f, c in bench.concepts if f == "shape"]
     worst = min(shapes, key=lambda name: by[name, ours].anchor or 0.0)
-    line("anchor drawn (shapes)", ">= .85", f"{by[worst, ours].anchor:.3f} ({worst})", (by[worst, ours].anchor or 0) >= 0.85)
+    line(
+        "anchor drawn (shapes)",
+        ">= .85",
+        f"{by[worst, ours].anchor:.3f} ({worst})",
+        (by[worst, ours].anchor or 0) >= 0.85,
+    )
     worst = min(every, key=lambda name: by[name, ours].others)
     lost = by[worst, "unedited"].others - by[worst, ours].others
     line("accuracy lost on others", "<= .01", f"{lost:.3f} ({worst})", lost <= 0.01)
@@ -223,16 +276,31 @@ def checked(
     ):
         mine, peer = ({t: getattr(by[t, method], field) for t in every} for method in (ours, "UCE"))
         worst = max(every, key=lambda t: mine[t] / peer[t])
-        line(f"{what}, against UCE's", "<= .5", f"{mine[worst] / peer[worst]:.2f} ({worst})", mine[worst] <= 0.5 * peer[worst])
+        line(
+            f"{what}, against UCE's",
+            "<= .5",
+            f"{mine[worst] / peer[worst]:.2f} ({worst})",
+            mine[worst] <= 0.5 * peer[worst],
+        )
         whole = sum(mine.values()) / sum(peer.values())
         line(f"{what}, against UCE's: all concepts together", "<= .5", f"{whole:.2f}", whole <= 0.5)
     fall = {t: max(values[1:]) / values[0] for t, values in checks["depth"].items()}
     worst = max(fall, key=fall.__getitem__)
-    line("largest deeper edit against the first, every block edited", "< 1", f"{fall[worst]:.2f} ({worst})", fall[worst] < 1)
+    line(
+        "largest deeper edit against the first, every block edited",
+        "< 1",
+        f"{fall[worst]:.2f} ({worst})",
+        fall[worst] < 1,
+    )
     worst = max(adapters, key=lambda name: adapters[name].report.listed_residual)
     value = adapters[worst].report.listed_residual
     line("listed residual, fp32", "<= 1e-5", f"{value:.1e} ({worst})", value <= 1e-5)
-    line("off = base, 1000 toggles", "the same bits", "same" if checks["toggles"] else "differ", checks["toggles"])
+    line(
+        "off = base, 1000 toggles",
+        "the same bits",
+        "same" if checks["toggles"] else "differ",
+        checks["toggles"],
+    )
     line("stock load_lora_weights", "<= 2/255", f"{checks['stock']}/255", checks["stock"] <= 2)
     return found
 
@@ -244,7 +312,9 @@ def promises(columns: dict[str, list[Checked]]) -> list[str]:
         "|---|---" + "|---|---" * len(columns) + "|",
     ]
     for same in zip(*columns.values(), strict=True):
-        cells = " | ".join(f"{measured} | {'yes' if holds else '**no**'}" for *_, measured, holds in same)
+        cells = " | ".join(
+            f"{measured} | {'yes' if holds else '**no**'}" for *_, measured, holds in same
+        )
         lines.append(f"| {same[0][0]} | {same[0][1]} | {cells} |")
     return lines
 
@@ -252,12 +322,18 @@ def promises(columns: dict[str, list[Checked]]) -> list[str]:
 def ratios(rows: list[Row]) -> list[str]:
     """The change of others against UCE's, per concept, with what the chance of single pictures does to it."""
     by = {(r.concept, r.method): r for r in rows}
-    heads = [*(f"{ours} / UCE (95 %)" for ours in OURS), *(f"flipped, {method}" for method in (*OURS, "UCE"))]
+    heads = [
+        *(f"{ours} / UCE (95 %)" for ours in OURS),
+        *(f"flipped, {method}" for method in (*OURS, "UCE")),
+    ]
     lines = [f"| erased | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     for concept in dict.fromkeys(r.concept for r in rows):
         found = [ratio(by[concept, ours].moved, by[concept, "UCE"].moved) for ours in OURS]
         cells = [f"{x.value:.2f} ({x.low:.2f} to {x.high:.2f})" for x in found]
-        cells += [f"{row.flips} of {len(row.moved)}" for row in (by[concept, method] for method in (*OURS, "UCE"))]
+        cells += [
+            f"{row.flips} of {len(row.moved)}"
+            for row in (by[concept, method] for method in (*OURS, "UCE"))
+        ]
         lines.append(f"| {concept} | {' | '.join(cells)} |")
     return lines
 
@@ -267,9 +343,15 @@ def reports(made: dict[str, dict[str, ErasureAdapter]]) -> list[str]:
         "| method | erased | residual listed / held out mean (worst) | drift | layers: rank, size | seconds | KiB |",
         "|---|---|---|---|---|---|---|",
     ]
-    for ours, name, adapter in ((ours, name, adapter) for ours, adapters in made.items() for name, adapter in adapters.items()):
+    for ours, name, adapter in (
+        (ours, name, adapter)
+        for ours, adapters in made.items()
+        for name, adapter in adapters.items()
+    ):
         r = adapter.report
-        layers = ", ".join(f"{x.name.split('.layers.')[-1]}: {x.rank}, {x.edit_size:.2f}" for x in r.layers)
+        layers = ", ".join(
+            f"{x.name.split('.layers.')[-1]}: {x.rank}, {x.edit_size:.2f}" for x in r.layers
+        )
         lines.append(
             f"| {ours} | {name} | {r.listed_residual:.1e} / {r.held_out_mean:.2f} ({r.held_out_residual:.2f}) | {r.drift:.4f} | "
             f"{layers} | {r.seconds:.2f} | {len(adapter.to_bytes()) // 1024} |"
@@ -286,21 +368,39 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--n", type=int, default=200, help="images per cell")
     parser.add_argument(
-        "--others", type=int, default=1000, help="images without the concept per cell; single flips move their mean"
+        "--others",
+        type=int,
+        default=1000,
+        help="images without the concept per cell; single flips move their mean",
     )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--world", choices=sorted(WORLDS), default="first")
-    parser.add_argument("--folder", type=Path, default=glyphs.WEIGHTS, help="where that world's weights are")
+    parser.add_argument(
+        "--folder", type=Path, default=glyphs.WEIGHTS, help="where that world's weights are"
+    )
     parser.add_argument("--page", type=Path, default=Path("docs/first-light.md"))
-    parser.add_argument("--lines", type=Path, help="JSON lines of finished rows (default: runs/first-light-WORLD.jsonl)")
-    parser.add_argument("--drawn", default="", help="where and at which commit the rows in --lines were drawn, if elsewhere")
-    parser.add_argument("--device", default="cpu", help="where to draw; with cuda a cell of thousands takes seconds")
+    parser.add_argument(
+        "--lines",
+        type=Path,
+        help="JSON lines of finished rows (default: runs/first-light-WORLD.jsonl)",
+    )
+    parser.add_argument(
+        "--drawn",
+        default="",
+        help="where and at which commit the rows in --lines were drawn, if elsewhere",
+    )
+    parser.add_argument(
+        "--device", default="cpu", help="where to draw; with cuda a cell of thousands takes seconds"
+    )
     args = parser.parse_args()
     lines = args.lines or Path(f"runs/first-light-{args.world}.jsonl")
     known = {(r.concept, r.method): r for r in (Row(**line) for line in kept_lines(lines))}
     bench = Bench(WORLDS[args.world], args.folder, args.n, args.others, args.seed, args.device)
     where = provenance(args.seed)
-    preserve, blocks = tuple(glyphs.captions(400, seed=0, world=bench.world)), bench.pipe.text_encoder.config.num_hidden_layers
+    preserve, blocks = (
+        tuple(glyphs.captions(400, seed=0, world=bench.world)),
+        bench.pipe.text_encoder.config.num_hidden_layers,
+    )
     rows: list[Row] = []
     adapters: dict[str, dict[str, ErasureAdapter]] = {ours: {} for ours in OURS}
     for field, concept in tqdm(bench.concepts, desc="concepts"):
@@ -308,8 +408,19 @@ def main() -> None:
         for ours, options in OURS.items():
             adapters[ours][concept.target] = erase(bench.pipe, spec, **options)
         mine = {ours: partial(adapters[ours].get, concept.target) for ours in OURS}
-        for method, make in {"unedited": None, **mine, "UCE": partial(uce, bench.pipe, spec)}.items():
-            same = next((m for m in OURS if method in OURS and m != method and alike(adapters, concept, m, method)), None)
+        for method, make in {
+            "unedited": None,
+            **mine,
+            "UCE": partial(uce, bench.pipe, spec),
+        }.items():
+            same = next(
+                (
+                    m
+                    for m in OURS
+                    if method in OURS and m != method and alike(adapters, concept, m, method)
+                ),
+                None,
+            )
             if same and (concept.target, same) in known and (concept.target, method) not in known:
                 known[concept.target, method] = replace(known[concept.target, same], method=method)
             if (concept.target, method) not in known:
@@ -318,23 +429,38 @@ def main() -> None:
                 keep_line(lines, vars(row))
             rows.append(known[concept.target, method])
     name, first = next(iter(adapters["ours"].items()))
-    depth = {t: sizes(bench.pipe, adapter.spec, tuple(range(blocks))) for t, adapter in adapters["ours"].items()}
+    depth = {
+        t: sizes(bench.pipe, adapter.spec, tuple(range(blocks)))
+        for t, adapter in adapters["ours"].items()
+    }
     columns = {}
     for ours, made in adapters.items():
         checks = {
             "toggles": toggles(bench.pipe, made[name]),
-            "stock": max(stock_difference(bench.pipe, a, bench.world, args.folder) for a in made.values()),
+            "stock": max(
+                stock_difference(bench.pipe, a, bench.world, args.folder) for a in made.values()
+            ),
             "depth": depth,
         }
         columns[ours] = checked(bench, rows, ours, made, checks)
-    alone = {f"{name}, that block alone": [sizes(bench.pipe, first.spec, (i,))[0] for i in range(blocks)]}
+    alone = {
+        f"{name}, that block alone": [sizes(bench.pipe, first.spec, (i,))[0] for i in range(blocks)]
+    }
     picture = f"edit-size-{args.world}.png"
-    save_depth(args.page.parent / "images" / picture, depth | alone, title="Every block edited: size of each edit")
-    by_block = [f"| {t} | {' | '.join(f'{s:.2f}' for s in values)} |" for t, values in (depth | alone).items()]
+    save_depth(
+        args.page.parent / "images" / picture,
+        depth | alone,
+        title="Every block edited: size of each edit",
+    )
+    by_block = [
+        f"| {t} | {' | '.join(f'{s:.2f}' for s in values)} |"
+        for t, values in (depth | alone).items()
+    ]
 
     said = int(bench.said.sum())
     page = [
-        f"# One concept at a time, measured on the {args.world} world", "",
+        f"# One concept at a time, measured on the {args.world} world",
+        "",
         f"`benchmarks/first_light.py --world {args.world}` wrote this page: {where},",
         *([f"of pictures drawn by it on {args.drawn}:"] if args.drawn else []),
         f"{args.n} images per cell, 15 steps, guidance 3, float32.",
@@ -346,16 +472,37 @@ def main() -> None:
         f"that leave the shape open (n = {args.n // 4}): which one is drawn hangs by a breath, and single flips make the mean.",
         f"So it is, more mildly, where colour, background or artist is open: 'all said' holds the {said} captions that say all.",
         f"Flipped: changed by more than {FLIP:g}, which the eye sees.",
-        "", "## Asked and measured", "", *promises(columns),
-        "", "## How sure the ratios are", "",
+        "",
+        "## Asked and measured",
+        "",
+        *promises(columns),
+        "",
+        "## How sure the ratios are",
+        "",
         "Change of the other pictures in sum, ours over UCE's, of the same pictures (paired bootstrap). Nearly all of a sum is",
-        "the few pictures that flipped; so few are counted well by no mean.", "", *ratios(rows),
-        "", "## Every cell", "", *table(rows, args.n),
-        "", "## What the adapters say of themselves", "", *reports(adapters),
-        "", "## Edit size by depth", "", f"![edit size by depth](images/{picture})", "",
-        "||D||/||W|| per block when every block is edited, shallow to deep; and what one block alone would need:", "",
-        f"| erased | {' | '.join(map(str, range(blocks)))} |", "|---|" + "---|" * blocks, *by_block, "",
-    ]  # fmt: skip
+        "the few pictures that flipped; so few are counted well by no mean.",
+        "",
+        *ratios(rows),
+        "",
+        "## Every cell",
+        "",
+        *table(rows, args.n),
+        "",
+        "## What the adapters say of themselves",
+        "",
+        *reports(adapters),
+        "",
+        "## Edit size by depth",
+        "",
+        f"![edit size by depth](images/{picture})",
+        "",
+        "||D||/||W|| per block when every block is edited, shallow to deep; and what one block alone would need:",
+        "",
+        f"| erased | {' | '.join(map(str, range(blocks)))} |",
+        "|---|" + "---|" * blocks,
+        *by_block,
+        "",
+    ]
     args.page.write_text("\n".join(page))
 
 

@@ -54,7 +54,11 @@ def seconds(command: list[str], folder: Path, bin: Path) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--torch", default="torch==2.13.0", help="what to install first; a plain torch may bring CUDA")
+    parser.add_argument(
+        "--torch",
+        default="torch==2.13.0",
+        help="what to install first; a plain torch may bring CUDA",
+    )
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "first-try.md")
     args = parser.parse_args()
     where = provenance(0)
@@ -63,11 +67,13 @@ def main() -> None:
         wheel = built_wheel(folder)
         bin = new_environment(folder / "venv", args.torch, str(wheel))
         lines = [
-            "# The first try", "",
+            "# The first try",
+            "",
             f"`python benchmarks/first_try.py` wrote this page: {where}. A new environment in an empty folder,",
             f"`pip install {args.torch} {wheel.name}` ({wheel.stat().st_size / 2**20:.1f} MB), then the commands of the",
-            "[quickstart](quickstart.md), as they stand there.", "",
-        ]  # fmt: skip
+            "[quickstart](quickstart.md), as they stand there.",
+            "",
+        ]
         for kind, text in steps((ROOT / "docs" / "quickstart.md").read_text()):
             out = ran(["bash", "-c", text] if kind == "sh" else ["python", "-c", text], folder, bin)
             shown = (
@@ -77,7 +83,9 @@ def main() -> None:
             )
             lines += ["```text", shown, *out.splitlines(), "```", ""]
         lines += ["| fastest of five | seconds |", "|---|---|"]
-        lines += [f"| `{what}` | {seconds(command, folder, bin):.2f} |" for what, command in TIMED.items()]
+        lines += [
+            f"| `{what}` | {seconds(command, folder, bin):.2f} |" for what, command in TIMED.items()
+        ]
     args.page.write_text("\n".join([*lines, ""]))
 
 

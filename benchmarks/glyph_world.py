@@ -30,13 +30,19 @@ def accuracies(told: dict[str, list], scenes: list[Scene]) -> dict[str, tuple[fl
     """Head -> (share right, how many captions say something about it)."""
     found = {}
     for head in HEADS:
-        right = [told[head][i] == truth(s, head) for i, s in enumerate(scenes) if truth(s, head) is not None]
+        right = [
+            told[head][i] == truth(s, head)
+            for i, s in enumerate(scenes)
+            if truth(s, head) is not None
+        ]
         found[head] = (sum(right) / len(right), len(right))
     return found
 
 
 def line(name: str, values: dict[str, tuple[float, int]]) -> str:
-    return f"| {name} | " + " | ".join(f"{share:.3f} (n={n})" for share, n in values.values()) + " |"
+    return (
+        f"| {name} | " + " | ".join(f"{share:.3f} (n={n})" for share, n in values.values()) + " |"
+    )
 
 
 @torch.no_grad()
@@ -45,7 +51,9 @@ def reconstructions(pipe: Any, images: list) -> list:
     return pipe.image_processor.postprocess(pixels, output_type="pil")
 
 
-def drawn(pipe: Any, judge: Judge, n: int, *, held_out: bool, seed: int) -> dict[str, tuple[float, int]]:
+def drawn(
+    pipe: Any, judge: Judge, n: int, *, held_out: bool, seed: int
+) -> dict[str, tuple[float, int]]:
     pairs = captioned_scenes(n, seed=seed, held_out=held_out)
     return accuracies(judge(draw(pipe, pairs, seed=seed)), [s for _, s in pairs])
 
@@ -63,9 +71,14 @@ def two_objects(pipe: Any, judge: Judge, n: int, seed: int) -> tuple[float, floa
 
 def training(log: Path) -> list[str]:
     """The last log line of every part: steps, loss, minutes."""
-    last = {row["part"]: row for row in map(json.loads, log.read_text().splitlines()) if "step" in row}
+    last = {
+        row["part"]: row for row in map(json.loads, log.read_text().splitlines()) if "step" in row
+    }
     lines = ["| part | steps | last loss | minutes |", "|---|---|---|---|"]
-    return lines + [f"| {p} | {r['steps']} | {r['loss']:.4f} | {r['seconds'] / 60:.0f} |" for p, r in last.items()]
+    return lines + [
+        f"| {p} | {r['steps']} | {r['loss']:.4f} | {r['seconds'] / 60:.0f} |"
+        for p, r in last.items()
+    ]
 
 
 def main() -> None:
@@ -87,24 +100,54 @@ def main() -> None:
     rng = np.random.default_rng(args.seed)
     rows = [f"| | {' | '.join(HEADS)} |", f"|---{'|---' * len(HEADS)}|"]
     for name, second in (("judge, one object", 0.0), ("judge, two objects", 1.0)):
-        scenes = [sample_scene(FIRST, rng, second=second) for _ in trange(600, desc=name, leave=False)]
+        scenes = [
+            sample_scene(FIRST, rng, second=second) for _ in trange(600, desc=name, leave=False)
+        ]
         images = [image(FIRST, s, rng) for s in scenes]
         rows.append(line(f"{name}, renders", accuracies(judge(images), scenes)))
-        rows.append(line(f"{name}, VAE reconstructions", accuracies(judge(reconstructions(pipe, images)), scenes)))
-    rows.append(line("drawn from training phrasings", drawn(pipe, judge, args.n, held_out=False, seed=args.seed)))
-    rows.append(line("**drawn from held-out phrasings**", drawn(pipe, judge, args.n, held_out=True, seed=args.seed)))
+        rows.append(
+            line(
+                f"{name}, VAE reconstructions",
+                accuracies(judge(reconstructions(pipe, images)), scenes),
+            )
+        )
+    rows.append(
+        line(
+            "drawn from training phrasings",
+            drawn(pipe, judge, args.n, held_out=False, seed=args.seed),
+        )
+    )
+    rows.append(
+        line(
+            "**drawn from held-out phrasings**",
+            drawn(pipe, judge, args.n, held_out=True, seed=args.seed),
+        )
+    )
     first, both = two_objects(pipe, judge, args.n // 2, args.seed)
     size = sum(p.stat().st_size for p in glyphs.WEIGHTS.rglob("*") if p.is_file()) / 1e6
 
-    (args.docs / "glyphs-measured.md").write_text("\n".join([
-        "# The glyph world, measured", "",
-        f"`python benchmarks/glyph_world.py` wrote this page: {provenance(args.seed)}; {args.n} captions per drawn row,",
-        "15 steps, guidance 3, float32. Only what a caption says counts.", "", *rows, "",
-        f"Two objects, held-out phrasings: the first shape is there in {first:.3f}, both in {both:.3f} "
-        f"of {args.n // 2} pictures.", "",
-        f"Weights {size:.1f} MB; `load_pipeline()` {load:.2f} s; 32 images in 15 steps {pictures:.1f} s.", "",
-        "## Training", "", *(training(args.log) if args.log.exists() else ["No log at hand."]), "",
-    ]))  # fmt: skip
+    (args.docs / "glyphs-measured.md").write_text(
+        "\n".join(
+            [
+                "# The glyph world, measured",
+                "",
+                f"`python benchmarks/glyph_world.py` wrote this page: {provenance(args.seed)}; {args.n} captions per drawn row,",
+                "15 steps, guidance 3, float32. Only what a caption says counts.",
+                "",
+                *rows,
+                "",
+                f"Two objects, held-out phrasings: the first shape is there in {first:.3f}, both in {both:.3f} "
+                f"of {args.n // 2} pictures.",
+                "",
+                f"Weights {size:.1f} MB; `load_pipeline()` {load:.2f} s; 32 images in 15 steps {pictures:.1f} s.",
+                "",
+                "## Training",
+                "",
+                *(training(args.log) if args.log.exists() else ["No log at hand."]),
+                "",
+            ]
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -10,9 +10,22 @@ from pathlib import Path
 
 from common import ROOT, built_wheel, commit, new_environment, provenance
 
-NAMES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "huggingface_hub")
+NAMES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "peft",
+    "accelerate",
+    "safetensors",
+    "huggingface_hub",
+)
 TESTING = ("pytest", "hypothesis", "fastapi", "uvicorn", "ftfy")
-SMOKE = ("tests/test_erase.py", "tests/test_adapter.py", "tests/test_loader.py", "tests/test_compose.py")
+SMOKE = (
+    "tests/test_erase.py",
+    "tests/test_adapter.py",
+    "tests/test_loader.py",
+    "tests/test_compose.py",
+)
 
 
 def bounds() -> list[str]:
@@ -30,25 +43,43 @@ def lowest() -> list[str]:
 def tried(label: str, pins: list[str], folder: Path, wheel: Path) -> str:
     """A row: what was installed, and how the smoke tests ended; below it the errors they met, each once."""
     bin = new_environment(folder / label, *pins, str(wheel), *TESTING)
-    listed = subprocess.run([bin / "pip", "list", "--format=freeze"], capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(
+        [bin / "pip", "list", "--format=freeze"], capture_output=True, text=True, check=True
+    ).stdout
     have = dict(line.replace("-", "_").split("==") for line in listed.split())
-    done = subprocess.run([bin / "python", "-m", "pytest", *SMOKE], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [bin / "python", "-m", "pytest", *SMOKE], cwd=ROOT, capture_output=True, text=True
+    )
     print(done.stdout[-3000:], done.stderr[-3000:], flush=True)
     last = done.stdout.strip().splitlines()[-1]
-    errors = {line.removeprefix("E").strip() for line in done.stdout.splitlines() if line.startswith("E  ") and "Error" in line}
+    errors = {
+        line.removeprefix("E").strip()
+        for line in done.stdout.splitlines()
+        if line.startswith("E  ") and "Error" in line
+    }
     row = f"| {label} | {' | '.join(have.get(name, '-') for name in NAMES)} | {last.strip('= ')} | {commit()} |"
     return "\n".join([row, *(f"- {label}: `{error}`" for error in sorted(errors))])
 
 
 def earlier(page: Path, label: str) -> list[str]:
     """The lines of a label on the page of an earlier run."""
-    return [line for line in page.read_text().splitlines() if line.startswith((f"| {label} |", f"- {label}:"))]
+    return [
+        line
+        for line in page.read_text().splitlines()
+        if line.startswith((f"| {label} |", f"- {label}:"))
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=["lowest", "newest"], help="run this row; the other stays as the page has it")
-    parser.add_argument("--newest-torch", default="torch", help="a requirement; a plain torch may bring CUDA")
+    parser.add_argument(
+        "--only",
+        choices=["lowest", "newest"],
+        help="run this row; the other stays as the page has it",
+    )
+    parser.add_argument(
+        "--newest-torch", default="torch", help="a requirement; a plain torch may bring CUDA"
+    )
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "versions.md")
     args = parser.parse_args()
     where, lines = provenance(0), []
@@ -56,15 +87,34 @@ def main() -> None:
         wheel = built_wheel(Path(name))
         for label, pins in {"lowest": lowest(), "newest": [args.newest_torch, *NAMES[1:]]}.items():
             run = args.only in (None, label)
-            lines += tried(label, pins, Path(name), wheel).splitlines() if run else earlier(args.page, label)
-    rows, errors = [line for line in lines if line[0] == "|"], [line for line in lines if line[0] == "-"]
-    args.page.write_text("\n".join([
-        "# Versions", "",
-        f"pyproject.toml asks for `{', '.join(bounds())}`.", "",
-        f"`python benchmarks/matrix.py` wrote this page: {where}; each row names the commit it ran on.",
-        f"The wheel in a new environment, and the smoke tests ({', '.join(f'`{path}`' for path in SMOKE)}) against it.", "",
-        f"| | {' | '.join(NAMES)} | tests | commit |", "|---|" + "---|" * (len(NAMES) + 2), *rows, "", *errors, "",
-    ]))  # fmt: skip
+            lines += (
+                tried(label, pins, Path(name), wheel).splitlines()
+                if run
+                else earlier(args.page, label)
+            )
+    rows, errors = (
+        [line for line in lines if line[0] == "|"],
+        [line for line in lines if line[0] == "-"],
+    )
+    args.page.write_text(
+        "\n".join(
+            [
+                "# Versions",
+                "",
+                f"pyproject.toml asks for `{', '.join(bounds())}`.",
+                "",
+                f"`python benchmarks/matrix.py` wrote this page: {where}; each row names the commit it ran on.",
+                f"The wheel in a new environment, and the smoke tests ({', '.join(f'`{path}`' for path in SMOKE)}) against it.",
+                "",
+                f"| | {' | '.join(NAMES)} | tests | commit |",
+                "|---|" + "---|" * (len(NAMES) + 2),
+                *rows,
+                "",
+                *errors,
+                "",
+            ]
+        )
+    )
 
 
 if __name__ == "__main__":

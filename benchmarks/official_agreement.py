@@ -30,9 +30,12 @@ SPECS = {
     "star": (Concept("star", "circle"),),
     "Mira Voss": (Concept("Mira Voss", "Una Flatt", templates="style"),),
     "star, heart, cross, ring": (
-        Concept("star", "circle"), Concept("heart", "triangle"), Concept("cross", "square"), Concept("ring", "diamond"),
+        Concept("star", "circle"),
+        Concept("heart", "triangle"),
+        Concept("cross", "square"),
+        Concept("ring", "diamond"),
     ),
-}  # fmt: skip
+}
 Weights = dict[str, torch.Tensor]
 
 
@@ -50,18 +53,25 @@ def loaded(path: Path, name: str, stand_ins: dict[str, dict[str, Any]]) -> types
 
 
 def weights_of(pipe: Any) -> Weights:
-    return {path: pipe.unet.get_submodule(path).weight.detach().double() for path in reader_paths(pipe.unet, family_of(pipe))}
+    return {
+        path: pipe.unet.get_submodule(path).weight.detach().double()
+        for path in reader_paths(pipe.unet, family_of(pipe))
+    }
 
 
 def words(concepts: tuple[Concept, ...]) -> tuple[list[str], list[str]]:
     return [c.target for c in concepts], [c.anchor for c in concepts]
 
 
-def official_uce(folder: Path, pipe: Any, concepts: tuple[Concept, ...], captions: list[str]) -> Weights:
+def official_uce(
+    folder: Path, pipe: Any, concepts: tuple[Concept, ...], captions: list[str]
+) -> Weights:
     grad = torch.is_grad_enabled()
     module: Any = loaded(folder / "trainscripts/uce_sd_erase.py", "official_uce", {})
     module.device, module.torch_dtype = "cpu", pipe.unet.dtype
-    float32 = torch.Tensor.float if pipe.unet.dtype == torch.float32 else torch.Tensor.double  # it inverts in float32 always
+    float32 = (
+        torch.Tensor.float if pipe.unet.dtype == torch.float32 else torch.Tensor.double
+    )  # it inverts in float32 always
     with tempfile.TemporaryDirectory() as out, mock.patch.object(torch.Tensor, "float", float32):
         module.UCE(pipe, *words(concepts), captions, 1, 1, 0.5, out, "uce")
         found = load_file(Path(out) / "uce.safetensors")
@@ -70,7 +80,12 @@ def official_uce(folder: Path, pipe: Any, concepts: tuple[Concept, ...], caption
 
 
 def official_rece(
-    folder: Path, pipe: Any, concepts: tuple[Concept, ...], captions: list[str], start: Weights, rounds: int
+    folder: Path,
+    pipe: Any,
+    concepts: tuple[Concept, ...],
+    captions: list[str],
+    start: Weights,
+    rounds: int,
 ) -> Weights:
     """The loop of `train_object.py` around its two functions, from the same UCE weights."""
     package = {"pandas": {}, "official_rece": {"embedding2img": None, "setup_seed": None}}
@@ -83,27 +98,58 @@ def official_rece(
         live.unet.get_submodule(path).weight = torch.nn.Parameter(value.to(pipe.unet.dtype))
     targets, anchors = words(concepts)
     for _ in range(rounds):
-        ids = pipe.tokenizer(anchors, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        ids = pipe.tokenizer(
+            anchors, padding="max_length", truncation=True, return_tensors="pt"
+        ).input_ids
         new = list(pipe.text_encoder(ids)[0])
         old = [search(live, pipe, target, regeular_scale=1e-3)[1][0] for target in targets]
-        live = edit(live, old, new, ["", *captions], technique="replace", preserve_scale=0.1, erase_scale=1, lamb=0.1)
+        live = edit(
+            live,
+            old,
+            new,
+            ["", *captions],
+            technique="replace",
+            preserve_scale=0.1,
+            erase_scale=1,
+            lamb=0.1,
+        )
     return weights_of(live)
 
 
 def official_speed(
-    folder: Path, pipe: Any, concepts: tuple[Concept, ...], captions: list[str], *, augment: int, seed: int
+    folder: Path,
+    pipe: Any,
+    concepts: tuple[Concept, ...],
+    captions: list[str],
+    *,
+    augment: int,
+    seed: int,
 ) -> Weights:
     def clustered(X: torch.Tensor, **_: Any) -> tuple[None, torch.Tensor]:
-        return None, torch.from_numpy(methods.kmeans2(X.double().numpy(), 3, minit="++", seed=0)[0]).to(X)
+        return None, torch.from_numpy(
+            methods.kmeans2(X.double().numpy(), 3, minit="++", seed=0)[0]
+        ).to(X)
 
-    stand_ins = {"pandas": {}, "kmeans_pytorch": {"kmeans": clustered}, "src": {}, "src.utils": {"seed_everything": None}}
+    stand_ins = {
+        "pandas": {},
+        "kmeans_pytorch": {"kmeans": clustered},
+        "src": {},
+        "src.utils": {"seed_everything": None},
+    }
     module = loaded(folder / "train_erase_null.py", "official_speed", stand_ins)
     args = argparse.Namespace(
-        params="KV", aug_num=augment, disable_filter=False, threshold=0.1, retain_scale=1.0, lamb=0.0,
-    )  # fmt: skip
+        params="KV",
+        aug_num=augment,
+        disable_filter=False,
+        threshold=0.1,
+        retain_scale=1.0,
+        lamb=0.0,
+    )
     torch.manual_seed(seed)
     size = pipe.text_encoder.config.hidden_size
-    found = module.edit_model(args, pipe, *words(concepts), list(captions), baseline="SPEED", emb_size=size, device="cpu")
+    found = module.edit_model(
+        args, pipe, *words(concepts), list(captions), baseline="SPEED", emb_size=size, device="cpu"
+    )
     return {name.removesuffix(".weight"): value.double() for name, value in found.items()}
 
 
@@ -114,20 +160,34 @@ def ours(method: Callable[..., Any], pipe: Any, spec: ErasureSpec, **settings: A
 
 def difference(a: Weights, b: Weights, base: Weights) -> tuple[float, float]:
     """Worst over the linears: ||a - b|| / ||b||, and ||a - b|| / ||b - base||, the share of the edit itself."""
-    gaps = [(float((a[p] - b[p]).norm() / b[p].norm()), float((a[p] - b[p]).norm() / (b[p] - base[p]).norm())) for p in base]
+    gaps = [
+        (
+            float((a[p] - b[p]).norm() / b[p].norm()),
+            float((a[p] - b[p]).norm() / (b[p] - base[p]).norm()),
+        )
+        for p in base
+    ]
     return max(g[0] for g in gaps), max(g[1] for g in gaps)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("uce", "rece", "speed"):
-        parser.add_argument(f"--{name}", type=Path, required=True, help=f"folder of the official {name} repository")
-    parser.add_argument("--captions", type=int, default=20, help="official RECE encodes each again for each linear")
+        parser.add_argument(
+            f"--{name}", type=Path, required=True, help=f"folder of the official {name} repository"
+        )
+    parser.add_argument(
+        "--captions", type=int, default=20, help="official RECE encodes each again for each linear"
+    )
     args = parser.parse_args()
     print(f"{provenance(0)}; preserve: glyphs.captions({args.captions}, seed=0)\n")
-    print("| erased | method | official code in | worst difference of a weight | share of the edit |\n|---|---|---|---|---|")
+    print(
+        "| erased | method | official code in | worst difference of a weight | share of the edit |\n|---|---|---|---|---|"
+    )
     for dtype in (torch.float64, torch.float32):
-        torch.set_default_dtype(dtype)  # the official code makes its identity matrices in the default
+        torch.set_default_dtype(
+            dtype
+        )  # the official code makes its identity matrices in the default
         pipe = glyphs.load_pipeline().to(dtype)
         base = weights_of(pipe)
         for name, concepts in SPECS.items():
@@ -137,15 +197,30 @@ def main() -> None:
             rows = {"UCE": (mine, official_uce(args.uce, pipe, concepts, captions))}
             for rounds in (1, 3):
                 theirs = official_rece(args.rece, pipe, concepts, captions, mine, rounds)
-                rows[f"RECE, {rounds} rounds"] = (ours(methods.rece, pipe, spec, rounds=rounds), theirs)
+                rows[f"RECE, {rounds} rounds"] = (
+                    ours(methods.rece, pipe, spec, rounds=rounds),
+                    theirs,
+                )
             theirs = official_speed(args.speed, pipe, concepts, captions, augment=0, seed=0)
-            rows["SPEED, no perturbation"] = (ours(methods.speed, pipe, spec, readers="kv", augment=0), theirs)
-            first, second = (official_speed(args.speed, pipe, concepts, captions, augment=10, seed=seed) for seed in (0, 1))
-            rows["SPEED, 10 perturbations, other noise"] = (ours(methods.speed, pipe, spec, readers="kv"), first)
+            rows["SPEED, no perturbation"] = (
+                ours(methods.speed, pipe, spec, readers="kv", augment=0),
+                theirs,
+            )
+            first, second = (
+                official_speed(args.speed, pipe, concepts, captions, augment=10, seed=seed)
+                for seed in (0, 1)
+            )
+            rows["SPEED, 10 perturbations, other noise"] = (
+                ours(methods.speed, pipe, spec, readers="kv"),
+                first,
+            )
             rows["official SPEED against itself, another seed"] = (second, first)
             for method, pair in rows.items():
                 whole, edit = difference(*pair, base)
-                print(f"| {name} | {method} | {str(dtype).removeprefix('torch.')} | {whole:.1e} | {edit:.1e} |", flush=True)
+                print(
+                    f"| {name} | {method} | {str(dtype).removeprefix('torch.')} | {whole:.1e} | {edit:.1e} |",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

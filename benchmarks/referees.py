@@ -29,9 +29,12 @@ from diffusers_erasepro.linalg.low_rank import LowRank
 
 BLOCKS = 12
 SD15 = {
-    "num_res_blocks": [2, 2, 2, 2], "channel_mult": [1, 2, 4, 4], "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
-    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0], "transformer_depth_middle": 1,
-}  # fmt: skip
+    "num_res_blocks": [2, 2, 2, 2],
+    "channel_mult": [1, 2, 4, 4],
+    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+    "transformer_depth_middle": 1,
+}
 """ComfyUI's description of the Stable Diffusion 1.5 UNet."""
 
 
@@ -62,30 +65,56 @@ def tiny_pipeline(seed: int = 0) -> Any:
     """Random weights in the layout of Stable Diffusion 1.5, narrow; the glyph world's tokenizer."""
     torch.manual_seed(seed)
     world = glyphs.load_pipeline()
-    text = CLIPTextModel(CLIPTextConfig(
-        vocab_size=len(world.tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=BLOCKS, num_attention_heads=2,
-        bos_token_id=world.tokenizer.bos_token_id, eos_token_id=world.tokenizer.eos_token_id,
-        max_position_embeddings=world.tokenizer.model_max_length,
-    ))  # fmt: skip
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(world.tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=BLOCKS,
+            num_attention_heads=2,
+            bos_token_id=world.tokenizer.bos_token_id,
+            eos_token_id=world.tokenizer.eos_token_id,
+            max_position_embeddings=world.tokenizer.model_max_length,
+        )
+    )
     unet = UNet2DConditionModel(
-        block_out_channels=(32, 32, 64, 64), cross_attention_dim=32, attention_head_dim=8, norm_num_groups=8, sample_size=8
+        block_out_channels=(32, 32, 64, 64),
+        cross_attention_dim=32,
+        attention_head_dim=8,
+        norm_num_groups=8,
+        sample_size=8,
     )
     return StableDiffusionPipeline(
-        vae=world.vae, text_encoder=text, tokenizer=world.tokenizer, unet=unet, scheduler=world.scheduler, safety_checker=None,
-        feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
+        vae=world.vae,
+        text_encoder=text,
+        tokenizer=world.tokenizer,
+        unet=unet,
+        scheduler=world.scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
 
 
 def everywhere(pipe: Any) -> ErasureAdapter:
     """Random factors, ranks 1 to 8, at every linear of the text encoder and every K/V reader."""
-    made = erase(pipe, ErasureSpec((Concept("star", "circle"),), preserve=tuple(glyphs.captions(60))), max_edit_size=1e6)
-    roots = (("text_encoder", pipe.text_encoder, "_proj", ".fc"), ("unet", pipe.unet, ".attn2.to_k", ".attn2.to_v"))
+    made = erase(
+        pipe,
+        ErasureSpec((Concept("star", "circle"),), preserve=tuple(glyphs.captions(60))),
+        max_edit_size=1e6,
+    )
+    roots = (
+        ("text_encoder", pipe.text_encoder, "_proj", ".fc"),
+        ("unet", pipe.unet, ".attn2.to_k", ".attn2.to_v"),
+    )
     edits = {}
     for part, root, *marks in roots:
         for name, module in root.named_modules():
             if isinstance(module, nn.Linear) and any(mark in name for mark in marks):
                 rank, (rows, columns) = 1 + len(edits) % 8, module.weight.shape
-                edits[file_name(part, name)] = LowRank(torch.randn(rows, rank), torch.randn(rank, columns))
+                edits[file_name(part, name)] = LowRank(
+                    torch.randn(rows, rank), torch.randn(rank, columns)
+                )
     return replace(made, edits=edits)
 
 
@@ -121,14 +150,28 @@ def comfyui(path: Path, adapter: ErasureAdapter, clips: dict[str, str]) -> dict[
     import comfy.lora as theirs
     import comfy.utils
 
-    linears = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2")
+    linears = (
+        "self_attn.q_proj",
+        "self_attn.k_proj",
+        "self_attn.v_proj",
+        "self_attn.out_proj",
+        "mlp.fc1",
+        "mlp.fc2",
+    )
     clip = {
         f"{name}.transformer.text_model.encoder.layers.{b}.{x}.weight": f"{ours}.text_model.encoder.layers.{b}.{x}"
-        for ours, name in clips.items() for b in range(BLOCKS) for x in linears
-    }  # fmt: skip
-    unet = {f"diffusion_model.{v}": f"unet.{k.removesuffix('.weight')}" for k, v in comfy.utils.unet_to_diffusers(SD15).items()}
+        for ours, name in clips.items()
+        for b in range(BLOCKS)
+        for x in linears
+    }
+    unet = {
+        f"diffusion_model.{v}": f"unet.{k.removesuffix('.weight')}"
+        for k, v in comfy.utils.unet_to_diffusers(SD15).items()
+    }
     keys: dict[str, str] = theirs.model_lora_keys_clip(SimpleNamespace(state_dict=lambda: clip), {})
-    diffusion = SimpleNamespace(state_dict=lambda: unet, model_config=SimpleNamespace(unet_config=copy.deepcopy(SD15)))
+    diffusion = SimpleNamespace(
+        state_dict=lambda: unet, model_config=SimpleNamespace(unet_config=copy.deepcopy(SD15))
+    )
     keys = theirs.model_lora_keys_unet(diffusion, keys)
 
     lora, missing = to_kohya(adapter), Counter()
@@ -141,7 +184,12 @@ def comfyui(path: Path, adapter: ErasureAdapter, clips: dict[str, str]) -> dict[
         if factors is not None:
             zero = torch.zeros(factors.B.shape[0], factors.A.shape[1])
             found[places[key]] = theirs.calculate_weight([(1.0, patch, 1.0, None, None)], zero, key)
-    return {"keys": len(lora), "not mapped": missing.count, "layers": len(patches), "worst difference": worst(found, adapter)}
+    return {
+        "keys": len(lora),
+        "not mapped": missing.count,
+        "layers": len(patches),
+        "worst difference": worst(found, adapter),
+    }
 
 
 class Counter(logging.Handler):
@@ -156,7 +204,9 @@ class Counter(logging.Handler):
 # ------------------------------------------------------------------------------------------------ sd-scripts
 
 
-def sd_scripts(path: Path, adapter: ErasureAdapter, pipe: Any, encoders: tuple[str, ...]) -> dict[str, Any]:
+def sd_scripts(
+    path: Path, adapter: ErasureAdapter, pipe: Any, encoders: tuple[str, ...]
+) -> dict[str, Any]:
     """Build the network with sd-scripts' `create_network_from_weights`, merge with its `merge_to`."""
     sys.path.insert(0, str(path))
     placeholders("cv2", "torchvision", "einops")
@@ -164,11 +214,19 @@ def sd_scripts(path: Path, adapter: ErasureAdapter, pipe: Any, encoders: tuple[s
 
     live = {name: copy.deepcopy(pipe.text_encoder) for name in encoders}
     unet = copy.deepcopy(pipe.unet)
-    held = [nn.ModuleDict({"text_model": e}) for e in live.values()]  # transformers 5 dropped this level, sd-scripts names it
+    held = [
+        nn.ModuleDict({"text_model": e}) for e in live.values()
+    ]  # transformers 5 dropped this level, sd-scripts names it
     before = {**{k: weights(e) for k, e in live.items()}, "unet": weights(unet)}
     lora = to_kohya(adapter)
     network, _ = theirs.create_network_from_weights(
-        1.0, None, None, held if len(held) > 1 else held[0], unet, weights_sd=lora, for_inference=True
+        1.0,
+        None,
+        None,
+        held if len(held) > 1 else held[0],
+        unet,
+        weights_sd=lora,
+        for_inference=True,
     )
     mapped = {x.lora_name for x in network.text_encoder_loras + network.unet_loras}
     network.merge_to(held, unet, lora, torch.float32, "cpu")
@@ -179,22 +237,35 @@ def sd_scripts(path: Path, adapter: ErasureAdapter, pipe: Any, encoders: tuple[s
         name = module.removeprefix("text_model.") if part in encoders else module
         found[stored] = after[part][name] - before[part][name]
     lost = {k.split(".")[0] for k in lora} - mapped
-    return {"keys": len(lora), "not mapped": len(lost), "layers": len(mapped), "worst difference": worst(found, adapter)}
+    return {
+        "keys": len(lora),
+        "not mapped": len(lost),
+        "layers": len(mapped),
+        "worst difference": worst(found, adapter),
+    }
 
 
 def weights(root: nn.Module) -> dict[str, Tensor]:
-    return {name: m.weight.detach().clone() for name, m in root.named_modules() if isinstance(m, nn.Linear)}
+    return {
+        name: m.weight.detach().clone()
+        for name, m in root.named_modules()
+        if isinstance(m, nn.Linear)
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--comfyui", type=Path)
     parser.add_argument("--sd-scripts", type=Path)
     args = parser.parse_args()
     pipe = tiny_pipeline()
     single = everywhere(pipe)
     double = two_encoders(single)
-    print("| referee | layout | keys | not mapped | layers | worst difference |\n|---|---|---|---|---|---|")
+    print(
+        "| referee | layout | keys | not mapped | layers | worst difference |\n|---|---|---|---|---|---|"
+    )
     if args.comfyui:
         show("ComfyUI", "SD 1.5", comfyui(args.comfyui, single, {"text_encoder": "clip_l"}))
         show(
@@ -204,11 +275,22 @@ def main() -> None:
         )
     if args.sd_scripts:
         show("sd-scripts", "SD 1.5", sd_scripts(args.sd_scripts, single, pipe, ("text_encoder",)))
-        show("sd-scripts", "SDXL's two encoders", sd_scripts(args.sd_scripts, double, pipe, ("text_encoder", "text_encoder_2")))
+        show(
+            "sd-scripts",
+            "SDXL's two encoders",
+            sd_scripts(args.sd_scripts, double, pipe, ("text_encoder", "text_encoder_2")),
+        )
 
 
 def show(name: str, layout: str, row: dict[str, Any]) -> None:
-    cells = [name, layout, row["keys"], row["not mapped"], row["layers"], f"{row['worst difference']:.1e}"]
+    cells = [
+        name,
+        layout,
+        row["keys"],
+        row["not mapped"],
+        row["layers"],
+        f"{row['worst difference']:.1e}",
+    ]
     print("| " + " | ".join(map(str, cells)) + " |", flush=True)
 
 

@@ -22,7 +22,15 @@ from diffusers_erasepro.erasure.residuals import anchor_states, target_states
 from diffusers_erasepro.errors import IllPosedError
 from diffusers_erasepro.evaluation.metrics import Estimate
 from diffusers_erasepro.evaluation.plots import save_depth, save_grid
-from diffusers_erasepro.evaluation.runner import OTHER, SCRAMBLED, SUITES, UNEDITED, Ask, evaluate, table
+from diffusers_erasepro.evaluation.runner import (
+    OTHER,
+    SCRAMBLED,
+    SUITES,
+    UNEDITED,
+    Ask,
+    evaluate,
+    table,
+)
 from diffusers_erasepro.families.pipelines import LAST, family_of, reader_paths
 from diffusers_erasepro.glyphs.world import FIRST
 from diffusers_erasepro.modules.storage import weight_of
@@ -43,7 +51,9 @@ CELLS: dict[str, tuple[Concept, ...]] = {
 }
 """What is erased jointly."""
 METHODS = settings(FIRST)
-RECOMMENDED = {m: f"{m}: {next(s for n, s in METHODS if n == m)}" for m in dict.fromkeys(m for m, _ in METHODS)}
+RECOMMENDED = {
+    m: f"{m}: {next(s for n, s in METHODS if n == m)}" for m in dict.fromkeys(m for m, _ in METHODS)
+}
 """Method -> the row of its first setting."""
 OURS = RECOMMENDED["ours"]
 Found = Mapping[str, Mapping[str, Any]]
@@ -74,9 +84,20 @@ LOSSES = """## Where ours loses
 
 Every measure, cell by cell, in which a peer at its recommended setting is better than ours by more than nothing."""
 BETTER = {
-    "ACC_e": -1, "ACC_e2": -1, "ACC_g": -1, "ACC_a": 1, "ACC_ctx": 1, "ACC_s": 1, "ACC_near": 1, "H_o": 1,
-    "mse": -1, "feature": -1, "frechet": -1, "seconds": -1, "bytes": -1,
-}  # fmt: skip
+    "ACC_e": -1,
+    "ACC_e2": -1,
+    "ACC_g": -1,
+    "ACC_a": 1,
+    "ACC_ctx": 1,
+    "ACC_s": 1,
+    "ACC_near": 1,
+    "H_o": 1,
+    "mse": -1,
+    "feature": -1,
+    "frechet": -1,
+    "seconds": -1,
+    "bytes": -1,
+}
 """Measure -> 1 where more is better, -1 where less is."""
 
 
@@ -101,7 +122,9 @@ class Bench:
 
     def found(self, cell: str, made: Mapping[str, ErasureAdapter]) -> Found:
         spec = ErasureSpec(CELLS[cell], preserve=PRESERVE)
-        return evaluate(self.pipe, spec, made, n=self.n, seed=self.seed, out=self.kept / cell.replace(" ", "-"))
+        return evaluate(
+            self.pipe, spec, made, n=self.n, seed=self.seed, out=self.kept / cell.replace(" ", "-")
+        )
 
 
 # ------------------------------------------------------------------------------------------------ what a page says
@@ -115,17 +138,27 @@ def best(rows: Found, bar: float) -> str:
 
 def verdict(cell: str, found: Found, row: str = OURS) -> str:
     ours = found[row]
-    peers = {r: x for r, x in found.items() if r not in (UNEDITED, OTHER, SCRAMBLED) and not r.startswith("ours")}
+    peers = {
+        r: x
+        for r, x in found.items()
+        if r not in (UNEDITED, OTHER, SCRAMBLED) and not r.startswith("ours")
+    }
     name = best(peers, max(0.05, ours["ACC_e"].value))
     rival, ratio = peers[name], ours["mse"].value / peers[name]["mse"].value
-    told = [ours["ACC_e"].value <= rival["ACC_e"].value, ours["ACC_s"].value >= rival["ACC_s"].value, ratio <= 0.5]
+    told = [
+        ours["ACC_e"].value <= rival["ACC_e"].value,
+        ours["ACC_s"].value >= rival["ACC_s"].value,
+        ratio <= 0.5,
+    ]
     numbers = [f"{x[m].value:.4g}" for x in (ours, rival) for m in ("ACC_e", "ACC_s", "mse")]
     answers = " | ".join("yes" if t else "**no**" for t in told)
     return f"| {cell} | {' | '.join(numbers[:3])} | {name} | {' | '.join(numbers[3:])} | {ratio:.2f} | {answers} |"
 
 
 def number(value: Any) -> float:
-    return value.value if isinstance(value, Estimate) else math.nan if value is None else float(value)
+    return (
+        value.value if isinstance(value, Estimate) else math.nan if value is None else float(value)
+    )
 
 
 def losses(cell: str, found: Found) -> list[str]:
@@ -133,10 +166,17 @@ def losses(cell: str, found: Found) -> list[str]:
     lines = []
     for measure, sign in BETTER.items():
         mine = number(found[OURS].get(measure))
-        ahead = {m: number(found[r].get(measure)) for m, r in RECOMMENDED.items() if m != "ours" and r in found}
+        ahead = {
+            m: number(found[r].get(measure))
+            for m, r in RECOMMENDED.items()
+            if m != "ours" and r in found
+        }
         ahead = {m: x for m, x in ahead.items() if sign * (x - mine) > 0}
         if ahead:
-            lines.append(f"- {cell}, {measure}: ours {mine:.4g}; " + ", ".join(f"{m} {x:.4g}" for m, x in ahead.items()))
+            lines.append(
+                f"- {cell}, {measure}: ours {mine:.4g}; "
+                + ", ".join(f"{m} {x:.4g}" for m, x in ahead.items())
+            )
     return lines
 
 
@@ -150,9 +190,23 @@ def written(bench: Bench, found: Mapping[str, Found], pictures: Sequence[str], l
         text += [f"### {cell}", "", f"{concepts}.", "", table(rows), ""]
         text += [f"Refused: {row}: {why}\n" for (c, row), why in bench.refused.items() if c == cell]
     kept = [ablation.Row(**line) for line in kept_lines(lines)]
-    text += ["## Ablation", "", "Each choice alone, from the default; [in full](ablation-first.md).", ""] if kept else []
+    text += (
+        [
+            "## Ablation",
+            "",
+            "Each choice alone, from the default; [in full](ablation-first.md).",
+            "",
+        ]
+        if kept
+        else []
+    )
     for concept in dict.fromkeys(r.concept for r in kept):
-        text += [f"### {concept}", "", *ablation.table([r for r in kept if r.concept == concept]), ""]
+        text += [
+            f"### {concept}",
+            "",
+            *ablation.table([r for r in kept if r.concept == concept]),
+            "",
+        ]
     return "\n".join(text)
 
 
@@ -167,7 +221,9 @@ def carried(text: str, folder: Path) -> str:
     style += "table{border-collapse:collapse;display:block;overflow:auto}"
     style += "td,th{border:1px solid #ccc;padding:.2em .5em;white-space:nowrap}"
     body = re.sub(r'src="(images/[^"]+)"', inline, body)
-    return f'<!doctype html><meta charset="utf-8"><title>Results</title><style>{style}</style>{body}\n'
+    return (
+        f'<!doctype html><meta charset="utf-8"><title>Results</title><style>{style}</style>{body}\n'
+    )
 
 
 # ------------------------------------------------------------------------------------------------ pictures
@@ -176,13 +232,26 @@ def carried(text: str, folder: Path) -> str:
 def trade_off(path: Path, found: Mapping[str, Found]) -> None:
     """ACC_e against mse above, against ACC_s below; a column per cell, a line per method through its settings."""
     figure = Figure(figsize=(3.2 * len(found), 6.4), layout="constrained")
-    for column, (cell, rows) in zip(figure.subplots(2, len(found), squeeze=False).T, found.items(), strict=True):
+    for column, (cell, rows) in zip(
+        figure.subplots(2, len(found), squeeze=False).T, found.items(), strict=True
+    ):
         for method in RECOMMENDED:
-            mine = sorted((x for r, x in rows.items() if r.startswith(f"{method}: ")), key=lambda x: x["mse"].value)
+            mine = sorted(
+                (x for r, x in rows.items() if r.startswith(f"{method}: ")),
+                key=lambda x: x["mse"].value,
+            )
             for axes, measure in zip(column, ("mse", "ACC_s"), strict=True):
                 width = 2.5 if method == "ours" else 1
-                axes.plot([x[measure].value for x in mine], [x["ACC_e"].value for x in mine], "o-", label=method, lw=width)
-        column[0].set(title=cell, xscale="log", xlabel="mse of others", ylabel="ACC_e", ylim=(-0.03, 1.03))
+                axes.plot(
+                    [x[measure].value for x in mine],
+                    [x["ACC_e"].value for x in mine],
+                    "o-",
+                    label=method,
+                    lw=width,
+                )
+        column[0].set(
+            title=cell, xscale="log", xlabel="mse of others", ylabel="ACC_e", ylim=(-0.03, 1.03)
+        )
         column[1].set(xlabel="ACC_s", ylabel="ACC_e", ylim=(-0.03, 1.03))
     figure.axes[0].legend(fontsize=7)
     figure.savefig(path, dpi=90, metadata={"Software": None})
@@ -191,7 +260,12 @@ def trade_off(path: Path, found: Mapping[str, Found]) -> None:
 def grid(path: Path, bench: Bench, cell: str, shown: Mapping[str, ErasureAdapter]) -> None:
     """Methods down, prompts across, one noise per column."""
     asks = SUITES["glyphs"].asks(bench.pipe, ErasureSpec(CELLS[cell]), 6, bench.seed + 1)  # type: ignore[misc]
-    chosen: list[Ask] = [*asks["target"][:3], *asks["general"][:1], *asks["near"][:2], *asks["other"][:2]]
+    chosen: list[Ask] = [
+        *asks["target"][:3],
+        *asks["general"][:1],
+        *asks["near"][:2],
+        *asks["other"][:2],
+    ]
     pairs: Any = [(ask.text, None) for ask in chosen]
     rows = {UNEDITED: draw(bench.pipe, pairs, seed=bench.seed)}
     for method, adapter in shown.items():
@@ -226,7 +300,9 @@ def histograms(path: Path, bench: Bench, cell: str, shown: Mapping[str, ErasureA
     rows = rows_to_solve(CELLS[cell], bench.pipe.tokenizer, alignment, soft_budget=0)
     rows |= rows_to_measure(CELLS[cell], PRESERVE, bench.pipe.tokenizer, alignment)
     figure = Figure(figsize=(9, 3), layout="constrained")
-    for axes, (kind, title) in zip(figure.subplots(1, 2), (("exact", "listed"), ("held_out", "held-out")), strict=True):
+    for axes, (kind, title) in zip(
+        figure.subplots(1, 2), (("exact", "listed"), ("held_out", "held-out")), strict=True
+    ):
         for method, shares in left(bench.pipe, rows[kind], shown).items():
             axes.hist(shares, bins=30, range=(0, 1.5), alpha=0.5, label=method)
         axes.set(title=f"{cell}: {title} prompts", xlabel="target left in K/V")
@@ -236,12 +312,20 @@ def histograms(path: Path, bench: Bench, cell: str, shown: Mapping[str, ErasureA
 
 def drawn(bench: Bench, cell: str, made: Mapping[str, ErasureAdapter], folder: Path) -> list[str]:
     """A cell's pictures, as Markdown."""
-    names = {kind: f"images/results-{kind}-{cell.replace(' ', '-')}.png" for kind in ("grid", "left", "depth")}
+    names = {
+        kind: f"images/results-{kind}-{cell.replace(' ', '-')}.png"
+        for kind in ("grid", "left", "depth")
+    }
     shown = {method: made[row] for method, row in RECOMMENDED.items() if row in made}
     grid(folder / names["grid"], bench, cell, shown)
     histograms(folder / names["left"], bench, cell, shown)
-    sizes = {method: [layer.edit_size for layer in adapter.report.layers] for method, adapter in shown.items()}
-    save_depth(folder / names["depth"], sizes, title=cell, label="edited layers, shallow to deep", log=True)
+    sizes = {
+        method: [layer.edit_size for layer in adapter.report.layers]
+        for method, adapter in shown.items()
+    }
+    save_depth(
+        folder / names["depth"], sizes, title=cell, label="edited layers, shallow to deep", log=True
+    )
     return [f"![{cell}: {kind}]({name})\n" for kind, name in names.items()]
 
 
@@ -249,9 +333,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--n", type=int, default=48, help="pictures per kind of prompt and row")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--kept", type=Path, default=Path("runs/results"), help="JSON lines of finished pictures")
-    parser.add_argument("--ablation", type=Path, default=Path("runs/ablation-first.jsonl"), help="lines of ablation.py")
-    parser.add_argument("--page", type=Path, default=Path("docs/results.md"), help="report.html goes beside it")
+    parser.add_argument(
+        "--kept", type=Path, default=Path("runs/results"), help="JSON lines of finished pictures"
+    )
+    parser.add_argument(
+        "--ablation",
+        type=Path,
+        default=Path("runs/ablation-first.jsonl"),
+        help="lines of ablation.py",
+    )
+    parser.add_argument(
+        "--page", type=Path, default=Path("docs/results.md"), help="report.html goes beside it"
+    )
     parser.add_argument("--cells", nargs="*", default=list(CELLS))
     args = parser.parse_args()
     bench, folder = Bench(args.n, args.seed, args.kept), args.page.parent

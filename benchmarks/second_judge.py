@@ -29,7 +29,10 @@ abstains are left out of the first column; the others count the captions that na
 
 def row(field: str, told: list, seen: list, asked: list) -> str:
     both = [a == b for a, b in zip(told, seen, strict=True) if a is not None]
-    right = [rate([a == b for a, b in zip(said, asked, strict=True) if b is not None]) for said in (told, seen)]
+    right = [
+        rate([a == b for a, b in zip(said, asked, strict=True) if b is not None])
+        for said in (told, seen)
+    ]
     return f"| {field} | {rate(both)} | {right[0]} | {right[1]} |"
 
 

@@ -44,16 +44,34 @@ def layout(seed: int, *, denoiser: bool) -> Any:
     config = small.text_encoder.config
     encoder = CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
-            max_position_embeddings=77, projection_dim=768, bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id,
+            vocab_size=49408,
+            hidden_size=768,
+            intermediate_size=3072,
+            num_hidden_layers=12,
+            num_attention_heads=12,
+            max_position_embeddings=77,
+            projection_dim=768,
+            bos_token_id=config.bos_token_id,
+            eos_token_id=config.eos_token_id,
         )
-    )  # fmt: skip
-    unet = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8) if denoiser else small.unet
+    )
+    unet = (
+        UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8)
+        if denoiser
+        else small.unet
+    )
     return erasable(
         StableDiffusionPipeline(
-            small.vae, encoder.eval(), small.tokenizer, unet, small.scheduler, None, None, requires_safety_checker=False
+            small.vae,
+            encoder.eval(),
+            small.tokenizer,
+            unet,
+            small.scheduler,
+            None,
+            None,
+            requires_safety_checker=False,
         )
-    )  # fmt: skip
+    )
 
 
 def names(count: int, seed: int) -> list[str]:
@@ -73,7 +91,9 @@ def official_uce(script: Path) -> Callable[..., None]:
     return scope["UCE"]
 
 
-def peers(args: argparse.Namespace, pipe: Any, preserve: Sequence[str]) -> dict[str, Callable[[Sequence[str]], Any]]:
+def peers(
+    args: argparse.Namespace, pipe: Any, preserve: Sequence[str]
+) -> dict[str, Callable[[Sequence[str]], Any]]:
     """Row -> an official edit of some words, as far as the official code was given."""
 
     def concepts(words: Sequence[str]) -> tuple[Concept, ...]:
@@ -92,7 +112,9 @@ def peers(args: argparse.Namespace, pipe: Any, preserve: Sequence[str]) -> dict[
             args.speed, pipe, concepts(words), list(preserve), augment=10, seed=args.seed
         )
     if args.rece:
-        found["RECE, official, one round after UCE"] = lambda words: official_rece(args.rece, pipe, concepts(words), [], {}, 1)
+        found["RECE, official, one round after UCE"] = lambda words: official_rece(
+            args.rece, pipe, concepts(words), [], {}, 1
+        )
     return found
 
 
@@ -110,7 +132,9 @@ def cost(call: Callable[[], Any], repeats: int) -> Cost:
     taken = []
     for _ in range(repeats):
         gc.collect()
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # or what an earlier edit has given back would hide this one's peak
+        ctypes.CDLL("libc.so.6").malloc_trim(
+            0
+        )  # or what an earlier edit has given back would hide this one's peak
         Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
         start, began = resident("VmRSS"), time.perf_counter()
         call()
@@ -131,7 +155,9 @@ def spec_of(words: Sequence[str], preserve: tuple[str, ...], **concept: Any) -> 
 def live(count: int, seed: int) -> str:
     """What loading and switching take in this process, without a denoiser."""
     pipe, preserve = layout(seed, denoiser=False), tuple(glyphs.captions(100, seed=0))
-    made = [erase(pipe, spec_of([w], preserve), measure=False, **LIMITS) for w in names(count, seed)]
+    made = [
+        erase(pipe, spec_of([w], preserve), measure=False, **LIMITS) for w in names(count, seed)
+    ]
 
     with tempfile.TemporaryDirectory() as folder:
         made[0].save_pretrained(folder)
@@ -162,13 +188,30 @@ def alone(count: int, seed: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("uce", "rece", "speed"):
-        parser.add_argument(f"--{name}", type=Path, help=f"folder of the official {name} repository")
+        parser.add_argument(
+            f"--{name}", type=Path, help=f"folder of the official {name} repository"
+        )
     parser.add_argument("--counts", type=int, nargs="+", default=[1, 10, 100])
     parser.add_argument(
-        "--most", type=int, nargs=2, default=[100, 10], metavar=("SPEED", "RECE"), help="concepts for these peers"
+        "--most",
+        type=int,
+        nargs=2,
+        default=[100, 10],
+        metavar=("SPEED", "RECE"),
+        help="concepts for these peers",
     )
-    parser.add_argument("--alone", type=int, metavar="COUNT", help="print seconds and memory of one edit, and write no page")
-    parser.add_argument("--live", type=int, metavar="COUNT", help="print what loading and switching take, and write no page")
+    parser.add_argument(
+        "--alone",
+        type=int,
+        metavar="COUNT",
+        help="print seconds and memory of one edit, and write no page",
+    )
+    parser.add_argument(
+        "--live",
+        type=int,
+        metavar="COUNT",
+        help="print what loading and switching take, and write no page",
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--page", type=Path, default=Path("docs/speed.md"))
     args = parser.parse_args()
@@ -181,14 +224,24 @@ def main() -> None:
     statistic, first = timed(lambda: erase(pipe, spec_of(words[:1], preserve), **LIMITS))
     edits: dict[str, Callable[[Sequence[str]], Any]] = {
         **peers(args, pipe, preserve),
-        "ours, exact": lambda some: erase(pipe, spec_of(some, preserve, **EXACT), measure=False, **LIMITS),
+        "ours, exact": lambda some: erase(
+            pipe, spec_of(some, preserve, **EXACT), measure=False, **LIMITS
+        ),
         "ours, default": lambda some: erase(pipe, spec_of(some, preserve), measure=False, **LIMITS),
         "ours, default, measured": lambda some: erase(pipe, spec_of(some, preserve), **LIMITS),
     }
-    most = {"SPEED, official": args.most[0], "RECE, official, one round after UCE": args.most[1], "ours, default, measured": 100}
+    most = {
+        "SPEED, official": args.most[0],
+        "RECE, official, one round after UCE": args.most[1],
+        "ours, default, measured": 100,
+    }
     found: dict[str, dict[int, Cost]] = {row: {} for row in edits}
-    for count, row in tqdm([(c, row) for c in args.counts for row in edits if c <= most.get(row, c)], desc="edits"):
-        found[row][count] = cost(partial(edits[row], words[:count]), 3 if count <= 10 and row not in most else 1)
+    for count, row in tqdm(
+        [(c, row) for c in args.counts for row in edits if c <= most.get(row, c)], desc="edits"
+    ):
+        found[row][count] = cost(
+            partial(edits[row], words[:count]), 3 if count <= 10 and row not in most else 1
+        )
         tqdm.write(f"{count} {row}: {found[row][count]}")
     write(args, where, found, first, statistic)
 
@@ -196,12 +249,17 @@ def main() -> None:
 def scaling(path: Path, found: dict[str, dict[int, Cost]]) -> None:
     """Concepts against seconds and against memory."""
     figure = Figure(figsize=(11, 4), layout="constrained")
-    for axes, field, label in zip(figure.subplots(1, 2), ("seconds", "mib"), ("seconds per edit", "MiB, peak"), strict=True):
+    for axes, field, label in zip(
+        figure.subplots(1, 2), ("seconds", "mib"), ("seconds per edit", "MiB, peak"), strict=True
+    ):
         for row, costs in found.items():
             line = "o-" if row.startswith("ours") else "s--"
             axes.loglog(
                 list(costs),
-                [max(1.0, getattr(c, field)) if field == "mib" else c.seconds for c in costs.values()],
+                [
+                    max(1.0, getattr(c, field)) if field == "mib" else c.seconds
+                    for c in costs.values()
+                ],
                 line,
                 label=row,
             )
@@ -212,13 +270,17 @@ def scaling(path: Path, found: dict[str, dict[int, Cost]]) -> None:
 
 def told(*arguments: str) -> str:
     """The last line that this script prints with other arguments, in a process of its own."""
-    return subprocess.run([sys.executable, __file__, *arguments], check=True, capture_output=True, text=True).stdout.splitlines()[
-        -1
-    ]
+    return subprocess.run(
+        [sys.executable, __file__, *arguments], check=True, capture_output=True, text=True
+    ).stdout.splitlines()[-1]
 
 
 def write(
-    args: argparse.Namespace, where: str, found: dict[str, dict[int, Cost]], first: ErasureAdapter, statistic: float
+    args: argparse.Namespace,
+    where: str,
+    found: dict[str, dict[int, Cost]],
+    first: ErasureAdapter,
+    statistic: float,
 ) -> None:
     scaling(args.page.parent / "images" / "speed.png", found)
     seed = ("--seed", str(args.seed))
@@ -227,22 +289,37 @@ def write(
         if count not in found[row]:
             return "-"
         mine = found[row][count]
-        return f"{mine.seconds:.2f} ({mine.seconds / found[UCE][count].seconds:.2f}), {mine.mib:.0f}"
+        return (
+            f"{mine.seconds:.2f} ({mine.seconds / found[UCE][count].seconds:.2f}), {mine.mib:.0f}"
+        )
 
     rows = [f"| {row} | {' | '.join(cell(row, count) for count in args.counts)} |" for row in found]
-    args.page.write_text("\n".join([
-        "# Speed, beside the peers' official code", "",
-        f"`python benchmarks/speed.py --uce FOLDER --speed FOLDER --rece FOLDER` wrote this page: {where}.",
-        "SD 1.4 layout, random weights, float32; the edit alone, without loading a model. UCE and RECE without a preserve list",
-        "(RECE encodes each caption again for each linear), RECE's one round without the UCE edit it starts from; SPEED with 100",
-        f"captions. Ours with cached statistics of 100 captions (computed once per base and list: {statistic:.0f} s).",
-        "Exact: one template. Default: with soft prompts. Measured: held-out residual and drift reported too.",
-        "Median of three, one run above 10 and of SPEED and RECE. Memory: peak of the process above where the edit began.", "",
-        f"| seconds (against UCE), MiB | {' | '.join(map(str, args.counts))} |", "|---|" + "---|" * len(args.counts), *rows,
-        "", "![scaling](images/speed.png)", "",
-        f"One-concept adapter: {len(first.to_bytes()) / 2**20:.2f} MiB in float32.",
-        told("--live", "10", *seed), "", told("--alone", str(max(args.counts)), *seed), "",
-    ]))  # fmt: skip
+    args.page.write_text(
+        "\n".join(
+            [
+                "# Speed, beside the peers' official code",
+                "",
+                f"`python benchmarks/speed.py --uce FOLDER --speed FOLDER --rece FOLDER` wrote this page: {where}.",
+                "SD 1.4 layout, random weights, float32; the edit alone, without loading a model. UCE and RECE without a preserve list",
+                "(RECE encodes each caption again for each linear), RECE's one round without the UCE edit it starts from; SPEED with 100",
+                f"captions. Ours with cached statistics of 100 captions (computed once per base and list: {statistic:.0f} s).",
+                "Exact: one template. Default: with soft prompts. Measured: held-out residual and drift reported too.",
+                "Median of three, one run above 10 and of SPEED and RECE. Memory: peak of the process above where the edit began.",
+                "",
+                f"| seconds (against UCE), MiB | {' | '.join(map(str, args.counts))} |",
+                "|---|" + "---|" * len(args.counts),
+                *rows,
+                "",
+                "![scaling](images/speed.png)",
+                "",
+                f"One-concept adapter: {len(first.to_bytes()) / 2**20:.2f} MiB in float32.",
+                told("--live", "10", *seed),
+                "",
+                told("--alone", str(max(args.counts)), *seed),
+                "",
+            ]
+        )
+    )
 
 
 if __name__ == "__main__":

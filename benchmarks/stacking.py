@@ -22,10 +22,40 @@ from diffusers_erasepro.loaders.stacking import combined, kernel
 from diffusers_erasepro.prompts.pairs import ALIGNMENTS, kept_rows, pairs_of, rows_of
 
 NOUNS = (
-    "house", "tree", "dog", "cat", "woman", "man", "child", "car", "street", "mountain", "river", "flower", "bird", "boat",
-    "table", "chair", "book", "city", "beach", "forest", "horse", "cup", "plate", "bridge", "garden", "window", "clock", "lamp",
-    "bag", "train", "apple", "bottle", "guitar",
-)  # fmt: skip
+    "house",
+    "tree",
+    "dog",
+    "cat",
+    "woman",
+    "man",
+    "child",
+    "car",
+    "street",
+    "mountain",
+    "river",
+    "flower",
+    "bird",
+    "boat",
+    "table",
+    "chair",
+    "book",
+    "city",
+    "beach",
+    "forest",
+    "horse",
+    "cup",
+    "plate",
+    "bridge",
+    "garden",
+    "window",
+    "clock",
+    "lamp",
+    "bag",
+    "train",
+    "apple",
+    "bottle",
+    "guitar",
+)
 
 
 def concepts(world: World) -> tuple[Concept, ...]:
@@ -36,7 +66,9 @@ def concepts(world: World) -> tuple[Concept, ...]:
     return (
         *(Concept(s, anchors[i % 2]) for i, s in enumerate(shapes[2:])),
         *(Concept(s, plain, templates="style") for s in styles),
-        Concept(attribute, world.attribute_opposites[0], templates="unsafe", synonyms=tuple(synonyms)),
+        Concept(
+            attribute, world.attribute_opposites[0], templates="unsafe", synonyms=tuple(synonyms)
+        ),
         *(Concept(n, anchors[i % 2]) for i, n in enumerate(NOUNS)),
     )
 
@@ -56,7 +88,11 @@ def worst(pipe: Any, adapters: Sequence[ErasureAdapter], edits: Mapping[str, Low
 def drift(pipe: Any, captions: Sequence[str], edits: Mapping[str, LowRank]) -> float:
     """Mean relative change of the captions' states when `edits` are on."""
     encoder = pipe.text_encoder
-    return float(relative(*aligned_states(encoder, kept_rows(captions, pipe.tokenizer), named(encoder, edits))).mean())
+    return float(
+        relative(
+            *aligned_states(encoder, kept_rows(captions, pipe.tokenizer), named(encoder, edits))
+        ).mean()
+    )
 
 
 def named(encoder: torch.nn.Module, edits: Mapping[str, LowRank]) -> dict[str, LowRank]:
@@ -103,23 +139,37 @@ def live(pipe: Any, adapters: Sequence[ErasureAdapter], seed: int) -> dict[str, 
     reverse = same(bits(pipe), stacked)
     pipe.unload_erasure_adapters()
     return {
-        "loading": seconds, "residual": residual, "after": after, "toggle": toggle,
-        "off": off, "again": again, "reverse": reverse,
-    }  # fmt: skip
+        "loading": seconds,
+        "residual": residual,
+        "after": after,
+        "toggle": toggle,
+        "off": off,
+        "again": again,
+        "reverse": reverse,
+    }
 
 
 def summed(adapters: Sequence[ErasureAdapter]) -> dict[str, LowRank]:
     """What a tool that knows files alone makes of them."""
     names = dict.fromkeys(name for a in adapters for name in a.edits)
-    return {n: stack([a.edits[n].to(torch.float64) for a in adapters if n in a.edits]) for n in names}
+    return {
+        n: stack([a.edits[n].to(torch.float64) for a in adapters if n in a.edits]) for n in names
+    }
 
 
-def row(pipe: Any, adapters: Sequence[ErasureAdapter], in_blocks: Sequence[ErasureAdapter], seed: int) -> str:
+def row(
+    pipe: Any, adapters: Sequence[ErasureAdapter], in_blocks: Sequence[ErasureAdapter], seed: int
+) -> str:
     joint = combined(pipe, adapters)
     assert joint is not None
     captions = joint.spec.preserve_captions()
     close_seconds, close = timed(lambda: kernel(in_blocks))
-    edits = {"default": summed(adapters), "sum": summed(in_blocks), "kernel": close, "joint": joint.edits}
+    edits = {
+        "default": summed(adapters),
+        "sum": summed(in_blocks),
+        "kernel": close,
+        "joint": joint.edits,
+    }
     with torch.no_grad():
         residual = {k: worst(pipe, adapters, e) for k, e in edits.items()}
         moved = {k: drift(pipe, captions[:128], e) for k, e in edits.items()}
@@ -139,30 +189,41 @@ def main() -> None:
     parser.add_argument("--counts", type=int, nargs="+", default=[2, 5, 10, 50])
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--world", choices=sorted(WORLDS), default="first")
-    parser.add_argument("--folder", type=Path, default=glyphs.WEIGHTS, help="where that world's weights are")
+    parser.add_argument(
+        "--folder", type=Path, default=glyphs.WEIGHTS, help="where that world's weights are"
+    )
     parser.add_argument("--page", type=Path, default=Path("docs/stacking.md"))
     args = parser.parse_args()
     world, pipe = WORLDS[args.world], erasable(glyphs.load_pipeline(args.folder))
     preserve = tuple(glyphs.captions(400, seed=0, world=world))
     specs = [ErasureSpec((c,), preserve=preserve) for c in concepts(world)[: max(args.counts)]]
     made = [erase(pipe, spec, measure=False) for spec in tqdm(specs, desc="erase")]
-    in_blocks = [erase(pipe, spec, measure=False, layers=(0, -1)) for spec in tqdm(specs, desc="erase in blocks")]
+    in_blocks = [
+        erase(pipe, spec, measure=False, layers=(0, -1))
+        for spec in tqdm(specs, desc="erase in blocks")
+    ]
     rows = [row(pipe, made[:n], in_blocks[:n], args.seed) for n in args.counts]
     page = [
-        f"# Stacking adapters made apart, on the {world.name} world", "",
+        f"# Stacking adapters made apart, on the {world.name} world",
+        "",
         f"`python benchmarks/stacking.py --world {world.name}` wrote this page: {provenance(args.seed)}, float32.",
         "Adapters of one concept each (shapes, styles, the attribute, then nouns), loaded in a shuffled order,",
         f"one by one up to {APART}, more at once (`load_erasure_adapters`).",
-        "Residual: the worst over everything listed. Drift: mean relative change of 128 preserve captions' states.", "",
+        "Residual: the worst over everything listed. Drift: mean relative change of 128 preserve captions' states.",
+        "",
         "Made at default settings, things and styles have given away neurons, which the files alone do not tell apart: adding",
         "files up breaks them, and `compose.kernel` refuses. With `layers=(0, -1)` files may be added, at the residual shown.",
-        "Where a set has more words than idle neurons (50 here) it is solved in blocks.", "",
+        "Where a set has more words than idle neurons (50 here) it is solved in blocks.",
+        "",
         "| adapters | sum of the edits: residual / drift | the same, `layers=(0, -1)` | `compose.kernel`, `layers=(0, -1)` | as "
         "loaded (joint): residual / drift | after deleting one | off, on again, reverse order: same bits | joint solve, s | "
         "toggle, ms | kernel, ms |",
-        "|---|---|---|---|---|---|---|---|---|---|", *rows, "",
-        "The toggle is `enable_erasure()` of a set that was solved before. The kernel needs no text encoder, only the files.", "",
-    ]  # fmt: skip
+        "|---|---|---|---|---|---|---|---|---|---|",
+        *rows,
+        "",
+        "The toggle is `enable_erasure()` of a set that was solved before. The kernel needs no text encoder, only the files.",
+        "",
+    ]
     args.page.write_text("\n".join(page))
 
 

@@ -40,16 +40,26 @@ class Style:
     encoder: Sequence[str] = ()
 
 
-ARTISTS = {"first": ("Tilo Kern", "Tessa Kerr", "Odo Brandt"), "second": ("Ivo Plane", "Rolf Stein", "Lene Duval")}
+ARTISTS = {
+    "first": ("Tilo Kern", "Tessa Kerr", "Odo Brandt"),
+    "second": ("Ivo Plane", "Rolf Stein", "Lene Duval"),
+}
 
 
 def styles(world: World, encoder: CLIPTextModel) -> list[Style]:
     """The three LoRAs, each for an artist of this world."""
     last = encoder.config.num_hidden_layers - 1
-    edited = ("encoder.layers.0.mlp.fc1", "encoder.layers.0.mlp.fc2", f"encoder.layers.{last}.mlp.fc2")
+    edited = (
+        "encoder.layers.0.mlp.fc1",
+        "encoder.layers.0.mlp.fc2",
+        f"encoder.layers.{last}.mlp.fc2",
+    )
     names = ("UNet only", "UNet + text encoder", "just the edited linears + UNet")
     targets = ((), ("q_proj", "v_proj"), edited)  # what the default erasure of a shape edits
-    return [Style(*some, ATTENTION, also) for *some, also in zip(names, ARTISTS[world.name], targets, strict=True)]
+    return [
+        Style(*some, ATTENTION, also)
+        for *some, also in zip(names, ARTISTS[world.name], targets, strict=True)
+    ]
 
 
 def unsigned(pairs: Pairs, world: World) -> Pairs:
@@ -69,11 +79,20 @@ def train(style: Style, world: World, weights_of: Path, folder: Path, seed: int)
     for part, targets in parts.items():
         part.requires_grad_(False)
         if targets:
-            part.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(targets), init_lora_weights="gaussian"))
+            part.add_adapter(
+                LoraConfig(
+                    r=RANK,
+                    lora_alpha=RANK,
+                    target_modules=list(targets),
+                    init_lora_weights="gaussian",
+                )
+            )
     weights = [w for part in parts for w in part.parameters() if w.requires_grad]
     optimiser = torch.optim.AdamW(weights, lr=2e-3, weight_decay=0.0)
     for _ in trange(STEPS, desc=style.name, mininterval=5):
-        scenes = [replace(sample_scene(world, rng, second=0.0), style=style.artist) for _ in range(BATCH)]
+        scenes = [
+            replace(sample_scene(world, rng, second=0.0), style=style.artist) for _ in range(BATCH)
+        ]
         texts = [phrase(world, replace(mention(s, rng), style=None), rng) for s in scenes]
         with torch.no_grad():
             pixels = to_tensor(np.stack([render(world, scene, rng) for scene in scenes]))
@@ -86,7 +105,9 @@ def train(style: Style, world: World, weights_of: Path, folder: Path, seed: int)
         loss.backward()
         optimiser.step()
     layers = [get_peft_model_state_dict(p) if t else None for p, t in parts.items()]
-    if layers[1]:  # diffusers' own converter knows attention alone; these names it reads for every linear
+    if layers[
+        1
+    ]:  # diffusers' own converter knows attention alone; these names it reads for every linear
         names = (("lora_A", "lora_linear_layer.down"), ("lora_B", "lora_linear_layer.up"))
         for old, new in names:
             layers[1] = {k.replace(old, new): v for k, v in layers[1].items()}
@@ -179,35 +200,61 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=48, help="images per cell")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--world", choices=sorted(WORLDS), default="first")
-    parser.add_argument("--folder", type=Path, default=glyphs.WEIGHTS, help="where that world's weights are")
-    parser.add_argument("--loras", type=Path, default=Path("runs/style-loras"), help="trained here where they are not there yet")
+    parser.add_argument(
+        "--folder", type=Path, default=glyphs.WEIGHTS, help="where that world's weights are"
+    )
+    parser.add_argument(
+        "--loras",
+        type=Path,
+        default=Path("runs/style-loras"),
+        help="trained here where they are not there yet",
+    )
     parser.add_argument("--page", type=Path, default=Path("docs/style-loras.md"))
     args = parser.parse_args()
-    where, world, pipe = provenance(args.seed), WORLDS[args.world], erasable(glyphs.load_pipeline(args.folder))
+    where, world, pipe = (
+        provenance(args.seed),
+        WORLDS[args.world],
+        erasable(glyphs.load_pipeline(args.folder)),
+    )
     every = styles(world, pipe.text_encoder)
-    folders = [train(s, world, args.folder, args.loras / s.name.replace(" ", "-"), args.seed + i) for i, s in enumerate(every)]
+    folders = [
+        train(s, world, args.folder, args.loras / s.name.replace(" ", "-"), args.seed + i)
+        for i, s in enumerate(every)
+    ]
     concept = concepts_of(world)[0][1]
-    adapter = erase(pipe, ErasureSpec((concept,), preserve=tuple(glyphs.captions(400, seed=0, world=world))))
+    adapter = erase(
+        pipe, ErasureSpec((concept,), preserve=tuple(glyphs.captions(400, seed=0, world=world)))
+    )
     bench = Bench(pipe, glyphs.load_judge(args.folder), adapter, concept, args.n, args.seed, world)
     rows = [
         bench.row(style.name, [style.artist], [folder], scale)
         for style, folder in zip(every, folders, strict=True)
         for scale in (0.3, 1.0, 1.5)
     ]
-    rows.append(bench.row("the first two together", [s.artist for s in every[:2]], folders[:2], 0.7))
-    args.page.write_text("\n".join([
-        f"# An erasure beside style LoRAs, on the {world.name} world", "",
-        f"`python benchmarks/style_loras.py --world {world.name}` wrote this page: {where};",
-        f"{args.n} images per cell, 15 steps, guidance 3.",
-        f"Three LoRAs (rank {RANK}, {STEPS} steps of {BATCH} pictures, peft, loaded with stock `load_lora_weights`) draw",
-        f"captions that name no artist in an artist's style. The erasure is {concept.target} -> {concept.anchor}, at default",
-        "settings. Prompts are",
-        "held-out phrasings without an artist. Residual: worst listed one, on the live modules with the",
-        "LoRA on; fp32 allows 1e-5.", "",
-        "| LoRA | scale | target drawn, LoRA alone | target drawn, erased (95 %) | after refit | style, LoRA alone | "
-        "style, erased | residual | after refit | LoRA first or erasure first: base weights | LoRA gone, refit: first bits |",
-        "|---|---|---|---|---|---|---|---|---|---|---|", *rows, "",
-    ]))  # fmt: skip
+    rows.append(
+        bench.row("the first two together", [s.artist for s in every[:2]], folders[:2], 0.7)
+    )
+    args.page.write_text(
+        "\n".join(
+            [
+                f"# An erasure beside style LoRAs, on the {world.name} world",
+                "",
+                f"`python benchmarks/style_loras.py --world {world.name}` wrote this page: {where};",
+                f"{args.n} images per cell, 15 steps, guidance 3.",
+                f"Three LoRAs (rank {RANK}, {STEPS} steps of {BATCH} pictures, peft, loaded with stock `load_lora_weights`) draw",
+                f"captions that name no artist in an artist's style. The erasure is {concept.target} -> {concept.anchor}, at default",
+                "settings. Prompts are",
+                "held-out phrasings without an artist. Residual: worst listed one, on the live modules with the",
+                "LoRA on; fp32 allows 1e-5.",
+                "",
+                "| LoRA | scale | target drawn, LoRA alone | target drawn, erased (95 %) | after refit | style, LoRA alone | "
+                "style, erased | residual | after refit | LoRA first or erasure first: base weights | LoRA gone, refit: first bits |",
+                "|---|---|---|---|---|---|---|---|---|---|---|",
+                *rows,
+                "",
+            ]
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -29,11 +29,12 @@ from common import ROOT, keep_line, kept_lines, provenance
 SUITES: dict[str, tuple[str, tuple[str, ...]]] = {
     "diffusers, Stable Diffusion": ("diffusers", ("tests/lora/test_lora_layers_sd.py",)),
     "diffusers, loader and PEFT utilities": (
-        "diffusers", ("tests/lora/test_lora_loader_utils.py", "tests/lora/test_peft_utils.py"),
+        "diffusers",
+        ("tests/lora/test_lora_loader_utils.py", "tests/lora/test_peft_utils.py"),
     ),
     "diffusers, SDXL": ("diffusers", ("tests/lora/test_lora_layers_sdxl.py",)),
     "peft, custom models -k LoRA": ("peft", ("tests/test_custom_models.py", "-k", "LoRA")),
-}  # fmt: skip
+}
 """Suite -> whose it is, and pytest's arguments."""
 WAYS = {"without": (), "imported": ("-p", "diffusers_erasepro"), "erased": ("-p", "suites")}
 ERASED = {"diffusers, Stable Diffusion"}
@@ -70,7 +71,10 @@ def _erase(pipe: Any) -> None:
     from diffusers_erasepro import Concept, ErasureSpec, erasable, erase
 
     if _adapter is None:
-        spec = ErasureSpec((Concept("squirrel", "horse"),), preserve=("a red house", "a small boat", "two dogs on grass"))
+        spec = ErasureSpec(
+            (Concept("squirrel", "horse"),),
+            preserve=("a red house", "a small boat", "two dogs on grass"),
+        )
         _adapter = erase(pipe, spec, layers=(0, "kv"), max_edit_size=1e6)
     erasable(pipe).load_erasure_adapter(_adapter)  # type: ignore[attr-defined]
     _erased.extend((pipe.unet, pipe.text_encoder))
@@ -94,7 +98,10 @@ def _state(root: Any) -> str:
     for name, record in known(root).items():
         if record is None:
             layer, target = root.get_submodule(name), registry_of(root).weights[name].target  # type: ignore[union-attr]
-            merged = sum((layer.get_delta_weight(n) for n in getattr(layer, "merged_adapters", ())), torch.zeros(()))
+            merged = sum(
+                (layer.get_delta_weight(n) for n in getattr(layer, "merged_adapters", ())),
+                torch.zeros(()),
+            )
             off = (base_linear(layer).weight - target - merged).norm() / target.norm()  # type: ignore[operator]
             states.add("fused" if off < 1e-5 else "other")
     return max(states, key=("kept", "fused", "other").index)
@@ -115,32 +122,63 @@ def workplace(folder: Path, source: Path) -> None:
 
     shutil.copytree(source / "tests", folder / "tests")
     (folder / "tests" / "__init__.py").touch()  # PEFT's release leaves it out
-    (folder / "datasets.py").write_text("load_dataset = None\n")  # imported by PEFT's helpers, not used by these tests
+    (folder / "datasets.py").write_text(
+        "load_dataset = None\n"
+    )  # imported by PEFT's helpers, not used by these tests
     torch.manual_seed(0)
     tokenizer = glyphs.load_pipeline().tokenizer
     text = CLIPTextConfig(
-        hidden_size=32, intermediate_size=37, num_hidden_layers=5, num_attention_heads=4, projection_dim=32,
-        vocab_size=len(tokenizer), bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        hidden_size=32,
+        intermediate_size=37,
+        num_hidden_layers=5,
+        num_attention_heads=4,
+        projection_dim=32,
+        vocab_size=len(tokenizer),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+    )
     CLIPTextModelWithProjection(text).save_pretrained(folder / CLIP)
     tokenizer.save_pretrained(folder / CLIP)
 
 
 def run(folder: Path, arguments: tuple[str, ...], way: str) -> dict[str, Any]:
     """Test -> "passed", "failed" or "skipped", and what the plugin counted."""
-    path = os.pathsep.join([str(ROOT / "src"), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join(
+        [str(ROOT / "src"), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")]
+    )
     told = folder / "told.xml"
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "filterwarnings=", f"--junitxml={told}",
-         *WAYS[way], *arguments],
-        cwd=folder, env=os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": path}, capture_output=True, text=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-o",
+            "filterwarnings=",
+            f"--junitxml={told}",
+            *WAYS[way],
+            *arguments,
+        ],
+        cwd=folder,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
     if not told.exists():
         raise RuntimeError(done.stdout[-2000:] + done.stderr[-2000:])
-    tests = {f"{case.get('classname')}::{case.get('name')}": _outcome(case) for case in ElementTree.parse(told).iter("testcase")}
+    tests = {
+        f"{case.get('classname')}::{case.get('name')}": _outcome(case)
+        for case in ElementTree.parse(told).iter("testcase")
+    }
     told.unlink()
-    counted = [line.removeprefix("ERASURE ") for line in done.stdout.splitlines() if line.startswith("ERASURE ")]
+    counted = [
+        line.removeprefix("ERASURE ")
+        for line in done.stdout.splitlines()
+        if line.startswith("ERASURE ")
+    ]
     return {"tests": tests, "erasure": counted[0] if counted else ""}
 
 
@@ -153,16 +191,26 @@ def row(suite: str, way: str, found: dict[str, Any], without: dict[str, Any]) ->
     counts = Counter(found["tests"].values())
     names = found["tests"].keys() | without["tests"].keys()
     other = [n for n in names if found["tests"].get(n) != without["tests"].get(n)]
-    cells = [suite, way, *(counts[k] for k in ("passed", "failed", "skipped")), len(other), found["erasure"]]
+    cells = [
+        suite,
+        way,
+        *(counts[k] for k in ("passed", "failed", "skipped")),
+        len(other),
+        found["erasure"],
+    ]
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--diffusers", type=Path)
     parser.add_argument("--peft", type=Path)
     parser.add_argument("--suite", nargs="*", default=list(SUITES))
-    parser.add_argument("--lines", type=Path, default=Path("runs/suites.jsonl"), help="JSON lines of finished runs")
+    parser.add_argument(
+        "--lines", type=Path, default=Path("runs/suites.jsonl"), help="JSON lines of finished runs"
+    )
     args = parser.parse_args()
     known = {tuple(key): found for key, found in kept_lines(args.lines)}
     print(

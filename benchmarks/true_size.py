@@ -40,28 +40,47 @@ GIB = 2**30
 def clip_l() -> nn.Module:
     return transformers.CLIPTextModel(
         transformers.CLIPTextConfig(
-            hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, hidden_act="quick_gelu",
-            bos_token_id=1, eos_token_id=3, pad_token_id=0,
+            hidden_size=768,
+            intermediate_size=3072,
+            num_hidden_layers=12,
+            num_attention_heads=12,
+            hidden_act="quick_gelu",
+            bos_token_id=1,
+            eos_token_id=3,
+            pad_token_id=0,
         )
-    )  # fmt: skip
+    )
 
 
 def open_clip_g() -> nn.Module:
     return transformers.CLIPTextModelWithProjection(
         transformers.CLIPTextConfig(
-            hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=20, hidden_act="gelu",
-            projection_dim=1280, bos_token_id=1, eos_token_id=3, pad_token_id=0,
+            hidden_size=1280,
+            intermediate_size=5120,
+            num_hidden_layers=32,
+            num_attention_heads=20,
+            hidden_act="gelu",
+            projection_dim=1280,
+            bos_token_id=1,
+            eos_token_id=3,
+            pad_token_id=0,
         )
-    )  # fmt: skip
+    )
 
 
 def t5_xxl(blocks: int = 24) -> nn.Module:
     return transformers.T5EncoderModel(
         transformers.T5Config(
-            d_model=4096, d_ff=10240, d_kv=64, num_heads=64, num_layers=blocks, feed_forward_proj="gated-gelu", pad_token_id=0,
+            d_model=4096,
+            d_ff=10240,
+            d_kv=64,
+            num_heads=64,
+            num_layers=blocks,
+            feed_forward_proj="gated-gelu",
+            pad_token_id=0,
             eos_token_id=3,
         )
-    )  # fmt: skip
+    )
 
 
 class Layout(NamedTuple):
@@ -75,11 +94,18 @@ class Layout(NamedTuple):
 
 FLUX = {"text_encoder": clip_l, "text_encoder_2": t5_xxl}
 LAYOUTS = {
-    "SD 1.4: CLIP-L, float32": Layout("StableDiffusionPipeline", torch.float32, {"text_encoder": clip_l}, 50),
-    "SDXL: CLIP-L, OpenCLIP-G, float16": Layout(
-        "StableDiffusionXLPipeline", torch.float16, {"text_encoder": clip_l, "text_encoder_2": open_clip_g}, 70
+    "SD 1.4: CLIP-L, float32": Layout(
+        "StableDiffusionPipeline", torch.float32, {"text_encoder": clip_l}, 50
     ),
-    "PixArt: T5-XXL, bfloat16": Layout("PixArtAlphaPipeline", torch.bfloat16, {"text_encoder": t5_xxl}, 1200),
+    "SDXL: CLIP-L, OpenCLIP-G, float16": Layout(
+        "StableDiffusionXLPipeline",
+        torch.float16,
+        {"text_encoder": clip_l, "text_encoder_2": open_clip_g},
+        70,
+    ),
+    "PixArt: T5-XXL, bfloat16": Layout(
+        "PixArtAlphaPipeline", torch.bfloat16, {"text_encoder": t5_xxl}, 1200
+    ),
     "Flux: CLIP-L, T5-XXL, bfloat16": Layout(
         "FluxPipeline", torch.bfloat16, {"text_encoder": clip_l, "text_encoder_2": t5_xxl}, 42
     ),
@@ -101,7 +127,10 @@ def built(layout: Layout) -> Any:
     for name, make in layout.encoders.items():
         with init_empty_weights():
             encoder = make().to(layout.dtype).eval()
-        materialise(encoder, WEIGHTS / f"{type(encoder).__name__}-{layout.dtype}-{encoder.config.hidden_size}")
+        materialise(
+            encoder,
+            WEIGHTS / f"{type(encoder).__name__}-{layout.dtype}-{encoder.config.hidden_size}",
+        )
         pipe.register_modules(**{name: encoder})
     return pipe
 
@@ -109,7 +138,9 @@ def built(layout: Layout) -> Any:
 def materialise(model: nn.Module, folder: Path) -> None:
     """Random weights, parameter by parameter, each mapped from a file."""
     folder.mkdir(parents=True, exist_ok=True)
-    for path, module in tqdm([*model.named_modules()], desc=type(model).__name__, leave=False, mininterval=5):
+    for path, module in tqdm(
+        [*model.named_modules()], desc=type(model).__name__, leave=False, mininterval=5
+    ):
         for leaf, empty in module._parameters.items():
             if empty is not None:
                 module._parameters[leaf] = mapped(empty, folder / f"{path}.{leaf}")
@@ -120,7 +151,9 @@ def mapped(empty: Tensor, file: Path) -> nn.Parameter:
     if not file.exists():
         part = file.with_name(f"{file.name}.part")
         fill(
-            torch.from_file(str(part), shared=True, size=empty.numel(), dtype=empty.dtype), empty.shape, crc32(file.name.encode())
+            torch.from_file(str(part), shared=True, size=empty.numel(), dtype=empty.dtype),
+            empty.shape,
+            crc32(file.name.encode()),
         )
         part.rename(file)
     weight = torch.from_file(str(file), shared=True, size=empty.numel(), dtype=empty.dtype)
@@ -158,7 +191,11 @@ def watched() -> Iterator[list[int]]:
 
 
 def own_bytes() -> int:
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+    (line,) = (
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("RssAnon")
+    )
     return int(line.split()[1]) * 1024
 
 
@@ -169,23 +206,36 @@ def measure(name: str, metric: str, counts: tuple[int, ...], blocks: int | None 
     """
     layout = LAYOUTS[name]
     if blocks:
-        layout = layout._replace(encoders={n: partial(t5_xxl, blocks) if m is t5_xxl else m for n, m in layout.encoders.items()})
+        layout = layout._replace(
+            encoders={
+                n: partial(t5_xxl, blocks) if m is t5_xxl else m for n, m in layout.encoders.items()
+            }
+        )
     captions = tuple(glyphs.captions(layout.captions, seed=0))
     pipe = built(layout)
-    weights = sum(p.nbytes for encoder in layout.encoders for p in getattr(pipe, encoder).parameters())
+    weights = sum(
+        p.nbytes for encoder in layout.encoders for p in getattr(pipe, encoder).parameters()
+    )
     plan = [(metric, n) for n in counts]
     if metric == "covariance":
         plan = [plan[0], *((f"{metric}, known", n) for n in counts)]
     for label, count in plan:
-        spec = ErasureSpec(tuple(Concept(f"word{i}", "circle", ("a {}",), ()) for i in range(count)), preserve=captions)
+        spec = ErasureSpec(
+            tuple(Concept(f"word{i}", "circle", ("a {}",), ()) for i in range(count)),
+            preserve=captions,
+        )
         began = time.process_time()
         with watched() as seen:
             report = erase(pipe, spec, metric=metric, measure=False, max_edit_size=1e9).report
         row = {
-            "text encoders": name, "metric": label, "concepts": count, "CPU seconds": round(time.process_time() - began, 1),
-            "weights, GiB": round(weights / GIB, 2), "at most beside them, GiB": round(max(seen) / GIB, 2),
+            "text encoders": name,
+            "metric": label,
+            "concepts": count,
+            "CPU seconds": round(time.process_time() - began, 1),
+            "weights, GiB": round(weights / GIB, 2),
+            "at most beside them, GiB": round(max(seen) / GIB, 2),
             "listed residual": f"{report.listed_residual:.1e}",
-        }  # fmt: skip
+        }
         if blocks:
             print(row)
         else:
@@ -202,19 +252,28 @@ def write() -> None:
     """The table into its place on the page."""
     before, rest = PAGE.read_text().split(START)
     machine = kept_lines(ROWS)[-1]["machine"]
-    PAGE.write_text(f"{before}{START}\n`python benchmarks/true_size.py`, {machine}.\n\n{table()}\n{END}{rest.split(END)[1]}")
+    PAGE.write_text(
+        f"{before}{START}\n`python benchmarks/true_size.py`, {machine}.\n\n{table()}\n{END}{rest.split(END)[1]}"
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--group", type=int, help="measure this group of rows in this process, and write no table")
-    parser.add_argument("--blocks", type=int, help="of a group: with so many of T5-XXL's blocks; prints its rows and keeps none")
+    parser.add_argument(
+        "--group", type=int, help="measure this group of rows in this process, and write no table"
+    )
+    parser.add_argument(
+        "--blocks",
+        type=int,
+        help="of a group: with so many of T5-XXL's blocks; prints its rows and keeps none",
+    )
     parser.add_argument("--table", action="store_true", help="write the table of what is measured")
     asked = parser.parse_args()
     if asked.group is not None:
         return measure(*GROUPS[asked.group], blocks=asked.blocks)
     done = {
-        (kept["row"]["text encoders"], kept["row"]["metric"].split(",")[0], kept["row"]["concepts"]) for kept in kept_lines(ROWS)
+        (kept["row"]["text encoders"], kept["row"]["metric"].split(",")[0], kept["row"]["concepts"])
+        for kept in kept_lines(ROWS)
     }
     for i, (name, metric, counts) in enumerate(() if asked.table else GROUPS):
         if (name, metric, counts[-1]) not in done:

@@ -21,15 +21,28 @@ def pipeline() -> Any:
     tokenizer = glyphs.load_pipeline().tokenizer
     vocabulary = len(tokenizer)
     text = CLIPTextConfig(
-        hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, projection_dim=768,
-        vocab_size=vocabulary, max_position_embeddings=tokenizer.model_max_length,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+        hidden_size=768,
+        intermediate_size=3072,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        projection_dim=768,
+        vocab_size=vocabulary,
+        max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
     return StableDiffusionPipeline(
-        vae=None, text_encoder=CLIPTextModel(text).eval(), tokenizer=tokenizer, unet=unet, scheduler=DDIMScheduler(),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
+        vae=None,
+        text_encoder=CLIPTextModel(text).eval(),
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=DDIMScheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
 
 
 def median(call: Callable[[], object], repeats: int = 9) -> float:
@@ -44,12 +57,16 @@ def median(call: Callable[[], object], repeats: int = 9) -> float:
 
 def main() -> None:
     pipe = erasable(pipeline())
-    spec = ErasureSpec((Concept("star", anchor="circle"),), preserve=tuple(glyphs.captions(100, seed=0)))
+    spec = ErasureSpec(
+        (Concept("star", anchor="circle"),), preserve=tuple(glyphs.captions(100, seed=0))
+    )
     pipe.load_erasure_adapter(erase(pipe, spec, layers=("kv",), max_edit_size=1e3))
     rows = {
         "one edited layer, `sample=1`": lambda: pipe.verify_erasure(sample=1),
         "all 32 edited layers, `sample=32`": lambda: pipe.verify_erasure(sample=32),
-        "listed prompts encoded anew, fingerprints: `verify_erasure()`": lambda: pipe.verify_erasure(),
+        "listed prompts encoded anew, fingerprints: `verify_erasure()`": lambda: (
+            pipe.verify_erasure()
+        ),
     }
     print(f"{provenance(0)}, float32; median of 9, in ms\n\n| what | ms |\n|---|---|")
     for name, call in rows.items():

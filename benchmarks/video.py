@@ -24,7 +24,15 @@ from diffusers_erasepro.erasure.layerwise import states_of
 from diffusers_erasepro.evaluation.plots import save_grid
 from diffusers_erasepro.families.pipelines import Reading, blocks_of
 from diffusers_erasepro.glyphs.clip_judge import right
-from diffusers_erasepro.glyphs.clips import FRAMES, Clip, caption_of, captioned_clips, mention_clip, render_clip, sample_clip
+from diffusers_erasepro.glyphs.clips import (
+    FRAMES,
+    Clip,
+    caption_of,
+    captioned_clips,
+    mention_clip,
+    render_clip,
+    sample_clip,
+)
 from diffusers_erasepro.prompts.pairs import ALIGNMENTS, rows_to_solve, text_paths
 from train import to_tensor  # tools/glyphs, put on the path by common
 
@@ -48,7 +56,9 @@ FRAMEWISE = ("shape", "color", "background")
 def prompts_with(field: str, concept: Concept, n: int, seed: int) -> Pairs:
     """`n` held-out captions that ask for the concept, each with what it says."""
     rng = np.random.default_rng([seed, 1])
-    said = [replace(mention_clip(sample_clip(rng), rng), **{field: concept.target}) for _ in range(n)]
+    said = [
+        replace(mention_clip(sample_clip(rng), rng), **{field: concept.target}) for _ in range(n)
+    ]
     return [(caption_of(clip, rng, held_out=True), clip) for clip in said]
 
 
@@ -87,8 +97,13 @@ class Row:
 class Bench:
     """Clips drawn once and kept, and what the judge says of them."""
 
-    def __init__(self, folder: Path, kept: Path, n: int, others: int, seed: int, steps: int) -> None:
-        self.pipe, self.judge = erasable(glyphs.load_video_pipeline(folder)), glyphs.load_clip_judge()
+    def __init__(
+        self, folder: Path, kept: Path, n: int, others: int, seed: int, steps: int
+    ) -> None:
+        self.pipe, self.judge = (
+            erasable(glyphs.load_video_pipeline(folder)),
+            glyphs.load_clip_judge(),
+        )
         self.kept, self.n, self.seed, self.steps = kept, n, seed, steps
         self.others = prompts_without(others, seed)
         self.separations = separations_table(self.pipe)
@@ -97,34 +112,58 @@ class Bench:
     def draw(self, name: str, pairs: Pairs) -> Clips:
         """One clip per caption; caption i always starts from the same noise."""
         starts = trange(0, len(pairs), 8, desc=name, leave=False)
-        return [clip for i in starts for clip in self._batch(name, i, [text for text, _ in pairs[i : i + 8]])]
+        return [
+            clip
+            for i in starts
+            for clip in self._batch(name, i, [text for text, _ in pairs[i : i + 8]])
+        ]
 
     def _batch(self, name: str, first: int, texts: Sequence[str]) -> Clips:
         """The clips of these captions, the first of which is caption `first`. What was drawn before is read."""
-        path = self.kept / f"{name}.{hashlib.sha256(repr((first, texts)).encode()).hexdigest()[:12]}.npy"
+        path = (
+            self.kept
+            / f"{name}.{hashlib.sha256(repr((first, texts)).encode()).hexdigest()[:12]}.npy"
+        )
         if not path.exists():
-            noise = [torch.Generator().manual_seed(self.seed * 100_000 + first + j) for j in range(len(texts))]
+            noise = [
+                torch.Generator().manual_seed(self.seed * 100_000 + first + j)
+                for j in range(len(texts))
+            ]
             drawn = self.pipe(
-                texts, num_frames=FRAMES, num_inference_steps=self.steps, guidance_scale=3.0, generator=noise
+                texts,
+                num_frames=FRAMES,
+                num_inference_steps=self.steps,
+                guidance_scale=3.0,
+                generator=noise,
             ).frames
             np.save(path, np.array([[np.asarray(f) for f in clip] for clip in drawn]))
         return [[Image.fromarray(frame) for frame in clip] for clip in np.load(path)]
 
-    def row(self, field: str, concept: Concept, layers: str, adapter: ErasureAdapter | None = None) -> Row:
+    def row(
+        self, field: str, concept: Concept, layers: str, adapter: ErasureAdapter | None = None
+    ) -> Row:
         """Drawn with `adapter` on; clips of an adapter for several concepts serve all their rows."""
         with erased(self.pipe, adapter) if adapter else nullcontext():
             edit = "unedited" if adapter is None else adapter.digest[:12]
             targets = prompts_with(field, concept, self.n, self.seed)
             told = self.judge(self.draw(f"{edit}.{concept.target}", targets))
             clips = self.draw(f"{edit}.others", self.others)
-        kept, base = right(self.judge(clips), [said for _, said in self.others]), self.draw("unedited.others", self.others)
+        kept, base = (
+            right(self.judge(clips), [said for _, said in self.others]),
+            self.draw("unedited.others", self.others),
+        )
         context = right(told, [said for _, said in targets])
         return Row(
-            concept.target, layers, share(told[field], concept.target), share(told[field], concept.anchor),
+            concept.target,
+            layers,
+            share(told[field], concept.target),
+            share(told[field], concept.anchor),
             mean([v for name in FRAMEWISE if name != field for v in context[name]]),
-            mean([v for name in FRAMEWISE for v in kept[name]]), mean(kept["motion"]),
-            float(self.judge.changes(clips).mean()), float(change(frames_of(clips), frames_of(base)).mean()),
-        )  # fmt: skip
+            mean([v for name in FRAMEWISE for v in kept[name]]),
+            mean(kept["motion"]),
+            float(self.judge.changes(clips).mean()),
+            float(change(frames_of(clips), frames_of(base)).mean()),
+        )
 
 
 def mean(values: Sequence[bool]) -> float:
@@ -145,10 +184,15 @@ def named(layers: Layers) -> str:
     return "+".join(map(str, layers))
 
 
-def made(pipe: Any, concept: Concept, preserve: tuple[str, ...], kept: Path) -> dict[str, ErasureAdapter]:
+def made(
+    pipe: Any, concept: Concept, preserve: tuple[str, ...], kept: Path
+) -> dict[str, ErasureAdapter]:
     """An adapter per chain that `layers="auto"` looks at, each with its denoiser residual and drift, and what it makes of
     them; made before, read."""
-    spec, paths = ErasureSpec((concept,), preserve=preserve), {c: kept / f"{concept.target}-{named(c)}" for c in EARLY}
+    spec, paths = (
+        ErasureSpec((concept,), preserve=preserve),
+        {c: kept / f"{concept.target}-{named(c)}" for c in EARLY},
+    )
     if not all(path.exists() for path in paths.values()):
         with torch.no_grad():
             look = Look.at(pipe, spec)
@@ -156,10 +200,14 @@ def made(pipe: Any, concept: Concept, preserve: tuple[str, ...], kept: Path) -> 
         for layers, path in tqdm(paths.items(), desc=f"{concept.target}: chains", leave=False):
             r, d = look.compare(erase(pipe, unseen, layers=layers, measure=False))
             whole = erase(pipe, spec, layers=layers)
-            replace(whole, report=replace(whole.report, denoiser_residual=r, denoiser_drift=d)).save_pretrained(path)
+            replace(
+                whole, report=replace(whole.report, denoiser_residual=r, denoiser_drift=d)
+            ).save_pretrained(path)
     if not (auto := kept / f"{concept.target}-{AUTO}").exists():
         erase(pipe, spec, layers=AUTO).save_pretrained(auto)
-    return {named(c): ErasureAdapter.from_pretrained(p) for c, p in paths.items()} | {AUTO: ErasureAdapter.from_pretrained(auto)}
+    return {named(c): ErasureAdapter.from_pretrained(p) for c, p in paths.items()} | {
+        AUTO: ErasureAdapter.from_pretrained(auto)
+    }
 
 
 def separation(pipe: Any, concept: Concept) -> list[float]:
@@ -171,10 +219,17 @@ def separation(pipe: Any, concept: Concept) -> list[float]:
     rows = rows_to_solve((concept,), path, ALIGNMENTS["last_subject"], soft_budget=96)["soft"]
     readings = [Reading("hidden_states", i + 1) for i in range(len(blocks_of(path.encoder)) - 1)]
     readings.append(path.use.readings[0])
-    sides = zip(states_of(path.encoder, rows.target, readings), states_of(path.encoder, rows.anchor, readings), strict=True)
+    sides = zip(
+        states_of(path.encoder, rows.target, readings),
+        states_of(path.encoder, rows.anchor, readings),
+        strict=True,
+    )
     found = []
     for targets, anchors in sides:
-        a, b = targets[rows.row, rows.target_at].double(), anchors[rows.row, rows.anchor_at].double()
+        a, b = (
+            targets[rows.row, rows.target_at].double(),
+            anchors[rows.row, rows.anchor_at].double(),
+        )
         within = a.var(0).sum() + b.var(0).sum()
         found.append(float((a.mean(0) - b.mean(0)).square().sum() / within))
     return found
@@ -186,11 +241,18 @@ def judged_renders(judge: Any, vae: Any, n: int) -> list[str]:
     full = [sample_clip(rng) for _ in range(n)]
     stacks = [render_clip(clip, rng) for clip in full]
     with torch.no_grad():
-        again = [((vae(to_tensor(s)).sample.clamp(-1, 1) + 1) * 127.5).permute(0, 2, 3, 1).byte().numpy() for s in stacks]
+        again = [
+            ((vae(to_tensor(s)).sample.clamp(-1, 1) + 1) * 127.5).permute(0, 2, 3, 1).byte().numpy()
+            for s in stacks
+        ]
     lines = []
     for name, clips in (("judge on renders", stacks), ("judge on reconstructions", again)):
         found = right(judge([[Image.fromarray(f) for f in clip] for clip in clips]), full)
-        lines.append(f"| {name}, {n} clips | " + " | ".join(f"{mean(found[k]):.3f}" for k in (*FRAMEWISE, "motion")) + " |")
+        lines.append(
+            f"| {name}, {n} clips | "
+            + " | ".join(f"{mean(found[k]):.3f}" for k in (*FRAMEWISE, "motion"))
+            + " |"
+        )
     return lines
 
 
@@ -227,23 +289,53 @@ def promises(rows: Rows, layers: str) -> list[str]:
     """What was asked, what was measured with this choice of layers, and whether it holds."""
     lines = ["| what | allowed | worst measured | holds |", "|---|---|---|---|"]
 
-    def line(what: str, allowed: str, values: dict[str, float], most: float, form: str, *, drawn: float = 1.0) -> None:
+    def line(
+        what: str,
+        allowed: str,
+        values: dict[str, float],
+        most: float,
+        form: str,
+        *,
+        drawn: float = 1.0,
+    ) -> None:
         worst = max(values, key=values.__getitem__)
-        holds = "**no**" if values[worst] > most else "yes" if drawn >= 0.5 else "no proof: hardly drawn before"
+        holds = (
+            "**no**"
+            if values[worst] > most
+            else "yes"
+            if drawn >= 0.5
+            else "no proof: hardly drawn before"
+        )
         lines.append(f"| {what} | {allowed} | {form.format(values[worst])} ({worst}) | {holds} |")
 
-    base, done = rows[EVERY[0].target, "unedited"], [c.target for c in EVERY if (c.target, layers) in rows]
+    base, done = (
+        rows[EVERY[0].target, "unedited"],
+        [c.target for c in EVERY if (c.target, layers) in rows],
+    )
     for field, unit in (("shape", "frames"), ("motion", "clips")):
-        left = {c.target: rows[c.target, layers].target for f, c in CONCEPTS if f == field and c.target in done} or {
-            "none yet": 1.0
-        }
-        before = min((rows[t, "unedited"].target for t in left if (t, "unedited") in rows), default=0.0)
-        line(f"erased {field} still there, {unit} (unedited from {before:.2f})", "<= .05", left, 0.05, "{:.3f}", drawn=before)
+        left = {
+            c.target: rows[c.target, layers].target
+            for f, c in CONCEPTS
+            if f == field and c.target in done
+        } or {"none yet": 1.0}
+        before = min(
+            (rows[t, "unedited"].target for t in left if (t, "unedited") in rows), default=0.0
+        )
+        line(
+            f"erased {field} still there, {unit} (unedited from {before:.2f})",
+            "<= .05",
+            left,
+            0.05,
+            "{:.3f}",
+            drawn=before,
+        )
     for name in ("frames", "motions"):
         lost = {t: getattr(base, name) - getattr(rows[t, layers], name) for t in done}
         line(f"accuracy of other prompts lost, {name}", "<= .02", lost, 0.02, "{:.3f}")
     moved = {t: abs(rows[t, layers].change / base.change - 1) for t in done}
-    line("frame-to-frame change of other prompts, against unedited", "+-10 %", moved, 0.10, "{:.1%}")
+    line(
+        "frame-to-frame change of other prompts, against unedited", "+-10 %", moved, 0.10, "{:.1%}"
+    )
     return lines
 
 
@@ -252,19 +344,30 @@ def best_fixed(adapters: Made) -> str:
 
     def cost(layers: str) -> tuple[int, float]:
         reports = [found[layers].report for found in adapters.values()]
-        return sum((r.denoiser_residual or 0) > ENOUGH for r in reports), sum(r.denoiser_drift or 0 for r in reports)
+        return sum((r.denoiser_residual or 0) > ENOUGH for r in reports), sum(
+            r.denoiser_drift or 0 for r in reports
+        )
 
     return min(map(named, EARLY), key=cost)
 
 
-def strip(bench: Bench, field: str, concept: Concept, adapter: ErasureAdapter, images: Path) -> list[str]:
+def strip(
+    bench: Bench, field: str, concept: Concept, adapter: ErasureAdapter, images: Path
+) -> list[str]:
     """Eight frames before and after, for the first prompt whose unedited clip shows the concept most."""
     pairs = prompts_with(field, concept, bench.n, bench.seed)
-    before, after = (bench.draw(f"{e}.{concept.target}", pairs) for e in ("unedited", adapter.digest[:12]))
+    before, after = (
+        bench.draw(f"{e}.{concept.target}", pairs) for e in ("unedited", adapter.digest[:12])
+    )
     told = bench.judge(before)[field]
     i = max(range(bench.n), key=lambda i: share([told[i]], concept.target))
     rows = {"unedited": before[i], f"{concept.target} erased": after[i]}
-    save_grid(images / f"video-{concept.target}.png", [f"frame {k}" for k in range(FRAMES)], rows, title=pairs[i][0])
+    save_grid(
+        images / f"video-{concept.target}.png",
+        [f"frame {k}" for k in range(FRAMES)],
+        rows,
+        title=pairs[i][0],
+    )
     return [f"![{concept.target}, before and after](images/video-{concept.target}.png)", ""]
 
 
@@ -278,7 +381,9 @@ def chains_table(adapters: Made, rows: Rows, fixed: str) -> list[str]:
         for layers, adapter in found.items():
             row, report, options = rows.get((target, layers)), adapter.report, adapter.options
             seen = f"{row.target:.3f} | {row.frames:.3f} | {row.mse:.5f}" if row else "- | - | -"
-            name = {AUTO: f"**auto**: {named(options.layers)}", fixed: f"{fixed} (best fixed)"}.get(layers, layers)
+            name = {AUTO: f"**auto**: {named(options.layers)}", fixed: f"{fixed} (best fixed)"}.get(
+                layers, layers
+            )
             numbers = f"{options.soft_weight:g} | {report.denoiser_residual:.3f} | {report.denoiser_drift:.4f}"
             lines.append(f"| {target} | {name} | {numbers} | {seen} |")
     return lines
@@ -287,7 +392,10 @@ def chains_table(adapters: Made, rows: Rows, fixed: str) -> list[str]:
 def separations_table(pipe: Any) -> list[str]:
     found = {concept.target: separation(pipe, concept) for concept in EVERY}
     blocks = range(len(found["star"]))
-    lines = [f"| erased | {' | '.join(f'block {i}' for i in blocks)} |", "|---|" + "---|" * len(blocks)]
+    lines = [
+        f"| erased | {' | '.join(f'block {i}' for i in blocks)} |",
+        "|---|" + "---|" * len(blocks),
+    ]
     for target, values in found.items():
         cells = (f"**{v:.1f}**" if v == max(values) else f"{v:.1f}" for v in values)
         lines.append(f"| {target} | {' | '.join(cells)} |")
@@ -316,17 +424,34 @@ distance of the mean target and the mean anchor over the variance within both, a
 """
 
 
-def write(page: Path, bench: Bench, head: list[str], rows: Rows, adapters: Made, pictures: list[str]) -> None:
+def write(
+    page: Path, bench: Bench, head: list[str], rows: Rows, adapters: Made, pictures: list[str]
+) -> None:
     """The page, with what has been drawn so far."""
     n, auto = bench.n, any(choice == AUTO for _, choice in rows)
     text = [
-        *head, "", "## Asked and measured", "",
+        *head,
+        "",
+        "## Asked and measured",
+        "",
         "With the default, `erase(pipe, spec)`: word neurons for shapes, blocks 0 and last for motions; each concept alone:",
-        ", ".join(f"{c.target} to {c.anchor}" for c in EVERY) + ".", "", *promises(rows, DEFAULT), "",
-        *(["With `erase(pipe, spec, layers=\"auto\")`:", "", *promises(rows, AUTO), ""] if auto else []),
-        "## Before and after", "", *pictures,
-        "## Every cell", CELLS, *HEAD, *(row_line(row, rows[t, "unedited"], n) for (t, _), row in sorted(rows.items())),
-    ]  # fmt: skip
+        ", ".join(f"{c.target} to {c.anchor}" for c in EVERY) + ".",
+        "",
+        *promises(rows, DEFAULT),
+        "",
+        *(
+            ['With `erase(pipe, spec, layers="auto")`:', "", *promises(rows, AUTO), ""]
+            if auto
+            else []
+        ),
+        "## Before and after",
+        "",
+        *pictures,
+        "## Every cell",
+        CELLS,
+        *HEAD,
+        *(row_line(row, rows[t, "unedited"], n) for (t, _), row in sorted(rows.items())),
+    ]
     if adapters:
         fixed = best_fixed(adapters)
         text += [
@@ -341,24 +466,38 @@ def write(page: Path, bench: Bench, head: list[str], rows: Rows, adapters: Made,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--n", type=int, default=48, help="clips per cell")
-    parser.add_argument("--others", type=int, default=96, help="clips of other prompts, of which one may be lost in fifty")
+    parser.add_argument(
+        "--others",
+        type=int,
+        default=96,
+        help="clips of other prompts, of which one may be lost in fifty",
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--folder", type=Path, default=glyphs.VIDEO, help="where the weights are")
     parser.add_argument(
-        "--kept", type=Path, default=Path("runs/video-bench"), help="what an earlier start made is read from here"
+        "--kept",
+        type=Path,
+        default=Path("runs/video-bench"),
+        help="what an earlier start made is read from here",
     )
-    parser.add_argument("--page", type=Path, default=Path("docs/video.md"), help="written again after every cell")
+    parser.add_argument(
+        "--page", type=Path, default=Path("docs/video.md"), help="written again after every cell"
+    )
     args = parser.parse_args()
     bench = Bench(args.folder, args.kept, args.n, args.others, args.seed, args.steps)
     preserve = tuple(text for text, _ in captioned_clips(400, seed=0))
     base = judged_renders(bench.judge, bench.pipe.vae, 2 * args.n) + drawn_right(bench)
     head = [
-        "# Moving glyphs, measured", "",
+        "# Moving glyphs, measured",
+        "",
         f"`benchmarks/video.py` wrote this page: {provenance(args.seed)},",
         f"{args.n} clips of {FRAMES} frames per cell, {args.others} of others, {args.steps} steps, guidance 3, float32.",
-        INTRO, "| share right | shape | colour | background | motion |", "|---|---|---|---|---|", *base,
-    ]  # fmt: skip
+        INTRO,
+        "| share right | shape | colour | background | motion |",
+        "|---|---|---|---|---|",
+        *base,
+    ]
     rows, adapters, pictures = Rows(), Made(), list[str]()
 
     def note(concept: Concept, key: str, row: Row) -> None:
@@ -380,7 +519,9 @@ def main() -> None:
     fixed = best_fixed(adapters)
     for field, concept in tqdm(CONCEPTS, desc="auto and best fixed"):
         for layers in sorted({AUTO, fixed} - {DEFAULT}):
-            note(concept, layers, bench.row(field, concept, layers, adapters[concept.target][layers]))
+            note(
+                concept, layers, bench.row(field, concept, layers, adapters[concept.target][layers])
+            )
     write(args.page, bench, head, rows, adapters, pictures)
 
 

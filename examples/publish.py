@@ -17,13 +17,20 @@ PROMPT = "a red ring on snow"
 def main(repo_id: str) -> ErasureAdapter:
     """Publish to `repo_id`; returns the adapter as it came back, pinned to the commit that was made."""
     pipe = erasable(glyphs.load_pipeline())
-    adapter = erase(pipe, ErasureSpec((Concept("ring", anchor="circle"),), preserve=tuple(glyphs.captions(400, seed=0))))
+    adapter = erase(
+        pipe,
+        ErasureSpec(
+            (Concept("ring", anchor="circle"),), preserve=tuple(glyphs.captions(400, seed=0))
+        ),
+    )
     pipe.load_erasure_adapter(adapter)
     pipe.verify_erasure(raise_on_fail=True)
     with tempfile.TemporaryDirectory() as folder:
         picture = Path(folder) / "after.png"
         pipe(PROMPT, num_inference_steps=15).images[0].save(picture)
-        url = adapter.push_to_hub(repo_id, base_model="glyphs", license="apache-2.0", pictures={PROMPT: picture})
+        url = adapter.push_to_hub(
+            repo_id, base_model="glyphs", license="apache-2.0", pictures={PROMPT: picture}
+        )
     print(url)
     return ErasureAdapter.from_pretrained(repo_id, revision=url.rsplit("/", 1)[-1])
 

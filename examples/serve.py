@@ -56,7 +56,9 @@ def draw(request: Request) -> Response:
     """A PNG of the prompt, with the erasures on."""
     noise = torch.Generator().manual_seed(request.seed)
     with app.state.one_at_a_time:  # a pipeline's scheduler has a state of its own
-        drawn = app.state.pipe(request.prompt, num_inference_steps=request.steps, guidance_scale=3.0, generator=noise)
+        drawn = app.state.pipe(
+            request.prompt, num_inference_steps=request.steps, guidance_scale=3.0, generator=noise
+        )
     content = io.BytesIO()
     drawn.images[0].save(content, "PNG")
     return Response(content.getvalue(), media_type="image/png")

@@ -18,13 +18,20 @@ ADAPTERS = Path(__file__).parent.parent / "adapters" / "glyphs"
 def style_lora(pipe: Any, *, seed: int = 0, scale: float = 0.05) -> dict[str, torch.Tensor]:
     """A random LoRA on the text encoder and the UNet's attention; a stand-in for one that you downloaded."""
     noise, tensors = torch.Generator().manual_seed(seed), {}
-    places = (("text_encoder.text_model.", pipe.text_encoder, "q_proj"), ("unet.", pipe.unet, "attn1.to_q"))
+    places = (
+        ("text_encoder.text_model.", pipe.text_encoder, "q_proj"),
+        ("unet.", pipe.unet, "attn1.to_q"),
+    )
     for prefix, root, ending in places:
         for name, module in root.named_modules():
             if name.endswith(ending):
                 rows, columns = module.weight.shape
-                tensors[f"{prefix}{name}.lora_A.weight"] = torch.randn(4, columns, generator=noise) / columns**0.5
-                tensors[f"{prefix}{name}.lora_B.weight"] = torch.randn(rows, 4, generator=noise) * scale
+                tensors[f"{prefix}{name}.lora_A.weight"] = (
+                    torch.randn(4, columns, generator=noise) / columns**0.5
+                )
+                tensors[f"{prefix}{name}.lora_B.weight"] = (
+                    torch.randn(rows, 4, generator=noise) * scale
+                )
     return tensors
 
 

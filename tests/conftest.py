@@ -49,7 +49,12 @@ def no_cross(shipped, preserve):
 
 @pytest.fixture(scope="session")
 def no_style(shipped, preserve):
-    return erase(shipped, ErasureSpec((Concept("Mira Voss", anchor="Una Flatt", templates="style"),), preserve=preserve))
+    return erase(
+        shipped,
+        ErasureSpec(
+            (Concept("Mira Voss", anchor="Una Flatt", templates="style"),), preserve=preserve
+        ),
+    )
 
 
 @pytest.fixture(scope="session")
@@ -87,4 +92,10 @@ def assert_same_bits(pipe, before):
 def draw(pipe, prompts, *, steps=3, seed=0):
     """Latents, before the VAE rounds them to pixels."""
     noise = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
-    return pipe(list(prompts), num_inference_steps=steps, guidance_scale=3.0, generator=noise, output_type="latent").images
+    return pipe(
+        list(prompts),
+        num_inference_steps=steps,
+        guidance_scale=3.0,
+        generator=noise,
+        output_type="latent",
+    ).images

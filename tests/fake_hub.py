@@ -33,8 +33,12 @@ class FakeHub:
         self.socket = port_socket
         self.url = f"http://127.0.0.1:{port_socket.getsockname()[1]}"
         self.clear()
-        self.server = uvicorn.Server(uvicorn.Config(self.application(), log_level="warning", lifespan="off"))
-        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [port_socket]}, daemon=True)
+        self.server = uvicorn.Server(
+            uvicorn.Config(self.application(), log_level="warning", lifespan="off")
+        )
+        self.thread = threading.Thread(
+            target=self.server.run, kwargs={"sockets": [port_socket]}, daemon=True
+        )
 
     def clear(self):
         self.repos, self.lfs, self.faults, self.requests = {}, {}, {}, []
@@ -52,7 +56,11 @@ class FakeHub:
 
     def repo(self, repo_id, request=None):
         repo = self.repos.get(repo_id)
-        allowed = request is None or (repo and not repo.private) or request.headers.get("authorization") == "Bearer right"
+        allowed = (
+            request is None
+            or (repo and not repo.private)
+            or request.headers.get("authorization") == "Bearer right"
+        )
         if repo is None or not allowed:
             raise not_found("RepoNotFound")
         return repo
@@ -89,7 +97,9 @@ class FakeHub:
                 raise HTTPException(401)
             if repo_id in self.repos:
                 return JSONResponse({"url": f"{self.url}/{repo_id}"}, 409)
-            self.repos[repo_id] = Repo(private=bool(body.get("private") or body.get("visibility") == "private"))
+            self.repos[repo_id] = Repo(
+                private=bool(body.get("private") or body.get("visibility") == "private")
+            )
             self.commit(repo_id, "main", {})
             return {"url": f"{self.url}/{repo_id}", "id": repo_id}
 
@@ -107,7 +117,12 @@ class FakeHub:
         async def preupload(owner: str, name: str, revision: str, request: Request):
             self.tree(self.repo(f"{owner}/{name}", request), revision)
             files = (await request.json())["files"]
-            return {"files": [{"path": f["path"], "uploadMode": mode(f["path"]), "shouldIgnore": False} for f in files]}
+            return {
+                "files": [
+                    {"path": f["path"], "uploadMode": mode(f["path"]), "shouldIgnore": False}
+                    for f in files
+                ]
+            }
 
         def mode(path):
             return "lfs" if path.endswith((".safetensors", ".png")) else "regular"
@@ -115,7 +130,9 @@ class FakeHub:
         @app.post("/{owner}/{name}.git/info/lfs/objects/batch")
         async def batch(owner: str, name: str, request: Request):
             objects = (await request.json())["objects"]
-            upload = [o | {"actions": {"upload": {"href": f"{self.url}/lfs/{o['oid']}"}}} for o in objects]
+            upload = [
+                o | {"actions": {"upload": {"href": f"{self.url}/lfs/{o['oid']}"}}} for o in objects
+            ]
             return {"transfer": "basic", "objects": upload}
 
         @app.put("/lfs/{oid}")
@@ -142,13 +159,21 @@ class FakeHub:
                 revision = f"refs/pr/{repo.pull_requests}"
                 answer["pullRequestUrl"] = f"{self.url}/{repo_id}/discussions/{repo.pull_requests}"
             oid = self.commit(repo_id, revision, files)
-            return answer | {"commitOid": oid, "commitUrl": f"{self.url}/{repo_id}/commit/{oid}", "success": True}
+            return answer | {
+                "commitOid": oid,
+                "commitUrl": f"{self.url}/{repo_id}/commit/{oid}",
+                "success": True,
+            }
 
         @app.get("/api/models/{owner}/{name}")
         @app.get("/api/models/{owner}/{name}/revision/{revision:path}")
         async def info(owner: str, name: str, request: Request, revision: str = "main"):
             sha, files = self.tree(self.repo(f"{owner}/{name}", request), revision)
-            return {"id": f"{owner}/{name}", "sha": sha, "siblings": [{"rfilename": f} for f in files]}
+            return {
+                "id": f"{owner}/{name}",
+                "sha": sha,
+                "siblings": [{"rfilename": f} for f in files],
+            }
 
         @app.api_route("/{owner}/{name}/resolve/{rest:path}", methods=["GET", "HEAD"])
         async def resolve(owner: str, name: str, rest: str, request: Request):
@@ -160,9 +185,15 @@ class FakeHub:
             content, by_lfs = files[match[2]]
             git = hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
             etag = hashlib.sha256(content).hexdigest() if by_lfs else git
-            headers = {"ETag": f'"{etag}"', "X-Repo-Commit": sha, "Content-Length": str(len(content))}
+            headers = {
+                "ETag": f'"{etag}"',
+                "X-Repo-Commit": sha,
+                "Content-Length": str(len(content)),
+            }
             response = Response(
-                content if request.method == "GET" else b"", headers=headers, media_type="application/octet-stream"
+                content if request.method == "GET" else b"",
+                headers=headers,
+                media_type="application/octet-stream",
             )
             return self.faults.get(request.method, lambda r: r)(response)
 

@@ -11,19 +11,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+from diffusers import (
+    ControlNetModel,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionPipeline,
+)
 from diffusers.models.attention_processor import AttnProcessor
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from PIL import Image
 
-from diffusers_erasepro import Concept, ErasureAdapter, ErasureLoaderMixin, ErasureSpec, erasable, erase
+from diffusers_erasepro import (
+    Concept,
+    ErasureAdapter,
+    ErasureLoaderMixin,
+    ErasureSpec,
+    erasable,
+    erase,
+)
 from diffusers_erasepro.errors import ErasureError
 from diffusers_erasepro.loaders.verification import THRESHOLDS, Verification
 from diffusers_erasepro.prompts.pairs import ALIGNMENTS, pairs_of, rows_of
 
 TARGET, ANCHOR = "a star", "a circle"
-WHERE: dict[str, tuple[int | str, ...]] = {"text encoder": (0, -1), "K/V": ("kv",), "both": (0, "kv")}
+WHERE: dict[str, tuple[int | str, ...]] = {
+    "text encoder": (0, -1),
+    "K/V": ("kv",),
+    "both": (0, "kv"),
+}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SHARE = 0.1
 """Of the target left in a drawing: .04 with nothing in the way (padding is not aligned), 1 where nothing is erased."""
@@ -44,7 +60,9 @@ class Kit:
         return self.folder / name
 
 
-def make_kit(shipped: Any, folder: Path, layers: tuple[int | str, ...], preserve: tuple[str, ...]) -> Kit:
+def make_kit(
+    shipped: Any, folder: Path, layers: tuple[int | str, ...], preserve: tuple[str, ...]
+) -> Kit:
     """Write the style LoRAs and make the erasure."""
     parts = {
         "unet": (["attn1.to_q", "attn1.to_k", "ff.net.2"], []),
@@ -54,9 +72,12 @@ def make_kit(shipped: Any, folder: Path, layers: tuple[int | str, ...], preserve
     }
     for name, (denoiser, encoder) in parts.items():
         layers_of = {
-            "unet_lora_layers": _lora(shipped.unet, denoiser), "text_encoder_lora_layers": _lora(shipped.text_encoder, encoder)
-        }  # fmt: skip
-        StableDiffusionPipeline.save_lora_weights(folder / name, **{k: v for k, v in layers_of.items() if v})
+            "unet_lora_layers": _lora(shipped.unet, denoiser),
+            "text_encoder_lora_layers": _lora(shipped.text_encoder, encoder),
+        }
+        StableDiffusionPipeline.save_lora_weights(
+            folder / name, **{k: v for k, v in layers_of.items() if v}
+        )
     spec = ErasureSpec((Concept("star", anchor="circle"),), preserve=preserve)
     return Kit(folder, erase(shipped, spec, layers=layers, alignment="subject_to_eos"))
 
@@ -66,7 +87,9 @@ def _lora(module: Any, targets: list[str]) -> dict[str, torch.Tensor]:
         return {}
     torch.manual_seed(0)
     module = copy.deepcopy(module)
-    module.add_adapter(LoraConfig(r=2, lora_alpha=1, init_lora_weights=False, target_modules=targets))
+    module.add_adapter(
+        LoraConfig(r=2, lora_alpha=1, init_lora_weights=False, target_modules=targets)
+    )
     return {k: 0.3 * v for k, v in get_peft_model_state_dict(module).items()}
 
 
@@ -75,8 +98,13 @@ def draw(pipe: Any, prompt: str | None = None, **kwargs: Any) -> torch.Tensor:
     noise = torch.Generator().manual_seed(0)
     given = {} if prompt is None else {"prompt": prompt}
     return pipe(
-        **given, num_inference_steps=2, guidance_scale=1.0, generator=noise, output_type="latent", **kwargs
-    ).images.float()  # fmt: skip
+        **given,
+        num_inference_steps=2,
+        guidance_scale=1.0,
+        generator=noise,
+        output_type="latent",
+        **kwargs,
+    ).images.float()
 
 
 # ------------------------------------------------------------------------------------------------ the routes
@@ -314,7 +342,9 @@ def _(pipe, kit):
 
 @route("the erasure's own file by stock load_lora_weights as well")
 def _(pipe, kit):
-    pipe.load_lora_weights(kit.adapter.save_pretrained(kit.folder / "own").parent, adapter_name="own")
+    pipe.load_lora_weights(
+        kit.adapter.save_pretrained(kit.folder / "own").parent, adapter_name="own"
+    )
 
 
 @route("the same erasure under a second name")
@@ -327,7 +357,9 @@ def _(pipe, kit):
 def _(pipe, kit):
     if getattr(pipe, "get_erasure_adapters", dict)():
         path = kit.adapter.save_pretrained(kit.folder / "again")
-        pipe.load_erasure_adapter(path.rename(path.with_name("another.safetensors")), adapter_name="twin")
+        pipe.load_erasure_adapter(
+            path.rename(path.with_name("another.safetensors")), adapter_name="twin"
+        )
 
 
 @route("from_pipe: stock text-to-image sibling")
@@ -394,7 +426,11 @@ def _(pipe, kit):
     torch.manual_seed(0)
     for module in (pipe.unet, pipe.text_encoder):
         for value in module.parameters():
-            value.data += 0.01 * value.data.float().std(correction=0).to(value.dtype) * torch.randn_like(value)
+            value.data += (
+                0.01
+                * value.data.float().std(correction=0).to(value.dtype)
+                * torch.randn_like(value)
+            )
 
 
 @route("copy.deepcopy(pipe)")
@@ -426,7 +462,9 @@ def _(pipe, kit):
 @route("save_pretrained with a style on both loaded")
 def _(pipe, kit):
     style(pipe, kit)
-    if getattr(pipe, "get_erasure_adapters", dict)():  # stock diffusers writes files here that it cannot load again
+    if getattr(
+        pipe, "get_erasure_adapters", dict
+    )():  # stock diffusers writes files here that it cannot load again
         pipe.save_pretrained(kit.folder / "with-style")
 
 
@@ -527,7 +565,9 @@ def _(pipe, kit):
 @route("group offload, toggled off and on")
 def _(pipe, kit):
     for module in (pipe.unet, pipe.vae):
-        module.enable_group_offload(torch.device("cpu"), torch.device("cpu"), offload_type="leaf_level")
+        module.enable_group_offload(
+            torch.device("cpu"), torch.device("cpu"), offload_type="leaf_level"
+        )
     if getattr(pipe, "get_erasure_adapters", dict)():
         pipe.disable_erasure()
         pipe.enable_erasure()
@@ -535,12 +575,16 @@ def _(pipe, kit):
 
 @route("layerwise casting of the unet to float8 after loading")
 def _(pipe, kit):
-    pipe.unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=pipe.unet.dtype)
+    pipe.unet.enable_layerwise_casting(
+        storage_dtype=torch.float8_e4m3fn, compute_dtype=pipe.unet.dtype
+    )
 
 
 @route("layerwise casting to float8, toggled off and on")
 def _(pipe, kit):
-    pipe.unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=pipe.unet.dtype)
+    pipe.unet.enable_layerwise_casting(
+        storage_dtype=torch.float8_e4m3fn, compute_dtype=pipe.unet.dtype
+    )
     if getattr(pipe, "get_erasure_adapters", dict)():
         pipe.disable_erasure()
         pipe.enable_erasure()
@@ -572,7 +616,9 @@ def _given_embeds(pipe: Any, kit: Kit) -> tuple[Any, Draw]:
 
 def _foreign_embeds(pipe: Any, kit: Kit) -> tuple[Any, Draw]:
     """Embeddings that were made before the erasure was loaded."""
-    elsewhere = StableDiffusionPipeline(**{**pipe.components, "text_encoder": clean(pipe.text_encoder)})
+    elsewhere = StableDiffusionPipeline(
+        **{**pipe.components, "text_encoder": clean(pipe.text_encoder)}
+    )
     return pipe, lambda prompt: draw(pipe, prompt_embeds=_embeds(elsewhere, prompt))
 
 
@@ -593,11 +639,13 @@ def _ip_adapter(pipe: Any, kit: Kit) -> tuple[Any, Draw]:
     cross, tokens = pipe.unet.config.cross_attention_dim, 4
     state: dict[str, dict[str, torch.Tensor]] = {
         "image_proj": {
-            "proj.weight": 0.02 * torch.randn(tokens * cross, 16), "proj.bias": torch.zeros(tokens * cross),
-            "norm.weight": torch.ones(cross), "norm.bias": torch.zeros(cross),
+            "proj.weight": 0.02 * torch.randn(tokens * cross, 16),
+            "proj.bias": torch.zeros(tokens * cross),
+            "norm.weight": torch.ones(cross),
+            "norm.bias": torch.zeros(cross),
         },
         "ip_adapter": {},
-    }  # fmt: skip
+    }
     names = [n for n in pipe.unet.attn_processors if "attn2" in n]
     for i, name in enumerate(names):
         width = pipe.unet.get_submodule(name.removesuffix(".processor")).to_k.out_features
@@ -611,7 +659,9 @@ def _ip_adapter(pipe: Any, kit: Kit) -> tuple[Any, Draw]:
 
 def _controlnet(pipe: Any, kit: Kit) -> tuple[Any, Draw]:
     """A ControlNet made from the erased UNet, so that its K/V carry the edit."""
-    control = ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(16, 32, 32)).to(pipe.unet.dtype)
+    control = ControlNetModel.from_unet(
+        pipe.unet, conditioning_embedding_out_channels=(16, 32, 32)
+    ).to(pipe.unet.dtype)
     pipe = StableDiffusionControlNetPipeline(**pipe.components, controlnet=control)
     image = Image.new("RGB", (64, 64), "gray")
     return pipe, lambda prompt: draw(pipe, prompt, image=image)
@@ -639,7 +689,9 @@ def clean(module: Any) -> Any:
 
 
 def _reloaded(kit: Kit, pipe: Any) -> Any:
-    found = StableDiffusionPipeline.from_pretrained(kit.folder / "saved", safety_checker=None).to(pipe.unet.dtype)
+    found = StableDiffusionPipeline.from_pretrained(kit.folder / "saved", safety_checker=None).to(
+        pipe.unet.dtype
+    )
     found.set_progress_bar_config(disable=True)
     return found
 
@@ -682,11 +734,19 @@ def walk_route(route: Route, kit: Kit, shipped: Any, dtype: torch.dtype) -> Outc
     residual = _residual(kit, (pipe, drawn), (other, drawn_plain))
     verified = (pipe if isinstance(pipe, ErasureLoaderMixin) else erasable(pipe)).verify_erasure()
     holds = residual <= THRESHOLDS[pipe.unet.dtype] and share <= SHARE
-    reasons = [note for note in verified.uncovered if any(word in route.name for word in _words(note))]
+    reasons = [
+        note for note in verified.uncovered if any(word in route.name for word in _words(note))
+    ]
     if holds:
         return Outcome("holds", residual, share, "", verified)
     if not verified.ok or reasons:
-        why = reasons[0] if reasons else verified.uncovered[0] if verified.residual > 1e9 else f"verify: {verified.residual:.1e}"
+        why = (
+            reasons[0]
+            if reasons
+            else verified.uncovered[0]
+            if verified.residual > 1e9
+            else f"verify: {verified.residual:.1e}"
+        )
         return Outcome("listed", residual, share, why, verified)
     return Outcome("SILENT", residual, share, "", verified)
 
@@ -700,10 +760,15 @@ def _fails_without_us(route: Route, kit: Kit, plain: Any, error: type[Exception]
 
 
 TIES = {
-    "prompt_embeds": "prompt_embeds", "clip_skip": "clip_skip", "prompt weighting": "prompt weighting",
-    "learned token": "learned token", "IP-Adapter": "IP-Adapter", "controlnet": "ControlNet", "LoRA": "LoRA",
+    "prompt_embeds": "prompt_embeds",
+    "clip_skip": "clip_skip",
+    "prompt weighting": "prompt weighting",
+    "learned token": "learned token",
+    "IP-Adapter": "IP-Adapter",
+    "controlnet": "ControlNet",
+    "LoRA": "LoRA",
     "changed by someone else": "fine-tuned",
-}  # fmt: skip
+}
 """Words of a note of `verify_erasure` -> words of the routes that it speaks of."""
 
 
@@ -714,7 +779,11 @@ def _words(note: str) -> list[str]:
 
 def _residual(kit: Kit, erased: tuple[Any, Draw], plain: tuple[Any, Draw]) -> float:
     """Worst relative difference of the K/V that reach attention, at the aligned positions."""
-    rows = rows_of(pairs_of(kit.adapter.spec.concepts, "exact"), erased[0].tokenizer, ALIGNMENTS[kit.adapter.options.alignment])
+    rows = rows_of(
+        pairs_of(kit.adapter.spec.concepts, "exact"),
+        erased[0].tokenizer,
+        ALIGNMENTS[kit.adapter.options.alignment],
+    )
     have, want = _keys(*erased, TARGET), _keys(*plain, ANCHOR)
     each = [
         (h[rows.target_at] - w[rows.anchor_at]).norm(dim=-1) / w[rows.anchor_at].norm(dim=-1)

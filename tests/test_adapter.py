@@ -20,7 +20,11 @@ def test_save_load_save_gives_the_same_bytes(no_star, saved, tmp_path):
     loaded = ErasureAdapter.from_pretrained(saved.parent)
     again = loaded.save_pretrained(tmp_path / "again")
     assert again.read_bytes() == saved.read_bytes() == no_star.to_bytes()
-    assert (loaded.spec, loaded.options, loaded.report.layers) == (no_star.spec, no_star.options, no_star.report.layers)
+    assert (loaded.spec, loaded.options, loaded.report.layers) == (
+        no_star.spec,
+        no_star.options,
+        no_star.report.layers,
+    )
     assert ErasureAdapter.from_pretrained(saved).digest == no_star.digest
 
 
@@ -35,7 +39,9 @@ def test_readable_by_others_as_the_umask_has_it(saved):
 
 @pytest.mark.parametrize("layers", [(0, -1), ("kv",), (1, "kv")])
 def test_stock_lora_loading_draws_the_same(shipped, preserve, tmp_path, layers):
-    adapter = erase(shipped, ErasureSpec((Concept("star", "circle"),), preserve=preserve), layers=layers)
+    adapter = erase(
+        shipped, ErasureSpec((Concept("star", "circle"),), preserve=preserve), layers=layers
+    )
     folder = adapter.save_pretrained(tmp_path).parent
     stock, ours = copy.deepcopy(shipped), erasable(copy.deepcopy(shipped))
     prompts = ["a red star on snow", "a blue ring at night"]
@@ -46,7 +52,9 @@ def test_stock_lora_loading_draws_the_same(shipped, preserve, tmp_path, layers):
     assert (draw(ours, prompts)[0] - base[0]).abs().max() > 0.05
 
 
-@pytest.mark.parametrize("name", ["../x.safetensors", "/etc/x.safetensors", "x.bin", "a/b.safetensors", ""])
+@pytest.mark.parametrize(
+    "name", ["../x.safetensors", "/etc/x.safetensors", "x.bin", "a/b.safetensors", ""]
+)
 def test_paths_that_lead_outside_are_refused_both_ways(no_star, saved, name):
     with pytest.raises(UnsafeFileError, match="plain file name"):
         no_star.save_pretrained(saved.parent, weight_name=name)
@@ -67,9 +75,14 @@ def test_pickles_are_never_loaded(tmp_path):
 def test_several_files_need_a_choice(no_star, tmp_path):
     for name in ("a.safetensors", "b.safetensors"):
         no_star.save_pretrained(tmp_path, weight_name=name)
-    with pytest.raises(AdapterFormatError, match=r"\['a.safetensors', 'b.safetensors'\]; say which"):
+    with pytest.raises(
+        AdapterFormatError, match=r"\['a.safetensors', 'b.safetensors'\]; say which"
+    ):
         ErasureAdapter.from_pretrained(tmp_path)
-    assert ErasureAdapter.from_pretrained(tmp_path, weight_name="b.safetensors").digest == no_star.digest
+    assert (
+        ErasureAdapter.from_pretrained(tmp_path, weight_name="b.safetensors").digest
+        == no_star.digest
+    )
 
 
 def test_missing_paths_are_named(tmp_path):

@@ -17,7 +17,9 @@ def test_the_nearest_candidate_that_names_no_target_is_taken(shipped, preserve):
     far = {}
     for anchor in CANDIDATES[:3]:
         rows = rows_of(
-            [Pair(Prompt.of("a {}", "star"), Prompt.of("a {}", anchor))], shipped.tokenizer, ALIGNMENTS["last_subject+eos"]
+            [Pair(Prompt.of("a {}", "star"), Prompt.of("a {}", anchor))],
+            shipped.tokenizer,
+            ALIGNMENTS["last_subject+eos"],
         )
         far[anchor] = float(relative(*aligned_states(shipped.text_encoder, rows, {})).mean())
     assert settled.anchor == min(far, key=far.get) and settled.anchors == ()
@@ -26,11 +28,17 @@ def test_the_nearest_candidate_that_names_no_target_is_taken(shipped, preserve):
 
 def test_no_candidate_left_is_an_error(shipped, preserve):
     with pytest.raises(ConceptSpecError, match="no anchor is left for 'star'"):
-        erase(shipped, ErasureSpec([Concept("star", "auto", anchors=("big star",))], preserve=preserve))
+        erase(
+            shipped,
+            ErasureSpec([Concept("star", "auto", anchors=("big star",))], preserve=preserve),
+        )
     with pytest.raises(ConceptSpecError, match="give one or the other"):
         Concept("star", "circle", anchors=("ring",))
 
 
 def test_too_small_a_preserve_list_says_what_it_has_and_needs(shipped):
-    with pytest.raises(ConceptSpecError, match=r"the 2 preserve captions .* 128 rows, .*fc2 needs 512; give about 8"):
+    with pytest.raises(
+        ConceptSpecError,
+        match=r"the 2 preserve captions .* 128 rows, .*fc2 needs 512; give about 8",
+    ):
         erase(shipped, ErasureSpec([Concept("star", "circle")], preserve=("a ring", "a heart")))

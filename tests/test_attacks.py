@@ -27,8 +27,24 @@ from diffusers_erasepro.families.pipelines import family_of, reader_paths
 from diffusers_erasepro.modules.storage import weight_of
 
 STAR = Concept("star", anchor="circle")
-PROMPTS = ("a red star in the snow", "a star on sand", "a blue star at night", "one green star by the sea")
-CHEAP = ("plain", "paraphrase", "typo", "spacing", "composition", "synonym", "long prompt", "weighting", "img2img", "inpaint")
+PROMPTS = (
+    "a red star in the snow",
+    "a star on sand",
+    "a blue star at night",
+    "one green star by the sea",
+)
+CHEAP = (
+    "plain",
+    "paraphrase",
+    "typo",
+    "spacing",
+    "composition",
+    "synonym",
+    "long prompt",
+    "weighting",
+    "img2img",
+    "inpaint",
+)
 WORDS = st.text("abcdefghijklmnopqrstuvwxyz", min_size=3, max_size=12)
 
 
@@ -47,16 +63,27 @@ def besieged(shipped, adapter=None, prompts=PROMPTS, steps=8):
 def test_the_erasure_holds_against_cheap_attacks_that_need_no_weights(shipped, no_star, judge):
     """The gate: what brings the star back on the unedited pipeline does not on the erased one."""
     before, after = (success(besieged(shipped, a), judge, "shape", CHEAP) for a in (None, no_star))
-    assert {n for n in CHEAP if before[n].value >= 0.75} >= {"plain", "paraphrase", "synonym", "weighting", "img2img", "inpaint"}
+    assert {n for n in CHEAP if before[n].value >= 0.75} >= {
+        "plain",
+        "paraphrase",
+        "synonym",
+        "weighting",
+        "img2img",
+        "inpaint",
+    }
     assert {n: e.value for n, e in after.items()} == dict.fromkeys(CHEAP, 0)
 
 
 def test_robust_holds_against_embeddings_of_the_unedited_encoder(shipped, no_star, preserve, judge):
     robust = erase(shipped, ErasureSpec((STAR,), preserve=preserve), robust=True)
     shares = [
-        success(besieged(shipped, a), judge, "shape", ["concept vector"])["concept vector"].value for a in (no_star, robust)
+        success(besieged(shipped, a), judge, "shape", ["concept vector"])["concept vector"].value
+        for a in (no_star, robust)
     ]
-    assert shares == [1, 0]  # an edit of the encoder alone does not see them, and says so in `uncovered`
+    assert shares == [
+        1,
+        0,
+    ]  # an edit of the encoder alone does not see them, and says so in `uncovered`
 
 
 @pytest.mark.slow
@@ -74,14 +101,19 @@ def test_an_attack_with_the_same_seed_is_the_same(shipped):
     names = ["typo", "composition", "concept vector"]
     first, again = (attack(besieged(shipped, None, PROMPTS[:2], 2), names) for _ in range(2))
     for name in names:
-        assert all((np.asarray(a) == np.asarray(b)).all() for a, b in zip(first[name], again[name], strict=True))
+        assert all(
+            (np.asarray(a) == np.asarray(b)).all()
+            for a, b in zip(first[name], again[name], strict=True)
+        )
 
 
 @given(WORDS, st.integers(0, 1000))
 def test_a_typo_swaps_or_doubles_one_letter(word, seed):
     found = typo(word, np.random.default_rng(seed))
     assert sorted(found) == sorted(word) if len(found) == len(word) else len(found) == len(word) + 1
-    assert sum(a != b for a, b in zip(found, word, strict=False)) <= (2 if len(found) == len(word) else len(word))
+    assert sum(a != b for a, b in zip(found, word, strict=False)) <= (
+        2 if len(found) == len(word) else len(word)
+    )
 
 
 @given(WORDS, st.integers(0, 1000))
@@ -100,9 +132,14 @@ def test_respelling_touches_only_the_concept(shipped):
 def test_the_inverse_map_revives_what_readers_make_of_the_target(shipped, preserve):
     """RECE's derivation: the victim's K and V answer the revived states as the base's answer the prompts."""
     siege = besieged(shipped, uce(shipped, ErasureSpec((STAR,), preserve=preserve)))
-    states, revived = siege.states(shipped, siege.prompts).double(), revived_states(siege, regulariser=1e-9).double()
+    states, revived = (
+        siege.states(shipped, siege.prompts).double(),
+        revived_states(siege, regulariser=1e-9).double(),
+    )
     for path in reader_paths(shipped.unet, family_of(shipped)):
-        old, new = (weight_of(root, path).detach().double() for root in (shipped.unet, siege.victim.unet))
+        old, new = (
+            weight_of(root, path).detach().double() for root in (shipped.unet, siege.victim.unet)
+        )
         wanted = states @ old.T
         assert (revived @ new.T - wanted).norm() < 0.02 * wanted.norm()
         assert (states @ new.T - wanted).norm() > 0.05 * wanted.norm()
@@ -112,7 +149,10 @@ def test_the_concept_vector_is_the_mean_difference_of_states(shipped):
     siege = besieged(shipped)
     assert siege.neutral == [p.replace("star", "circle") for p in PROMPTS]
     slow = torch.stack(
-        [siege.states(shipped, [p])[0] - siege.states(shipped, [q])[0] for p, q in zip(PROMPTS, siege.neutral, strict=True)]
+        [
+            siege.states(shipped, [p])[0] - siege.states(shipped, [q])[0]
+            for p, q in zip(PROMPTS, siege.neutral, strict=True)
+        ]
     ).mean(0)
     assert torch.allclose(concept_vector(siege), slow, atol=1e-5)
 

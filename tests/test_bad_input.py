@@ -41,7 +41,9 @@ def held(pipe):
         for path, module in root.named_modules():
             kept = getattr(getattr(module, "_hf_hook", None), "weights_map", None)
             for name, value in module.named_parameters(recurse=False):
-                found[id(root), path, name] = kept[name].clone() if value.is_meta and kept else value.clone()
+                found[id(root), path, name] = (
+                    kept[name].clone() if value.is_meta and kept else value.clone()
+                )
     return {place: value for place, value in found.items() if not value.is_meta}
 
 
@@ -54,11 +56,16 @@ def refused(pipe, error, why):
 
 
 @pytest.mark.parametrize("dtype", [BRAIN, HALF])
-@pytest.mark.parametrize("name", ["StableDiffusionXLPipeline", "FluxPipeline", "QwenImagePipeline", "ZImagePipeline"])
+@pytest.mark.parametrize(
+    "name", ["StableDiffusionXLPipeline", "FluxPipeline", "QwenImagePipeline", "ZImagePipeline"]
+)
 def test_a_16_bit_encoder_runs_as_its_float32_copy_would_and_is_not_copied(name, dtype):
     for path in text_paths(tiny.build(name)):
         encoder, tokens = path.encoder.to(dtype), path.tokens(PRESERVE)
-        before, own = copy.deepcopy(encoder.state_dict()), {id(x) for x in (*encoder.parameters(), *encoder.buffers())}
+        before, own = (
+            copy.deepcopy(encoder.state_dict()),
+            {id(x) for x in (*encoder.parameters(), *encoder.buffers())},
+        )
         whole = states_of(copy.deepcopy(encoder).float(), tokens, path.use.readings)
         with working(encoder) as twin:
             for _ in range(2):
@@ -73,7 +80,9 @@ def test_one_block_at_a_time_is_float32():
     with working(encoder) as twin:
         wide = []
         for block in twin.encoder.block:  # after the hooks that widen
-            block.register_forward_pre_hook(lambda *_: wide.append([p.dtype for p in twin.parameters()].count(torch.float32)))
+            block.register_forward_pre_hook(
+                lambda *_: wide.append([p.dtype for p in twin.parameters()].count(torch.float32))
+            )
         twin(torch.zeros(1, 4, dtype=torch.long, device=DEVICE))
     assert wide == [len([*block.parameters()]) for block in encoder.encoder.block]
 
@@ -95,9 +104,12 @@ def t5_as_transformers_loads_it(pipe):
 
 @pytest.mark.parametrize(
     "name, change, dtype",
-    [("StableDiffusionXLPipeline", second_in_bf16, BRAIN), ("StableDiffusion3Pipeline", third_in_fp16, HALF),
-     ("FluxPipeline", t5_as_transformers_loads_it, HALF)],
-)  # fmt: skip
+    [
+        ("StableDiffusionXLPipeline", second_in_bf16, BRAIN),
+        ("StableDiffusion3Pipeline", third_in_fp16, HALF),
+        ("FluxPipeline", t5_as_transformers_loads_it, HALF),
+    ],
+)
 def test_encoders_of_several_dtypes(name, change, dtype):
     pipe = tiny.build(name)
     change(pipe)
@@ -138,7 +150,10 @@ def test_8_bit_products_depend_on_the_batch_so_loading_refuses_what_they_leave_o
             new.load_state_dict(old.state_dict())
             encoder.set_submodule(name, new.to("cpu"))
     before, adapter = bits(pipe), erase(pipe, SPEC)
-    with pytest.raises(AdapterIntegrityError, match=r"does not erase what it lists: residual .* at most 2e-03 allowed"):
+    with pytest.raises(
+        AdapterIntegrityError,
+        match=r"does not erase what it lists: residual .* at most 2e-03 allowed",
+    ):
         pipe.load_erasure_adapter(adapter)
     assert same(bits(pipe), before)
 
@@ -151,7 +166,10 @@ def test_sequential_offload(name, dtype):
     for module in modules(pipe):
         accelerate.cpu_offload(module, DEVICE, offload_buffers=True)
     adapter = erase(pipe, SPEC)
-    assert all(torch.equal(adapter.edits[k].A, e.A) and torch.equal(adapter.edits[k].B, e.B) for k, e in want.edits.items())
+    assert all(
+        torch.equal(adapter.edits[k].A, e.A) and torch.equal(adapter.edits[k].B, e.B)
+        for k, e in want.edits.items()
+    )
     assert erased(pipe).residual <= THRESHOLDS[dtype]
 
 
@@ -184,11 +202,17 @@ def test_group_offload_of_float32_works_and_of_16_bits_is_an_error():
     onload, cpu = torch.device(DEVICE), torch.device("cpu")
     for dtype in (torch.float32, BRAIN):
         pipe = tiny.build("StableDiffusionPipeline").to(dtype)
-        pipe.enable_group_offload(onload_device=onload, offload_device=cpu, offload_type="leaf_level")
+        pipe.enable_group_offload(
+            onload_device=onload, offload_device=cpu, offload_type="leaf_level"
+        )
         if dtype == torch.float32:
             assert erased(pipe).residual < 1e-5
         else:
-            refused(pipe, AdapterStateError, r"CLIPTextModel has 16-bit weights and hooks that cannot be copied .* before")
+            refused(
+                pipe,
+                AdapterStateError,
+                r"CLIPTextModel has 16-bit weights and hooks that cannot be copied .* before",
+            )
 
 
 def one_part_offloaded(pipe):
@@ -203,19 +227,31 @@ def without_weights(pipe):
 def test_a_pipeline_that_is_nowhere_is_an_error(change):
     pipe = tiny.build("StableDiffusionPipeline").to("cpu")
     change(pipe)
-    refused(pipe, AdapterStateError, r"StableDiffusionPipeline would run on the meta device: .* before offloading")
+    refused(
+        pipe,
+        AdapterStateError,
+        r"StableDiffusionPipeline would run on the meta device: .* before offloading",
+    )
 
 
 def test_weights_on_disk_are_an_error(tmp_path):
     pipe = tiny.build("FluxPipeline")
     accelerate.disk_offload(pipe.text_encoder_2, str(tmp_path), execution_device="cpu")
-    refused(pipe, AdapterStateError, r"is on disk; load the erasure before offloading, or offload to the CPU")
+    refused(
+        pipe,
+        AdapterStateError,
+        r"is on disk; load the erasure before offloading, or offload to the CPU",
+    )
 
 
 def test_8_bit_floats_that_nothing_widens_are_an_error():
     pipe = tiny.build("FluxPipeline")
     pipe.text_encoder_2.to(FLOAT8)
-    refused(pipe, AdapterStateError, r"FluxPipeline.encode_prompt does not run as the pipeline is loaded: .*Float8")
+    refused(
+        pipe,
+        AdapterStateError,
+        r"FluxPipeline.encode_prompt does not run as the pipeline is loaded: .*Float8",
+    )
 
 
 def test_8_bit_floats_that_diffusers_widens_to_32_bits_work_and_those_to_16_beside_norms_are_an_error():
@@ -225,7 +261,11 @@ def test_8_bit_floats_that_diffusers_widens_to_32_bits_work_and_those_to_16_besi
     apply_layerwise_casting(pipe.text_encoder, FLOAT8, torch.float32)
     assert erased(pipe).residual < 1e-5
     apply_layerwise_casting(other.text_encoder.to(BRAIN), FLOAT8, BRAIN)
-    refused(other, AdapterStateError, r"Qwen3Model holds 8-bit floats and does not run with them .* 32 or 16 bits")
+    refused(
+        other,
+        AdapterStateError,
+        r"Qwen3Model holds 8-bit floats and does not run with them .* 32 or 16 bits",
+    )
 
 
 class Mine(transformers.CLIPTextModel):

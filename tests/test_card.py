@@ -15,10 +15,19 @@ def python_of(card):
 
 
 def test_the_hubs_own_classes_accept_it(hub, no_star):
-    card = no_star.card(repo_id="me/no-star", base_model="owner/base", license="apache-2.0", pictures={"a star": "0.png"})
+    card = no_star.card(
+        repo_id="me/no-star",
+        base_model="owner/base",
+        license="apache-2.0",
+        pictures={"a star": "0.png"},
+    )
     card.validate()
     data = ModelCard(str(card)).data
-    assert (data.library_name, data.base_model, data.license) == ("diffusers", "owner/base", "apache-2.0")
+    assert (data.library_name, data.base_model, data.license) == (
+        "diffusers",
+        "owner/base",
+        "apache-2.0",
+    )
     assert data.to_dict()["base_model_relation"] == "adapter"
     assert {"concept-erasure", "lora", "template:sd-lora"} <= set(data.tags)
     assert data.widget == [{"text": "a star", "output": {"url": "0.png"}}]
@@ -38,7 +47,9 @@ def test_it_says_what_was_measured_and_what_is_not_promised(no_star):
     assert "Do not use it as the only control for illegal content" in text
 
 
-@pytest.mark.parametrize("base", ["glyphs", pytest.param(str(glyphs.WEIGHTS), marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "base", ["glyphs", pytest.param(str(glyphs.WEIGHTS), marks=pytest.mark.slow)]
+)
 def test_the_snippet_works_when_pasted(no_star, tmp_path, monkeypatch, base):
     monkeypatch.chdir(tmp_path)
     no_star.save_pretrained("no-star")

@@ -10,14 +10,21 @@ from safetensors.torch import load_file, save_file
 from conftest import assert_same_bits, bits, draw
 from diffusers_erasepro import Concept, ErasureSpec
 from diffusers_erasepro.config.spec import MAX_CONCEPTS
-from diffusers_erasepro.errors import AdapterIntegrityError, BaseModelMismatchError, ConceptSpecError
+from diffusers_erasepro.errors import (
+    AdapterIntegrityError,
+    BaseModelMismatchError,
+    ConceptSpecError,
+)
 from diffusers_erasepro.families.encode_prompt import plain
 from diffusers_erasepro.patching.rwlock import GATE
 from diffusers_erasepro.prompts.pairs import Prompt, span
 from routes import make_kit
 
 
-@pytest.mark.parametrize("words", ["st\u200bar", "\u202bنجمة", "🌟", "👩‍🎨", "a\u00a0b", "\uff53\uff54\uff41\uff52", "a\x00b"])
+@pytest.mark.parametrize(
+    "words",
+    ["st\u200bar", "\u202bنجمة", "🌟", "👩‍🎨", "a\u00a0b", "\uff53\uff54\uff41\uff52", "a\x00b"],
+)
 def test_words_of_any_script_have_tokens_of_their_own(shipped, words):
     prompt = Prompt.of("a {} on snow", words)
     at, _ = span(plain(shipped.tokenizer, [prompt.text]).mark(0, prompt.text, ""), prompt)
@@ -30,10 +37,22 @@ def test_words_of_any_script_have_tokens_of_their_own(shipped, words):
     [
         (lambda: Concept("st\u200bar", "circle"), r"target holds invisible characters \(U\+200B\)"),
         (lambda: Concept("star", "cir\u202ecle"), r"anchor of 'star' holds .*U\+202E"),
-        (lambda: Concept("star", "circle", synonyms=("a\x00b",)), r"synonyms of 'star'\[0\] holds .*U\+0000"),
-        (lambda: Concept("star", "circle", templates=("a \ufeff{}",)), r"templates of 'star'\[0\] holds .*U\+FEFF"),
-        (lambda: ErasureSpec((Concept("star", "circle"),), preserve=("a\u2066 dog",)), r"preserve\[0\] holds .*U\+2066"),
-        (lambda: ErasureSpec((Concept("star", "circle"),), keep=("a\u200d dog",)), r"keep\[0\] holds .*U\+200D"),
+        (
+            lambda: Concept("star", "circle", synonyms=("a\x00b",)),
+            r"synonyms of 'star'\[0\] holds .*U\+0000",
+        ),
+        (
+            lambda: Concept("star", "circle", templates=("a \ufeff{}",)),
+            r"templates of 'star'\[0\] holds .*U\+FEFF",
+        ),
+        (
+            lambda: ErasureSpec((Concept("star", "circle"),), preserve=("a\u2066 dog",)),
+            r"preserve\[0\] holds .*U\+2066",
+        ),
+        (
+            lambda: ErasureSpec((Concept("star", "circle"),), keep=("a\u200d dog",)),
+            r"keep\[0\] holds .*U\+200D",
+        ),
         (lambda: Concept("cafe\u0301", "house"), r"target is not in Unicode's form NFC"),
     ],
 )
@@ -48,7 +67,9 @@ def test_what_a_reader_can_see_raises_no_warning(words):
 
 
 def test_more_concepts_than_a_spec_may_hold_are_an_error():
-    with pytest.raises(ConceptSpecError, match=f"{MAX_CONCEPTS + 1} concepts, at most {MAX_CONCEPTS}"):
+    with pytest.raises(
+        ConceptSpecError, match=f"{MAX_CONCEPTS + 1} concepts, at most {MAX_CONCEPTS}"
+    ):
         ErasureSpec([Concept(f"word{i}", "circle") for i in range(MAX_CONCEPTS + 1)])
 
 
@@ -76,8 +97,15 @@ def test_a_foreign_alpha_beside_our_header_changes_nothing(pipe, no_star, tmp_pa
     wanted = bits(pipe)
     pipe.unload_erasure_adapters()
     path = no_star.save_pretrained(tmp_path)
-    foreign = {"text_encoder.r": 1, "text_encoder.lora_alpha": 100, "text_encoder.target_modules": ["fc2"]}
-    metadata = {"erasepro": json.dumps(no_star.header(), sort_keys=True), "lora_adapter_metadata": json.dumps(foreign)}
+    foreign = {
+        "text_encoder.r": 1,
+        "text_encoder.lora_alpha": 100,
+        "text_encoder.target_modules": ["fc2"],
+    }
+    metadata = {
+        "erasepro": json.dumps(no_star.header(), sort_keys=True),
+        "lora_adapter_metadata": json.dumps(foreign),
+    }
     save_file(load_file(path), path, metadata=metadata)
     pipe.load_erasure_adapter(path)
     assert_same_bits(pipe, wanted)
@@ -87,7 +115,10 @@ def test_a_report_does_not_excuse_an_edit_that_hardly_erases(pipe, no_star):
     half = {name: replace(f, B=0.5 * f.B) for name, f in no_star.edits.items()}
     weak = replace(no_star, edits=half, report=replace(no_star.report, listed_residual=0.49))
     before = bits(pipe)
-    with pytest.raises(AdapterIntegrityError, match=r"does not erase what it lists: residual .*, at most 1e-01 allowed"):
+    with pytest.raises(
+        AdapterIntegrityError,
+        match=r"does not erase what it lists: residual .*, at most 1e-01 allowed",
+    ):
         pipe.load_erasure_adapter(weak)
     assert_same_bits(pipe, before)
 
@@ -107,7 +138,11 @@ def test_an_interrupt_inside_a_drawing_leaves_the_erasure_on(pipe, no_star):
     with pytest.raises(KeyboardInterrupt):
         pipe("a star", num_inference_steps=2, callback_on_step_end=interrupt)
     assert_same_bits(pipe, before)
-    assert not GATE._drawing and pipe.verify_erasure().ok and torch.isfinite(draw(pipe, ["a star"], steps=1)).all()
+    assert (
+        not GATE._drawing
+        and pipe.verify_erasure().ok
+        and torch.isfinite(draw(pipe, ["a star"], steps=1)).all()
+    )
 
 
 def test_a_sampled_look_is_not_kinder_than_the_full_one(pipe, no_star):

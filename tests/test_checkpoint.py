@@ -26,7 +26,9 @@ def edited(shipped, preserve):
 
 
 def only_edited(pipe):
-    return {k: v for k, v in pipe.unet.state_dict().items() if ".attn2.to_k" in k or ".attn2.to_v" in k}
+    return {
+        k: v for k, v in pipe.unet.state_dict().items() if ".attn2.to_k" in k or ".attn2.to_v" in k
+    }
 
 
 def sources(pipe, folder):
@@ -56,7 +58,9 @@ def test_every_form_gives_the_edited_weights_back(pipe, edited, tmp_path):
         pipe.load_erasure_adapter(adapter, adapter_name="theirs")
         for name, value in only_edited(edited).items():
             torch.testing.assert_close(pipe.unet.state_dict()[name], value, atol=2e-4, rtol=0)
-        assert pipe.verify_erasure().residual == pytest.approx(adapter.report.listed_residual, rel=1e-3)
+        assert pipe.verify_erasure().residual == pytest.approx(
+            adapter.report.listed_residual, rel=1e-3
+        )
         pipe.unload_erasure_adapters()
 
 

@@ -37,16 +37,27 @@ def folder(no_star, tmp_path):
 
 def python(code, *args):
     """A fresh interpreter, as a user's shell starts it."""
-    return subprocess.run([sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True, check=False
+    )
 
 
 def test_erase_by_options_and_by_spec_then_show_and_verify(run, tmp_path):
     out = tmp_path / "no-ring"
-    code, text, _ = run("erase", "glyphs", "--target", "ring", "--anchor", "circle", "-o", out, "--json")
+    code, text, _ = run(
+        "erase", "glyphs", "--target", "ring", "--anchor", "circle", "-o", out, "--json"
+    )
     assert code == 0 and json.loads(text)["report"]["listed_residual"] < 1e-5
-    assert {p.name for p in out.iterdir()} == {"pytorch_lora_weights.safetensors", "spec.toml", "README.md"}
+    assert {p.name for p in out.iterdir()} == {
+        "pytorch_lora_weights.safetensors",
+        "spec.toml",
+        "README.md",
+    }
     assert run("erase", "glyphs", "--spec", out / "spec.toml", "-o", tmp_path / "again")[0] == 0
-    assert ErasureAdapter.from_pretrained(out).to_bytes() == ErasureAdapter.from_pretrained(tmp_path / "again").to_bytes()
+    assert (
+        ErasureAdapter.from_pretrained(out).to_bytes()
+        == ErasureAdapter.from_pretrained(tmp_path / "again").to_bytes()
+    )
     code, text, _ = run("show", out)
     assert code == 0 and "ring -> circle" in text and "It does not" in text
     code, text, _ = run("verify", out, "--base", "glyphs")
@@ -57,7 +68,9 @@ def test_verify_fails_with_its_own_exit_code(run, folder, monkeypatch):
     from diffusers_erasepro.loaders import compatibility as fit
     from diffusers_erasepro.loaders import verification as verify
 
-    monkeypatch.setattr(fit, "allowed", lambda *_: 1.0)  # let it load, so that only the live check is left to fail
+    monkeypatch.setattr(
+        fit, "allowed", lambda *_: 1.0
+    )  # let it load, so that only the live check is left to fail
     monkeypatch.setattr(verify, "THRESHOLDS", dict.fromkeys(verify.THRESHOLDS, 0.0))
     code, text, _ = run("verify", folder, "--base", "glyphs", "--json")
     assert code == 3 and json.loads(text)["ok"] is False
@@ -73,14 +86,29 @@ def test_list_and_card(run, folder):
 
 def test_push_pull_lock(run, hub, folder, tmp_path):
     assert run("push", folder, "me/no-star", "--private")[0] == 0
-    code, text, _ = run("pull", "me/no-star", "--lock", tmp_path / "erasures.lock", "-o", tmp_path / "copy", "--json")
+    code, text, _ = run(
+        "pull",
+        "me/no-star",
+        "--lock",
+        tmp_path / "erasures.lock",
+        "-o",
+        tmp_path / "copy",
+        "--json",
+    )
     got = json.loads(text)
     assert code == 0 and got["commit"] == hub.repos["me/no-star"].branches["main"]
-    assert (tmp_path / "copy" / "pytorch_lora_weights.safetensors").read_bytes() == next(folder.iterdir()).read_bytes()
+    assert (tmp_path / "copy" / "pytorch_lora_weights.safetensors").read_bytes() == next(
+        folder.iterdir()
+    ).read_bytes()
     code, text, _ = run("verify", tmp_path / "erasures.lock", "--base", "glyphs")
     assert code == 0 and text.startswith("holds")
     code, text, err = run("pull", "me/none")
-    assert (code, text) == (1, "") and err.startswith("erasepro: ") and "me/none" in err and err.count("\n") == 1
+    assert (
+        (code, text) == (1, "")
+        and err.startswith("erasepro: ")
+        and "me/none" in err
+        and err.count("\n") == 1
+    )
     code, text, _ = run("card", folder, "--repo-id", "me/no-star")
     assert code == 0 and 'load_erasure_adapter("me/no-star"' in text
 
@@ -102,7 +130,11 @@ def test_push_pull_lock(run, hub, folder, tmp_path):
         (("attack", "/nowhere"), 1, "no file or folder at /nowhere"),
         (("push", "/nowhere", "me/x"), 2, "does not exist"),
         (("export", "/nowhere", "-o", "x.safetensors"), 1, "no file or folder at /nowhere"),
-        (("import", "/nowhere", "--base", "glyphs", "--target", "a", "-o", "x"), 2, "does not exist"),
+        (
+            ("import", "/nowhere", "--base", "glyphs", "--target", "a", "-o", "x"),
+            2,
+            "does not exist",
+        ),
     ],
 )
 def test_errors_end_in_one_line_and_a_code(run, args, code, says):
@@ -114,7 +146,10 @@ def test_errors_end_in_one_line_and_a_code(run, args, code, says):
 
 def test_debug_gives_the_traceback():
     done = python(
-        "import sys; sys.argv[0] = 'erasepro'; from diffusers_erasepro.cli.main import main; main()", "--debug", "show", "/no"
+        "import sys; sys.argv[0] = 'erasepro'; from diffusers_erasepro.cli.main import main; main()",
+        "--debug",
+        "show",
+        "/no",
     )
     assert done.returncode == 1 and "Traceback" in done.stderr
 
@@ -138,15 +173,24 @@ def cpu_seconds(code, *args, tries=5):
 
 
 def test_help_and_import_are_quick():
-    main = "import sys; sys.argv[0] = 'erasepro'; from diffusers_erasepro.cli.main import main; main()"
+    main = (
+        "import sys; sys.argv[0] = 'erasepro'; from diffusers_erasepro.cli.main import main; main()"
+    )
     assert cpu_seconds(main, "--help") <= 0.3
     assert cpu_seconds("import diffusers_erasepro") - cpu_seconds("pass") <= 0.05
 
 
 def test_eval_and_attack_count_on_the_glyph_world(run, folder, tmp_path):
-    code, text, _ = run("eval", folder, "--against", "", "-n", 4, "-o", tmp_path / "lines", "--json")
+    code, text, _ = run(
+        "eval", folder, "--against", "", "-n", 4, "-o", tmp_path / "lines", "--json"
+    )
     found = json.loads(text)
     assert code == 0 and found["this"]["ACC_e"]["value"] < found["unedited"]["ACC_e"]["value"]
     code, text, _ = run("attack", folder, "--only", "plain,typo", "-n", 4, "--json")
-    assert code == 0 and json.loads(text)["plain"] == {"value": 0.0, "low": 0.0, "high": pytest.approx(0.49, abs=0.01), "n": 4}
+    assert code == 0 and json.loads(text)["plain"] == {
+        "value": 0.0,
+        "low": 0.0,
+        "high": pytest.approx(0.49, abs=0.01),
+        "n": 4,
+    }
     assert run("attack", folder, "--only", "magic")[0] == 1

@@ -16,8 +16,15 @@ from diffusers_erasepro.prompts.pairs import ALIGNMENTS, pairs_of, rows_of
 @pytest.fixture(scope="module")
 def three(shipped, preserve):
     """In blocks, so that the files alone can put them together."""
-    concepts = (Concept("star", "circle"), Concept("cross", "square"), Concept("Mira Voss", "Una Flatt", templates="style"))
-    return [erase(shipped, ErasureSpec((concept,), preserve=preserve), layers=(0, -1)) for concept in concepts]
+    concepts = (
+        Concept("star", "circle"),
+        Concept("cross", "square"),
+        Concept("Mira Voss", "Una Flatt", templates="style"),
+    )
+    return [
+        erase(shipped, ErasureSpec((concept,), preserve=preserve), layers=(0, -1))
+        for concept in concepts
+    ]
 
 
 def residual(pipe, adapters, edits):
@@ -26,12 +33,16 @@ def residual(pipe, adapters, edits):
     live = {module_name(encoder, name.partition(".")[2]): f for name, f in edits.items()}
     pairs = [p for a in adapters for p in pairs_of(a.spec.concepts, "exact")]
     with torch.no_grad():
-        have, goal = aligned_states(encoder, rows_of(pairs, pipe.tokenizer, ALIGNMENTS["last_subject+eos"]), live)
+        have, goal = aligned_states(
+            encoder, rows_of(pairs, pipe.tokenizer, ALIGNMENTS["last_subject+eos"]), live
+        )
     return float(relative(have, goal).max())
 
 
 def test_solving_again_is_exact_and_the_kernel_close(shipped, three):
-    apart = {name: stack([a.edits[name].to(torch.float64) for a in three]) for name in three[0].edits}
+    apart = {
+        name: stack([a.edits[name].to(torch.float64) for a in three]) for name in three[0].edits
+    }
     summed, close = residual(shipped, three, apart), residual(shipped, three, kernel(three))
     assert residual(shipped, three, combined(shipped, three).edits) < 1e-5 < close < 0.5 * summed
 
@@ -41,12 +52,16 @@ def test_the_kernel_does_to_each_key_what_its_adapter_does(three):
         for adapter in three:
             X = adapter.keys[name].double().T
             alone = adapter.edits[name].to(torch.float64)
-            torch.testing.assert_close(factors.B @ (factors.A @ X), alone.B @ (alone.A @ X), rtol=1e-6, atol=1e-6)
+            torch.testing.assert_close(
+                factors.B @ (factors.A @ X), alone.B @ (alone.A @ X), rtol=1e-6, atol=1e-6
+            )
 
 
 def test_the_kernel_of_one_is_that_one_and_order_does_not_matter(three):
     (name, one), *_ = kernel(three[:1]).items()
-    torch.testing.assert_close(one.dense(), three[0].edits[name].to(torch.float64).dense(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        one.dense(), three[0].edits[name].to(torch.float64).dense(), rtol=0, atol=1e-6
+    )
     forth, back = kernel(three), kernel(three[::-1])
     for name in forth:
         torch.testing.assert_close(forth[name].dense(), back[name].dense(), rtol=0, atol=1e-8)
@@ -59,8 +74,13 @@ def test_kv_linears_share_their_keys(shipped, preserve):
     ]
     for name, factors in kernel(made).items():
         for adapter in made:
-            X, alone = adapter.keys["text_encoder.states"].double().T, adapter.edits[name].to(torch.float64)
-            torch.testing.assert_close(factors.B @ (factors.A @ X), alone.B @ (alone.A @ X), rtol=1e-5, atol=1e-5)
+            X, alone = (
+                adapter.keys["text_encoder.states"].double().T,
+                adapter.edits[name].to(torch.float64),
+            )
+            torch.testing.assert_close(
+                factors.B @ (factors.A @ X), alone.B @ (alone.A @ X), rtol=1e-5, atol=1e-5
+            )
 
 
 def test_a_set_is_solved_once_per_base(pipe, three, monkeypatch):

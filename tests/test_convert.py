@@ -17,7 +17,9 @@ STAR = ErasureSpec((Concept("star", "circle"),), preserve=())
 
 @pytest.fixture(scope="module")
 def with_readers(shipped, preserve):
-    return erase(shipped, ErasureSpec((Concept("star", "circle"),), preserve=preserve), layers=(0, -1, "kv"))
+    return erase(
+        shipped, ErasureSpec((Concept("star", "circle"),), preserve=preserve), layers=(0, -1, "kv")
+    )
 
 
 def deltas(adapter):
@@ -26,7 +28,9 @@ def deltas(adapter):
 
 def assert_same_deltas(a, b, factor=1.0):
     a, b = deltas(a), deltas(b)
-    assert all(not b[name].any() for name in b.keys() - a.keys())  # the rows that stock loaders ask for
+    assert all(
+        not b[name].any() for name in b.keys() - a.keys()
+    )  # the rows that stock loaders ask for
     assert a.keys() <= b.keys()
     for name in a:
         torch.testing.assert_close(a[name] * factor, b[name], atol=1e-6, rtol=1e-5)
@@ -56,7 +60,10 @@ def test_stock_diffusers_draws_the_same_from_the_kohya_file(shipped, no_star, pi
 def spelled(adapter, down, up, name=lambda n: n, **more):
     pairs = {}
     for stored, factors in adapter.edits.items():
-        pairs |= {f"{name(stored)}{down}": factors.A.contiguous(), f"{name(stored)}{up}": factors.B.contiguous()}
+        pairs |= {
+            f"{name(stored)}{down}": factors.A.contiguous(),
+            f"{name(stored)}{up}": factors.B.contiguous(),
+        }
     return pairs | more
 
 
@@ -77,7 +84,11 @@ def test_other_spellings_are_read(with_readers, shipped, tmp_path, down, up, nam
 def test_alpha_and_strength_scale_the_edit(with_readers, shipped, tmp_path):
     halved = {k: v / 2 if k.endswith(".alpha") else v for k, v in to_kohya(with_readers).items()}
     save_file(halved, tmp_path / "x.safetensors")
-    assert_same_deltas(with_readers, import_lora(tmp_path / "x.safetensors", shipped, STAR, strength=-3.0), factor=-1.5)
+    assert_same_deltas(
+        with_readers,
+        import_lora(tmp_path / "x.safetensors", shipped, STAR, strength=-3.0),
+        factor=-1.5,
+    )
 
 
 def test_imported_adapters_save_stack_and_switch(no_star, no_cross, shipped, pipe, tmp_path):
@@ -90,7 +101,11 @@ def test_imported_adapters_save_stack_and_switch(no_star, no_cross, shipped, pip
     with pytest.warns(UserWarning, match="hold no keys"):
         pipe.load_erasure_adapter(tmp_path / "saved", adapter_name="imported")
     for name, delta in deltas(no_star).items():
-        key = next(k for k in before if k.replace("text_model.", "") == name.replace("text_model.", "") + ".weight")
+        key = next(
+            k
+            for k in before
+            if k.replace("text_model.", "") == name.replace("text_model.", "") + ".weight"
+        )
         torch.testing.assert_close((bits(pipe)[key] - own[key]).cpu(), delta, atol=1e-5, rtol=1e-4)
     found = pipe.verify_erasure()
     assert "adapter 'imported' was imported: its effect cannot be measured" in found.uncovered
@@ -107,7 +122,10 @@ def test_imported_adapters_save_stack_and_switch(no_star, no_cross, shipped, pip
     [
         ({"a.weight": torch.zeros(2, 2)}, "not only low-rank pairs"),
         (
-            {"unet.nowhere.lora_A.weight": torch.zeros(1, 2), "unet.nowhere.lora_B.weight": torch.zeros(2, 1)},
+            {
+                "unet.nowhere.lora_A.weight": torch.zeros(1, 2),
+                "unet.nowhere.lora_B.weight": torch.zeros(2, 1),
+            },
             "not in this pipeline",
         ),
         (
@@ -137,7 +155,10 @@ def test_what_cannot_be_imported_is_named(shipped, tmp_path, tensors, says):
 def test_half_an_erasure_is_never_exported(no_star):
     from dataclasses import replace
 
-    elsewhere = replace(no_star, edits={k.replace("text_encoder", "text_encoder_3"): v for k, v in no_star.edits.items()})
+    elsewhere = replace(
+        no_star,
+        edits={k.replace("text_encoder", "text_encoder_3"): v for k, v in no_star.edits.items()},
+    )
     with pytest.raises(AdapterFormatError, match=r"no text_encoder_3.*half"):
         to_kohya(elsewhere)
 
@@ -146,7 +167,10 @@ def test_two_encoders_are_numbered(no_star):
     from dataclasses import replace
 
     second = {k.replace("text_encoder", "text_encoder_2"): v for k, v in no_star.edits.items()}
-    names = {n.partition("_text_model")[0] for n in to_kohya(replace(no_star, edits={**no_star.edits, **second}))}
+    names = {
+        n.partition("_text_model")[0]
+        for n in to_kohya(replace(no_star, edits={**no_star.edits, **second}))
+    }
     assert names == {"lora_te1", "lora_te2"}
 
 

@@ -70,7 +70,9 @@ def test_the_empty_prompt_counts(look, no_star):
 
 
 def test_auto_chooses_by_the_denoiser_and_records_the_choice(shipped, spec, auto):
-    assert auto.options.layers in [chain["layers"] for chain in CHAINS] + [spec.concepts[0].recipe.layers]
+    assert auto.options.layers in [chain["layers"] for chain in CHAINS] + [
+        spec.concepts[0].recipe.layers
+    ]
     assert auto.report.denoiser_residual <= ENOUGH and auto.report.listed_residual < 1e-5
     assert erase(shipped, spec, **chosen(auto)).digest == auto.digest
 
@@ -78,21 +80,40 @@ def test_auto_chooses_by_the_denoiser_and_records_the_choice(shipped, spec, auto
 def test_auto_is_judged_on_captions_that_its_metric_has_not_seen(shipped, spec, look, auto):
     unseen = replace(spec, preserve=tuple(t for t in spec.preserve if t not in look.captions))
     lent = set(look.captions) & set(spec.preserve)
-    assert len(unseen.preserve) == len(spec.preserve) - len(lent) and 0 < len(lent) < len(look.captions)
-    tried = [look.judged(erase(shipped, unseen, measure=False, **chain)).report for chain in (CHAINS[0], chosen(auto))]
+    assert len(unseen.preserve) == len(spec.preserve) - len(lent) and 0 < len(lent) < len(
+        look.captions
+    )
+    tried = [
+        look.judged(erase(shipped, unseen, measure=False, **chain)).report
+        for chain in (CHAINS[0], chosen(auto))
+    ]
     assert auto.report.denoiser_drift == tried[1].denoiser_drift <= tried[0].denoiser_drift
 
 
-def test_where_no_chain_erases_enough_the_gentlest_that_nearly_does_is_taken_else_one_near_the_best(no_star):
+def test_where_no_chain_erases_enough_the_gentlest_that_nearly_does_is_taken_else_one_near_the_best(
+    no_star,
+):
     seen = {
-        "good": (ENOUGH / 2, 0.02), "spare": (ENOUGH, 0.01), "strong": ((ENOUGH + NEARLY) / 2, 0.008), "near": (NEARLY, 0.005),
-        "poor": (2 * NEARLY, 0.001), "worse": (3 * NEARLY, 0.0),
-    }  # fmt: skip
-    tried = {k: replace(no_star.report, denoiser_residual=r, denoiser_drift=d) for k, (r, d) in seen.items()}
+        "good": (ENOUGH / 2, 0.02),
+        "spare": (ENOUGH, 0.01),
+        "strong": ((ENOUGH + NEARLY) / 2, 0.008),
+        "near": (NEARLY, 0.005),
+        "poor": (2 * NEARLY, 0.001),
+        "worse": (3 * NEARLY, 0.0),
+    }
+    tried = {
+        k: replace(no_star.report, denoiser_residual=r, denoiser_drift=d)
+        for k, (r, d) in seen.items()
+    }
     assert least_drift(tried, "good") == "spare" and least_drift(tried, "near") == "near"
-    assert least_drift({k: tried[k] for k in ("worse", "strong", "near", "poor")}, "worse") == "near"
+    assert (
+        least_drift({k: tried[k] for k in ("worse", "strong", "near", "poor")}, "worse") == "near"
+    )
     assert least_drift({k: tried[k] for k in ("worse", "poor")}, "worse") == "poor"
-    poor = {d: replace(tried["poor"], denoiser_residual=r, denoiser_drift=d) for r, d in ((0.80, 0.02), (0.85, 0.01), (0.9, 0.0))}
+    poor = {
+        d: replace(tried["poor"], denoiser_residual=r, denoiser_drift=d)
+        for r, d in ((0.80, 0.02), (0.85, 0.01), (0.9, 0.0))
+    }
     assert least_drift(poor, 0.02) == 0.01
     assert least_residual(poor.values()) == 0.8 and least_residual([]) == float("inf")
 
@@ -111,20 +132,29 @@ def test_spread_goes_from_first_to_last():
     assert spread(list(range(100)), 4) == [0, 25, 50, 75] and spread([1, 2], 4) == [1, 2]
 
 
-@pytest.mark.parametrize(("left", "tried"), [((0.5, 0.4, 0.39), [1, 3, 10]), ((0.5, ENOUGH), [1, 3]), ((ENOUGH,), [1])])
-def test_soft_prompts_weigh_more_until_a_chain_erases_enough_or_that_helps_no_more(no_star, left, tried):
+@pytest.mark.parametrize(
+    ("left", "tried"), [((0.5, 0.4, 0.39), [1, 3, 10]), ((0.5, ENOUGH), [1, 3]), ((ENOUGH,), [1])]
+)
+def test_soft_prompts_weigh_more_until_a_chain_erases_enough_or_that_helps_no_more(
+    no_star, left, tried
+):
     choice, reports, weights, spec = Options.of({"layers": "auto"}), {}, [], no_star.spec
     for chosen in choices(spec, choice, no_star.options, reports):
         times = round(chosen.soft_weight / choice.soft_weight)
         weights.append(times)
-        reports[chosen] = replace(no_star.report, denoiser_residual=left[STRONGER.index(times)], denoiser_drift=0.0)
+        reports[chosen] = replace(
+            no_star.report, denoiser_residual=left[STRONGER.index(times)], denoiser_drift=0.0
+        )
     assert list(dict.fromkeys(weights)) == tried and len(weights) == len(tried) * (1 + len(CHAINS))
 
 
 @pytest.mark.slow
 def test_auto_erases_a_motion_that_leaks_by_default():
     """A motion of the moving world: the default lets some of its phrasings through."""
-    pipe, captions = glyphs.load_video_pipeline(), tuple(text for text, _ in captioned_clips(400, seed=0))
+    pipe, captions = (
+        glyphs.load_video_pipeline(),
+        tuple(text for text, _ in captioned_clips(400, seed=0)),
+    )
     spec = ErasureSpec((Concept("rising", "resting", templates="unsafe"),), preserve=captions)
     with torch.no_grad():
         leaks, _ = Look.at(pipe, spec).compare(erase(pipe, spec))

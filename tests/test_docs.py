@@ -12,7 +12,9 @@ PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 SNIPPET = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if SNIPPET.search(p.read_text())], ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if SNIPPET.search(p.read_text())], ids=lambda p: p.stem
+)
 def test_the_snippets_run(page, tmp_path, monkeypatch, hub):
     monkeypatch.chdir(tmp_path)
     names = {}
@@ -31,7 +33,9 @@ def test_commands_in_the_documents_exist():
 
     known = {c.name or c.callback.__name__ for c in app.registered_commands}
     for page in PAGES:
-        for command in re.findall(r"^(?:    |\$ )erasepro ([a-z]+)", page.read_text(), re.MULTILINE):
+        for command in re.findall(
+            r"^(?:    |\$ )erasepro ([a-z]+)", page.read_text(), re.MULTILINE
+        ):
             assert command in known, f"{page.name}: erasepro {command}"
 
 

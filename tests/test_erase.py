@@ -28,13 +28,16 @@ def test_the_pipeline_stays_bit_for_bit(pipe, preserve):
 
 def test_also_when_it_raises(pipe, preserve):
     before = bits(pipe)
-    with pytest.raises(IllPosedError, match=r"the edit is .* times the weight, at most max_edit_size=0.001"):
+    with pytest.raises(
+        IllPosedError, match=r"the edit is .* times the weight, at most max_edit_size=0.001"
+    ):
         erase(pipe, ErasureSpec((STAR,), preserve=preserve), max_edit_size=1e-3)
     assert_same_bits(pipe, before)
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"layers": (0, 1, 2, -1)}, {"layers": (-1,)}, {"metric": "identity"}, {"layers": ("kv",)}]
+    "options",
+    [{}, {"layers": (0, 1, 2, -1)}, {"layers": (-1,)}, {"metric": "identity"}, {"layers": ("kv",)}],
 )
 def test_listed_prompts_have_no_residual(shipped, preserve, options):
     report = erase(shipped, ErasureSpec((STAR,), preserve=preserve), **options).report
@@ -43,10 +46,20 @@ def test_listed_prompts_have_no_residual(shipped, preserve, options):
 
 
 def test_concepts_are_erased_together(shipped, preserve):
-    concepts = (STAR, Concept("cross", "square"), Concept("Mira Voss", "Una Flatt", templates="style"))
+    concepts = (
+        STAR,
+        Concept("cross", "square"),
+        Concept("Mira Voss", "Una Flatt", templates="style"),
+    )
     adapter = erase(shipped, ErasureSpec(concepts, preserve=preserve))
     assert adapter.report.listed_residual < 1e-5
-    assert [layer.constraints for layer in adapter.report.layers] == [2, 2, 1, 1, 6]  # neurons per word and per concept, then all
+    assert [layer.constraints for layer in adapter.report.layers] == [
+        2,
+        2,
+        1,
+        1,
+        6,
+    ]  # neurons per word and per concept, then all
 
 
 @pytest.mark.parametrize(
@@ -65,15 +78,23 @@ def test_each_kind_of_concept_has_layers_of_its_own(shipped, preserve, templates
     assert (options.layers, options.alignment) == (layers, "last_subject+eos")
 
 
-@pytest.mark.parametrize(("spec", "options"), [({"keep": ("",)}, {}), ({}, {"robust": True}), ({}, {"variant": "linear"})])
+@pytest.mark.parametrize(
+    ("spec", "options"),
+    [({"keep": ("",)}, {}), ({}, {"robust": True}), ({}, {"variant": "linear"})],
+)
 def test_where_neurons_do_not_hold_blocks_do(shipped, preserve, spec, options):
     made = erase(shipped, ErasureSpec((STAR,), preserve=preserve, **spec), measure=False, **options)
     assert made.options.layers == (0, -1)
 
 
-def test_neurons_that_turn_out_too_large_are_not_taken_unless_they_were_asked_for(shipped, preserve):
+def test_neurons_that_turn_out_too_large_are_not_taken_unless_they_were_asked_for(
+    shipped, preserve
+):
     spec = ErasureSpec((STAR,), preserve=preserve)
-    with pytest.warns(UserWarning, match=r"blocks were edited instead of neurons, as .*0\.mlp\.fc2: the edit is 1\.\d+ times"):
+    with pytest.warns(
+        UserWarning,
+        match=r"blocks were edited instead of neurons, as .*0\.mlp\.fc2: the edit is 1\.\d+ times",
+    ):
         made = erase(shipped, spec, max_edit_size=1.0)
     assert made.options.layers == (0, -1) and "instead of neurons" in made.report.notes[-1]
     with pytest.raises(IllPosedError, match=r"max_edit_size=1 is allowed"):
@@ -82,7 +103,11 @@ def test_neurons_that_turn_out_too_large_are_not_taken_unless_they_were_asked_fo
 
 def test_many_concepts_may_change_more_in_all(shipped, preserve):
     spec = ErasureSpec((STAR, Concept("cross", "square")), preserve=preserve)
-    (size,) = {round(layer.edit_size, 3) for layer in erase(shipped, spec).report.layers if layer.edit_size > 1}
+    (size,) = {
+        round(layer.edit_size, 3)
+        for layer in erase(shipped, spec).report.layers
+        if layer.edit_size > 1
+    }
     erase(shipped, spec, max_edit_size=size / 1.4, layers=("neurons", -1))
     with pytest.raises(IllPosedError, match=r"times the root of 2 concepts is allowed"):
         erase(shipped, spec, max_edit_size=size / 1.43, layers=("neurons", -1))
@@ -90,13 +115,19 @@ def test_many_concepts_may_change_more_in_all(shipped, preserve):
 
 def test_the_metric_spares_other_captions(shipped, preserve):
     spec = ErasureSpec((STAR,), preserve=preserve)
-    assert erase(shipped, spec).report.drift < 0.5 * erase(shipped, spec, metric="identity").report.drift
+    assert (
+        erase(shipped, spec).report.drift
+        < 0.5 * erase(shipped, spec, metric="identity").report.drift
+    )
 
 
 def test_soft_prompts_lower_the_residual_of_unseen_phrasings(shipped, preserve):
     bare = Concept("star", "circle", templates=("a {}",), soft_templates=())
     without = erase(shipped, ErasureSpec((bare,), preserve=preserve)).report
-    assert erase(shipped, ErasureSpec((STAR,), preserve=preserve)).report.held_out_mean < without.held_out_mean
+    assert (
+        erase(shipped, ErasureSpec((STAR,), preserve=preserve)).report.held_out_mean
+        < without.held_out_mean
+    )
 
 
 @pytest.mark.parametrize("layers", [(0, -1), ("kv",)])
@@ -124,14 +155,18 @@ def test_robust_also_turns_what_the_unedited_encoder_says(pipe, preserve):
     assert adapter.report.listed_residual < 1e-5
     with torch.no_grad():
         star, circle = final_states(pipe.text_encoder, ids)[:, [2, 3]]  # the word, EOS
-        readers = [pipe.unet.get_submodule(path) for path in reader_paths(pipe.unet, family_of(pipe))]
+        readers = [
+            pipe.unet.get_submodule(path) for path in reader_paths(pipe.unet, family_of(pipe))
+        ]
         wanted, plain = [reader(circle) for reader in readers], readers[3].weight.clone()
         erasable(pipe).load_erasure_adapter(adapter)
         assert pipe.verify_erasure().ok
         for reader, goal in zip(readers, wanted, strict=True):
             assert relative(reader(star), goal).max() < 1e-5
         erased = readers[3].weight.clone()
-        readers[3].weight.copy_(plain)  # prompts still read as the anchor, the unedited encoder's states no longer
+        readers[3].weight.copy_(
+            plain
+        )  # prompts still read as the anchor, the unedited encoder's states no longer
         assert not pipe.verify_erasure().ok
         readers[3].weight.copy_(erased)
         pipe.unload_erasure_adapters()
@@ -140,7 +175,9 @@ def test_robust_also_turns_what_the_unedited_encoder_says(pipe, preserve):
 
 @pytest.mark.parametrize("make", [erase, partial(erase, robust=True), methods.uce])
 def test_an_active_erasure_changes_nothing_of_the_next_one(shipped, pipe, preserve, make):
-    erasable(pipe).load_erasure_adapter(erase(shipped, ErasureSpec((STAR,), preserve=preserve), robust=True))
+    erasable(pipe).load_erasure_adapter(
+        erase(shipped, ErasureSpec((STAR,), preserve=preserve), robust=True)
+    )
     spec = ErasureSpec((Concept("cross", "square"),), preserve=preserve)
     assert make(pipe, spec).to_bytes() == make(shipped, spec).to_bytes()
 
@@ -162,7 +199,9 @@ def test_one_robust_adapter_makes_the_stack_robust(pipe, preserve):
 
 def test_no_full_matrix_is_stored(no_star):
     for factors in no_star.edits.values():
-        assert factors.A.shape[0] == factors.B.shape[1] < min(factors.A.shape[1], factors.B.shape[0])
+        assert (
+            factors.A.shape[0] == factors.B.shape[1] < min(factors.A.shape[1], factors.B.shape[0])
+        )
 
 
 def test_the_same_spec_gives_the_same_bytes(shipped, preserve, no_star):
@@ -195,7 +234,11 @@ def test_sixteen_bit_pipelines_are_solved_in_float(shipped, preserve, dtype):
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [
-        ({"layers": (17,)}, ConceptSpecError, "unknown layer 17: the text encoder has blocks 0 to 5"),
+        (
+            {"layers": (17,)},
+            ConceptSpecError,
+            "unknown layer 17: the text encoder has blocks 0 to 5",
+        ),
         ({"layers": ("attn",)}, ConceptSpecError, "unknown layer 'attn'"),
         ({"strength": 1}, ConceptSpecError, "unknown option 'strength'"),
         ({"robust": "yes"}, ConceptSpecError, "robust must be True or False"),
@@ -218,12 +261,22 @@ def test_weights_that_are_not_finite_are_an_error(pipe, preserve):
 
 
 def test_an_unknown_pipeline_is_an_error():
-    with pytest.raises(UnknownFamilyError, match=r"object is not a known pipeline family .*StableDiffusionPipeline"):
+    with pytest.raises(
+        UnknownFamilyError, match=r"object is not a known pipeline family .*StableDiffusionPipeline"
+    ):
         erase(object(), STAR)
 
 
 def test_too_many_constraints_are_an_error_with_numbers(shipped, preserve):
-    concept = Concept("star", "circle", templates=tuple(f"{'very ' * i}a {{}}" for i in range(20)), soft_templates=())
-    many = ErasureSpec([concept, *(Concept(f"thing{i}", "circle", soft_templates=()) for i in range(300))], preserve=preserve)
+    concept = Concept(
+        "star",
+        "circle",
+        templates=tuple(f"{'very ' * i}a {{}}" for i in range(20)),
+        soft_templates=(),
+    )
+    many = ErasureSpec(
+        [concept, *(Concept(f"thing{i}", "circle", soft_templates=()) for i in range(300))],
+        preserve=preserve,
+    )
     with pytest.raises(IllPosedError, match=r"640 constraints on 512 input dimensions"):
         erase(shipped, many)

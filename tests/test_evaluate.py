@@ -46,7 +46,9 @@ def test_bootstrap_is_seeded_and_holds_the_mean():
 def test_a_ratio_knows_that_both_sides_are_of_the_same_pictures():
     below = np.random.default_rng(0).uniform(1, 9, 50)
     same = ratio(0.5 * below, below)
-    assert (same.value, same.low, same.high) == pytest.approx((0.5, 0.5, 0.5)), "picture by picture it is one half"
+    assert (same.value, same.low, same.high) == pytest.approx((0.5, 0.5, 0.5)), (
+        "picture by picture it is one half"
+    )
     apart = ratio(0.5 * below[::-1], below)
     assert apart.low < apart.value < apart.high and apart.value == pytest.approx(0.5)
     with pytest.raises(EvaluationError, match="the 2 numbers to divide by are all 0"):
@@ -58,7 +60,9 @@ def test_frechet_of_gaussians_is_the_closed_form():
     a = rng.normal(size=(500, 4))
     assert frechet(a, a) == pytest.approx(0, abs=1e-6)
     assert frechet(a, a + 2.0) == pytest.approx(16.0, rel=1e-6)
-    assert frechet(a, (a - a.mean(0)) * 3 + a.mean(0)) == pytest.approx(4 * np.trace(np.cov(a, rowvar=False)), rel=1e-6)
+    assert frechet(a, (a - a.mean(0)) * 3 + a.mean(0)) == pytest.approx(
+        4 * np.trace(np.cov(a, rowvar=False)), rel=1e-6
+    )
 
 
 def test_harmonic_is_between_and_zero_where_one_is():
@@ -95,14 +99,19 @@ def quick(monkeypatch):
 
 def without_machine(found):
     """The measures without what the machine's load decides."""
-    return {row: {k: v for k, v in x.items() if k not in ("seconds", "peak_mib")} for row, x in found.items()}
+    return {
+        row: {k: v for k, v in x.items() if k not in ("seconds", "peak_mib")}
+        for row, x in found.items()
+    }
 
 
 def lines_of(folder):
     return {(x["row"], x["kind"], x["index"]): x for x in evaluation._lines(folder) if "kind" in x}
 
 
-def test_a_killed_run_goes_on_and_two_shards_give_the_numbers_of_one(quick, pipe, no_star, tmp_path):
+def test_a_killed_run_goes_on_and_two_shards_give_the_numbers_of_one(
+    quick, pipe, no_star, tmp_path
+):
     spec, rows = no_star.spec, {"ours": no_star}
     before = bits(pipe)
     whole = evaluation.evaluate(pipe, spec, rows, n=9, out=tmp_path / "one", controls=False)
@@ -118,7 +127,9 @@ def test_a_killed_run_goes_on_and_two_shards_give_the_numbers_of_one(quick, pipe
     suite, shards = evaluation.SUITES["glyphs"], []
     for i in (1, 0):
         state = SimpleNamespace(process_index=i, num_processes=2, is_main_process=i == 0)
-        evaluation._draw(pipe, spec, {"unedited": None, **rows}, suite, 9, 0, [], shards.append, state)
+        evaluation._draw(
+            pipe, spec, {"unedited": None, **rows}, suite, 9, 0, [], shards.append, state
+        )
     assert without_machine(evaluation.aggregate(shards)) == without_machine(whole)
     assert any(x["mse"] > 0 for x in shards if x.get("row") == "ours")
 
@@ -171,8 +182,20 @@ def test_accelerate_launch_gives_the_same_numbers(tmp_path):
         "8",
         "--no-controls",
     ]
-    two = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-    for start, name in (([sys.executable], "one"), ([*two, "--mixed_precision", "no", "--dynamo_backend", "no"], "two")):
+    two = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
+    for start, name in (
+        ([sys.executable], "one"),
+        ([*two, "--mixed_precision", "no", "--dynamo_backend", "no"], "two"),
+    ):
         subprocess.run([*start, *run, "--no-controls", "--out", str(tmp_path / name)], check=True)
     assert lines_of(tmp_path / "one") == lines_of(tmp_path / "two")
     assert len(list((tmp_path / "two").glob("shard-*.jsonl"))) == 2

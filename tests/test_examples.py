@@ -50,19 +50,28 @@ def test_the_service_draws_erased_and_says_so(client):
     assert answer.headers["content-type"] == "image/png"
     assert glyphs.load_judge()([Image.open(io.BytesIO(answer.content))])["shape"] == ["circle"]
     assert client.get("/health").json()["ok"]
-    assert client.post("/draw", json={"prompt": "x", "prompt_embeds": [0], "steps": 0}).status_code == 422
+    assert (
+        client.post("/draw", json={"prompt": "x", "prompt_embeds": [0], "steps": 0}).status_code
+        == 422
+    )
 
 
 def test_no_code_of_the_service_can_switch_it_off(client):
     pipe = client.app.state.pipe
-    for switch_off in (pipe.disable_erasure, pipe.unload_erasure_adapters, lambda: pipe.set_erasure_adapters([])):
+    for switch_off in (
+        pipe.disable_erasure,
+        pipe.unload_erasure_adapters,
+        lambda: pipe.set_erasure_adapters([]),
+    ):
         with pytest.raises(ErasureLockedError):
             switch_off()
     assert client.get("/health").json()["ok"]
 
 
 def test_the_service_is_unhealthy_when_the_weights_were_changed(client):
-    weight = client.app.state.pipe.text_encoder.get_submodule("encoder.layers.0.mlp.fc2").weight.data
+    weight = client.app.state.pipe.text_encoder.get_submodule(
+        "encoder.layers.0.mlp.fc2"
+    ).weight.data
     kept = weight.clone()
     weight.mul_(1.01)
     answer = client.get("/health")
@@ -76,11 +85,16 @@ def test_two_hundred_requests_at_once(client):
     def ask(i):
         if i % 10 == 0:
             return client.get("/health").status_code, b""
-        answer = client.post("/draw", json={"prompt": "a red star on snow", "seed": i % 5, "steps": 3})
+        answer = client.post(
+            "/draw", json={"prompt": "a red star on snow", "seed": i % 5, "steps": 3}
+        )
         return answer.status_code, answer.content
 
     with ThreadPoolExecutor(200) as pool:
         answers = list(pool.map(ask, range(200)))
     assert {code for code, _ in answers} == {200}
     for seed in range(5):
-        assert len({content for i, (_, content) in enumerate(answers) if i % 5 == seed and i % 10}) == 1
+        assert (
+            len({content for i, (_, content) in enumerate(answers) if i % 5 == seed and i % 10})
+            == 1
+        )

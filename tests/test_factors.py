@@ -9,7 +9,10 @@ from diffusers_erasepro.linalg.low_rank import LowRank, orthonormal, stack
 @pytest.fixture
 def pair():
     g = torch.Generator().manual_seed(0)
-    return LowRank(torch.randn(9, 4, generator=g, dtype=torch.float64), torch.randn(4, 11, generator=g, dtype=torch.float64))
+    return LowRank(
+        torch.randn(9, 4, generator=g, dtype=torch.float64),
+        torch.randn(4, 11, generator=g, dtype=torch.float64),
+    )
 
 
 def test_every_form_is_the_same_matrix(pair):

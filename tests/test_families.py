@@ -9,7 +9,12 @@ import tiny
 from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, glyphs
 from diffusers_erasepro.config.options import READERS, Options
 from diffusers_erasepro.erasure.layerwise import runs_trees
-from diffusers_erasepro.errors import AdapterIntegrityError, BaseModelMismatchError, ConceptSpecError, UnknownFamilyError
+from diffusers_erasepro.errors import (
+    AdapterIntegrityError,
+    BaseModelMismatchError,
+    ConceptSpecError,
+    UnknownFamilyError,
+)
 from diffusers_erasepro.families import pipelines as families
 from diffusers_erasepro.families.encode_prompt import arguments
 from diffusers_erasepro.families.pipelines import blocks_of, component, family_of, reader_paths
@@ -24,7 +29,10 @@ SHIFT = {
 """From a position in the encoder to the same in what `encode_prompt` returns: template tokens dropped, or another
 encoder's states put in front."""
 PRESERVE = tuple(glyphs.captions(6, seed=0))
-STAR, RING, HEART = (Concept(t, a, ("a {}",), ()) for t, a in (("star", "circle"), ("ring", "square"), ("heart", "drop")))
+STAR, RING, HEART = (
+    Concept(t, a, ("a {}",), ())
+    for t, a in (("star", "circle"), ("ring", "square"), ("heart", "drop"))
+)
 
 
 LAYERS = {"SanaPipeline": (READERS,), "Lumina2Pipeline": (READERS,)}
@@ -51,7 +59,11 @@ class Case:
     def paths(self):
         """The text encoders that the layers reach."""
         every = text_paths(self.pipe)
-        return [p for p in every if p.use == family_of(self.pipe).read_whole] if self.layers == (READERS,) else every
+        return (
+            [p for p in every if p.use == family_of(self.pipe).read_whole]
+            if self.layers == (READERS,)
+            else every
+        )
 
     def erased(self, *adapters):
         pipe = erasable(copy.deepcopy(self.pipe))
@@ -60,12 +72,23 @@ class Case:
         return pipe
 
 
-FAST = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline", "PixArtAlphaPipeline",
-        "QwenImagePipeline", "ZImagePipeline", "WanPipeline")  # fmt: skip
+FAST = (
+    "StableDiffusionPipeline",
+    "StableDiffusionXLPipeline",
+    "StableDiffusion3Pipeline",
+    "FluxPipeline",
+    "PixArtAlphaPipeline",
+    "QwenImagePipeline",
+    "ZImagePipeline",
+    "WanPipeline",
+)
 """One of each kind of encoder and of wrapping; `make test-all` and `benchmarks/families.py` take them all."""
 
 
-@pytest.fixture(scope="module", params=[pytest.param(n, marks=[] if n in FAST else [pytest.mark.slow]) for n in tiny.BUILDERS])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(n, marks=[] if n in FAST else [pytest.mark.slow]) for n in tiny.BUILDERS],
+)
 def case(request):
     return Case(request.param, LAYERS.get(request.param, Options().layers))
 
@@ -83,7 +106,9 @@ def same(a, b):
 def encoded(pipe, prompt):
     """The floats that `encode_prompt` returns for one prompt: sequences `(length, d)` and vectors `(d,)`."""
     found = pipe.encode_prompt(**arguments(pipe, [prompt], False))
-    flat = [x[0] for x in (found if isinstance(found, tuple) else (found,)) if x is not None and len(x)]
+    flat = [
+        x[0] for x in (found if isinstance(found, tuple) else (found,)) if x is not None and len(x)
+    ]
     return [x for x in flat if x.is_floating_point()]
 
 
@@ -99,31 +124,60 @@ def read(pipe, states):
 def residuals(case, pipe, concept):
     """||erased(target) - base(anchor)|| / ||base(anchor)|| at each position that the erasure aligns, and of each vector."""
     pair = Pair(*(Prompt.of("a {}", words) for words in (concept.target, concept.anchor)))
-    (have, vectors), (goal, wanted) = case.received(pipe, pair.target.text), case.received(case.pipe, pair.anchor.text)
+    (have, vectors), (goal, wanted) = (
+        case.received(pipe, pair.target.text),
+        case.received(case.pipe, pair.anchor.text),
+    )
     found = []
     for path in case.paths:
         if any(not reading.pooled for reading in path.use.readings):
-            rows, shift = rows_of([pair], path, ALIGNMENTS["last_subject+eos"]), SHIFT.get((case.name, path.use.encoder), 0)
+            rows, shift = (
+                rows_of([pair], path, ALIGNMENTS["last_subject+eos"]),
+                SHIFT.get((case.name, path.use.encoder), 0),
+            )
             for h, g in zip(have, goal, strict=True):
                 h, g = h[rows.target_at + shift], g[rows.anchor_at + shift]
                 found += ((h - g).norm(dim=-1) / g.norm(dim=-1)).tolist()
-    if any(path.pooled for path in case.paths):  # vectors without one are masks; all zero are position ids
-        found += [float((h - g).norm() / g.norm()) for h, g in zip(vectors, wanted, strict=True) if h.ndim == 1 and g.any()]
+    if any(
+        path.pooled for path in case.paths
+    ):  # vectors without one are masks; all zero are position ids
+        found += [
+            float((h - g).norm() / g.norm())
+            for h, g in zip(vectors, wanted, strict=True)
+            if h.ndim == 1 and g.any()
+        ]
     return found
 
 
 def difference(case, pipe, other):
-    one, another = ([*sequences, *vectors] for sequences, vectors in (case.received(p, "a star") for p in (pipe, other)))
+    one, another = (
+        [*sequences, *vectors]
+        for sequences, vectors in (case.received(p, "a star") for p in (pipe, other))
+    )
     return max(float((a - b).abs().max()) for a, b in zip(one, another, strict=True))
 
 
 def test_run_in_parts_the_blocks_find_the_same(case, monkeypatch):
     """Hundreds of long rows at once are gigabytes of attention scores; here every block gets two of six rows at a time."""
     spec, sizes = ErasureSpec((STAR, RING, HEART), preserve=PRESERVE), set()
-    rows = [p.encoder for p in case.paths if not runs_trees(p.encoder)]  # tests/test_tree.py has the others
-    linears = [m for encoder in rows for m in blocks_of(encoder).modules() if isinstance(m, torch.nn.Linear)]
-    handles = [linear.register_forward_pre_hook(lambda _, args: sizes.add(len(args[0]))) for linear in linears]
-    options = {"layers": case.layers, "measure": False, "max_edit_size": 1e3}  # random weights: nothing is near anything
+    rows = [
+        p.encoder for p in case.paths if not runs_trees(p.encoder)
+    ]  # tests/test_tree.py has the others
+    linears = [
+        m
+        for encoder in rows
+        for m in blocks_of(encoder).modules()
+        if isinstance(m, torch.nn.Linear)
+    ]
+    handles = [
+        linear.register_forward_pre_hook(lambda _, args: sizes.add(len(args[0])))
+        for linear in linears
+    ]
+    options = {
+        "layers": case.layers,
+        "measure": False,
+        "max_edit_size": 1e3,
+    }  # random weights: nothing is near anything
     whole = erase(case.pipe, spec, **options)
     assert not rows or (6 in sizes and 2 not in sizes)
     monkeypatch.setattr("diffusers_erasepro.erasure.layerwise.PART", 1)
@@ -132,7 +186,9 @@ def test_run_in_parts_the_blocks_find_the_same(case, monkeypatch):
     for handle in handles:
         handle.remove()
     assert parts.edits.keys() == whole.edits.keys() and same(bits(case.pipe), case.before)
-    assert not any("forward" in vars(block) for path in case.paths for block in blocks_of(path.encoder))
+    assert not any(
+        "forward" in vars(block) for path in case.paths for block in blocks_of(path.encoder)
+    )
     for name, factors in whole.edits.items():
         D, E = factors.dense(), parts.edits[name].dense()
         assert (D - E).norm() < 1e-3 * D.norm(), name
@@ -163,7 +219,10 @@ def test_off_is_the_base(case):
 def test_saved_and_loaded(case, tmp_path):
     case.star.save_pretrained(tmp_path)
     again = ErasureAdapter.from_pretrained(tmp_path)
-    assert again.to_bytes() == case.star.to_bytes() and again.report.to_dict() == case.star.report.to_dict()
+    assert (
+        again.to_bytes() == case.star.to_bytes()
+        and again.report.to_dict() == case.star.report.to_dict()
+    )
     assert same(bits(case.erased(again)), bits(case.erased()))
 
 
@@ -180,7 +239,9 @@ def test_stock_lora_loads_it_or_the_adapter_says_no(case, tmp_path):
     reached = family_of(case.pipe).stock
     beyond = [part for part in case.star.components if part not in reached]
     notes = [note for note in case.star.report.notes if "stock load_lora_weights" in note]
-    assert len(notes) == len(beyond) and all(part in note for part, note in zip(beyond, notes, strict=True))
+    assert len(notes) == len(beyond) and all(
+        part in note for part, note in zip(beyond, notes, strict=True)
+    )
     if beyond:
         return
     case.star.save_pretrained(tmp_path)
@@ -192,22 +253,34 @@ def test_stock_lora_loads_it_or_the_adapter_says_no(case, tmp_path):
 def test_layers_shared_with_image_tokens_are_left_alone(case):
     family = family_of(case.pipe)
     readers = reader_paths(component(case.pipe, family.denoiser), family)
-    allowed = (*(f"{use.encoder}." for use in family.encoders), *(f"{family.denoiser}.{path}" for path in readers))
+    allowed = (
+        *(f"{use.encoder}." for use in family.encoders),
+        *(f"{family.denoiser}.{path}" for path in readers),
+    )
     assert all(name.startswith(allowed) for name in case.star.edits)
 
 
 def readers_of(*, whole: bool) -> list:
     """Pipelines whose denoiser's readers may be edited, and read all that the pipeline reads of its text, or not all."""
-    records = [r for r in families.PIPELINES if r.readers and (sum(len(use.readings) for use in r.encoders) == 1) == whole]
+    records = [
+        r
+        for r in families.PIPELINES
+        if r.readers and (sum(len(use.readings) for use in r.encoders) == 1) == whole
+    ]
     names = [name for record in records for name in record.pipelines if name in tiny.BUILDERS]
-    return [pytest.param(n, marks=[] if n in (*FAST, *LAYERS) else [pytest.mark.slow]) for n in names]
+    return [
+        pytest.param(n, marks=[] if n in (*FAST, *LAYERS) else [pytest.mark.slow]) for n in names
+    ]
 
 
 @pytest.mark.parametrize("name", readers_of(whole=False))
 def test_readers_alone_are_refused_where_a_pooled_vector_goes_past_them(name):
     case = Case(name, (READERS,))
     assert case.star.report.listed_residual > 0.1
-    with pytest.raises(AdapterIntegrityError, match=r"does not erase what it lists: residual .* at most 1e-01 allowed"):
+    with pytest.raises(
+        AdapterIntegrityError,
+        match=r"does not erase what it lists: residual .* at most 1e-01 allowed",
+    ):
         case.erased()
     assert same(bits(case.pipe), case.before)
 
@@ -216,7 +289,9 @@ def test_readers_alone_are_refused_where_a_pooled_vector_goes_past_them(name):
 def test_the_denoisers_readers_compute_the_anchors_and_off_is_the_base(name):
     case = Case(name, (READERS,))
     pipe = case.erased()
-    assert set(case.star.components) == {family_of(pipe).denoiser} and same(bits(case.pipe), case.before)
+    assert set(case.star.components) == {family_of(pipe).denoiser} and same(
+        bits(case.pipe), case.before
+    )
     assert min(residuals(case, case.pipe, STAR)) > 1e-3 and max(residuals(case, pipe, STAR)) <= 1e-4
     pipe.disable_erasure()
     assert same(bits(pipe), case.before) and difference(case, pipe, case.pipe) == 0
@@ -227,7 +302,9 @@ def test_the_denoisers_readers_compute_the_anchors_and_off_is_the_base(name):
 def test_blocks_that_close_with_a_norm_are_an_error_that_names_the_readers():
     pipe = tiny.build("SanaPipeline")
     before = bits(pipe)
-    with pytest.raises(ConceptSpecError, match=r"in Gemma2Model a norm follows every linear.*use layers='kv'"):
+    with pytest.raises(
+        ConceptSpecError, match=r"in Gemma2Model a norm follows every linear.*use layers='kv'"
+    ):
         erase(pipe, ErasureSpec((STAR,), preserve=PRESERVE))
     assert same(bits(pipe), before)
 
@@ -235,8 +312,13 @@ def test_blocks_that_close_with_a_norm_are_an_error_that_names_the_readers():
 def test_a_concept_that_one_tokenizer_truncates_is_an_error_that_names_it():
     pipe = tiny.build("StableDiffusion3Pipeline")
     before = bits(pipe)
-    long = Concept("star", "circle", ("a " * 90 + "{}",), ())  # 256 tokens of T5 hold it, 77 of CLIP do not
-    with pytest.raises(ConceptSpecError, match=r"text_encoder: concept truncated .* needs \d+ tokens, the tokenizer allows 77"):
+    long = Concept(
+        "star", "circle", ("a " * 90 + "{}",), ()
+    )  # 256 tokens of T5 hold it, 77 of CLIP do not
+    with pytest.raises(
+        ConceptSpecError,
+        match=r"text_encoder: concept truncated .* needs \d+ tokens, the tokenizer allows 77",
+    ):
         erase(pipe, ErasureSpec((long,), preserve=PRESERVE))
     assert same(bits(pipe), before)
 
@@ -256,7 +338,10 @@ def test_an_encoder_of_an_unknown_class_is_an_error_and_changes_nothing():
     pipe = tiny.build("PixArtAlphaPipeline")
     pipe.text_encoder = Mine()
     before = bits(pipe)
-    with pytest.raises(UnknownFamilyError, match=r"Mine is not a known text-encoder family \(known: .*CLIPTextModel"):
+    with pytest.raises(
+        UnknownFamilyError,
+        match=r"Mine is not a known text-encoder family \(known: .*CLIPTextModel",
+    ):
         erase(pipe, ErasureSpec((STAR,), preserve=PRESERVE))
     assert same(bits(pipe), before)
 
@@ -272,7 +357,10 @@ def test_an_adapter_of_another_family_is_refused_and_changes_nothing(shipped):
 
 
 def test_an_encoder_edit_loads_wherever_that_encoder_is():
-    pipe, other = tiny.build("StableDiffusionPipeline"), erasable(tiny.build("StableDiffusionPipeline"))
+    pipe, other = (
+        tiny.build("StableDiffusionPipeline"),
+        erasable(tiny.build("StableDiffusionPipeline")),
+    )
     adapter = erase(pipe, ErasureSpec((STAR,), preserve=PRESERVE))
     other.unet.conv_in.weight.data += 1  # another checkpoint, the same text encoder
     other.load_erasure_adapter(adapter)
@@ -280,42 +368,67 @@ def test_an_encoder_edit_loads_wherever_that_encoder_is():
 
 
 def test_the_same_encoder_read_elsewhere_is_another_base():
-    pipe, other = tiny.build("StableDiffusionPipeline"), erasable(tiny.build("StableDiffusionXLPipeline"))
+    pipe, other = (
+        tiny.build("StableDiffusionPipeline"),
+        erasable(tiny.build("StableDiffusionXLPipeline")),
+    )
     other.text_encoder = pipe.text_encoder
     with pytest.raises(
-        BaseModelMismatchError, match=r"text_encoder.last_hidden_state; .* reads text_encoder.hidden_states\[-2\]"
+        BaseModelMismatchError,
+        match=r"text_encoder.last_hidden_state; .* reads text_encoder.hidden_states\[-2\]",
     ):
         other.load_erasure_adapter(erase(pipe, ErasureSpec((STAR,), preserve=PRESERVE)))
 
 
 def test_readers_where_there_are_none_are_an_error():
-    with pytest.raises(ConceptSpecError, match="no linear of StableDiffusionXLPipeline's denoiser reads"):
-        erase(tiny.build("StableDiffusionXLPipeline"), ErasureSpec((STAR,), preserve=PRESERVE), layers=(0, "kv"))
+    with pytest.raises(
+        ConceptSpecError, match="no linear of StableDiffusionXLPipeline's denoiser reads"
+    ):
+        erase(
+            tiny.build("StableDiffusionXLPipeline"),
+            ErasureSpec((STAR,), preserve=PRESERVE),
+            layers=(0, "kv"),
+        )
 
 
-@pytest.mark.parametrize("name", ["StableDiffusion3Pipeline", "PixArtAlphaPipeline", "QwenImagePipeline", "WanPipeline"])
+@pytest.mark.parametrize(
+    "name", ["StableDiffusion3Pipeline", "PixArtAlphaPipeline", "QwenImagePipeline", "WanPipeline"]
+)
 def test_auto_where_it_cannot_look_is_an_error(name):
-    with pytest.raises(UnknownFamilyError, match=f"layers='auto' looks through a UNet .* give {name} its layers"):
+    with pytest.raises(
+        UnknownFamilyError, match=f"layers='auto' looks through a UNet .* give {name} its layers"
+    ):
         erase(tiny.build(name), ErasureSpec((STAR,), preserve=PRESERVE), layers="auto")
 
 
 def test_auto_does_not_draw_with_an_inpainting_unet():
     pipe = tiny.build("StableDiffusionPipeline")
     pipe.unet = tiny.unet(pipe.text_encoder.config.hidden_size, in_channels=9)
-    with pytest.raises(UnknownFamilyError, match="UNet of 9 channels in, 4 out; erase on its text-to-image sibling"):
+    with pytest.raises(
+        UnknownFamilyError, match="UNet of 9 channels in, 4 out; erase on its text-to-image sibling"
+    ):
         erase(pipe, ErasureSpec((STAR,), preserve=PRESERVE), layers="auto")
 
 
 def test_kept_prompts_stay_where_an_inner_state_is_read():
     pipe = erasable(tiny.build("ZImagePipeline"))
     base = encoded(pipe, "a red ring")
-    pipe.load_erasure_adapter(erase(pipe, ErasureSpec((STAR,), preserve=PRESERVE, keep=("a red ring",))))
+    pipe.load_erasure_adapter(
+        erase(pipe, ErasureSpec((STAR,), preserve=PRESERVE, keep=("a red ring",)))
+    )
     for kept, before in zip(encoded(pipe, "a red ring"), base, strict=True):
         torch.testing.assert_close(kept, before, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
-    "name", ["StableDiffusionXLPipeline", "FluxPipeline", "QwenImagePipeline", "ZImagePipeline", "SanaPipeline"]
+    "name",
+    [
+        "StableDiffusionXLPipeline",
+        "FluxPipeline",
+        "QwenImagePipeline",
+        "ZImagePipeline",
+        "SanaPipeline",
+    ],
 )
 def test_probe_proposes_what_the_record_says(name):
     pipe = tiny.build(name)
@@ -325,15 +438,21 @@ def test_probe_proposes_what_the_record_says(name):
     for found, use in zip(proposal.pipeline.encoders, known.encoders, strict=True):
         encoder = getattr(pipe, use.encoder)
         count = len(families.blocks_of(encoder))
-        assert [(r.pooled, r.block(count)) for r in found.readings] == [(r.pooled, r.block(count)) for r in use.readings]
+        assert [(r.pooled, r.block(count)) for r in found.readings] == [
+            (r.pooled, r.block(count)) for r in use.readings
+        ]
     for found, use in zip(proposal.encoders, known.encoders, strict=True):
         encoder = getattr(pipe, use.encoder)
         record = families.encoder_family_of(encoder)
-        assert (found.writer, found.causal) == (record.writer, record.causal) and found.blocks[0] in record.blocks
+        assert (found.writer, found.causal) == (record.writer, record.causal) and found.blocks[
+            0
+        ] in record.blocks
         assert set(found.linears) <= set(record.linears)
 
 
-@pytest.mark.parametrize("name", ["AllegroPipeline", "StableDiffusion3Pipeline", "WanPipeline", "QwenImagePipeline"])
+@pytest.mark.parametrize(
+    "name", ["AllegroPipeline", "StableDiffusion3Pipeline", "WanPipeline", "QwenImagePipeline"]
+)
 def test_an_unknown_pipeline_works_with_what_probe_proposes(name, monkeypatch):
     """Three that are known, with their records taken away, and one that is not."""
     for table in ("PIPELINES", "ENCODERS"):
@@ -341,7 +460,8 @@ def test_an_unknown_pipeline_works_with_what_probe_proposes(name, monkeypatch):
     torch.manual_seed(0)
     pipe = (tiny.BUILDERS | {"AllegroPipeline": tiny.allegro})[name]()
     with pytest.raises(
-        UnknownFamilyError, match=rf"{name} is not a known pipeline family .*families.probe\(pipe\) .* docs/families"
+        UnknownFamilyError,
+        match=rf"{name} is not a known pipeline family .*families.probe\(pipe\) .* docs/families",
     ):
         erase(pipe, ErasureSpec((STAR,), preserve=PRESERVE))
     proposal = families.probe(pipe)

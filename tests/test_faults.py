@@ -15,7 +15,10 @@ from diffusers_erasepro.adapters.adapter import write_whole
 from diffusers_erasepro.patching.rwlock import GATE
 from diffusers_erasepro.patching.weights import registry_of
 
-STEPS = tuple(f"diffusers_erasepro/{module}.py" for module in ("loader", "weights", "places", "compose", "verify"))
+STEPS = tuple(
+    f"diffusers_erasepro/{module}.py"
+    for module in ("loader", "weights", "places", "compose", "verify")
+)
 FAULTS = (RuntimeError("fault"), KeyboardInterrupt(), MemoryError())
 
 
@@ -48,7 +51,11 @@ def state(pipe):
     """Registry, hooks and switches of every component."""
     roots = {"text_encoder": pipe.text_encoder, "unet": pipe.unet}
     hooks = {n: sum(len(m._forward_hooks) for m in root.modules()) for n, root in roots.items()}
-    return {n: id(registry_of(root)) for n, root in roots.items()}, hooks, pipe.get_erasure_adapters()
+    return (
+        {n: id(registry_of(root)) for n, root in roots.items()},
+        hooks,
+        pipe.get_erasure_adapters(),
+    )
 
 
 def inject(pipe, act, undo, points):
@@ -77,12 +84,17 @@ def inject(pipe, act, undo, points):
 
 @pytest.fixture(scope="module")
 def both(shipped, preserve):
-    return erase(shipped, ErasureSpec((Concept("star", "circle"),), preserve=preserve), layers=(0, "kv"))
+    return erase(
+        shipped, ErasureSpec((Concept("star", "circle"),), preserve=preserve), layers=(0, "kv")
+    )
 
 
 def test_a_load_that_breaks_at_any_line_changes_nothing(pipe, both):
     tried, done = inject(
-        pipe, lambda: pipe.load_erasure_adapter(both, adapter_name="a"), pipe.unload_erasure_adapters, range(1, 10**6, 149)
+        pipe,
+        lambda: pipe.load_erasure_adapter(both, adapter_name="a"),
+        pipe.unload_erasure_adapters,
+        range(1, 10**6, 149),
     )
     assert tried > 5 and done <= 1
 
@@ -90,7 +102,10 @@ def test_a_load_that_breaks_at_any_line_changes_nothing(pipe, both):
 @pytest.mark.slow
 def test_a_load_that_breaks_at_every_line_changes_nothing(pipe, both):
     tried, done = inject(
-        pipe, lambda: pipe.load_erasure_adapter(both, adapter_name="a"), pipe.unload_erasure_adapters, range(1, 10**6)
+        pipe,
+        lambda: pipe.load_erasure_adapter(both, adapter_name="a"),
+        pipe.unload_erasure_adapters,
+        range(1, 10**6),
     )
     print(f"{tried} lines, {done} of them after the last write")
     assert tried > 500 and done < 20
@@ -147,7 +162,12 @@ def save_and_die(target, content, at):
 
 @pytest.mark.parametrize("rounds", [2, pytest.param(40, marks=pytest.mark.slow)])
 def test_a_save_that_is_killed_leaves_a_whole_file(no_star, no_cross, tmp_path, rounds):
-    old, new, target, killed = no_star.to_bytes(), no_cross.to_bytes(), tmp_path / "a.safetensors", 0
+    old, new, target, killed = (
+        no_star.to_bytes(),
+        no_cross.to_bytes(),
+        tmp_path / "a.safetensors",
+        0,
+    )
     for _ in range(rounds):
         for at in range(1, 100):
             target.write_bytes(old)
@@ -180,7 +200,9 @@ def test_a_disk_that_fills_up_loses_nothing(no_star, no_cross, tmp_path, monkeyp
         monkeypatch.setattr(os, name, failing(getattr(os, name)))
     with pytest.raises(OSError, match="No space left"):
         no_cross.save_pretrained(tmp_path)
-    assert target.read_bytes() == before and [p.name for p in Path(tmp_path).iterdir()] == [target.name]
+    assert target.read_bytes() == before and [p.name for p in Path(tmp_path).iterdir()] == [
+        target.name
+    ]
 
 
 def test_off_after_dtype_moves_is_what_the_base_would_be(pipe, shipped, both):

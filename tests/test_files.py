@@ -98,7 +98,9 @@ def drop_layer(header, tensors):
 
 def drop_layer_quietly(header, tensors):
     drop_layer(header, tensors)
-    header["report"]["layers"] = [row for row in header["report"]["layers"] if row["name"] in header["ranks"]]
+    header["report"]["layers"] = [
+        row for row in header["report"]["layers"] if row["name"] in header["ranks"]
+    ]
 
 
 def rename(header, tensors, old, new):
@@ -148,7 +150,9 @@ def raw(text):
 
 
 def table_of(count):
-    entries = {f"t{i}": {"dtype": "F32", "shape": [0, 0], "data_offsets": [0, 0]} for i in range(count)}
+    entries = {
+        f"t{i}": {"dtype": "F32", "shape": [0, 0], "data_offsets": [0, 0]} for i in range(count)
+    }
     return {"__metadata__": {"erasepro": "{}"}, **entries}
 
 
@@ -157,90 +161,232 @@ CASES = {
     "empty": (raw(b""), AdapterFormatError, UNREADABLE),
     "seven bytes": (raw(b"1234567"), AdapterFormatError, UNREADABLE),
     "eight bytes": (raw(struct.pack("<Q", 100)), AdapterFormatError, UNREADABLE),
-    "cut in the table": (lambda p: p.write_bytes(p.read_bytes()[:300]), AdapterFormatError, UNREADABLE),
-    "cut in the data": (lambda p: p.write_bytes(p.read_bytes()[:-1]), AdapterFormatError, UNREADABLE),
-    "bytes behind": (lambda p: p.write_bytes(p.read_bytes() + b"x"), AdapterFormatError, UNREADABLE),
-    "table length 2^63": (raw(struct.pack("<Q", 2**63) + b"{}"), AdapterFormatError, "a header of 9223372036854775808 bytes"),
-    "table over the cap": (raw(struct.pack("<Q", 9 * 2**20) + b" " * 9 * 2**20), AdapterFormatError, "at most 8388608"),
-    "a hundred thousand tensors": (lambda p: join(p, table_of(100_000), b""), AdapterFormatError, "at most 4096"),
+    "cut in the table": (
+        lambda p: p.write_bytes(p.read_bytes()[:300]),
+        AdapterFormatError,
+        UNREADABLE,
+    ),
+    "cut in the data": (
+        lambda p: p.write_bytes(p.read_bytes()[:-1]),
+        AdapterFormatError,
+        UNREADABLE,
+    ),
+    "bytes behind": (
+        lambda p: p.write_bytes(p.read_bytes() + b"x"),
+        AdapterFormatError,
+        UNREADABLE,
+    ),
+    "table length 2^63": (
+        raw(struct.pack("<Q", 2**63) + b"{}"),
+        AdapterFormatError,
+        "a header of 9223372036854775808 bytes",
+    ),
+    "table over the cap": (
+        raw(struct.pack("<Q", 9 * 2**20) + b" " * 9 * 2**20),
+        AdapterFormatError,
+        "at most 8388608",
+    ),
+    "a hundred thousand tensors": (
+        lambda p: join(p, table_of(100_000), b""),
+        AdapterFormatError,
+        "at most 4096",
+    ),
     "not UTF-8": (raw(struct.pack("<Q", 2) + b"\xff\xfe"), AdapterFormatError, UNREADABLE),
     "not JSON": (raw(struct.pack("<Q", 2) + b"{x"), AdapterFormatError, UNREADABLE),
-    "JSON ten thousand deep": (lambda p: join(p, b'{"a":' + b"[" * 10_000, b""), AdapterFormatError, UNREADABLE),
+    "JSON ten thousand deep": (
+        lambda p: join(p, b'{"a":' + b"[" * 10_000, b""),
+        AdapterFormatError,
+        UNREADABLE,
+    ),
     "a list": (lambda p: join(p, b"[]", b""), AdapterFormatError, "its header is no table"),
-    "metadata is a list": (lambda p: join(p, {"__metadata__": []}, b""), AdapterFormatError, "its header is no table"),
-    "metadata is a number": (lambda p: join(p, {"__metadata__": {"erasepro": 5}}, b""), AdapterFormatError, UNREADABLE),
-    "no metadata": (edit_table(lambda t: t.pop("__metadata__") and None), AdapterFormatError, "for a plain LoRA see"),
+    "metadata is a list": (
+        lambda p: join(p, {"__metadata__": []}, b""),
+        AdapterFormatError,
+        "its header is no table",
+    ),
+    "metadata is a number": (
+        lambda p: join(p, {"__metadata__": {"erasepro": 5}}, b""),
+        AdapterFormatError,
+        UNREADABLE,
+    ),
+    "no metadata": (
+        edit_table(lambda t: t.pop("__metadata__") and None),
+        AdapterFormatError,
+        "for a plain LoRA see",
+    ),
     "a name twice": (
-        edit_table(lambda t: json.dumps(t).replace('{"__meta', '{"a": 1, "a": 2, "__meta', 1).encode()),
-        AdapterFormatError, "names something twice",
+        edit_table(
+            lambda t: json.dumps(t).replace('{"__meta', '{"a": 1, "a": 2, "__meta', 1).encode()
+        ),
+        AdapterFormatError,
+        "names something twice",
     ),
     "our header names something twice": (
-        edit_table(lambda t: t["__metadata__"].update(erasepro='{"schema": 1, "schema": 1}')), AdapterFormatError, "twice",
+        edit_table(lambda t: t["__metadata__"].update(erasepro='{"schema": 1, "schema": 1}')),
+        AdapterFormatError,
+        "twice",
     ),
-    "our header is no JSON": (edit_table(lambda t: t["__metadata__"].update(erasepro="{")), AdapterFormatError, UNREADABLE),
-    "our header is a list": (edit_table(lambda t: t["__metadata__"].update(erasepro="[]")), AdapterFormatError, "not a table"),
-    "an integer tensor": (put("x.lora", torch.zeros(1, 1, dtype=torch.int64)), AdapterFormatError, "not a matrix of F32"),
-    "a boolean tensor": (put("x.lora", torch.zeros(1, 1, dtype=torch.bool)), AdapterFormatError, "not a matrix of F32"),
+    "our header is no JSON": (
+        edit_table(lambda t: t["__metadata__"].update(erasepro="{")),
+        AdapterFormatError,
+        UNREADABLE,
+    ),
+    "our header is a list": (
+        edit_table(lambda t: t["__metadata__"].update(erasepro="[]")),
+        AdapterFormatError,
+        "not a table",
+    ),
+    "an integer tensor": (
+        put("x.lora", torch.zeros(1, 1, dtype=torch.int64)),
+        AdapterFormatError,
+        "not a matrix of F32",
+    ),
+    "a boolean tensor": (
+        put("x.lora", torch.zeros(1, 1, dtype=torch.bool)),
+        AdapterFormatError,
+        "not a matrix of F32",
+    ),
     "a vector": (put("x.lora", torch.zeros(4)), AdapterFormatError, "not a matrix"),
-    "a table entry without a shape": (edit_table(lambda t: t.update(x={"dtype": "F32"})), AdapterFormatError, "not a matrix"),
+    "a table entry without a shape": (
+        edit_table(lambda t: t.update(x={"dtype": "F32"})),
+        AdapterFormatError,
+        "not a matrix",
+    ),
     "a hole": (
         edit_table(lambda t: entry(t, 0)["data_offsets"].__setitem__(0, 4)),
-        AdapterFormatError, UNREADABLE,
+        AdapterFormatError,
+        UNREADABLE,
     ),
     "offsets beyond the file": (
         edit_table(lambda t: entry(t, -1).update(data_offsets=[0, 2**60])),
-        AdapterFormatError, UNREADABLE,
+        AdapterFormatError,
+        UNREADABLE,
     ),
     "two tensors in one place": (
-        edit_table(lambda t: entry(t, 1).update(data_offsets=entry(t, 0)["data_offsets"], shape=entry(t, 0)["shape"])),
-        AdapterFormatError, UNREADABLE,
+        edit_table(
+            lambda t: entry(t, 1).update(
+                data_offsets=entry(t, 0)["data_offsets"], shape=entry(t, 0)["shape"]
+            )
+        ),
+        AdapterFormatError,
+        UNREADABLE,
     ),
     "offsets from the end to the beginning": (
         edit_table(lambda t: entry(t, 0)["data_offsets"].reverse()),
-        AdapterFormatError, UNREADABLE,
+        AdapterFormatError,
+        UNREADABLE,
     ),
-    "a thousand dimensions": (edit_table(lambda t: entry(t, 0).update(shape=[1] * 1000)), AdapterFormatError, "not a matrix"),
+    "a thousand dimensions": (
+        edit_table(lambda t: entry(t, 0).update(shape=[1] * 1000)),
+        AdapterFormatError,
+        "not a matrix",
+    ),
     "negative offsets": (
         edit_table(lambda t: entry(t, 0).update(data_offsets=[-4, 0])),
-        AdapterFormatError, UNREADABLE,
+        AdapterFormatError,
+        UNREADABLE,
     ),
     "a shape of 2^60": (
         edit_table(lambda t: entry(t, 0).update(shape=[2**30, 2**30])),
-        AdapterFormatError, UNREADABLE,
+        AdapterFormatError,
+        UNREADABLE,
     ),
     "unknown dtype": (
         edit_table(lambda t: entry(t, 0).update(dtype="F99")),
-        AdapterFormatError, "not a matrix of F32",
+        AdapterFormatError,
+        "not a matrix of F32",
     ),
     "a flipped bit in a tensor": (flip, AdapterIntegrityError, "sha256"),
     "a changed word in the spec": (flip_spec, AdapterIntegrityError, "seal"),
     "a NaN": (change_a(float("nan")), AdapterIntegrityError, "not finite"),
     "an infinity": (change_a(float("inf")), AdapterIntegrityError, "not finite"),
     "NaN in the goals": (scaled("lora_goal", float("nan")), AdapterIntegrityError, "not finite"),
-    "factors a thousand times": (scaled("fc2.lora_B", 1000.0), AdapterIntegrityError, "times its weight, at most max_edit_size"),
-    "factors twice (forged alpha)": (scaled("fc2.lora_B", 2.0), AdapterIntegrityError, "does not erase what it lists"),
-    "factors zero": (scaled("fc2.lora_B", 0.0), AdapterIntegrityError, "does not erase what it lists"),
-    "goals of another prompt": (scaled("lora_goal", -1.0), AdapterIntegrityError, "does not erase what it lists"),
+    "factors a thousand times": (
+        scaled("fc2.lora_B", 1000.0),
+        AdapterIntegrityError,
+        "times its weight, at most max_edit_size",
+    ),
+    "factors twice (forged alpha)": (
+        scaled("fc2.lora_B", 2.0),
+        AdapterIntegrityError,
+        "does not erase what it lists",
+    ),
+    "factors zero": (
+        scaled("fc2.lora_B", 0.0),
+        AdapterIntegrityError,
+        "does not erase what it lists",
+    ),
+    "goals of another prompt": (
+        scaled("lora_goal", -1.0),
+        AdapterIntegrityError,
+        "does not erase what it lists",
+    ),
     "goals of another shape": (
-        forge(lambda _, t: t.update({first(t, "lora_goal"): torch.zeros(3, 5)})), AdapterIntegrityError, "its spec asks for",
+        forge(lambda _, t: t.update({first(t, "lora_goal"): torch.zeros(3, 5)})),
+        AdapterIntegrityError,
+        "its spec asks for",
     ),
-    "no goals": (forge(lambda _, t: t.pop(first(t, "lora_goal"))), AdapterFormatError, "the goals are missing"),
+    "no goals": (
+        forge(lambda _, t: t.pop(first(t, "lora_goal"))),
+        AdapterFormatError,
+        "the goals are missing",
+    ),
     "a missing layer": (forge(drop_layer), AdapterFormatError, "reported or stored, but not both"),
-    "a missing layer, taken from the report too": (forge(drop_layer_quietly), AdapterIntegrityError, "does not erase"),
-    "a missing lora_B": (forge(lambda _, t: t.pop(first(t, "fc2.lora_B"))), AdapterFormatError, "does not describe"),
-    "a missing lora_A": (forge(lambda _, t: t.pop(first(t, "fc2.lora_A"))), AdapterFormatError, "does not describe"),
-    "an unknown tensor": (put("unet.conv_in.lora_A.weight", torch.zeros(1, 1)), AdapterFormatError, "unknown tensors"),
-    "a tensor of no component": (put("lora_A.weight", torch.zeros(1, 1)), AdapterFormatError, "unknown tensors"),
-    "an alpha": (put("text_encoder.alpha", torch.ones(1, 1)), AdapterFormatError, "unknown tensors"),
+    "a missing layer, taken from the report too": (
+        forge(drop_layer_quietly),
+        AdapterIntegrityError,
+        "does not erase",
+    ),
+    "a missing lora_B": (
+        forge(lambda _, t: t.pop(first(t, "fc2.lora_B"))),
+        AdapterFormatError,
+        "does not describe",
+    ),
+    "a missing lora_A": (
+        forge(lambda _, t: t.pop(first(t, "fc2.lora_A"))),
+        AdapterFormatError,
+        "does not describe",
+    ),
+    "an unknown tensor": (
+        put("unet.conv_in.lora_A.weight", torch.zeros(1, 1)),
+        AdapterFormatError,
+        "unknown tensors",
+    ),
+    "a tensor of no component": (
+        put("lora_A.weight", torch.zeros(1, 1)),
+        AdapterFormatError,
+        "unknown tensors",
+    ),
+    "an alpha": (
+        put("text_encoder.alpha", torch.ones(1, 1)),
+        AdapterFormatError,
+        "unknown tensors",
+    ),
     "rank of A is not rank of B": (
-        forge(lambda _, t: t.update({first(t, "fc2.lora_A"): torch.zeros(1, 512)})), AdapterFormatError, "does not describe",
+        forge(lambda _, t: t.update({first(t, "fc2.lora_A"): torch.zeros(1, 512)})),
+        AdapterFormatError,
+        "does not describe",
     ),
-    "rank 0": (forge(lambda h, _: h["ranks"].update(dict.fromkeys(h["ranks"], 0))), AdapterFormatError, "does not describe"),
+    "rank 0": (
+        forge(lambda h, _: h["ranks"].update(dict.fromkeys(h["ranks"], 0))),
+        AdapterFormatError,
+        "does not describe",
+    ),
     "rank above the tensor's": (
-        forge(lambda h, _: h["ranks"].update(dict.fromkeys(h["ranks"], 99))), AdapterFormatError, "does not describe",
+        forge(lambda h, _: h["ranks"].update(dict.fromkeys(h["ranks"], 99))),
+        AdapterFormatError,
+        "does not describe",
     ),
-    "rank is true": (forge(lambda h, _: h["ranks"].update(dict.fromkeys(h["ranks"], True))), AdapterFormatError, "does not"),
-    "rank is a word": (forge(lambda h, _: h["ranks"].update(dict.fromkeys(h["ranks"], "2"))), AdapterFormatError, "does not"),
+    "rank is true": (
+        forge(lambda h, _: h["ranks"].update(dict.fromkeys(h["ranks"], True))),
+        AdapterFormatError,
+        "does not",
+    ),
+    "rank is a word": (
+        forge(lambda h, _: h["ranks"].update(dict.fromkeys(h["ranks"], "2"))),
+        AdapterFormatError,
+        "does not",
+    ),
     "ranks is a list": (header(ranks=[1]), AdapterFormatError, "does not describe"),
     "no ranks": (forge(lambda h, _: h.pop("ranks")), AdapterFormatError, "does not describe"),
     "no spec": (forge(lambda h, _: h.pop("spec")), AdapterFormatError, "does not describe"),
@@ -249,26 +395,62 @@ CASES = {
     "no report": (forge(lambda h, _: h.pop("report")), AdapterFormatError, "does not describe"),
     "report of another kind": (header(report={"x": 1}), AdapterFormatError, "does not describe"),
     "base is a list": (header(base=[]), AdapterFormatError, "does not describe"),
-    "base names another component": (header(base={"vae": {}}), AdapterFormatError, "no base is named"),
-    "options that cannot be": (forge(lambda h, _: h["options"].update(ridge=-1)), AdapterFormatError, "ridge must be"),
-    "a later schema": (header(schema=99), AdapterFormatError, "schema 99, this version reads 1; upgrade"),
+    "base names another component": (
+        header(base={"vae": {}}),
+        AdapterFormatError,
+        "no base is named",
+    ),
+    "options that cannot be": (
+        forge(lambda h, _: h["options"].update(ridge=-1)),
+        AdapterFormatError,
+        "ridge must be",
+    ),
+    "a later schema": (
+        header(schema=99),
+        AdapterFormatError,
+        "schema 99, this version reads 1; upgrade",
+    ),
     "no schema": (forge(lambda h, _: h.pop("schema")), AdapterFormatError, "schema None"),
     "layers of the VAE": (
-        forge(lambda h, t: rename(h, t, "text_encoder", "vae")), BaseModelMismatchError, "the adapter edits 'vae'",
+        forge(lambda h, t: rename(h, t, "text_encoder", "vae")),
+        BaseModelMismatchError,
+        "the adapter edits 'vae'",
     ),
     "layers that are not there": (
-        forge(lambda h, t: rename(h, t, "text_encoder.text_model.encoder.layers.5", "text_encoder.text_model.encoder.layers.99")),
-        BaseModelMismatchError, "has no layer",
+        forge(
+            lambda h, t: rename(
+                h,
+                t,
+                "text_encoder.text_model.encoder.layers.5",
+                "text_encoder.text_model.encoder.layers.99",
+            )
+        ),
+        BaseModelMismatchError,
+        "has no layer",
     ),
     "fingerprints of another base": (
-        forge(lambda h, _: h.update(base={"text_encoder": {"float32": "0"}})), BaseModelMismatchError, "allow_base_mismatch",
+        forge(lambda h, _: h.update(base={"text_encoder": {"float32": "0"}})),
+        BaseModelMismatchError,
+        "allow_base_mismatch",
     ),
-    "a Git-LFS pointer": (raw(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"), AdapterFormatError, "LFS pointer"),
+    "a Git-LFS pointer": (
+        raw(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
+        AdapterFormatError,
+        "LFS pointer",
+    ),
     "a web page": (raw(b"<!DOCTYPE html><html></html>"), AdapterFormatError, "a web page"),
-    "a web page without doctype": (raw(b"<html><head></head></html>"), AdapterFormatError, "a web page"),
-    "a pickle called safetensors": (lambda p: torch.save({"a": 1}, p), AdapterFormatError, UNREADABLE),
+    "a web page without doctype": (
+        raw(b"<html><head></head></html>"),
+        AdapterFormatError,
+        "a web page",
+    ),
+    "a pickle called safetensors": (
+        lambda p: torch.save({"a": 1}, p),
+        AdapterFormatError,
+        UNREADABLE,
+    ),
     "zeros": (raw(bytes(4096)), AdapterFormatError, UNREADABLE),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -281,7 +463,9 @@ def test_a_file_that_is_not_what_it_should_be(target, untouched, no_star, tmp_pa
         target.load_erasure_adapter(path, adapter_name="stranger")
     assert isinstance(caught.value, ErasureError) and time.perf_counter() - began < 5
     assert_same_bits(target, untouched)
-    assert target.get_erasure_adapters() == {} and not any(m._forward_hooks for m in target.unet.modules())
+    assert target.get_erasure_adapters() == {} and not any(
+        m._forward_hooks for m in target.unet.modules()
+    )
     assert path.read_bytes() == content and [p.name for p in tmp_path.iterdir()] == [WEIGHT_NAME]
 
 
@@ -360,5 +544,7 @@ def test_reading_takes_less_than_twice_the_file(no_star, tmp_path):
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024; "
         "ErasureAdapter.from_pretrained; before = peak(); a = ErasureAdapter.from_pretrained(sys.argv[1]); print(peak() - before)"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True
+    )
     assert int(done.stdout) < 2 * path.stat().st_size + 64 * 2**20

@@ -33,7 +33,9 @@ def test_a_ready_adapter_is_whole(folder, pipe):
     assert pipe.verify_erasure().ok
     adapter = ErasureAdapter.from_pretrained(folder)
     assert ErasureSpec.from_toml((folder / "spec.toml").read_text()) == adapter.spec
-    assert ModelCard.load(folder / "README.md").data.widget[0]["output"] == {"url": "before-after.png"}
+    assert ModelCard.load(folder / "README.md").data.widget[0]["output"] == {
+        "url": "before-after.png"
+    }
     assert Image.open(folder / "before-after.png").size == (256, 128)
 
 
@@ -54,12 +56,16 @@ def test_the_spec_makes_the_adapter_again(folder, shipped):
 def test_a_spec_for_real_models_can_be_meant(path):
     spec = ErasureSpec.from_toml(path.read_text())
     assert set(spec.preserve_captions()) == set(spec.preserve), "a preserve caption names a target"
-    assert len(spec.preserve) > 100 and all(c.anchor and c.soft and c.held_out for c in spec.concepts)
+    assert len(spec.preserve) > 100 and all(
+        c.anchor and c.soft and c.held_out for c in spec.concepts
+    )
 
 
 def test_there_are_specs_of_every_kind():
     assert len(SPECS) >= 20
-    assert {"van-gogh", "mickey-mouse", "nudity", "violence", "nike-logo", "church"} <= {p.parent.name for p in SPECS}
+    assert {"van-gogh", "mickey-mouse", "nudity", "violence", "nike-logo", "church"} <= {
+        p.parent.name for p in SPECS
+    }
 
 
 def test_the_index_is_what_the_folders_say():

@@ -35,11 +35,16 @@ def test_the_world_is_as_large_as_promised():
 
 @pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
 def test_every_word_has_a_drawing(world):
-    assert set(world.shapes.values()) == set(DISTANCES) and set(world.styles.values()) == set(PATTERNS)
+    assert set(world.shapes.values()) == set(DISTANCES) and set(world.styles.values()) == set(
+        PATTERNS
+    )
 
 
 def test_the_second_world_shares_no_word_with_the_first():
-    words = [{*w.shapes, *w.styles, *w.colors, *w.backgrounds, *w.attribute_words} for w in (FIRST, SECOND)]
+    words = [
+        {*w.shapes, *w.styles, *w.colors, *w.backgrounds, *w.attribute_words}
+        for w in (FIRST, SECOND)
+    ]
     assert not words[0] & words[1]
 
 
@@ -72,7 +77,9 @@ def test_the_judge_knows_held_out_renders(judge):
     for field in ("shape", "style", "color", "background"):
         right = [a == getattr(s, field) for a, s in zip(told[field], scenes, strict=True)]
         assert sum(right) / len(right) >= 0.97, field
-    assert sum(a == (s.attribute is not None) for a, s in zip(told["attribute"], scenes, strict=True)) >= 0.97 * len(scenes)
+    assert sum(
+        a == (s.attribute is not None) for a, s in zip(told["attribute"], scenes, strict=True)
+    ) >= 0.97 * len(scenes)
 
 
 def test_the_judge_sees_no_shape_in_garbage(judge):
@@ -83,7 +90,9 @@ def test_the_judge_sees_no_shape_in_garbage(judge):
 
 def test_the_pipeline_is_a_stock_one_in_float32(shipped):
     assert type(shipped).__module__.startswith("diffusers.pipelines.stable_diffusion")
-    assert {p.dtype for m in (shipped.unet, shipped.text_encoder, shipped.vae) for p in m.parameters()} == {torch.float32}
+    assert {
+        p.dtype for m in (shipped.unet, shipped.text_encoder, shipped.vae) for p in m.parameters()
+    } == {torch.float32}
 
 
 def test_weights_are_small_and_carry_their_recipe():
@@ -92,16 +101,26 @@ def test_weights_are_small_and_carry_their_recipe():
     for path in files:
         with safe_open(path, framework="pt") as file:
             recipe = json.loads(file.metadata()["erasepro.recipe"])
-        assert recipe["command"].startswith("python -m diffusers_erasepro.glyphs.train") and len(recipe["commit"]) == 40
+        assert (
+            recipe["command"].startswith("python -m diffusers_erasepro.glyphs.train")
+            and len(recipe["commit"]) == 40
+        )
 
 
 def test_it_draws_what_held_out_captions_say(shipped, judge):
     pairs = captioned_scenes(40, seed=11, held_out=True)
     generator = torch.Generator().manual_seed(0)
-    images = shipped([t for t, _ in pairs], num_inference_steps=15, guidance_scale=3.0, generator=generator).images
+    images = shipped(
+        [t for t, _ in pairs], num_inference_steps=15, guidance_scale=3.0, generator=generator
+    ).images
     told = judge(images)
     fields = ("shape", "style", "color", "background")
-    right = [told[f][i] == getattr(s, f) for f in fields for i, (_, s) in enumerate(pairs) if getattr(s, f) is not None]
+    right = [
+        told[f][i] == getattr(s, f)
+        for f in fields
+        for i, (_, s) in enumerate(pairs)
+        if getattr(s, f) is not None
+    ]
     assert sum(right) / len(right) >= 0.9
 
 

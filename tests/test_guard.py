@@ -36,7 +36,9 @@ def locked(pipe, no_star):
 def test_a_locked_erasure_cannot_be_switched_off_by_mistake(locked, act):
     before = bits(locked)
     for holder in (locked, copy.deepcopy(locked), pickle.loads(pickle.dumps(locked))):
-        with pytest.raises(ErasureLockedError, match=r"'no-star' is locked; unlock_erasure\(token\) first"):
+        with pytest.raises(
+            ErasureLockedError, match=r"'no-star' is locked; unlock_erasure\(token\) first"
+        ):
             act(holder)
         assert_same_bits(holder, before)
         assert holder.get_erasure_adapters() == {"no-star": True}
@@ -93,7 +95,9 @@ def test_drawing_is_refused_while_a_required_erasure_is_off(pipe, no_star, no_cr
 def test_a_component_replaced_under_an_erasure_stops_the_next_drawing(pipe, shipped, no_star):
     pipe.load_erasure_adapter(no_star, adapter_name="no-star")
     pipe.text_encoder = copy.deepcopy(shipped.text_encoder)
-    with pytest.raises(ErasureInactiveError, match="text_encoder was replaced: the edit of adapter 'no-star'"):
+    with pytest.raises(
+        ErasureInactiveError, match="text_encoder was replaced: the edit of adapter 'no-star'"
+    ):
         draw(pipe, ["a star"])
     assert not pipe.verify_erasure().ok
     pipe.load_erasure_adapter(no_star, adapter_name="no-star")

@@ -74,7 +74,10 @@ def test_several_adapters_in_one_repository(hub, no_star, no_cross):
     no_star.push_to_hub("me/set", subfolder="no-star")
     no_cross.push_to_hub("me/set", subfolder="no-cross", weight_name="cross.safetensors")
     assert load("me/set", subfolder="no-star").digest == no_star.digest
-    assert load("me/set", subfolder="no-cross", weight_name="cross.safetensors").digest == no_cross.digest
+    assert (
+        load("me/set", subfolder="no-cross", weight_name="cross.safetensors").digest
+        == no_cross.digest
+    )
     with pytest.raises(HubNotFoundError, match="entry was not found"):
         load("me/set")
 
@@ -84,7 +87,9 @@ def test_pictures_are_pushed_and_shown_by_the_card(hub, no_star, tmp_path):
     no_star.push_to_hub(REPO, pictures={"a red star": tmp_path / "a.png"})
     files = hub.repos[REPO].commits[hub.repos[REPO].branches["main"]]
     assert files["0.png"][0] == b"\x89PNG"
-    assert ModelCard(files["README.md"][0].decode()).data.widget == [{"text": "a red star", "output": {"url": "0.png"}}]
+    assert ModelCard(files["README.md"][0].decode()).data.widget == [
+        {"text": "a red star", "output": {"url": "0.png"}}
+    ]
 
 
 def test_a_card_of_ones_own_is_never_overwritten(hub, no_star, no_cross):
@@ -128,17 +133,35 @@ def altered(response):
     [
         ({"HEAD": status(401)}, HubAccessError, "401, not allowed; run `hf auth login`"),
         ({"HEAD": status(403)}, HubAccessError, "403, not allowed"),
-        ({"HEAD": status(404, **{"x-error-code": "RepoNotFound"})}, HubNotFoundError, "repository was not found, or is private"),
-        ({"HEAD": status(404, **{"x-error-code": "RevisionNotFound"})}, HubNotFoundError, "revision was not found"),
-        ({"HEAD": status(404, **{"x-error-code": "EntryNotFound"})}, HubNotFoundError, "entry was not found"),
-        ({"HEAD": status(429, **{"retry-after": "7"})}, HubRateLimitError, "429, too many requests; wait 7 s"),
+        (
+            {"HEAD": status(404, **{"x-error-code": "RepoNotFound"})},
+            HubNotFoundError,
+            "repository was not found, or is private",
+        ),
+        (
+            {"HEAD": status(404, **{"x-error-code": "RevisionNotFound"})},
+            HubNotFoundError,
+            "revision was not found",
+        ),
+        (
+            {"HEAD": status(404, **{"x-error-code": "EntryNotFound"})},
+            HubNotFoundError,
+            "entry was not found",
+        ),
+        (
+            {"HEAD": status(429, **{"retry-after": "7"})},
+            HubRateLimitError,
+            "429, too many requests; wait 7 s",
+        ),
         ({"HEAD": status(500)}, HubError, "answered 500"),
         ({"GET": status(403)}, HubAccessError, "403"),
         ({"GET": truncated}, HubError, "the transfer failed"),
         ({"GET": altered}, AdapterIntegrityError, "the Hub announced .* fetch it again"),
     ],
 )
-def test_failures_have_names_and_leave_the_cache_usable(hub, published, no_star, tmp_path, monkeypatch, faults, error, says):
+def test_failures_have_names_and_leave_the_cache_usable(
+    hub, published, no_star, tmp_path, monkeypatch, faults, error, says
+):
     monkeypatch.setattr("time.sleep", lambda _: None)  # the client waits between its own retries
     hub.faults = faults
     with pytest.raises(error, match=says):
@@ -186,15 +209,23 @@ def lock(hub, published, no_cross, tmp_path):
     return path
 
 
-def test_a_lock_pins_commit_and_sha256_and_loads_just_that(lock, hub, published, no_star, no_cross, pipe):
+def test_a_lock_pins_commit_and_sha256_and_loads_just_that(
+    lock, hub, published, no_star, no_cross, pipe
+):
     pins = read_lock(lock)
-    assert pins["no-star"].revision == published and pins["no-cross"].source == "no-cross/pytorch_lora_weights.safetensors"
+    assert (
+        pins["no-star"].revision == published
+        and pins["no-cross"].source == "no-cross/pytorch_lora_weights.safetensors"
+    )
     no_cross.push_to_hub(REPO)  # main moves on
     assert load().digest == no_cross.digest
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         assert pipe.load_erasure_adapter(lock) == ("no-cross", "no-star")
-    assert pipe.get_erasure_adapters() == {"no-cross": True, "no-star": True} and pipe.verify_erasure().ok
+    assert (
+        pipe.get_erasure_adapters() == {"no-cross": True, "no-star": True}
+        and pipe.verify_erasure().ok
+    )
     assert pin_of(load(revision=published).origin, lock.parent) == pins["no-star"]
 
 
@@ -205,7 +236,9 @@ def test_a_lock_whose_file_changed_loads_nothing(lock, no_star, pipe):
     assert pipe.get_erasure_adapters() == {}
 
 
-@pytest.mark.parametrize("text", ["[a", "[a]\nsource = 'x'", "a = 1", "[a]\nsource='x'\nsha256='y'\nmore=1"])
+@pytest.mark.parametrize(
+    "text", ["[a", "[a]\nsource = 'x'", "a = 1", "[a]\nsource='x'\nsha256='y'\nmore=1"]
+)
 def test_a_file_that_is_no_lock_is_named(tmp_path, text):
     (tmp_path / "erasures.lock").write_text(text)
     with pytest.raises(AdapterFormatError, match="is no lock file"):

@@ -7,7 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffusers import AutoPipelineForImage2Image, DiffusionPipeline, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+from diffusers import (
+    AutoPipelineForImage2Image,
+    DiffusionPipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionPipeline,
+)
 from peft import LoraConfig
 
 from conftest import assert_same_bits, bits, draw
@@ -27,7 +32,10 @@ FC2 = "encoder.layers.5.mlp.fc2"
 
 def test_load_verify_toggle_restore(pipe, no_star, tmp_path):
     before = bits(pipe)
-    assert pipe.load_erasure_adapter(no_star.save_pretrained(tmp_path).parent, adapter_name="no-star") == "no-star"
+    assert (
+        pipe.load_erasure_adapter(no_star.save_pretrained(tmp_path).parent, adapter_name="no-star")
+        == "no-star"
+    )
     on = bits(pipe)
     assert not torch.equal(on[f"text_encoder.{FC2}.weight"], before[f"text_encoder.{FC2}.weight"])
     assert pipe.verify_erasure(raise_on_fail=True).residual < 1e-5
@@ -59,9 +67,14 @@ def test_a_thousand_toggles_end_where_they_began(pipe, no_star):
 
 def test_stacking_is_exact_and_does_not_depend_on_order(pipe, shipped, no_star, no_cross, no_style):
     others = erasable(copy.deepcopy(shipped))
-    for p, order in ((pipe, (no_star, no_cross, no_style)), (others, (no_style, no_star, no_cross))):
+    for p, order in (
+        (pipe, (no_star, no_cross, no_style)),
+        (others, (no_style, no_star, no_cross)),
+    ):
         for adapter in order:
-            p.load_erasure_adapter(adapter, adapter_name=adapter.spec.concepts[0].target.replace(" ", "-"))
+            p.load_erasure_adapter(
+                adapter, adapter_name=adapter.spec.concepts[0].target.replace(" ", "-")
+            )
             assert p.verify_erasure().residual < 1e-5
     assert_same_bits(pipe, bits(others))
     pipe.delete_erasure_adapters("cross")
@@ -92,14 +105,38 @@ def test_enable_brings_back_what_was_on(pipe, no_star, no_cross):
 @pytest.mark.parametrize(
     ("act", "error", "says"),
     [
-        (lambda p, s, c: p.load_erasure_adapter(c, adapter_name="first"), AdapterStateError, "'first' is in use"),
-        (lambda p, s, c: p.load_erasure_adapter(s, adapter_name="second"), AdapterStateError, "loaded already, as 'first'"),
-        (lambda p, s, c: p.load_erasure_adapter(c, adapter_name="a.b"), ConceptSpecError, "'a.b' must be"),
-        (lambda p, s, c: p.load_erasure_adapter(c, adapter_name=""), ConceptSpecError, "must be 1 to 64"),
+        (
+            lambda p, s, c: p.load_erasure_adapter(c, adapter_name="first"),
+            AdapterStateError,
+            "'first' is in use",
+        ),
+        (
+            lambda p, s, c: p.load_erasure_adapter(s, adapter_name="second"),
+            AdapterStateError,
+            "loaded already, as 'first'",
+        ),
+        (
+            lambda p, s, c: p.load_erasure_adapter(c, adapter_name="a.b"),
+            ConceptSpecError,
+            "'a.b' must be",
+        ),
+        (
+            lambda p, s, c: p.load_erasure_adapter(c, adapter_name=""),
+            ConceptSpecError,
+            "must be 1 to 64",
+        ),
         (lambda p, s, c: p.load_erasure_adapter(c, adapter_name=5), ConceptSpecError, "5 must be"),
-        (lambda p, s, c: p.set_erasure_adapters(["first", "nope"]), AdapterStateError, r"'nope' is loaded \(loaded: first\)"),
+        (
+            lambda p, s, c: p.set_erasure_adapters(["first", "nope"]),
+            AdapterStateError,
+            r"'nope' is loaded \(loaded: first\)",
+        ),
         (lambda p, s, c: p.delete_erasure_adapters("nope"), AdapterStateError, "'nope'"),
-        (lambda p, s, c: p.load_erasure_adapter("/nowhere/at/all"), ValueError, "no file or folder"),
+        (
+            lambda p, s, c: p.load_erasure_adapter("/nowhere/at/all"),
+            ValueError,
+            "no file or folder",
+        ),
     ],
 )
 def test_a_failed_operation_changes_nothing(pipe, no_star, no_cross, act, error, says):
@@ -134,7 +171,9 @@ def test_another_base_is_refused_unless_solved_again(pipe, no_star):
 def test_another_shape_is_refused(pipe, no_star):
     layer = pipe.text_encoder.get_submodule("encoder.layers.5.mlp")
     layer.fc2 = torch.nn.Linear(7, 9)
-    with pytest.raises(BaseModelMismatchError, match=r"\(9, 7\), the adapter was made for \(128, 512\)"):
+    with pytest.raises(
+        BaseModelMismatchError, match=r"\(9, 7\), the adapter was made for \(128, 512\)"
+    ):
         pipe.load_erasure_adapter(no_star)
 
 
@@ -150,7 +189,9 @@ def test_a_weight_that_is_not_finite_is_never_written(pipe, no_star):
     from diffusers_erasepro.linalg.low_rank import LowRank
 
     name, factors = next(iter(no_star.edits.items()))
-    bad = replace(no_star, edits={**no_star.edits, name: LowRank(factors.B * float("nan"), factors.A)})
+    bad = replace(
+        no_star, edits={**no_star.edits, name: LowRank(factors.B * float("nan"), factors.A)}
+    )
     before = bits(pipe)
     with pytest.raises(AdapterIntegrityError, match="change by nan times"):
         pipe.load_erasure_adapter(bad)
@@ -172,7 +213,9 @@ def test_sixteen_bit_pipelines_restore_their_bits(shipped, no_star, no_cross, dt
 def test_verify_fails_when_someone_else_changed_the_weights(pipe, no_star):
     pipe.load_erasure_adapter(no_star)
     weight = pipe.text_encoder.get_submodule(FC2).weight
-    weight.data += 0.01 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)).to(weight)
+    weight.data += 0.01 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)).to(
+        weight
+    )
     found = pipe.verify_erasure()
     assert not found.ok and found.residual > found.threshold
     assert any("text_encoder was changed" in note for note in found.uncovered)
@@ -196,7 +239,9 @@ def test_loras_on_the_encoder_and_erasures_load_in_any_order(pipe, no_star, no_c
     pipe.load_erasure_adapters(adapters)
     alone = bits(pipe)
     pipe.unload_erasure_adapters()
-    pipe.text_encoder.add_adapter(LoraConfig(r=2, init_lora_weights=False, target_modules=["q_proj", "fc2"]))
+    pipe.text_encoder.add_adapter(
+        LoraConfig(r=2, init_lora_weights=False, target_modules=["q_proj", "fc2"])
+    )
     pipe.load_erasure_adapters(adapters)
     base = {name.replace(".base_layer", ""): t for name, t in bits(pipe).items()}
     assert all(torch.equal(base[name], t) for name, t in alone.items())
@@ -215,11 +260,15 @@ def test_verify_says_what_is_off_and_what_no_edit_covers(pipe, no_star):
 
 
 def test_kv_edits_hold_for_states_made_elsewhere(pipe, shipped, preserve):
-    adapter = erase(shipped, ErasureSpec((Concept("star", "circle"),), preserve=preserve), layers=("kv",))
+    adapter = erase(
+        shipped, ErasureSpec((Concept("star", "circle"),), preserve=preserve), layers=("kv",)
+    )
     before = bits(pipe)
     pipe.load_erasure_adapter(adapter)
     found = pipe.verify_erasure(raise_on_fail=True)
-    assert set(found.residuals) == {"unet"} and not any("prompt_embeds" in n for n in found.uncovered)
+    assert set(found.residuals) == {"unet"} and not any(
+        "prompt_embeds" in n for n in found.uncovered
+    )
     pipe.unload_erasure_adapters()
     assert_same_bits(pipe, before)
 
@@ -230,7 +279,9 @@ def test_a_style_lora_does_not_switch_the_erasure_off(pipe, shipped, no_star, tm
 
     unet = copy.deepcopy(shipped.unet)
     unet.add_adapter(LoraConfig(r=2, init_lora_weights=False, target_modules=["to_k", "to_v"]))
-    StableDiffusionPipeline.save_lora_weights(tmp_path, unet_lora_layers=get_peft_model_state_dict(unet))
+    StableDiffusionPipeline.save_lora_weights(
+        tmp_path, unet_lora_layers=get_peft_model_state_dict(unet)
+    )
     pipe.load_erasure_adapter(no_star)
     on = bits(pipe)["text_encoder." + FC2 + ".weight"]
     pipe.load_lora_weights(tmp_path, adapter_name="style")
@@ -244,7 +295,9 @@ def test_a_style_lora_does_not_switch_the_erasure_off(pipe, shipped, no_star, tm
 def test_refit_closes_the_residual_on_a_changed_base(pipe, no_star):
     pipe.load_erasure_adapter(no_star)
     weight = pipe.text_encoder.get_submodule("encoder.layers.3.mlp.fc1").weight
-    weight.data += 0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)).to(weight)
+    weight.data += 0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)).to(
+        weight
+    )
     assert not pipe.verify_erasure().ok
     pipe.refit_erasure()
     assert pipe.verify_erasure().residual < 1e-5
@@ -313,7 +366,11 @@ def test_refit_under_a_style_on_the_readers_closes_the_residual(pipe, shipped, p
 def test_verify_measures_prompts_of_ones_own_and_what_a_call_receives(pipe, no_star):
     pipe.load_erasure_adapter(no_star)
     found = pipe.verify_erasure(["a Star over the sea"], images=True)
-    assert found.ok and set(found.residuals) == {"text_encoder", "call"} and found.residuals["call"] < 1e-5
+    assert (
+        found.ok
+        and set(found.residuals) == {"text_encoder", "call"}
+        and found.residuals["call"] < 1e-5
+    )
     (residual,) = found.prompts.values()
     assert 1e-5 < residual < 0.5
     with pytest.raises(ConceptSpecError, match=r"names none of the erased concepts \('star'\)"):
@@ -321,7 +378,9 @@ def test_verify_measures_prompts_of_ones_own_and_what_a_call_receives(pipe, no_s
 
 
 def test_sampled_layers_tell_an_edit_from_none(pipe, shipped, preserve):
-    adapter = erase(shipped, ErasureSpec((Concept("star", "circle"),), preserve=preserve), layers=(0, "kv"))
+    adapter = erase(
+        shipped, ErasureSpec((Concept("star", "circle"),), preserve=preserve), layers=(0, "kv")
+    )
     pipe.load_erasure_adapter(adapter)
     found = pipe.verify_erasure(sample=100)
     assert found.ok and len(found.residuals) == len(adapter.edits)
@@ -334,7 +393,9 @@ def test_sampled_layers_tell_an_edit_from_none(pipe, shipped, preserve):
 
 
 def test_tied_weights_are_not_edited(pipe, no_star):
-    pipe.text_encoder.get_submodule("encoder.layers.4.mlp.fc2").weight = pipe.text_encoder.get_submodule(FC2).weight
+    pipe.text_encoder.get_submodule(
+        "encoder.layers.4.mlp.fc2"
+    ).weight = pipe.text_encoder.get_submodule(FC2).weight
     with pytest.raises(AdapterStateError, match="share one weight; untie them"):
         pipe.load_erasure_adapter(no_star, allow_base_mismatch=True)
 
@@ -357,7 +418,9 @@ def test_a_saved_erasure_says_so_and_is_not_loaded_twice(pipe, no_star, tmp_path
     pipe.save_pretrained(tmp_path)
     (edit,) = json.loads((tmp_path / "erasure.json").read_text()).values()
     assert edit["components"] == ["text_encoder"] and edit["spec"] == no_star.spec.to_dict()
-    again = erasable(StableDiffusionPipeline.from_pretrained(tmp_path, safety_checker=None).to(torch.float32))
+    again = erasable(
+        StableDiffusionPipeline.from_pretrained(tmp_path, safety_checker=None).to(torch.float32)
+    )
     with pytest.raises(BaseModelMismatchError, match=r"hold the erasure .* already"):
         again.load_erasure_adapter(no_star)
     pipe.disable_erasure()
@@ -366,22 +429,33 @@ def test_a_saved_erasure_says_so_and_is_not_loaded_twice(pipe, no_star, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("layers", "part", "style"), [((0, -1), "text_encoder", "text"), (("kv",), "unet", "kv"), (("kv",), "unet", "unet")]
+    ("layers", "part", "style"),
+    [((0, -1), "text_encoder", "text"), (("kv",), "unet", "kv"), (("kv",), "unet", "unet")],
 )
-def test_a_pipeline_is_not_saved_while_an_erased_component_has_a_lora(pipe, shipped, preserve, tmp_path, layers, part, style):
+def test_a_pipeline_is_not_saved_while_an_erased_component_has_a_lora(
+    pipe, shipped, preserve, tmp_path, layers, part, style
+):
     kit = make_kit(shipped, tmp_path / "kit", layers, preserve)
     pipe.load_erasure_adapter(kit.adapter)
     pipe.load_lora_weights(kit.lora(style), adapter_name="style")
-    for hide in (lambda: None, pipe.disable_lora, pipe.fuse_lora):  # the layers are there, whether they act or not
+    for hide in (
+        lambda: None,
+        pipe.disable_lora,
+        pipe.fuse_lora,
+    ):  # the layers are there, whether they act or not
         hide()
-        with pytest.raises(AdapterStateError, match=f"{part} is erased and has LoRA layers .* unload_lora_weights"):
+        with pytest.raises(
+            AdapterStateError, match=f"{part} is erased and has LoRA layers .* unload_lora_weights"
+        ):
             pipe.save_pretrained(tmp_path / "saved")
         assert not (tmp_path / "saved").exists()
     pipe.unload_lora_weights()
     pipe.save_pretrained(tmp_path / "saved")
 
 
-def test_a_lora_on_a_component_that_is_not_erased_is_diffusers_business(pipe, shipped, preserve, tmp_path):
+def test_a_lora_on_a_component_that_is_not_erased_is_diffusers_business(
+    pipe, shipped, preserve, tmp_path
+):
     kit = make_kit(shipped, tmp_path / "kit", (0, -1), preserve)
     pipe.load_erasure_adapter(kit.adapter)
     pipe.load_lora_weights(kit.lora("unet"), adapter_name="style")
@@ -394,7 +468,10 @@ def test_several_are_loaded_at_once_or_none(pipe, shipped, no_star, no_cross):
     with pytest.raises(ConceptSpecError):
         pipe.load_erasure_adapters({"a": no_star, "b.c": no_cross})
     assert_same_bits(pipe, before)
-    assert pipe.load_erasure_adapters({"a": no_star, "b": no_cross}) == ("a", "b") and pipe.verify_erasure().ok
+    assert (
+        pipe.load_erasure_adapters({"a": no_star, "b": no_cross}) == ("a", "b")
+        and pipe.verify_erasure().ok
+    )
     apart = erasable(copy.deepcopy(shipped))
     apart.load_erasure_adapter(no_cross)
     apart.load_erasure_adapter(no_star)
@@ -403,26 +480,40 @@ def test_several_are_loaded_at_once_or_none(pipe, shipped, no_star, no_cross):
 
 @pytest.mark.slow
 def test_two_hundred_clean_configurations_raise_no_alarm(shipped, preserve):
-    concepts = [Concept(w, "circle") for w in ("star", "cross", "ring", "heart", "arrow", "house", "tree", "dog")]
+    concepts = [
+        Concept(w, "circle")
+        for w in ("star", "cross", "ring", "heart", "arrow", "house", "tree", "dog")
+    ]
     checked = 0
     for layers in ((0, -1), ("kv",), (0, "kv")):
         for concept in concepts:
             adapter = erase(shipped, ErasureSpec((concept,), preserve=preserve), layers=layers)
             for dtype in (torch.float32, torch.float16, torch.bfloat16):
                 plain = copy.deepcopy(shipped).to(dtype)
-                for change in (lambda p: None, lambda p: p.fuse_qkv_projections(vae=False), copy.deepcopy):
+                for change in (
+                    lambda p: None,
+                    lambda p: p.fuse_qkv_projections(vae=False),
+                    copy.deepcopy,
+                ):
                     p = erasable(copy.deepcopy(plain))
                     p.load_erasure_adapter(adapter)
                     p = change(p) or p
                     found = p.verify_erasure()
-                    assert found.ok and p.verify_erasure(sample=100).ok, (concept, layers, dtype, found)
+                    assert found.ok and p.verify_erasure(sample=100).ok, (
+                        concept,
+                        layers,
+                        dtype,
+                        found,
+                    )
                     checked += 1
     assert checked >= 200
 
 
 def test_a_large_edit_in_sixteen_bits_is_no_alarm_and_a_broken_one_is(shipped, preserve):
     """ "house" is no word of this world: its edit is three times as large as K/V, and so is what rounding makes of it."""
-    adapter = erase(shipped, ErasureSpec((Concept("house", "circle"),), preserve=preserve), layers="kv")
+    adapter = erase(
+        shipped, ErasureSpec((Concept("house", "circle"),), preserve=preserve), layers="kv"
+    )
     pipe = erasable(copy.deepcopy(shipped).to(torch.bfloat16))
     pipe.load_erasure_adapter(adapter)
     found = pipe.verify_erasure()

@@ -33,7 +33,11 @@ def test_least_squares_is_a_stationary_point():
     e, p, lamb = 1.5, 0.3, 0.7
     change = methods._least_squares(X, Y, K, e, p, lamb).dense()
     new = (W + W @ change).requires_grad_()
-    loss = e * (new @ X - W @ Y).square().sum() + p * ((new - W) @ K).square().sum() + lamb * (new - W).square().sum()
+    loss = (
+        e * (new @ X - W @ Y).square().sum()
+        + p * ((new - W) @ K).square().sum()
+        + lamb * (new - W).square().sum()
+    )
     (slope,) = torch.autograd.grad(loss, new)
     torch.testing.assert_close(slope, torch.zeros_like(slope), atol=1e-9, rtol=0)
 
@@ -49,7 +53,10 @@ def test_inverse_map_is_a_stationary_point():
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 1000), error=st.sampled_from([1e-1, 1e-2, 1e-4]))
 def test_compress_keeps_its_error_with_the_fewest_directions(seed, error):
-    matrix = LowRank(random(12, 10, seed=seed) * torch.logspace(0, -6, 10, dtype=torch.float64), random(10, 9, seed=seed + 1))
+    matrix = LowRank(
+        random(12, 10, seed=seed) * torch.logspace(0, -6, 10, dtype=torch.float64),
+        random(10, 9, seed=seed + 1),
+    )
     small, told = compress(matrix, error)
     D, S = matrix.dense(), torch.linalg.svdvals(matrix.dense())
     assert float((D - small.dense()).norm() / D.norm()) == pytest.approx(told, rel=1e-6, abs=1e-12)
@@ -84,7 +91,9 @@ def test_a_peers_file_comes_back_and_verifies_what_it_reached(pipe, adapters, na
     assert ErasureAdapter.from_pretrained(tmp_path).to_bytes() == adapters[name].to_bytes()
     before = bits(pipe)
     pipe.load_erasure_adapter(tmp_path)
-    assert pipe.verify_erasure().residual == pytest.approx(adapters[name].report.listed_residual, rel=1e-3)
+    assert pipe.verify_erasure().residual == pytest.approx(
+        adapters[name].report.listed_residual, rel=1e-3
+    )
     pipe.unload_erasure_adapters()
     assert_same_bits(pipe, before)
 
@@ -94,7 +103,9 @@ def test_a_round_of_rece_closes_what_the_inverse_map_opens(shipped, spec):
         """How far the states that revive the target are from what they should give, in units of the target's."""
         adapter = methods.rece(shipped, spec, rounds=rounds)
         edits = adapter.of("unet")
-        weights = {path: shipped.unet.get_submodule(path).weight.detach().double().cpu() for path in edits}
+        weights = {
+            path: shipped.unet.get_submodule(path).weight.detach().double().cpu() for path in edits
+        }
         new = {path: W + edits[path].to(torch.float64).dense() for path, W in weights.items()}
         gram = sum(W.T @ W for W in new.values())
         cross = sum(new[path].T @ weights[path] for path in new)
@@ -106,7 +117,9 @@ def test_a_round_of_rece_closes_what_the_inverse_map_opens(shipped, spec):
 
 def test_speed_does_not_move_the_empty_prompt_or_what_is_above_its_threshold(shipped, spec):
     edits = methods.speed(shipped, spec, augment=0, readers="kv").of("unet")
-    reading_ids = shipped.tokenizer([""], padding="max_length", return_tensors="pt").input_ids.to(shipped.device)
+    reading_ids = shipped.tokenizer([""], padding="max_length", return_tensors="pt").input_ids.to(
+        shipped.device
+    )
     empty = shipped.text_encoder(reading_ids).last_hidden_state[0].double()
     for path, edit in edits.items():
         W = shipped.unet.get_submodule(path).weight.detach().double()

@@ -7,7 +7,12 @@ from safetensors.torch import save_file
 from conftest import bits, draw
 from diffusers_erasepro import glyphs
 from diffusers_erasepro.cli import main as cli
-from diffusers_erasepro.errors import AdapterFormatError, HubError, HubNotFoundError, UnsafeFileError
+from diffusers_erasepro.errors import (
+    AdapterFormatError,
+    HubError,
+    HubNotFoundError,
+    UnsafeFileError,
+)
 from diffusers_erasepro.interop.pipelines import load_model
 from single_file import save_single_file
 
@@ -19,10 +24,17 @@ def checkpoint(shipped, tmp_path_factory):
     return path
 
 
-def test_a_single_file_is_the_same_pipeline_and_takes_the_same_adapter(checkpoint, shipped, no_star):
+def test_a_single_file_is_the_same_pipeline_and_takes_the_same_adapter(
+    checkpoint, shipped, no_star
+):
     pipe = load_model(str(checkpoint), config=str(glyphs.WEIGHTS))
-    before, after = bits(shipped), {name.replace("text_model.", ""): value for name, value in bits(pipe).items()}
-    assert all(torch.equal(value, after[name.replace("text_model.", "")]) for name, value in before.items())
+    before, after = (
+        bits(shipped),
+        {name.replace("text_model.", ""): value for name, value in bits(pipe).items()},
+    )
+    assert all(
+        torch.equal(value, after[name.replace("text_model.", "")]) for name, value in before.items()
+    )
     pipe.load_erasure_adapter(no_star)
     assert pipe.verify_erasure().ok
     with pipe.erasure_disabled():
@@ -39,7 +51,9 @@ def test_files_that_are_no_checkpoints_are_named(tmp_path):
     with pytest.raises(UnsafeFileError, match="pickles are never loaded"):
         load_model(str(tmp_path / "a.ckpt"))
     (tmp_path / "b.safetensors").write_bytes(b"")
-    with pytest.raises(AdapterFormatError, match=r"b\.safetensors is not a readable safetensors file"):
+    with pytest.raises(
+        AdapterFormatError, match=r"b\.safetensors is not a readable safetensors file"
+    ):
         load_model(str(tmp_path / "b.safetensors"), config=str(glyphs.WEIGHTS))
     with pytest.raises(HubNotFoundError, match=r"holds no model_index\.json"):
         load_model(str(tmp_path))
@@ -47,13 +61,25 @@ def test_files_that_are_no_checkpoints_are_named(tmp_path):
 
 def test_a_configuration_of_another_model_is_named(tmp_path):
     save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
-    with pytest.raises(AdapterFormatError, match=r"a\.safetensors is not the model that .* describes; --config"):
+    with pytest.raises(
+        AdapterFormatError, match=r"a\.safetensors is not the model that .* describes; --config"
+    ):
         load_model(str(tmp_path / "a.safetensors"), config=str(glyphs.WEIGHTS))
 
 
 @pytest.mark.slow
 def test_the_command_erases_from_a_single_file(checkpoint, tmp_path, monkeypatch):
-    words = ["erasepro", "erase", str(checkpoint), "--config", str(glyphs.WEIGHTS), "--target", "star", "--anchor", "circle"]
+    words = [
+        "erasepro",
+        "erase",
+        str(checkpoint),
+        "--config",
+        str(glyphs.WEIGHTS),
+        "--target",
+        "star",
+        "--anchor",
+        "circle",
+    ]
     monkeypatch.setattr("sys.argv", [*words, "-o", str(tmp_path / "no-star")])
     with pytest.raises(SystemExit) as end:
         cli.main()

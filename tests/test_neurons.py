@@ -21,11 +21,16 @@ from diffusers_erasepro.loaders import stacking as compose
 from diffusers_erasepro.loaders.stacking import joint_options, joint_spec, kernel
 from diffusers_erasepro.prompts.pairs import ALIGNMENTS, pairs_of, rows_of, token_ids
 
-STAR, RING, CROSS = (Concept(*names) for names in (("star", "circle"), ("ring", "diamond"), ("cross", "square")))
+STAR, RING, CROSS = (
+    Concept(*names) for names in (("star", "circle"), ("ring", "diamond"), ("cross", "square"))
+)
 VOSS = Concept("Mira Voss", anchor="Una Flatt", templates="style")
 GIVEN, BLOCKS = {"layers": ("neurons", -1)}, {"layers": (0, -1)}
 AT_EOS = {"layers": ("eos_neurons", -1)}
-FC1, FC2 = "text_encoder.text_model.encoder.layers.0.mlp.fc1", "text_encoder.text_model.encoder.layers.0.mlp.fc2"
+FC1, FC2 = (
+    "text_encoder.text_model.encoder.layers.0.mlp.fc1",
+    "text_encoder.text_model.encoder.layers.0.mlp.fc2",
+)
 
 
 ONE = torch.ones(1, dtype=torch.float64)
@@ -40,7 +45,10 @@ def gelu(x):
 def mlp():
     """A random one of 8 -> 64 -> 8, inputs of it, and the Cholesky factors of what its linears receive."""
     draw = torch.Generator().manual_seed(0)
-    W1, W2, z = (torch.randn(*shape, generator=draw, dtype=torch.float64) for shape in ((64, 8), (8, 64), (4000, 8)))
+    W1, W2, z = (
+        torch.randn(*shape, generator=draw, dtype=torch.float64)
+        for shape in ((64, 8), (8, 64), (4000, 8))
+    )
     b1 = 0.01 * torch.randn(64, generator=draw, dtype=torch.float64)
     heard = gelu(z @ W1.T + b1)
     return W1, b1, W2, z, cholesky(z.T @ z / len(z)), cholesky(heard.T @ heard / len(z))
@@ -84,9 +92,13 @@ def test_words_do_not_answer_for_each_other(mlp):
     words = [torch.eye(8, dtype=torch.float64)[i : i + 1] for i in (0, 1)]
     gaps = [torch.full((1, 8), s, dtype=torch.float64) for s in (1.0, -1.0)]
     none = [0 * g for g in gaps]
-    made, bare = (solve_neurons(words, r, [ONE, ONE], W1, b1, W2, gelu, L1, L2) for r in (gaps, none))
+    made, bare = (
+        solve_neurons(words, r, [ONE, ONE], W1, b1, W2, gelu, L1, L2) for r in (gaps, none)
+    )
     for word, gap in zip(words, gaps, strict=True):
-        torch.testing.assert_close(after(word, W1, b1, W2, made) - after(word, W1, b1, W2, bare), gap, rtol=0, atol=0.05)
+        torch.testing.assert_close(
+            after(word, W1, b1, W2, made) - after(word, W1, b1, W2, bare), gap, rtol=0, atol=0.05
+        )
     assert made[0].rank == 4 and made[1].rank <= 8
 
 
@@ -105,7 +117,9 @@ def test_an_exact_prompt_counts_as_many_soft_ones(mlp):
 def test_more_words_than_idle_neurons(mlp):
     W1, b1, W2, z, L1, L2 = mlp
     with pytest.raises(IllPosedError, match="5 words need 10 of them, 5 of 64 may be given away"):
-        solve_neurons([z[i : i + 1] for i in range(5)], [z[:1]] * 5, [ONE] * 5, W1, b1, W2, gelu, L1, L2)
+        solve_neurons(
+            [z[i : i + 1] for i in range(5)], [z[:1]] * 5, [ONE] * 5, W1, b1, W2, gelu, L1, L2
+        )
 
 
 @pytest.fixture(scope="module")
@@ -118,18 +132,23 @@ def at_eos(shipped, preserve):
     return erase(shipped, ErasureSpec((VOSS,), preserve=preserve), **AT_EOS)
 
 
-def test_at_eos_others_move_less_and_no_more_of_a_style_reaches_the_noise_predictions(shipped, preserve, at_eos):
+def test_at_eos_others_move_less_and_no_more_of_a_style_reaches_the_noise_predictions(
+    shipped, preserve, at_eos
+):
     spec = ErasureSpec((VOSS,), preserve=preserve)
     in_blocks = erase(shipped, spec, **BLOCKS)
     with torch.no_grad():
-        (r, d), (r0, d0) = (Look.at(shipped, spec).compare(adapter) for adapter in (at_eos, in_blocks))
+        (r, d), (r0, d0) = (
+            Look.at(shipped, spec).compare(adapter) for adapter in (at_eos, in_blocks)
+        )
     assert at_eos.report.listed_residual < 1e-5
     assert d < d0 and r < r0
     assert {FC1.replace(".0.", ".5."), FC2.replace(".0.", ".5.")} == set(at_eos.edits)
 
 
 @pytest.mark.parametrize(
-    ("name", "words", "end"), [("neurons", ["cracked", "broken"], "cracked"), ("eos_neurons", ["cracked"], "<|endoftext|>")]
+    ("name", "words", "end"),
+    [("neurons", ["cracked", "broken"], "cracked"), ("eos_neurons", ["cracked"], "<|endoftext|>")],
 )
 def test_a_word_has_a_pair_at_its_own_token_and_a_concept_one_at_eos(shipped, name, words, end):
     concepts = (Concept("cracked", anchor="intact", synonyms=("broken",), templates="unsafe"),)
@@ -141,7 +160,9 @@ def test_a_word_has_a_pair_at_its_own_token_and_a_concept_one_at_eos(shipped, na
     assert shipped.tokenizer.decode(rows.target_ids[i, : int(rows.target_at[i]) + 1]).endswith(end)
 
 
-def test_others_move_little_more_than_half_and_unseen_phrasings_lack_no_more(shipped, preserve, given):
+def test_others_move_little_more_than_half_and_unseen_phrasings_lack_no_more(
+    shipped, preserve, given
+):
     in_blocks = erase(shipped, ErasureSpec((STAR,), preserve=preserve), **BLOCKS).report
     assert given.report.listed_residual < 1e-5
     assert given.report.drift < 0.6 * in_blocks.drift
@@ -159,12 +180,20 @@ def test_live_it_is_what_the_walk_said_and_off_is_the_base(pipe, given):
 
 
 def test_the_file_is_a_lora_that_stock_diffusers_reads(shipped, pipe, given, tmp_path):
-    stock, ids = copy.deepcopy(shipped), token_ids(shipped.tokenizer, ["a photo of a star", "a red ring on the snow"])
+    stock, ids = (
+        copy.deepcopy(shipped),
+        token_ids(shipped.tokenizer, ["a photo of a star", "a red ring on the snow"]),
+    )
     given.save_pretrained(tmp_path)
     stock.load_lora_weights(tmp_path)
     pipe.load_erasure_adapter(tmp_path)
     with torch.no_grad():
-        torch.testing.assert_close(final_states(stock.text_encoder, ids), final_states(pipe.text_encoder, ids), rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            final_states(stock.text_encoder, ids),
+            final_states(pipe.text_encoder, ids),
+            rtol=0,
+            atol=1e-4,
+        )
 
 
 def test_they_stack_with_each_other_and_with_blocks_in_any_order(shipped, preserve, given, at_eos):
@@ -187,14 +216,26 @@ def test_they_stack_with_each_other_and_with_blocks_in_any_order(shipped, preser
 def test_together_each_keeps_its_layers_and_its_positions(shipped, preserve, given, at_eos):
     spec = ErasureSpec((CROSS,), preserve=preserve)
     cross = erase(shipped, spec, measure=False, layers=(0, -1), alignment="subject")
-    joint = erase(shipped, joint_spec([given, at_eos, cross]), **joint_options([given, at_eos, cross]))
+    joint = erase(
+        shipped, joint_spec([given, at_eos, cross]), **joint_options([given, at_eos, cross])
+    )
     assert {target: (layers, held) for target, layers, held in joint.options.each} == {
-        "star": (("neurons", -1), "last_subject+eos"), "Mira Voss": (("eos_neurons", -1), "last_subject+eos"),
+        "star": (("neurons", -1), "last_subject+eos"),
+        "Mira Voss": (("eos_neurons", -1), "last_subject+eos"),
         "cross": ((0, -1), "subject"),
-    }  # fmt: skip
+    }
     assert joint.report.listed_residual < 1e-5
-    asked = [(layer.name.split("layers.")[1][:9], layer.constraints) for layer in joint.report.layers]
-    assert asked == [("0.mlp.fc1", 1), ("0.mlp.fc2", 1), ("0.mlp.fc2", 2), ("5.mlp.fc1", 1), ("5.mlp.fc2", 1), ("5.mlp.fc2", 6)]
+    asked = [
+        (layer.name.split("layers.")[1][:9], layer.constraints) for layer in joint.report.layers
+    ]
+    assert asked == [
+        ("0.mlp.fc1", 1),
+        ("0.mlp.fc2", 1),
+        ("0.mlp.fc2", 2),
+        ("5.mlp.fc1", 1),
+        ("5.mlp.fc2", 1),
+        ("5.mlp.fc2", 6),
+    ]
     assert erase(shipped, spec, **joint_options([cross])).options == cross.options
 
 
@@ -212,7 +253,9 @@ def test_a_refit_holds_under_a_lora_on_the_same_mlp(pipe, given):
 def test_every_clip_encoder_has_them(dtype):
     pipe = tiny.build("StableDiffusionXLPipeline").to(dtype)
     for choice in (GIVEN, AT_EOS):
-        report = erase(pipe, ErasureSpec((STAR,)), metric="identity", max_edit_size=1e3, **choice).report
+        report = erase(
+            pipe, ErasureSpec((STAR,)), metric="identity", max_edit_size=1e3, **choice
+        ).report
         assert report.listed_residual < 1e-5 and len(report.encoders) == 2
 
 
@@ -233,13 +276,22 @@ def test_a_block_gives_its_neurons_away_once():
     pipe.text_encoder = tiny.clip(layers=1)
     spec = ErasureSpec((STAR, VOSS))
     assert erase(pipe, spec, metric="identity", measure=False).options.layers == (0, -1)
-    with pytest.raises(ConceptSpecError, match=r"first block of CLIPTextModel is the last that is read"):
+    with pytest.raises(
+        ConceptSpecError, match=r"first block of CLIPTextModel is the last that is read"
+    ):
         erase(pipe, spec, metric="identity", layers=("neurons", "eos_neurons", -1))
 
 
 def test_gated_mlps_have_none():
-    with pytest.raises(ConceptSpecError, match=r"MLPs of T5EncoderModel are gated.*such as layers=\(0, -1\)"):
-        erase(tiny.build("PixArtSigmaPipeline"), ErasureSpec((STAR,)), metric="identity", layers=("neurons", -1))
+    with pytest.raises(
+        ConceptSpecError, match=r"MLPs of T5EncoderModel are gated.*such as layers=\(0, -1\)"
+    ):
+        erase(
+            tiny.build("PixArtSigmaPipeline"),
+            ErasureSpec((STAR,)),
+            metric="identity",
+            layers=("neurons", -1),
+        )
 
 
 def test_files_alone_do_not_put_them_together(given, at_eos):
@@ -248,7 +300,9 @@ def test_files_alone_do_not_put_them_together(given, at_eos):
 
 
 @pytest.mark.parametrize("why", ["too few neurons", "keep"])
-def test_where_neurons_are_not_for_all_blocks_are(pipe, shipped, preserve, given, at_eos, why, monkeypatch):
+def test_where_neurons_are_not_for_all_blocks_are(
+    pipe, shipped, preserve, given, at_eos, why, monkeypatch
+):
     if why == "keep":
         spec = ErasureSpec((CROSS,), preserve=preserve, keep=("",))
         third = erase(shipped, spec, measure=False)

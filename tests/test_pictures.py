@@ -8,7 +8,11 @@ from diffusers_erasepro import glyphs
 from diffusers_erasepro.cli import demo
 from diffusers_erasepro.evaluation.plots import save_depth, save_grid
 
-STARS = tuple(f"a {color} star {ground}" for color in glyphs.COLORS[:4] for ground in ("on sand", "upon the snow"))
+STARS = tuple(
+    f"a {color} star {ground}"
+    for color in glyphs.COLORS[:4]
+    for ground in ("on sand", "upon the snow")
+)
 HEARTS = tuple(prompt.replace("star", "heart") for prompt in STARS)
 
 
@@ -24,13 +28,22 @@ def test_an_erased_shape_is_drawn_as_its_anchor_and_others_stay(pipe, no_star):
 
 def test_a_grid_has_a_column_per_prompt_and_a_row_per_state(tmp_path):
     images = [Image.new("RGB", (32, 32), c) for c in ("red", "blue", "green")]
-    path = save_grid(tmp_path / "deep" / "grid.png", ["one", "two", "three"], {"base": images, "erased": images})
+    path = save_grid(
+        tmp_path / "deep" / "grid.png", ["one", "two", "three"], {"base": images, "erased": images}
+    )
     width, height = Image.open(path).size
     assert width > height > 200
 
 
 def test_the_depth_figure_is_written(tmp_path):
-    assert Image.open(save_depth(tmp_path / "depth.png", {"star": [1.0, 0.5], "ring": [0.9, 0.1]}, title="size")).size[0] > 300
+    assert (
+        Image.open(
+            save_depth(
+                tmp_path / "depth.png", {"star": [1.0, 0.5], "ring": [0.9, 0.1]}, title="size"
+            )
+        ).size[0]
+        > 300
+    )
 
 
 @pytest.mark.slow

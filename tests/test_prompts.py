@@ -6,7 +6,16 @@ import torch
 from diffusers_erasepro import Concept
 from diffusers_erasepro.errors import ConceptSpecError
 from diffusers_erasepro.families.encode_prompt import plain
-from diffusers_erasepro.prompts.pairs import ALIGNMENTS, Pair, Prompt, aligned, pairs_of, rows_of, rows_to_solve, span
+from diffusers_erasepro.prompts.pairs import (
+    ALIGNMENTS,
+    Pair,
+    Prompt,
+    aligned,
+    pairs_of,
+    rows_of,
+    rows_to_solve,
+    span,
+)
 
 
 @pytest.fixture
@@ -44,9 +53,14 @@ def test_the_empty_anchor_sits_on_the_token_before(tokenizer):
 
 def test_last_subject_token_meets_last_anchor_token(tokenizer):
     p = pair("a red {} on snow", "crescent", "star")
-    (target, (t_eos,)), (anchor, (a_eos,)) = (span(m, q) for m, q in zip(marks(tokenizer, p), (p.target, p.anchor), strict=True))
+    (target, (t_eos,)), (anchor, (a_eos,)) = (
+        span(m, q) for m, q in zip(marks(tokenizer, p), (p.target, p.anchor), strict=True)
+    )
     assert len(target) > len(anchor)
-    assert aligned(p, marks(tokenizer, p), ALIGNMENTS["last_subject+eos"]) == [(target[-1], anchor[-1]), (t_eos, a_eos)]
+    assert aligned(p, marks(tokenizer, p), ALIGNMENTS["last_subject+eos"]) == [
+        (target[-1], anchor[-1]),
+        (t_eos, a_eos),
+    ]
     whole = aligned(p, marks(tokenizer, p), ALIGNMENTS["subject"])
     assert [t for t, _ in whole] == target and whole[-1][1] == anchor[-1]
 
@@ -60,7 +74,9 @@ def test_suffix_and_padding_go_by_offset_from_the_end_of_the_span(tokenizer):
 
 
 def test_a_concept_past_the_limit_is_an_error_with_both_numbers(tokenizer):
-    with pytest.raises(ConceptSpecError, match=r"truncated.*needs \d+ tokens, the tokenizer allows 64"):
+    with pytest.raises(
+        ConceptSpecError, match=r"truncated.*needs \d+ tokens, the tokenizer allows 64"
+    ):
         rows_of([pair("very " * 70 + "{}", "star", "circle")], tokenizer, ALIGNMENTS["subject"])
 
 
@@ -71,13 +87,21 @@ def test_same_tokens_are_an_error(tokenizer):
 
 def test_one_prompt_cannot_mean_two_things(tokenizer):
     with pytest.raises(ConceptSpecError, match="'a circle' and to 'a ring'"):
-        rows_of([pair("a {}", "star", "circle"), pair("a {}", "STAR", "ring")], tokenizer, ALIGNMENTS["subject"])
+        rows_of(
+            [pair("a {}", "star", "circle"), pair("a {}", "STAR", "ring")],
+            tokenizer,
+            ALIGNMENTS["subject"],
+        )
 
 
 def test_pairs_cover_synonyms_and_templates():
     concept = Concept("star", "circle", templates=("a {}", "the {}"), synonyms=("spark",))
     assert [p.target.text for p in pairs_of([concept], "exact")] == ["a star"]
-    assert [p.target.text for p in pairs_of([concept], "soft")] == ["the star", "a spark", "the spark"]
+    assert [p.target.text for p in pairs_of([concept], "soft")] == [
+        "the star",
+        "a spark",
+        "the spark",
+    ]
 
 
 @pytest.mark.parametrize(("budget", "soft"), [(0, 4), (10, 10), (1000, 32)])
@@ -89,11 +113,19 @@ def test_words_share_the_soft_budget(tokenizer, budget, soft):
 
 def test_a_phrase_that_names_another_target_is_not_asked_of_this_one(tokenizer):
     star, style = Concept("star", "circle"), Concept("Mira Voss", "Una Flatt", templates="style")
-    together, alone = ({p.target.text for p in pairs_of(c, "held_out")} for c in ([star, style], [style]))
-    assert {t for t in alone if "star" in t} and not {t for t in together if "star" in t and "Voss" in t}
+    together, alone = (
+        {p.target.text for p in pairs_of(c, "held_out")} for c in ([star, style], [style])
+    )
+    assert {t for t in alone if "star" in t} and not {
+        t for t in together if "star" in t and "Voss" in t
+    }
 
 
 def test_rows_index_both_sides(tokenizer):
-    rows = rows_of(pairs_of([Concept("crescent", "star")], "exact"), tokenizer, ALIGNMENTS["last_subject+eos"])
+    rows = rows_of(
+        pairs_of([Concept("crescent", "star")], "exact"), tokenizer, ALIGNMENTS["last_subject+eos"]
+    )
     assert rows.row.tolist() == [0, 0]
-    assert torch.equal(rows.target_ids[0, rows.target_at[1:]], rows.anchor_ids[0, rows.anchor_at[1:]])
+    assert torch.equal(
+        rows.target_ids[0, rows.target_at[1:]], rows.anchor_ids[0, rows.anchor_at[1:]]
+    )

@@ -36,7 +36,9 @@ def bnb(make):
 def bnb_nf4(old):
     from bitsandbytes.nn import Linear4bit
 
-    new = Linear4bit(old.in_features, old.out_features, bias=False, quant_type="nf4", compute_dtype=torch.float32)
+    new = Linear4bit(
+        old.in_features, old.out_features, bias=False, quant_type="nf4", compute_dtype=torch.float32
+    )
     # where a processor has products in bfloat16, they leave 1e-4 open and refuse narrow layers
     new.support_avx512bf16_for_cpu = False
     return new
@@ -55,7 +57,9 @@ def gguf_q8(unet, paths):
     for path in paths:
         old = unet.get_submodule(path)
         new = GGUFLinear(old.in_features, old.out_features, bias=False, compute_dtype=torch.float32)
-        data = torch.from_numpy(quants.quantize(old.weight.detach().numpy(), GGMLQuantizationType.Q8_0))
+        data = torch.from_numpy(
+            quants.quantize(old.weight.detach().numpy(), GGMLQuantizationType.Q8_0)
+        )
         new.weight = GGUFParameter(data, quant_type=GGMLQuantizationType.Q8_0)
         unet.set_submodule(path, new)
 
@@ -94,15 +98,27 @@ def test_the_record_knows_the_weight_and_its_values(quantised, shipped):
         linear = pipe.unet.get_submodule(path)
         assert quantisation_of(linear).name == name
         x = torch.eye(linear.in_features)
-        torch.testing.assert_close(plain_weight(linear).float(), shipped.unet.get_submodule(path).weight, atol=0.05, rtol=0.1)
+        torch.testing.assert_close(
+            plain_weight(linear).float(),
+            shipped.unet.get_submodule(path).weight,
+            atol=0.05,
+            rtol=0.1,
+        )
         with torch.no_grad():  # 8 bits round the inputs too
-            torch.testing.assert_close(linear.forward(x).float().T, plain_weight(linear).float(), atol=0.03, rtol=0.05)
+            torch.testing.assert_close(
+                linear.forward(x).float().T, plain_weight(linear).float(), atol=0.03, rtol=0.05
+            )
 
 
 def test_a_call_may_pack_a_4_bit_weight_anew_and_its_values_stay():
     """Only where the processor has products in bfloat16."""
     modules = pytest.importorskip("bitsandbytes.nn")
-    new, x = modules.Linear4bit(64, 32, bias=False, quant_type="nf4", compute_dtype=torch.float32).to("cpu").eval(), torch.eye(64)
+    new, x = (
+        modules.Linear4bit(64, 32, bias=False, quant_type="nf4", compute_dtype=torch.float32)
+        .to("cpu")
+        .eval(),
+        torch.eye(64),
+    )
     before = plain_weight(new)
     with torch.no_grad():
         torch.testing.assert_close(new(x).T, before, atol=2e-3, rtol=1e-2)
@@ -124,7 +140,9 @@ def test_the_edit_is_a_hook_that_holds_toggles_and_leaves_no_trace(quantised, sp
     assert torch.equal(draw(pipe, PROMPTS), erased)
     pipe.unload_erasure_adapters()
     assert torch.equal(draw(pipe, PROMPTS), plain)
-    assert not any(type(h).__name__ == "Added" for m in pipe.unet.modules() for h in m._forward_hooks.values())
+    assert not any(
+        type(h).__name__ == "Added" for m in pipe.unet.modules() for h in m._forward_hooks.values()
+    )
 
 
 def test_an_adapter_of_the_full_base_is_refused_or_solved_again(quantised, shipped, spec):
@@ -160,7 +178,9 @@ def test_copies_have_hooks_of_their_own(shipped, spec):
     for twin in (copy.deepcopy(pipe), pickle.loads(pickle.dumps(pipe))):
         erased = draw(pipe, PROMPTS)
         twin.disable_erasure()
-        assert torch.equal(draw(pipe, PROMPTS), erased) and not torch.equal(draw(twin, PROMPTS), erased)
+        assert torch.equal(draw(pipe, PROMPTS), erased) and not torch.equal(
+            draw(twin, PROMPTS), erased
+        )
 
 
 def test_a_hook_that_compiled_code_would_ignore_is_an_error(hooked):
@@ -193,5 +213,7 @@ def test_compiled_after_loading_the_hook_runs_and_its_switch_is_seen(hooked):
 def test_a_weight_that_no_record_knows_is_an_error(shipped):
     linear = nn.Linear(4, 4)
     linear.weight = nn.Parameter(torch.zeros(4, 4, dtype=torch.int8), requires_grad=False)
-    with pytest.raises(AdapterStateError, match=r"Linear of torch.int8 cannot be edited or hooked \(known: torchao"):
+    with pytest.raises(
+        AdapterStateError, match=r"Linear of torch.int8 cannot be edited or hooked \(known: torchao"
+    ):
         quantisation_of(linear)

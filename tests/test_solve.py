@@ -16,7 +16,14 @@ def problem(d_in=12, d_out=7, n=3, ns=5, seed=0):
     new = lambda *shape: torch.randn(*shape, generator=g, dtype=DOUBLE)  # noqa: E731
     K = new(d_in, 40)
     C = K @ K.T / 40 + 0.01 * torch.eye(d_in, dtype=DOUBLE)
-    return {"X": new(d_in, n), "R": new(d_out, n), "C": C, "Xs": new(d_in, ns), "Rs": new(d_out, ns), "mu": 0.3}
+    return {
+        "X": new(d_in, n),
+        "R": new(d_out, n),
+        "C": C,
+        "Xs": new(d_in, ns),
+        "Rs": new(d_out, ns),
+        "mu": 0.3,
+    }
 
 
 def objective(D, *, C, Xs, Rs, mu, **_):
@@ -56,7 +63,9 @@ def test_gradient_vanishes_on_the_constraint():
     p = problem()
     D = solve(**p, soft_rtol=0).factors.dense().requires_grad_()
     (slope,) = torch.autograd.grad(objective(D, **p), D)
-    feasible = torch.eye(12, dtype=DOUBLE) - p["X"] @ torch.linalg.pinv(p["X"])  # E X = 0 for E = Z feasible
+    feasible = torch.eye(12, dtype=DOUBLE) - p["X"] @ torch.linalg.pinv(
+        p["X"]
+    )  # E X = 0 for E = Z feasible
     torch.testing.assert_close(slope @ feasible, torch.zeros_like(slope), atol=1e-9, rtol=0)
 
 
@@ -95,7 +104,9 @@ def test_cutting_the_soft_part_leaves_the_constraint_exact():
     assert cut.factors.rank == 5 < full.factors.rank
     torch.testing.assert_close(cut.factors.dense() @ p["X"], p["R"], atol=1e-9, rtol=1e-9)
     exact = solve(**p, max_rank=3).factors.dense()
-    lost = (full.factors.dense() - cut.factors.dense()).norm() / (full.factors.dense() - exact).norm()
+    lost = (full.factors.dense() - cut.factors.dense()).norm() / (
+        full.factors.dense() - exact
+    ).norm()
     assert full.cut == 0 and cut.cut == pytest.approx(float(lost)) and 0 < cut.cut < 1
 
 

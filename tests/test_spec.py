@@ -30,17 +30,32 @@ STAR = Concept("star", anchor="circle")
         (lambda: Concept("star", "circle", templates=("{} and {}",)), "exactly one"),
         (lambda: Concept("star", "circle", templates=("a {0} {}",)), "exactly one"),
         (lambda: Concept("star", "circle", templates=()), "empty"),
-        (lambda: Concept("star", "circle", soft_templates=("no slot",)), r"soft_templates of 'star'\[0\]"),
+        (
+            lambda: Concept("star", "circle", soft_templates=("no slot",)),
+            r"soft_templates of 'star'\[0\]",
+        ),
         (lambda: Concept("star", "circle", synonyms="spark"), "sequence of texts"),
         (lambda: ErasureSpec(()), "no concepts"),
         (lambda: ErasureSpec(["star"]), r"concepts\[0\] must be a Concept, got str"),
         (lambda: ErasureSpec([STAR], preserve="a circle"), "sequence of texts"),
-        (lambda: ErasureSpec([STAR], preserve=["a ring", 3]), r"preserve\[1\] must be text, got int"),
-        (lambda: ErasureSpec([STAR], preserve=["a ring", " STAR"]), r"preserve\[1\] is ' STAR', which is also a target"),
-        (lambda: ErasureSpec([STAR, Concept("Star", "ring")]), "erased twice, to 'circle' and to 'ring'"),
+        (
+            lambda: ErasureSpec([STAR], preserve=["a ring", 3]),
+            r"preserve\[1\] must be text, got int",
+        ),
+        (
+            lambda: ErasureSpec([STAR], preserve=["a ring", " STAR"]),
+            r"preserve\[1\] is ' STAR', which is also a target",
+        ),
+        (
+            lambda: ErasureSpec([STAR, Concept("Star", "ring")]),
+            "erased twice, to 'circle' and to 'ring'",
+        ),
         (lambda: ErasureSpec([STAR, Concept("circle", "star")]), "itself erased"),
         (lambda: ErasureSpec([STAR, Concept("circle", "ring")]), "'star' -> 'circle' -> 'ring'"),
-        (lambda: ErasureSpec.from_dict({"concepts": [{"target": "a", "colour": 1}]}), "unknown fields .*colour"),
+        (
+            lambda: ErasureSpec.from_dict({"concepts": [{"target": "a", "colour": 1}]}),
+            "unknown fields .*colour",
+        ),
         (lambda: ErasureSpec.from_toml("concepts = ["), "not TOML"),
         (lambda: Options.of({"layer": 3}), "unknown option 'layer' .*layers"),
         (lambda: Options(layers=("fc9",)), "unknown layer 'fc9'"),
@@ -84,18 +99,28 @@ def test_preserve_captions_leave_the_target_out():
     assert not any("star" in t.split() for t in ErasureSpec([STAR]).preserve_captions())
 
 
-words = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=20).filter(str.strip)
+words = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=20).filter(
+    str.strip
+)
 
 
-@pytest.mark.filterwarnings("ignore:.*(invisible characters|form NFC)")  # any text goes round; test_catalogue has the warnings
+@pytest.mark.filterwarnings(
+    "ignore:.*(invisible characters|form NFC)"
+)  # any text goes round; test_catalogue has the warnings
 @settings(max_examples=150, deadline=None)
 @given(
-    target=words, anchor=words, synonym=words, captions=st.none() | st.lists(words, max_size=3), keep=st.lists(words, max_size=2)
+    target=words,
+    anchor=words,
+    synonym=words,
+    captions=st.none() | st.lists(words, max_size=3),
+    keep=st.lists(words, max_size=2),
 )
 def test_toml_and_back_is_the_same_spec(target, anchor, synonym, captions, keep):
     try:
         spec = ErasureSpec(
-            [Concept(target, anchor, synonyms=(synonym,), templates=("a {}",))], preserve=captions, keep=["", *keep]
+            [Concept(target, anchor, synonyms=(synonym,), templates=("a {}",))],
+            preserve=captions,
+            keep=["", *keep],
         )
     except ConceptSpecError:
         return

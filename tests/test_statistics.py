@@ -42,14 +42,24 @@ def test_a_layer_seen_before_is_not_run_again(shipped, ids):
 
 def test_other_weights_or_captions_are_other_moments(shipped, ids):
     one = second_moments(shipped.text_encoder, ids, linears(shipped, LAST), key="a")[LAST]
-    assert second_moments(shipped.text_encoder, ids, linears(shipped, LAST), key="b")[LAST] is not one
-    assert not torch.equal(second_moments(shipped.text_encoder, ids[1:], linears(shipped, LAST), key="a")[LAST], one)
+    assert (
+        second_moments(shipped.text_encoder, ids, linears(shipped, LAST), key="b")[LAST] is not one
+    )
+    assert not torch.equal(
+        second_moments(shipped.text_encoder, ids[1:], linears(shipped, LAST), key="a")[LAST], one
+    )
 
 
 @pytest.mark.parametrize("out", [0, 9])
 def test_the_metric_is_the_kept_captions_and_as_much_of_the_empty_prompt(shipped, ids, out):
-    encoder, empty, site = shipped.text_encoder, Tokens(token_ids(shipped.tokenizer, [""])), linears(shipped, LAST)
+    encoder, empty, site = (
+        shipped.text_encoder,
+        Tokens(token_ids(shipped.tokenizer, [""])),
+        linears(shipped, LAST),
+    )
     L = metrics(encoder, ids, ids[:out], empty, site, key="c", ridge=1e-6)[LAST]
-    usual, unconditional = (second_moments(encoder, rows, site, key="c")[LAST] for rows in (ids[out:], empty))
+    usual, unconditional = (
+        second_moments(encoder, rows, site, key="c")[LAST] for rows in (ids[out:], empty)
+    )
     ridge = 1e-6 * usual.diagonal().mean() * torch.eye(len(L))
     torch.testing.assert_close(L @ L.T, usual + unconditional + ridge)

@@ -45,7 +45,9 @@ def imported(path: Path) -> set[str]:
             names = [alias.name.split(".") for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = [*inside[: len(inside) - node.level + 1]] if node.level else []
-            names = [[*base, *(node.module or alias.name).split("."), alias.name] for alias in node.names]
+            names = [
+                [*base, *(node.module or alias.name).split("."), alias.name] for alias in node.names
+            ]
         else:
             continue
         found |= {name[1] for name in names if name[0] == "diffusers_erasepro" and len(name) > 1}

@@ -23,18 +23,25 @@ class ShapeSeen:
         self.shape, self.judge, self.seen = shape, glyphs.load_judge(), []
 
     def load_dataset(self):
-        return [Dataset(PROMPTS[:2], {"source": "glyphs"}), Dataset(PROMPTS[2:], {"source": "glyphs"})]
+        return [
+            Dataset(PROMPTS[:2], {"source": "glyphs"}),
+            Dataset(PROMPTS[2:], {"source": "glyphs"}),
+        ]
 
     def update(self, images, prompts, metadata):
         assert len(images) == len(prompts)
         self.seen += [told == self.shape for told in self.judge(images)["shape"]]
 
     def compute(self):
-        return MetricResult(f"{self.shape} seen", sum(self.seen) / len(self.seen), {"n": len(self.seen)})
+        return MetricResult(
+            f"{self.shape} seen", sum(self.seen) / len(self.seen), {"n": len(self.seen)}
+        )
 
 
 def run(technique, shape, out):
-    return SingleBenchmarkRunner("erasepro", "glyph_shape", technique, {"shape": shape}, output_dir=str(out), seed=1).run()
+    return SingleBenchmarkRunner(
+        "erasepro", "glyph_shape", technique, {"shape": shape}, output_dir=str(out), seed=1
+    ).run()
 
 
 def test_eval_unlearn_finds_us_and_sees_the_concept_gone(tmp_path):

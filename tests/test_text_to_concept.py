@@ -3,7 +3,14 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPVisionConfig, CLIPVisionModel
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPProcessor,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+)
 
 from diffusers_erasepro import glyphs
 from diffusers_erasepro.errors import EvaluationError
@@ -11,7 +18,12 @@ from diffusers_erasepro.evaluation.second_judge import load_second_judge
 from diffusers_erasepro.evaluation.text_to_concept import TextToConcept, of_backbone, of_clip
 from diffusers_erasepro.glyphs.asking import prompts_without
 
-SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
 
 
 @pytest.fixture(scope="module")
@@ -28,11 +40,19 @@ def clip(shipped):
     torch.manual_seed(0)
     tokenizer = shipped.tokenizer
     config = CLIPConfig(
-        text_config=SMALL | {"vocab_size": len(tokenizer), "max_position_embeddings": 64, "eos_token_id": tokenizer.eos_token_id},
-        vision_config=SMALL | {"image_size": 32, "patch_size": 8}, projection_dim=16,
-    )  # fmt: skip
+        text_config=SMALL
+        | {
+            "vocab_size": len(tokenizer),
+            "max_position_embeddings": 64,
+            "eos_token_id": tokenizer.eos_token_id,
+        },
+        vision_config=SMALL | {"image_size": 32, "patch_size": 8},
+        projection_dim=16,
+    )
     size = {"height": 32, "width": 32}
-    return CLIPModel(config).eval(), CLIPProcessor(CLIPImageProcessorPil(size=size, crop_size=size), tokenizer)
+    return CLIPModel(config).eval(), CLIPProcessor(
+        CLIPImageProcessorPil(size=size, crop_size=size), tokenizer
+    )
 
 
 def test_a_backbone_that_holds_the_joint_space_is_mapped_onto_it(clip, drawn):
@@ -40,7 +60,10 @@ def test_a_backbone_that_holds_the_joint_space_is_mapped_onto_it(clip, drawn):
     rotated = torch.linalg.qr(torch.randn(16, 16, dtype=torch.float64)).Q
     backbone = lambda pictures: images(pictures).double() @ rotated + 3.0  # noqa: E731
     detector = TextToConcept.fit(drawn, backbone=backbone, joint=images, texts=texts, ridge=0.0)
-    expected = F.normalize(images(drawn[:5]).double(), dim=-1) @ F.normalize(texts(["a star"]).double(), dim=-1).T
+    expected = (
+        F.normalize(images(drawn[:5]).double(), dim=-1)
+        @ F.normalize(texts(["a star"]).double(), dim=-1).T
+    )
     assert torch.allclose(detector.similarity(drawn[:5], ["star"], ["a {}"]), expected, atol=1e-6)
 
 
@@ -48,7 +71,9 @@ def test_any_transformers_backbone_serves(clip, drawn):
     images, texts = of_clip(*clip)
     torch.manual_seed(1)
     vision = CLIPVisionModel(CLIPVisionConfig(**SMALL, image_size=32, patch_size=8)).eval()
-    detector = TextToConcept.fit(drawn, backbone=of_backbone(vision, clip[1].image_processor), joint=images, texts=texts)
+    detector = TextToConcept.fit(
+        drawn, backbone=of_backbone(vision, clip[1].image_processor), joint=images, texts=texts
+    )
     assert detector.similarity(drawn[:3], ["star", "ring"]).shape == (3, 2)
 
 
@@ -64,7 +89,9 @@ def test_the_map_is_the_least_squares_one(clip, drawn):
 
 def test_too_few_pictures_are_an_error(clip, drawn):
     images, texts = of_clip(*clip)
-    with pytest.raises(EvaluationError, match="10 pictures do not fix a map of 17 features; give at least 17"):
+    with pytest.raises(
+        EvaluationError, match="10 pictures do not fix a map of 17 features; give at least 17"
+    ):
         TextToConcept.fit(drawn[:10], backbone=images, joint=images, texts=texts)
 
 

@@ -76,14 +76,19 @@ def test_eight_threads_lose_nothing_and_leak_nothing(pipe, shipped, no_star, no_
 
 def test_loads_at_once_all_arrive(pipe, no_star, no_cross, no_style):
     threads = [
-        threading.Thread(target=pipe.load_erasure_adapter, args=(adapter,), kwargs={"adapter_name": f"n{i}"})
+        threading.Thread(
+            target=pipe.load_erasure_adapter, args=(adapter,), kwargs={"adapter_name": f"n{i}"}
+        )
         for i, adapter in enumerate((no_star, no_cross, no_style))
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert pipe.get_erasure_adapters() == dict.fromkeys(("n0", "n1", "n2"), True) and pipe.verify_erasure().ok
+    assert (
+        pipe.get_erasure_adapters() == dict.fromkeys(("n0", "n1", "n2"), True)
+        and pipe.verify_erasure().ok
+    )
 
 
 def test_switching_from_inside_a_drawing_is_an_error_and_not_a_deadlock(pipe, no_star):

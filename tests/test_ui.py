@@ -10,7 +10,9 @@ import pytest
 from diffusers_erasepro import ErasureAdapter
 
 pytest.importorskip("gradio", reason="gradio is not installed; make test-ui")
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed; make test-ui")
+sync_api = pytest.importorskip(
+    "playwright.sync_api", reason="playwright is not installed; make test-ui"
+)
 
 WAIT = 120_000  # ms: two shared cores
 
@@ -28,7 +30,9 @@ def address():
 @pytest.fixture(scope="module")
 def browser():
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox"]
+        )
         yield browser
         browser.close()
 
@@ -55,7 +59,9 @@ def pictures(tab):
         " return now.length == 2 && JSON.stringify(now) !== JSON.stringify(old)}",
         arg=[IMAGES, old],
     )
-    return [tab.request.get(image.get_attribute("src")).body() for image in tab.locator(IMAGES).all()]
+    return [
+        tab.request.get(image.get_attribute("src")).body() for image in tab.locator(IMAGES).all()
+    ]
 
 
 def test_erase_see_toggle_and_download(tab, tmp_path):
@@ -73,7 +79,10 @@ def test_erase_see_toggle_and_download(tab, tmp_path):
     with tab.expect_download() as got:
         tab.locator("a[download]").last.click()
     got.value.save_as(tmp_path / "no-star.safetensors")
-    assert ErasureAdapter.from_pretrained(tmp_path / "no-star.safetensors").spec.concepts[0].target == "star"
+    assert (
+        ErasureAdapter.from_pretrained(tmp_path / "no-star.safetensors").spec.concepts[0].target
+        == "star"
+    )
 
     switch.uncheck()
     tab.get_by_text("All off: the base, bit for bit.").wait_for()

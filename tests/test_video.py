@@ -15,7 +15,14 @@ from conftest import assert_same_bits, bits
 from diffusers_erasepro import Concept, ErasureSpec, erasable, erase, glyphs
 from diffusers_erasepro.erasure.auto_layers import Look
 from diffusers_erasepro.glyphs.clip_judge import motion_of, right, track
-from diffusers_erasepro.glyphs.clips import FRAMES, MOTIONS, STILL, captioned_clips, render_clip, sample_clip
+from diffusers_erasepro.glyphs.clips import (
+    FRAMES,
+    MOTIONS,
+    STILL,
+    captioned_clips,
+    render_clip,
+    sample_clip,
+)
 from diffusers_erasepro.glyphs.judge import to_pixels
 
 
@@ -40,13 +47,23 @@ def images(stack):
 
 def drawn(pipe, prompts, **more):
     noise = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
-    return pipe(list(prompts), num_frames=FRAMES, num_inference_steps=6, guidance_scale=3.0, generator=noise, **more).frames
+    return pipe(
+        list(prompts),
+        num_frames=FRAMES,
+        num_inference_steps=6,
+        guidance_scale=3.0,
+        generator=noise,
+        **more,
+    ).frames
 
 
 def test_most_motions_are_several_tokens_and_share_them(video):
     pieces = {word: video.tokenizer.tokenize(word) for word in MOTIONS}
     assert all(len(p) > 1 for p in pieces.values())
-    assert pieces["rising"][-1] == pieces["sinking"][-1] and pieces["leftbound"][-3:] == pieces["rightbound"][-3:]
+    assert (
+        pieces["rising"][-1] == pieces["sinking"][-1]
+        and pieces["leftbound"][-3:] == pieces["rightbound"][-3:]
+    )
 
 
 def test_a_motion_stands_in_captions_as_an_adjective_does():
@@ -67,7 +84,9 @@ def test_no_motion_is_seen_where_there_is_none_to_see():
     rng = np.random.default_rng(0)
     noise = images(rng.integers(0, 256, (FRAMES, 32, 32, 3), dtype=np.uint8))
     still = render_clip(replace(sample_clip(rng), motion=STILL), rng)
-    shuffled = render_clip(replace(sample_clip(rng), motion="leftbound"), rng)[[3, 0, 7, 2, 6, 1, 5, 4]]
+    shuffled = render_clip(replace(sample_clip(rng), motion="leftbound"), rng)[
+        [3, 0, 7, 2, 6, 1, 5, 4]
+    ]
     assert motion_of(track(to_pixels(noise))) is None
     assert motion_of(track(to_pixels(images(still)))) == STILL
     assert motion_of(track(to_pixels(images(shuffled)))) is None
@@ -75,7 +94,9 @@ def test_no_motion_is_seen_where_there_is_none_to_see():
 
 def test_the_pipeline_is_a_stock_one_in_float32(video):
     assert AnimateDiffPipeline in type(video).__mro__
-    assert {p.dtype for m in (video.unet, video.text_encoder, video.vae) for p in m.parameters()} == {torch.float32}
+    assert {
+        p.dtype for m in (video.unet, video.text_encoder, video.vae) for p in m.parameters()
+    } == {torch.float32}
 
 
 def test_weights_are_small_and_carry_their_recipe():
@@ -83,14 +104,19 @@ def test_weights_are_small_and_carry_their_recipe():
     for path in glyphs.VIDEO.rglob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
             recipe = json.loads(file.metadata()["erasepro.recipe"])
-        assert recipe["command"].startswith("python -m diffusers_erasepro.glyphs.train_video") and len(recipe["commit"]) == 40
+        assert (
+            recipe["command"].startswith("python -m diffusers_erasepro.glyphs.train_video")
+            and len(recipe["commit"]) == 40
+        )
 
 
 def test_a_shape_and_a_motion_are_erased_and_off_is_the_same_bits(video, judge, clip_captions):
     """The motion by pixels: the shipped world does not draw every motion well enough to judge single clips by eye."""
     concepts = Concept("star", "circle"), Concept("rising", STILL, templates="unsafe")
     before = bits(video)
-    (star,), (rising,), (resting,) = (drawn(video, [p]) for p in ("a red star", "a rising shape", "a resting shape"))
+    (star,), (rising,), (resting,) = (
+        drawn(video, [p]) for p in ("a red star", "a rising shape", "a resting shape")
+    )
     assert set(judge([star])["shape"][0]) == {"star"}
 
     adapter = erase(video, ErasureSpec(concepts, preserve=clip_captions))

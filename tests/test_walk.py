@@ -11,7 +11,13 @@ from diffusers_erasepro.erasure.layerwise import edited, states_of, walk
 from diffusers_erasepro.erasure.residuals import aligned_states, relative, target_states
 from diffusers_erasepro.families.pipelines import LAST, base_linear, sites_of
 from diffusers_erasepro.linalg.constrained import solve
-from diffusers_erasepro.prompts.pairs import ALIGNMENTS, pairs_of, rows_of, rows_to_measure, rows_to_solve
+from diffusers_erasepro.prompts.pairs import (
+    ALIGNMENTS,
+    pairs_of,
+    rows_of,
+    rows_to_measure,
+    rows_to_solve,
+)
 
 CONCEPTS = (Concept("star", "circle"), Concept("crescent", "square"))
 BLOCKS = [0, 2, 5]
@@ -24,7 +30,10 @@ def plain(site, X, R, Xs, Rs):
 @pytest.fixture
 def rows(shipped):
     pairs = {"exact": pairs_of(CONCEPTS, "exact"), "soft": []}
-    return {kind: rows_of(some, shipped.tokenizer, ALIGNMENTS["last_subject+eos"]) for kind, some in pairs.items()}
+    return {
+        kind: rows_of(some, shipped.tokenizer, ALIGNMENTS["last_subject+eos"])
+        for kind, some in pairs.items()
+    }
 
 
 def slow_walk(encoder, rows, sites):
@@ -32,15 +41,25 @@ def slow_walk(encoder, rows, sites):
     original, encoder, found = encoder, copy.deepcopy(encoder), {}
     for site in sites:
         columns = []
-        for model, ids, at in ((encoder, rows.target_ids, rows.target_at), (original, rows.anchor_ids, rows.anchor_at)):
+        for model, ids, at in (
+            (encoder, rows.target_ids, rows.target_at),
+            (original, rows.anchor_ids, rows.anchor_at),
+        ):
             stream = {}
             handle = model.get_submodule(site.closes).register_forward_hook(
-                lambda _, __, out, stream=stream: stream.update(out=out if isinstance(out, torch.Tensor) else out[0])
+                lambda _, __, out, stream=stream: stream.update(
+                    out=out if isinstance(out, torch.Tensor) else out[0]
+                )
             )
-            with torch.no_grad(), record_inputs({site.linear: model.get_submodule(site.linear)}) as seen:
+            with (
+                torch.no_grad(),
+                record_inputs({site.linear: model.get_submodule(site.linear)}) as seen,
+            ):
                 model(ids.to(model.device))
             handle.remove()
-            columns.append((seen[site.linear][rows.row, at].T.cpu(), stream["out"][rows.row, at].T.cpu()))
+            columns.append(
+                (seen[site.linear][rows.row, at].T.cpu(), stream["out"][rows.row, at].T.cpu())
+            )
         (X, have), (_, goal) = columns
         found[site.linear] = D = solve(X, goal - have).factors.dense()
         weight = base_linear(encoder.get_submodule(site.linear)).weight
@@ -56,13 +75,18 @@ def test_one_pass_equals_editing_layer_by_layer(shipped, rows, variant):
     assert [s.site for s in steps] == list(slow)
     for step in steps:
         D, reference = step.edit.factors.dense(), slow[step.site]
-        scale = slow[steps[0].site].norm()  # later edits undo rounding of earlier ones, so compare on the chain's scale
+        scale = slow[
+            steps[0].site
+        ].norm()  # later edits undo rounding of earlier ones, so compare on the chain's scale
         assert (D - reference).norm() / scale < 1e-4, step.site
 
 
 def test_targets_meet_their_anchors_where_the_denoiser_reads(shipped, rows):
     encoder = shipped.text_encoder
-    edits = {s.site: s.edit.factors for s in walk(encoder, rows, sites_of(encoder, BLOCKS, "block"), plain).steps}
+    edits = {
+        s.site: s.edit.factors
+        for s in walk(encoder, rows, sites_of(encoder, BLOCKS, "block"), plain).steps
+    }
     assert relative(*aligned_states(encoder, rows["exact"], edits)).max() < 1e-5
 
 
@@ -83,12 +107,20 @@ def test_the_states_a_walk_ends_with_are_those_of_the_edited_encoder(shipped, pr
 def test_rows_cut_after_the_last_aligned_position_give_the_states_of_whole_ones(shipped, rows):
     exact = rows["exact"]
     assert exact.length < exact.target_ids.shape[1]
-    (cut,), (whole,) = (f(shipped.text_encoder, x, [LAST]) for f, x in ((target_states, exact), (states_of, exact.target)))
+    (cut,), (whole,) = (
+        f(shipped.text_encoder, x, [LAST])
+        for f, x in ((target_states, exact), (states_of, exact.target))
+    )
     assert relative(cut, whole[exact.row, exact.target_at]).max() < 1e-5
 
 
 def test_the_gap_shrinks_with_depth(shipped, rows):
-    gaps = [s.gap for s in walk(shipped.text_encoder, rows, sites_of(shipped.text_encoder, BLOCKS, "block"), plain).steps]
+    gaps = [
+        s.gap
+        for s in walk(
+            shipped.text_encoder, rows, sites_of(shipped.text_encoder, BLOCKS, "block"), plain
+        ).steps
+    ]
     assert gaps[0] > 10 * gaps[1] and gaps[0] > 10 * gaps[2]
 
 

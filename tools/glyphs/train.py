@@ -44,15 +44,27 @@ BATCH = 48  # of the UNet
 def mixed(enabled: bool = True) -> torch.autocast:
     """bfloat16 where the device has instructions for it; other CPUs emulate them, ten times slower than float32."""
     device = torch.get_default_device().type
-    fast = device != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    fast = (
+        device != "cpu"
+        or torch.cpu._is_avx512_bf16_supported()
+        or torch.cpu._is_amx_tile_supported()
+    )
     return torch.autocast(device, torch.bfloat16, enabled=enabled and fast)
 
 
 class Run:
     """One training run: its world, seed and folder. Everything random derives from `seed` and a step."""
 
-    def __init__(self, world: World, seed: int, out: Path, encoder_layers: int, scale: float) -> None:
-        self.world, self.seed, self.out, self.encoder_layers, self.scale = world, seed, out, encoder_layers, scale
+    def __init__(
+        self, world: World, seed: int, out: Path, encoder_layers: int, scale: float
+    ) -> None:
+        self.world, self.seed, self.out, self.encoder_layers, self.scale = (
+            world,
+            seed,
+            out,
+            encoder_layers,
+            scale,
+        )
         self.flat = next(s for s, drawing in world.styles.items() if drawing == "flat")
         out.mkdir(parents=True, exist_ok=True)
 
@@ -73,9 +85,16 @@ class Run:
 
 
 def fit(
-    run: Run, part: str, model: nn.Module, step: Callable[[int], Tensor], *, steps: int, lr: float, ema: float = 0.0,
+    run: Run,
+    part: str,
+    model: nn.Module,
+    step: Callable[[int], Tensor],
+    *,
+    steps: int,
+    lr: float,
+    ema: float = 0.0,
     save_every: int = 250,
-) -> nn.Module:  # fmt: skip
+) -> nn.Module:
     """AdamW with warm-up and cosine decay over `steps`; returns the averaged model if `ema`."""
     path = run.out / f"{part}.ckpt"
     steps = max(2, round(steps * run.scale))
@@ -94,7 +113,11 @@ def fit(
     mean = 0.0
     for i in bar:
         for group in optimizer.param_groups:
-            group["lr"] = lr * min(1, (i + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * i / steps)))
+            group["lr"] = (
+                lr
+                * min(1, (i + 1) / 100)
+                * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * i / steps)))
+            )
         torch.manual_seed(run.seed * 1_000_003 + i)
         loss = step(i)
         optimizer.zero_grad(set_to_none=True)
@@ -103,12 +126,18 @@ def fit(
         optimizer.step()
         if ema:
             rate = min(ema, (i + 1) / (i + 10))
-            torch._foreach_lerp_(list(shadow.parameters()), [p.detach() for p in model.parameters()], 1 - rate)
+            torch._foreach_lerp_(
+                list(shadow.parameters()), [p.detach() for p in model.parameters()], 1 - rate
+            )
         mean = loss.item() if i == start else 0.98 * mean + 0.02 * loss.item()
         bar.set_postfix(loss=f"{mean:.4f}")
         if (i + 1) % save_every == 0 or i + 1 == steps:
             now = seconds + time.time() - began
-            state = {"model": model.state_dict(), "shadow": shadow.state_dict(), "optimizer": optimizer.state_dict()}
+            state = {
+                "model": model.state_dict(),
+                "shadow": shadow.state_dict(),
+                "optimizer": optimizer.state_dict(),
+            }
             torch.save({**state, "step": i + 1, "seconds": now}, path.with_suffix(".tmp"))
             path.with_suffix(".tmp").rename(path)
             run.note(part=part, step=i + 1, steps=steps, loss=round(mean, 5), seconds=round(now))
@@ -132,12 +161,20 @@ def train_tokenizer(run: Run, merges: int = 600) -> CLIPTokenizer:
     rust.train_from_iterator(
         corpus,
         trainers.BpeTrainer(
-            vocab_size=2 * len(alphabet) + len(special) + merges, special_tokens=special, end_of_word_suffix="</w>",
-            initial_alphabet=alphabet, show_progress=False,
+            vocab_size=2 * len(alphabet) + len(special) + merges,
+            special_tokens=special,
+            end_of_word_suffix="</w>",
+            initial_alphabet=alphabet,
+            show_progress=False,
         ),
-    )  # fmt: skip
+    )
     model = json.loads(rust.to_str())["model"]
-    vocab = {token: i for i, token in enumerate([*special, *sorted(alphabet), *(f"{c}</w>" for c in sorted(alphabet))])}
+    vocab = {
+        token: i
+        for i, token in enumerate(
+            [*special, *sorted(alphabet), *(f"{c}</w>" for c in sorted(alphabet))]
+        )
+    }
     merge_list = [tuple(m) for m in model["merges"]][:merges]
     for left, right in merge_list:
         vocab.setdefault(left + right, len(vocab))
@@ -148,7 +185,9 @@ def train_tokenizer(run: Run, merges: int = 600) -> CLIPTokenizer:
 
 def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
     """Token ids `(n, LENGTH)`."""
-    return tokenizer(texts, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt").input_ids
+    return tokenizer(
+        texts, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt"
+    ).input_ids
 
 
 # ------------------------------------------------------------------------------------------------ encoder
@@ -156,13 +195,23 @@ def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
 
 def new_encoder(run: Run, tokenizer: CLIPTokenizer) -> CLIPTextModel:
     config = CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=4 * WIDTH, num_attention_heads=4,
-        num_hidden_layers=run.encoder_layers, max_position_embeddings=LENGTH, projection_dim=WIDTH,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=4 * WIDTH,
+        num_attention_heads=4,
+        num_hidden_layers=run.encoder_layers,
+        max_position_embeddings=LENGTH,
+        projection_dim=WIDTH,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     torch.manual_seed(run.seed)
     model = CLIPTextModel(config)
-    for name, p in model.named_parameters():  # transformers' default init is meant for width 512 and up
+    for (
+        name,
+        p,
+    ) in model.named_parameters():  # transformers' default init is meant for width 512 and up
         if p.ndim == 2:
             nn.init.normal_(p, std=0.02 if "position" in name else 0.05)
     return model
@@ -187,9 +236,14 @@ def labels_of(world: World, said: Scene | None) -> list[int]:
     if said:
         color2, shape2 = said.second or (None, None)
         values = {
-            "shape": said.shape, "style": said.style, "color": said.color, "background": said.background,
-            "attribute": "yes" if said.attribute else None, "color2": color2, "shape2": shape2,
-        }  # fmt: skip
+            "shape": said.shape,
+            "style": said.style,
+            "color": said.color,
+            "background": said.background,
+            "attribute": "yes" if said.attribute else None,
+            "color2": color2,
+            "shape2": shape2,
+        }
     return [answers.index(values[q]) for q, answers in questions(world).items()]
 
 
@@ -200,7 +254,9 @@ def train_encoder(run: Run, tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
     def batch(rng: np.random.Generator, n: int) -> tuple[Tensor, Tensor]:
         pairs = [("", None) if rng.random() < 0.02 else run.scene_pair(rng)[:2] for _ in range(n)]
-        return tokenize(tokenizer, [t for t, _ in pairs]), torch.tensor([labels_of(run.world, s) for _, s in pairs])
+        return tokenize(tokenizer, [t for t, _ in pairs]), torch.tensor(
+            [labels_of(run.world, s) for _, s in pairs]
+        )
 
     def loss_of(rng: np.random.Generator, n: int) -> tuple[Tensor, Tensor]:
         ids, labels = batch(rng, n)
@@ -212,7 +268,9 @@ def train_encoder(run: Run, tokenizer: CLIPTokenizer) -> CLIPTextModel:
         at = states[torch.arange(n), where]
         logits = [head(at) for head in heads]
         losses = [F.cross_entropy(x, y) for x, y in zip(logits, labels.T, strict=True)]
-        right = torch.stack([(x.argmax(-1) == y).float().mean() for x, y in zip(logits, labels.T, strict=True)])
+        right = torch.stack(
+            [(x.argmax(-1) == y).float().mean() for x, y in zip(logits, labels.T, strict=True)]
+        )
         return torch.stack(losses).sum(), right
 
     model = nn.ModuleList([encoder, heads])
@@ -220,7 +278,12 @@ def train_encoder(run: Run, tokenizer: CLIPTokenizer) -> CLIPTextModel:
     fit(run, "encoder", model, lambda i: loss_of(run.rng(2, i), 64)[0], steps=1500, lr=1e-3)
     with torch.no_grad():
         right = loss_of(run.rng(3), 1000)[1]
-    run.note(part="encoder", accuracy={q: round(r, 4) for q, r in zip(questions(run.world), right.tolist(), strict=True)})
+    run.note(
+        part="encoder",
+        accuracy={
+            q: round(r, 4) for q, r in zip(questions(run.world), right.tolist(), strict=True)
+        },
+    )
     encoder.set_attn_implementation("sdpa")
     return encoder
 
@@ -241,16 +304,23 @@ def channels_last(module: Any) -> Any:
 
 
 def to_tensor(stack: np.ndarray) -> Tensor:
-    return (torch.as_tensor(stack).permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+    return (torch.as_tensor(stack).permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous(
+        memory_format=torch.channels_last
+    )
 
 
 def new_vae(run: Run) -> AutoencoderKL:
     torch.manual_seed(run.seed + 1)
     return AutoencoderKL(
-        block_out_channels=(32, 64, 96), down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3, layers_per_block=1, latent_channels=LATENT, norm_num_groups=16,
-        sample_size=SIZE, mid_block_add_attention=False,
-    ).to(memory_format=torch.channels_last)  # fmt: skip
+        block_out_channels=(32, 64, 96),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=1,
+        latent_channels=LATENT,
+        norm_num_groups=16,
+        sample_size=SIZE,
+        mid_block_add_attention=False,
+    ).to(memory_format=torch.channels_last)
 
 
 def train_vae(run: Run) -> AutoencoderKL:
@@ -263,10 +333,16 @@ def train_vae(run: Run) -> AutoencoderKL:
         decoder_only = i > total * 2 // 3
         with mixed(), torch.set_grad_enabled(not decoder_only):
             posterior = vae.encode(pixels).latent_dist
-        z = posterior.sample() if not decoder_only else posterior.mode() + 0.05 * torch.randn_like(posterior.mean)
+        z = (
+            posterior.sample()
+            if not decoder_only
+            else posterior.mode() + 0.05 * torch.randn_like(posterior.mean)
+        )
         with mixed():
             out = vae.decode(z.to(pixels.dtype)).sample.float()
-        edges = (out.diff(dim=-1) - pixels.diff(dim=-1)).abs().mean() + (out.diff(dim=-2) - pixels.diff(dim=-2)).abs().mean()
+        edges = (out.diff(dim=-1) - pixels.diff(dim=-1)).abs().mean() + (
+            out.diff(dim=-2) - pixels.diff(dim=-2)
+        ).abs().mean()
         loss = (out - pixels).abs().mean() + 2 * (out - pixels).square().mean() + 0.5 * edges
         return loss if decoder_only else loss + 5e-6 * posterior.kl().mean()
 
@@ -295,12 +371,19 @@ def garbage(rng: np.random.Generator, pixels: Tensor) -> Tensor:
 def judge_labels(run: Run, scenes: list[Scene]) -> dict[str, Tensor]:
     rows = [
         {
-            "shape": s.shape, "style": s.style, "color": s.color, "background": s.background,
-            "attribute": s.attribute is not None, "second": s.second[1] if s.second else None,
+            "shape": s.shape,
+            "style": s.style,
+            "color": s.color,
+            "background": s.background,
+            "attribute": s.attribute is not None,
+            "second": s.second[1] if s.second else None,
         }
         for s in scenes
-    ]  # fmt: skip
-    return {h.name: torch.tensor([h.answers.index(r[h.name]) for r in rows]) for h in heads_of(run.world)}
+    ]
+    return {
+        h.name: torch.tensor([h.answers.index(r[h.name]) for r in rows])
+        for h in heads_of(run.world)
+    }
 
 
 def train_judge(run: Run, vae: AutoencoderKL) -> JudgeNet:
@@ -315,8 +398,12 @@ def train_judge(run: Run, vae: AutoencoderKL) -> JudgeNet:
         with torch.no_grad(), mixed():
             some = slice(0, 24)
             noisy = vae.encode(pixels[some]).latent_dist.mode()
-            pixels[some] = vae.decode(noisy + 0.15 * rng.random() * noisy.std() * torch.randn_like(noisy)).sample.float()
-            pixels = pixels * (1 + 0.15 * torch.randn(64, 1, 1, 1)) + 0.05 * torch.randn(64, 3, 1, 1)
+            pixels[some] = vae.decode(
+                noisy + 0.15 * rng.random() * noisy.std() * torch.randn_like(noisy)
+            ).sample.float()
+            pixels = pixels * (1 + 0.15 * torch.randn(64, 1, 1, 1)) + 0.05 * torch.randn(
+                64, 3, 1, 1
+            )
             pixels = (pixels + 0.1 * rng.random() * torch.randn_like(pixels)).clamp(-1, 1)
             junk = garbage(rng, pixels)[:8]
         with mixed():
@@ -325,18 +412,28 @@ def train_judge(run: Run, vae: AutoencoderKL) -> JudgeNet:
         nothing = torch.full((8,), len(heads[0].answers) - 1)
         loss = F.cross_entropy(out["shape"][64:], nothing)
         for head in heads:
-            loss = loss + F.cross_entropy(out[head.name][:64], labels[head.name], label_smoothing=0.02)
+            loss = loss + F.cross_entropy(
+                out[head.name][:64], labels[head.name], label_smoothing=0.02
+            )
         return loss
 
     judge = fit(run, "judge", net, step, steps=1500, lr=1.5e-3, ema=0.99)
     for part, count in (("renders", 600), ("reconstructions", 600)):
         pixels, scenes = pictures(run, run.rng(7), count)
         with torch.no_grad():
-            shown = torch.cat([vae(p).sample.clamp(-1, 1) for p in pixels.split(50)]) if part != "renders" else pixels
+            shown = (
+                torch.cat([vae(p).sample.clamp(-1, 1) for p in pixels.split(50)])
+                if part != "renders"
+                else pixels
+            )
             out = judge(shown)
         labels = judge_labels(run, scenes)
-        right = {h.name: (out[h.name].argmax(-1) == labels[h.name]).float().mean().item() for h in heads}
-        run.note(part="judge", on=part, n=count, accuracy={k: round(v, 4) for k, v in right.items()})
+        right = {
+            h.name: (out[h.name].argmax(-1) == labels[h.name]).float().mean().item() for h in heads
+        }
+        run.note(
+            part="judge", on=part, n=count, accuracy={k: round(v, 4) for k, v in right.items()}
+        )
     assert isinstance(judge, JudgeNet)
     return judge
 
@@ -347,23 +444,35 @@ def train_judge(run: Run, vae: AutoencoderKL) -> JudgeNet:
 def new_unet(run: Run) -> UNet2DConditionModel:
     torch.manual_seed(run.seed + 3)
     return UNet2DConditionModel(
-        sample_size=SIZE // 4, in_channels=LATENT, out_channels=LATENT, block_out_channels=(80, 160), layers_per_block=1,
+        sample_size=SIZE // 4,
+        in_channels=LATENT,
+        out_channels=LATENT,
+        block_out_channels=(80, 160),
+        layers_per_block=1,
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"), cross_attention_dim=WIDTH,
-        attention_head_dim=(2, 5), norm_num_groups=16,
-    ).to(memory_format=torch.channels_last)  # fmt: skip
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=WIDTH,
+        attention_head_dim=(2, 5),
+        norm_num_groups=16,
+    ).to(memory_format=torch.channels_last)
 
 
 def scheduler() -> DDIMScheduler:
     """Cosine schedule, v prediction, trailing steps down to pure noise; nothing clipped."""
     return DDIMScheduler(
-        beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", clip_sample=False, set_alpha_to_one=True,
-        timestep_spacing="trailing", rescale_betas_zero_snr=True,
-    )  # fmt: skip
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="v_prediction",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        timestep_spacing="trailing",
+        rescale_betas_zero_snr=True,
+    )
 
 
 @torch.no_grad()
-def cache(run: Run, tokenizer: CLIPTokenizer, encoder: CLIPTextModel, vae: AutoencoderKL, n: int) -> tuple[Tensor, ...]:
+def cache(
+    run: Run, tokenizer: CLIPTokenizer, encoder: CLIPTextModel, vae: AutoencoderKL, n: int
+) -> tuple[Tensor, ...]:
     """Latents `(n, 8, 8, 8)` and text states `(n, LENGTH, WIDTH)` of `n` captioned pictures, in half precision."""
     latents, states = [], []
     with mixed():
@@ -371,17 +480,29 @@ def cache(run: Run, tokenizer: CLIPTokenizer, encoder: CLIPTextModel, vae: Autoe
             rng = run.rng(8, i)
             triples = [run.scene_pair(rng) for _ in range(100)]
             pixels = to_tensor(np.stack([render(run.world, scene, rng) for _, _, scene in triples]))
-            latents.append((vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor).half())
+            latents.append(
+                (vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor).half()
+            )
             with mixed(enabled=False):
-                states.append(encoder(tokenize(tokenizer, [t for t, _, _ in triples])).last_hidden_state.half())
+                states.append(
+                    encoder(
+                        tokenize(tokenizer, [t for t, _, _ in triples])
+                    ).last_hidden_state.half()
+                )
     return torch.cat(latents), torch.cat(states)
 
 
-def train_unet(run: Run, tokenizer: CLIPTokenizer, encoder: CLIPTextModel, vae: AutoencoderKL) -> UNet2DConditionModel:
+def train_unet(
+    run: Run, tokenizer: CLIPTokenizer, encoder: CLIPTextModel, vae: AutoencoderKL
+) -> UNet2DConditionModel:
     """Denoiser over frozen text states: v loss, one caption in ten empty for classifier-free guidance."""
     unet, noise_schedule = new_unet(run), scheduler()
-    unet.set_attn_processor(AttnProcessor())  # the fused kernel's bf16 backward takes a third of a step on a CPU
-    latents, states = cache(run, tokenizer, encoder, vae, max(200, round(24_000 * min(1, run.scale)) // 100 * 100))
+    unet.set_attn_processor(
+        AttnProcessor()
+    )  # the fused kernel's bf16 backward takes a third of a step on a CPU
+    latents, states = cache(
+        run, tokenizer, encoder, vae, max(200, round(24_000 * min(1, run.scale)) // 100 * 100)
+    )
     with torch.no_grad():
         empty = encoder(tokenize(tokenizer, [""])).last_hidden_state.half()
 
@@ -389,7 +510,9 @@ def train_unet(run: Run, tokenizer: CLIPTokenizer, encoder: CLIPTextModel, vae: 
         rng = run.rng(9, i)
         pick = torch.as_tensor(rng.integers(len(latents), size=BATCH))
         x, text = latents[pick].float(), states[pick]
-        text = torch.where(torch.as_tensor(rng.random(BATCH) < 0.1)[:, None, None], empty, text).float()
+        text = torch.where(
+            torch.as_tensor(rng.random(BATCH) < 0.1)[:, None, None], empty, text
+        ).float()
         noise, t = torch.randn_like(x), torch.randint(1000, (BATCH,))
         noisy = noise_schedule.add_noise(x, noise, t).contiguous(memory_format=torch.channels_last)
         with mixed():
@@ -407,12 +530,19 @@ def train_unet(run: Run, tokenizer: CLIPTokenizer, encoder: CLIPTextModel, vae: 
 
 def commit() -> str:
     """The commit that trains."""
-    return subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip() or "unknown"
+    return (
+        subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+        or "unknown"
+    )
 
 
 def stamp(path: Path, recipe: dict[str, object]) -> None:
     """Write the recipe into a safetensors header."""
-    save_file(load_file(path), path, metadata={"format": "pt", "erasepro.recipe": json.dumps(recipe, sort_keys=True)})
+    save_file(
+        load_file(path),
+        path,
+        metadata={"format": "pt", "erasepro.recipe": json.dumps(recipe, sort_keys=True)},
+    )
     path.chmod(0o644)  # safetensors 0.8 writes files that only their owner can read
 
 
@@ -421,10 +551,15 @@ def pack(run: Run, pipe: StableDiffusionPipeline, judge: JudgeNet, folder: Path)
     recipe: dict[str, object] = {
         "command": f"python tools/glyphs/train.py all --world {run.world.name} --seed {run.seed}"
         f" --encoder-layers {run.encoder_layers} --device {torch.get_default_device().type}",
-        "world": run.world.name, "seed": run.seed, "commit": commit(),
-    }  # fmt: skip
+        "world": run.world.name,
+        "seed": run.seed,
+        "commit": commit(),
+    }
     copy.deepcopy(pipe).to(torch.float16).save_pretrained(folder)
-    save_file({k: v.half().contiguous() for k, v in judge.state_dict().items()}, folder / "judge.safetensors")
+    save_file(
+        {k: v.half().contiguous() for k, v in judge.state_dict().items()},
+        folder / "judge.safetensors",
+    )
     for path in folder.rglob("*.safetensors"):
         stamp(path, recipe)
     size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) / 2**20
@@ -433,24 +568,44 @@ def pack(run: Run, pipe: StableDiffusionPipeline, judge: JudgeNet, folder: Path)
 
 @torch.no_grad()
 def measure(
-    run: Run, pipe: StableDiffusionPipeline, judge: Judge, n: int = 400, *, held_out: bool = True, steps: int = 15,
+    run: Run,
+    pipe: StableDiffusionPipeline,
+    judge: Judge,
+    n: int = 400,
+    *,
+    held_out: bool = True,
+    steps: int = 15,
     guidance: float = 3.0,
-) -> dict[str, float]:  # fmt: skip
+) -> dict[str, float]:
     """How often the picture shows what its caption says, judged; only what is said counts."""
     pairs = captioned_scenes(n, seed=run.seed + 77, held_out=held_out, world=run.world)
     right: dict[str, list[bool]] = {}
     generator = torch.Generator("cpu").manual_seed(run.seed)
     for i in trange(0, n, 40, desc="measure"):
         chunk = pairs[i : i + 40]
-        images = pipe([t for t, _ in chunk], num_inference_steps=steps, guidance_scale=guidance, generator=generator)
+        images = pipe(
+            [t for t, _ in chunk],
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=generator,
+        )
         told = judge(images.images)
         for j, (_, said) in enumerate(chunk):
-            truth = {"shape": said.shape, "style": said.style, "color": said.color, "background": said.background}
+            truth = {
+                "shape": said.shape,
+                "style": said.style,
+                "color": said.color,
+                "background": said.background,
+            }
             for key, value in truth.items():
                 if value is not None:
                     right.setdefault(key, []).append(told[key][j] == value)
-            right.setdefault("attribute", []).append(told["attribute"][j] == (said.attribute is not None))
-            right.setdefault("cracked" if said.attribute else "uncracked", []).append(right["attribute"][-1])
+            right.setdefault("attribute", []).append(
+                told["attribute"][j] == (said.attribute is not None)
+            )
+            right.setdefault("cracked" if said.attribute else "uncracked", []).append(
+                right["attribute"][-1]
+            )
     return {k: round(sum(v) / len(v), 4) for k, v in right.items()}
 
 
@@ -483,10 +638,15 @@ class Parts:
     @cached_property
     def pack(self) -> StableDiffusionPipeline:
         pipe = StableDiffusionPipeline(
-            vae=self.vae.to(memory_format=torch.contiguous_format), text_encoder=self.encoder, tokenizer=self.tokenizer,
-            unet=self.unet.to(memory_format=torch.contiguous_format), scheduler=scheduler(), safety_checker=None,
-            feature_extractor=None, requires_safety_checker=False,
-        )  # fmt: skip
+            vae=self.vae.to(memory_format=torch.contiguous_format),
+            text_encoder=self.encoder,
+            tokenizer=self.tokenizer,
+            unet=self.unet.to(memory_format=torch.contiguous_format),
+            scheduler=scheduler(),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
         pipe.set_progress_bar_config(disable=True)
         pack(self.run, pipe, self.judge, self.folder)
         return pipe
@@ -500,20 +660,32 @@ class Parts:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parts = ("tokenizer", "encoder", "vae", "judge", "unet", "pack", "measure", "all")
     parser.add_argument("part", choices=parts, help="train this part and what it stands on")
     parser.add_argument("--world", choices=sorted(WORLDS), default="first")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--encoder-layers", type=int, default=6)
     parser.add_argument("--out", type=Path, default=Path("runs/first"), help="checkpoints and log")
-    parser.add_argument("--to", type=Path, help="where `pack` writes the world (default: OUT/world)")
-    parser.add_argument("--device", default="cpu", help="cuda takes minutes where two cores take hours; the noise is another")
-    parser.add_argument("--scale", type=float, default=1.0, help="shrinks every step count; for trying the commands")
+    parser.add_argument(
+        "--to", type=Path, help="where `pack` writes the world (default: OUT/world)"
+    )
+    parser.add_argument(
+        "--device",
+        default="cpu",
+        help="cuda takes minutes where two cores take hours; the noise is another",
+    )
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="shrinks every step count; for trying the commands"
+    )
     args = parser.parse_args()
     torch.set_default_device(args.device)
     run = Run(WORLDS[args.world], args.seed, args.out, args.encoder_layers, args.scale)
-    getattr(Parts(run, args.to or args.out / "world"), "measure" if args.part == "all" else args.part)
+    getattr(
+        Parts(run, args.to or args.out / "world"), "measure" if args.part == "all" else args.part
+    )
 
 
 if __name__ == "__main__":

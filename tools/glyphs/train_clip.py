@@ -37,7 +37,9 @@ def train(run: Run, still: Any) -> ClipNet:
         with torch.no_grad():
             states = at_eos(still.text_encoder, still.tokenizer, [text for text, _, _ in triples])
         likeness = net.scale.exp() * net.pictures(pixels) @ net.captions(states).T
-        same = torch.tensor([[a[1] == b[1] for b in triples] for a in triples]).float()  # captions that say the same
+        same = torch.tensor(
+            [[a[1] == b[1] for b in triples] for a in triples]
+        ).float()  # captions that say the same
         return _either_way(likeness, same / same.sum(1, keepdim=True))
 
     trained = fit(run, "clip", net, step, steps=1500, lr=1.5e-3, ema=0.99)
@@ -46,15 +48,22 @@ def train(run: Run, still: Any) -> ClipNet:
 
 
 def _either_way(likeness: Tensor, wanted: Tensor) -> Tensor:
-    return (F.cross_entropy(likeness, wanted) + F.cross_entropy(likeness.T, wanted.T / wanted.T.sum(1, keepdim=True))) / 2
+    return (
+        F.cross_entropy(likeness, wanted)
+        + F.cross_entropy(likeness.T, wanted.T / wanted.T.sum(1, keepdim=True))
+    ) / 2
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/clip"), help="checkpoints and log")
     parser.add_argument("--to", type=Path, help="folder of the world it belongs to (default: OUT)")
-    parser.add_argument("--scale", type=float, default=1.0, help="shrinks the step count; for trying the command")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="shrinks the step count; for trying the command"
+    )
     args = parser.parse_args()
     net = train(Run(FIRST, args.seed, args.out, 0, args.scale), load_pipeline())
     path = (args.to or args.out) / "clip.safetensors"

@@ -26,7 +26,14 @@ from transformers import CLIPTextModel
 
 from diffusers_erasepro.glyphs import load_clip_judge, load_pipeline, load_video_pipeline
 from diffusers_erasepro.glyphs.clip_judge import ClipJudge, right
-from diffusers_erasepro.glyphs.clips import FRAMES, MOTIONS, Clip, captioned_clips, clip_pair, render_clip
+from diffusers_erasepro.glyphs.clips import (
+    FRAMES,
+    MOTIONS,
+    Clip,
+    captioned_clips,
+    clip_pair,
+    render_clip,
+)
 from diffusers_erasepro.glyphs.world import FIRST
 from train import LENGTH, WIDTH, Run, commit, fit, stamp, to_tensor, tokenize
 
@@ -56,7 +63,10 @@ def train_encoder(run: Run, still: Any) -> CLIPTextModel:
 
     def loss_of(rng: np.random.Generator, n: int) -> tuple[Tensor, Tensor]:
         pairs = [clip_pair(rng)[:2] for _ in range(n)]
-        ids, labels = tokenize(tokenizer, [text for text, _ in pairs]), torch.tensor([labels_of(said) for _, said in pairs])
+        ids, labels = (
+            tokenize(tokenizer, [text for text, _ in pairs]),
+            torch.tensor([labels_of(said) for _, said in pairs]),
+        )
         states = encoder(ids).last_hidden_state
         resting = torch.tensor([said.motion is None for _, said in pairs]).nonzero()[:, 0]
         eos = (ids == tokenizer.eos_token_id).int().argmax(-1)
@@ -64,7 +74,9 @@ def train_encoder(run: Run, still: Any) -> CLIPTextModel:
         where = torch.where(torch.from_numpy(rng.random(n) < 0.3), eos, where)
         logits = [head(states[torch.arange(n), where]) for head in heads]
         losses = [F.cross_entropy(x, y) for x, y in zip(logits, labels.T, strict=True)]
-        right = torch.stack([(x.argmax(-1) == y).float().mean() for x, y in zip(logits, labels.T, strict=True)])
+        right = torch.stack(
+            [(x.argmax(-1) == y).float().mean() for x, y in zip(logits, labels.T, strict=True)]
+        )
         loss = torch.stack(losses).sum()
         if len(resting):
             with torch.no_grad():
@@ -84,7 +96,10 @@ def train_encoder(run: Run, still: Any) -> CLIPTextModel:
     )
     with torch.no_grad():
         right = loss_of(run.rng(3), 400)[1]
-    run.note(part="encoder", accuracy=dict(zip(QUESTIONS, [round(r, 4) for r in right.tolist()], strict=True)))
+    run.note(
+        part="encoder",
+        accuracy=dict(zip(QUESTIONS, [round(r, 4) for r in right.tolist()], strict=True)),
+    )
     encoder.set_attn_implementation("sdpa")
     return encoder
 
@@ -97,9 +112,12 @@ def new_adapter(run: Run, unet: Any) -> MotionAdapter:
     """
     torch.manual_seed(run.seed + 3)
     adapter = MotionAdapter(
-        block_out_channels=unet.config.block_out_channels, motion_layers_per_block=unet.config.layers_per_block,
-        motion_num_attention_heads=4, motion_norm_num_groups=unet.config.norm_num_groups, motion_max_seq_length=FRAMES,
-    )  # fmt: skip
+        block_out_channels=unet.config.block_out_channels,
+        motion_layers_per_block=unet.config.layers_per_block,
+        motion_num_attention_heads=4,
+        motion_norm_num_groups=unet.config.norm_num_groups,
+        motion_max_seq_length=FRAMES,
+    )
     with torch.no_grad():
         for module in adapter.modules():
             if isinstance(module, AnimateDiffTransformer3D):
@@ -123,7 +141,11 @@ def cache(run: Run, still: Any, encoder: CLIPTextModel, n: int) -> tuple[Tensor,
         pixels = to_tensor(np.concatenate([render_clip(clip, rng) for _, _, clip in triples]))
         z = still.vae.encode(pixels).latent_dist.mode() * still.vae.config.scaling_factor
         latents.append(z.unflatten(0, (-1, FRAMES)).transpose(1, 2).half())
-        states.append(encoder(tokenize(still.tokenizer, [text for text, _, _ in triples])).last_hidden_state.half())
+        states.append(
+            encoder(
+                tokenize(still.tokenizer, [text for text, _, _ in triples])
+            ).last_hidden_state.half()
+        )
     torch.save((torch.cat(latents), torch.cat(states)), path)
     return torch.cat(latents), torch.cat(states)
 
@@ -134,15 +156,22 @@ def train_unet(run: Run, still: Any, encoder: CLIPTextModel) -> UNetMotionModel:
     for name, p in unet.named_parameters():
         p.requires_grad_("motion_modules" in name or re.match(SPATIAL, name) is not None)
     unet.set_attn_processor(AttnProcessor())
-    latents, states = cache(run, still, encoder, max(50, round(3000 * min(1, run.scale)) // 25 * 25))
+    latents, states = cache(
+        run, still, encoder, max(50, round(3000 * min(1, run.scale)) // 25 * 25)
+    )
     with torch.no_grad():
         empty = encoder(tokenize(still.tokenizer, [""])).last_hidden_state.half()
 
     def step(i: int) -> Tensor:
         rng = run.rng(9, i)
         pick = torch.from_numpy(rng.integers(len(latents), size=BATCH))
-        x, text = latents[pick].float().contiguous(), states[pick]  # torch 2.13's frozen convolutions crash on other layouts
-        text = torch.where(torch.from_numpy(rng.random(BATCH) < 0.1)[:, None, None], empty, text).float()
+        x, text = (
+            latents[pick].float().contiguous(),
+            states[pick],
+        )  # torch 2.13's frozen convolutions crash on other layouts
+        text = torch.where(
+            torch.from_numpy(rng.random(BATCH) < 0.1)[:, None, None], empty, text
+        ).float()
         even = (torch.arange(BATCH) + torch.rand(BATCH)) / BATCH
         t = (1000 * even.sqrt()).long()  # high noise more often: there place and motion are decided
         noise = torch.randn_like(x)
@@ -160,9 +189,13 @@ def pack(run: Run, still: Any, encoder: CLIPTextModel, unet: UNetMotionModel, fo
     """What differs from the still world, in fp16, each file stamped with its recipe: encoder, motion modules, transformers."""
     unet = copy.deepcopy(unet).to(torch.float16, memory_format=torch.contiguous_format)
     unet.save_motion_modules(str(folder / "motion_adapter"))  # in float32, whatever the UNet is
-    MotionAdapter.from_pretrained(folder / "motion_adapter", torch_dtype=torch.float16).save_pretrained(folder / "motion_adapter")
+    MotionAdapter.from_pretrained(
+        folder / "motion_adapter", torch_dtype=torch.float16
+    ).save_pretrained(folder / "motion_adapter")
     copy.deepcopy(encoder).to(torch.float16).save_pretrained(folder / "text_encoder")
-    spatial = {name: p.contiguous() for name, p in unet.state_dict().items() if re.match(SPATIAL, name)}
+    spatial = {
+        name: p.contiguous() for name, p in unet.state_dict().items() if re.match(SPATIAL, name)
+    }
     save_file(spatial, folder / "unet.safetensors")
     command = f"python tools/glyphs/train_video.py all --seed {run.seed}"
     for path in folder.rglob("*.safetensors"):
@@ -177,7 +210,9 @@ def measure(pipe: Any, judge: ClipJudge, pairs: list[tuple[str, Clip]]) -> dict[
     for i in trange(0, len(pairs), 8, desc="measure"):
         noise = torch.Generator().manual_seed(i)
         texts = [text for text, _ in pairs[i : i + 8]]
-        frames += pipe(texts, num_frames=FRAMES, num_inference_steps=12, guidance_scale=3.0, generator=noise).frames
+        frames += pipe(
+            texts, num_frames=FRAMES, num_inference_steps=12, guidance_scale=3.0, generator=noise
+        ).frames
     found = right(judge(frames), [said for _, said in pairs])
     return {name: round(sum(values) / len(values), 4) for name, values in found.items()}
 
@@ -205,20 +240,34 @@ class Parts:
     def measure(self) -> None:
         pipe, judge = load_video_pipeline(self.pack), load_clip_judge()
         for held_out in (False, True):
-            accuracy = measure(pipe, judge, captioned_clips(64, seed=self.run.seed + 77, held_out=held_out))
+            accuracy = measure(
+                pipe, judge, captioned_clips(64, seed=self.run.seed + 77, held_out=held_out)
+            )
             self.run.note(part="measure", held_out=held_out, n=64, accuracy=accuracy)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("encoder", "unet", "pack", "measure", "all"), help="this part and what it stands on")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "part",
+        choices=("encoder", "unet", "pack", "measure", "all"),
+        help="this part and what it stands on",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/video"), help="checkpoints and log")
-    parser.add_argument("--to", type=Path, help="where `pack` writes the world (default: OUT/world)")
-    parser.add_argument("--scale", type=float, default=1.0, help="shrinks every step count; for trying the commands")
+    parser.add_argument(
+        "--to", type=Path, help="where `pack` writes the world (default: OUT/world)"
+    )
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="shrinks every step count; for trying the commands"
+    )
     args = parser.parse_args()
     run = Run(FIRST, args.seed, args.out, 0, args.scale)
-    getattr(Parts(run, args.to or args.out / "world"), "measure" if args.part == "all" else args.part)
+    getattr(
+        Parts(run, args.to or args.out / "world"), "measure" if args.part == "all" else args.part
+    )
 
 
 if __name__ == "__main__":

@@ -65,7 +65,9 @@ class ErasureAdapter:
 
     def of(self, component: str) -> dict[str, LowRank]:
         """The edits of one component, by stored name without the component."""
-        return {k.partition(".")[2]: v for k, v in self.edits.items() if k.split(".")[0] == component}
+        return {
+            k.partition(".")[2]: v for k, v in self.edits.items() if k.split(".")[0] == component
+        }
 
     @cached_property
     def digest(self) -> str:
@@ -100,7 +102,9 @@ class ErasureAdapter:
         """The file's content; the same adapter gives the same bytes."""
         return sorted_metadata(to_bytes(self.tensors(), metadata=metadata(self.header())))
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], *, weight_name: str = WEIGHT_NAME) -> Path:
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], *, weight_name: str = WEIGHT_NAME
+    ) -> Path:
         """Write the adapter into a folder; the old file stays whole until the new one is.
 
         Returns:
@@ -121,11 +125,20 @@ class ErasureAdapter:
         return card(self.header(), **about)
 
     def push_to_hub(
-        self, repo_id: str, *, private: bool | None = None, revision: str | None = None, create_pr: bool = False,
-        token: str | bool | None = None, subfolder: str | None = None, weight_name: str = WEIGHT_NAME,
-        commit_message: str = "Upload erasure", base_model: str | None = None, license: str | None = None,
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        token: str | bool | None = None,
+        subfolder: str | None = None,
+        weight_name: str = WEIGHT_NAME,
+        commit_message: str = "Upload erasure",
+        base_model: str | None = None,
+        license: str | None = None,
         pictures: Mapping[str, str | os.PathLike[str]] | None = None,
-    ) -> str:  # fmt: skip
+    ) -> str:
         """Publish the adapter with its card, its spec and pictures as one commit.
 
         Args:
@@ -145,22 +158,42 @@ class ErasureAdapter:
             folder = Path(temporary)
             self.save_pretrained(folder, weight_name=weight_name)
             (folder / "spec.toml").write_text(self.spec.to_toml())
-            names = {text: f"{i}{Path(file).suffix}" for i, (text, file) in enumerate((pictures or {}).items())}
+            names = {
+                text: f"{i}{Path(file).suffix}"
+                for i, (text, file) in enumerate((pictures or {}).items())
+            }
             for text, file in (pictures or {}).items():
                 shutil.copyfile(file, folder / names[text])
-            about = {"base_model": base_model, "license": license, "pictures": names, "subfolder": subfolder}
+            about = {
+                "base_model": base_model,
+                "license": license,
+                "pictures": names,
+                "subfolder": subfolder,
+            }
             self.card(repo_id=repo_id, **about).save(folder / CARD_NAME)
             return push(
-                folder, repo_id, subfolder=subfolder, private=private, revision=revision, create_pr=create_pr, token=token,
+                folder,
+                repo_id,
+                subfolder=subfolder,
+                private=private,
+                revision=revision,
+                create_pr=create_pr,
+                token=token,
                 commit_message=commit_message,
-            )  # fmt: skip
+            )
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike[str], *, weight_name: str | None = None,
-        subfolder: str | None = None, revision: str | None = None, token: str | bool | None = None,
-        cache_dir: str | os.PathLike[str] | None = None, local_files_only: bool = False,
-    ) -> ErasureAdapter:  # fmt: skip
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        weight_name: str | None = None,
+        subfolder: str | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+    ) -> ErasureAdapter:
         """Read an adapter from a file, a folder or a Hub repository.
 
         Args:
@@ -176,9 +209,14 @@ class ErasureAdapter:
             HubError: The Hub did not give the file; the subclasses say why.
         """
         origin = find(
-            pretrained_model_name_or_path, weight_name=weight_name, subfolder=subfolder, revision=revision, token=token,
-            cache_dir=cache_dir, local_files_only=local_files_only,
-        )  # fmt: skip
+            pretrained_model_name_or_path,
+            weight_name=weight_name,
+            subfolder=subfolder,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+        )
         return replace(read(origin.path), origin=origin)
 
     def __repr__(self) -> str:
@@ -191,9 +229,13 @@ def _attention_rows(edits: Mapping[str, LowRank]) -> dict[str, LowRank]:
     rows = {}
     for component in dict.fromkeys(name.split(".")[0] for name in edits):
         for family in ENCODERS:
-            first = next((n for n in edits if n.startswith(f"{component}.{family.file_blocks}.")), None)
+            first = next(
+                (n for n in edits if n.startswith(f"{component}.{family.file_blocks}.")), None
+            )
             if first:
-                width = min(edits[first].B.shape[0], edits[first].A.shape[1])  # an MLP's other side is wider
+                width = min(
+                    edits[first].B.shape[0], edits[first].A.shape[1]
+                )  # an MLP's other side is wider
                 row = file_name(component, f"{family.file_blocks}.0.{family.padding_row}")
                 rows[row] = LowRank(torch.zeros(width, 0), torch.zeros(0, width))
     return {k: v for k, v in rows.items() if k not in edits}
@@ -231,14 +273,28 @@ def read(path: Path) -> ErasureAdapter:
     """Read and check one adapter file."""
     header, tensors = read_header(path), _tensors(path)
     if tensor_digest(tensors) != header.get("sha256"):
-        raise AdapterIntegrityError(f"{path}: the tensors' sha256 is not the one in the header; fetch the file again")
+        raise AdapterIntegrityError(
+            f"{path}: the tensors' sha256 is not the one in the header; fetch the file again"
+        )
     for name, value in tensors.items():
         if not torch.isfinite(value).all():
-            raise AdapterIntegrityError(f"{path}: {name} has values that are not finite; fetch the file again")
+            raise AdapterIntegrityError(
+                f"{path}: {name} has values that are not finite; fetch the file again"
+            )
     try:
         return _build(header, tensors)
-    except (AttributeError, IndexError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
-        raise AdapterFormatError(f"{path}: the header does not describe its tensors ({error})") from error
+    except (
+        AttributeError,
+        IndexError,
+        KeyError,
+        OverflowError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise AdapterFormatError(
+            f"{path}: the header does not describe its tensors ({error})"
+        ) from error
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
@@ -254,12 +310,19 @@ def _build(header: dict[str, Any], tensors: dict[str, Tensor]) -> ErasureAdapter
     for name, rank in header["ranks"].items():
         A, B = tensors.pop(f"{name}.lora_A.weight"), tensors.pop(f"{name}.lora_B.weight")
         if type(rank) is not int or A.shape[0] != B.shape[1] or not 0 < rank <= A.shape[0]:
-            raise ValueError(f"{name}: shapes {tuple(A.shape)} and {tuple(B.shape)} for rank {rank}")
+            raise ValueError(
+                f"{name}: shapes {tuple(A.shape)} and {tuple(B.shape)} for rank {rank}"
+            )
         edits[name] = LowRank(B[:, :rank].contiguous(), A[:rank].contiguous())
     reported = {layer["name"] for layer in header["report"]["layers"]}
     if not edits or (reported and reported != set(edits)):
-        raise ValueError(f"layers {sorted(reported ^ set(edits))[:3]} are reported or stored, but not both")
-    base = {str(part): {str(k): str(v) for k, v in prints.items()} for part, prints in header["base"].items()}
+        raise ValueError(
+            f"layers {sorted(reported ^ set(edits))[:3]} are reported or stored, but not both"
+        )
+    base = {
+        str(part): {str(k): str(v) for k, v in prints.items()}
+        for part, prints in header["base"].items()
+    }
     adapter = ErasureAdapter(
         spec=ErasureSpec.from_dict(header["spec"]),
         options=recorded(header["options"]),

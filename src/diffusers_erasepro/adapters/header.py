@@ -36,13 +36,21 @@ def read_header(path: Path) -> dict[str, Any]:
         raise UnsafeFileError(f"{path} is not a safetensors file; pickles are never loaded")
     header = _parsed(path)
     if not isinstance(header, dict):
-        raise AdapterFormatError(f"{path}: its 'erasepro' header is a {type(header).__name__}, not a table")
+        raise AdapterFormatError(
+            f"{path}: its 'erasepro' header is a {type(header).__name__}, not a table"
+        )
     if header.get("schema") != SCHEMA:
-        raise AdapterFormatError(f"{path} has schema {header.get('schema')!r}, this version reads {SCHEMA}; upgrade the package")
+        raise AdapterFormatError(
+            f"{path} has schema {header.get('schema')!r}, this version reads {SCHEMA}; upgrade the package"
+        )
     if unknown := set(header) - ENTRIES:
-        raise AdapterFormatError(f"{path}: its header has unknown entries {sorted(unknown)[:3]}; fetch the file again")
+        raise AdapterFormatError(
+            f"{path}: its header has unknown entries {sorted(unknown)[:3]}; fetch the file again"
+        )
     if header.get("seal", seal(header)) != seal(header):
-        raise AdapterIntegrityError(f"{path}: the header's seal is not that of its content; fetch the file again")
+        raise AdapterIntegrityError(
+            f"{path}: the header's seal is not that of its content; fetch the file again"
+        )
     return header
 
 
@@ -67,7 +75,13 @@ def _parsed(path: Path) -> Any:
         stored = _checked_table(path)
         with safe_open(path, framework="np"):
             return _json(stored)
-    except (SafetensorError, UnicodeDecodeError, RecursionError, TypeError, json.JSONDecodeError) as error:
+    except (
+        SafetensorError,
+        UnicodeDecodeError,
+        RecursionError,
+        TypeError,
+        json.JSONDecodeError,
+    ) as error:
         raise AdapterFormatError(f"{path} is not a readable safetensors file: {error}") from error
 
 
@@ -78,7 +92,9 @@ def _checked_table(path: Path) -> str:
     """
     with path.open("rb") as file:
         start = file.read(8)
-        if what := next((w for mark, w in NOT_WEIGHTS.items() if start.lower().startswith(mark)), None):
+        if what := next(
+            (w for mark, w in NOT_WEIGHTS.items() if start.lower().startswith(mark)), None
+        ):
             raise AdapterFormatError(f"{path} is {what}, not weights; download the file itself")
         size = int.from_bytes(start, "little")
         if len(start) < 8 or size > HEADER_LIMIT:
@@ -86,11 +102,15 @@ def _checked_table(path: Path) -> str:
                 f"{path} is not a readable safetensors file: a header of {size} bytes, at most {HEADER_LIMIT} are read"
             )
         text = file.read(size)
-    if (count := text.count(b'"data_offsets"')) > TENSOR_LIMIT:  # counted in the bytes: parsing so many takes seconds
+    if (
+        count := text.count(b'"data_offsets"')
+    ) > TENSOR_LIMIT:  # counted in the bytes: parsing so many takes seconds
         raise AdapterFormatError(f"{path} holds {count} tensors, at most {TENSOR_LIMIT} are read")
     table = _json(text)
     if not isinstance(table, dict) or not isinstance(table.get("__metadata__", {}), dict):
-        raise AdapterFormatError(f"{path} is not a readable safetensors file: its header is no table")
+        raise AdapterFormatError(
+            f"{path} is not a readable safetensors file: its header is no table"
+        )
     stored = table.pop("__metadata__", {}).get("erasepro")
     if stored is None:
         raise AdapterFormatError(
@@ -99,7 +119,9 @@ def _checked_table(path: Path) -> str:
     for name, entry in table.items():
         shape = entry.get("shape") if isinstance(entry, dict) else None
         if shape is None or entry.get("dtype") not in DTYPES_READ or len(shape) != 2:
-            raise AdapterFormatError(f"{path}: {name} is not a matrix of {', '.join(DTYPES_READ)}, as all of ours are")
+            raise AdapterFormatError(
+                f"{path}: {name} is not a matrix of {', '.join(DTYPES_READ)}, as all of ours are"
+            )
     return stored
 
 
@@ -111,7 +133,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A table; the parsers of other programs disagree on which of two equal names counts."""
     table = dict(pairs)
     if len(table) < len(pairs):
-        raise AdapterFormatError("a header names something twice; fetch the file again from its author")
+        raise AdapterFormatError(
+            "a header names something twice; fetch the file again from its author"
+        )
     return table
 
 
@@ -122,14 +146,20 @@ def title(header: Mapping[str, Any]) -> str:
     """What is erased, in one line."""
     concepts = header["spec"]["concepts"]
     names = [f"{c['target']} -> {c['anchor'] or 'nothing'}" for c in concepts[:3]]
-    return "Erasure: " + ", ".join(names) + (f" and {len(concepts) - 3} more" if len(concepts) > 3 else "")
+    return (
+        "Erasure: "
+        + ", ".join(names)
+        + (f" and {len(concepts) - 3} more" if len(concepts) > 3 else "")
+    )
 
 
 def promises(header: Mapping[str, Any]) -> list[str]:
     """What the adapter's maker measured and `verify_erasure` measures again."""
     report = header["report"]
     if not isfinite(report["listed_residual"]):
-        return ["Off is the base, bit for bit. It was imported from another tool: nothing was measured."]
+        return [
+            "Off is the base, bit for bit. It was imported from another tool: nothing was measured."
+        ]
     return [
         f"The exact prompts meet their anchors with a residual of {report['listed_residual']:.1e} at what the denoiser reads.",
         "`verify_erasure()` measures that on the live modules and fails if it does not hold.",
@@ -141,14 +171,20 @@ def limits(header: Mapping[str, Any]) -> list[str]:
     """What a user must know before relying on it."""
     report, parts = header["report"], components(header)
     unseen = report["held_out_mean"]
-    gap = f"on average {unseen:.2f} of the way is left there" if isfinite(unseen) else "how much is left there was not measured"
+    gap = (
+        f"on average {unseen:.2f} of the way is left there"
+        if isfinite(unseen)
+        else "how much is left there was not measured"
+    )
     return [
         f"Phrasings that no template lists are met less exactly: {gap}.",
         f"Other captions move by {report['drift']:.3f} on average (relative, at what the denoiser reads).",
         f"It edits {' and '.join(parts)} of the base it was made for, and refuses others.",
         "It suppresses; whoever holds the files can unload it. Do not use it as the only control for illegal content.",
         *(
-            ["`prompt_embeds` made elsewhere, input images and adversarial embeddings go around it."]
+            [
+                "`prompt_embeds` made elsewhere, input images and adversarial embeddings go around it."
+            ]
             if all(p.startswith("text_encoder") for p in parts)
             else []
         ),

@@ -48,14 +48,20 @@ class Origin:
 def checked_name(weight_name: str) -> str:
     """`weight_name` if it is a plain safetensors file name."""
     if not re.fullmatch(r"[\w][\w .-]*\.safetensors", weight_name):
-        raise UnsafeFileError(f"weight_name {weight_name!r} must be a plain file name ending in .safetensors, without folders")
+        raise UnsafeFileError(
+            f"weight_name {weight_name!r} must be a plain file name ending in .safetensors, without folders"
+        )
     return weight_name
 
 
 def find(
-    where: str | os.PathLike[str], *, weight_name: str | None = None, subfolder: str | None = None,
-    revision: str | None = None, **hub: Any,
-) -> Origin:  # fmt: skip
+    where: str | os.PathLike[str],
+    *,
+    weight_name: str | None = None,
+    subfolder: str | None = None,
+    revision: str | None = None,
+    **hub: Any,
+) -> Origin:
     """The adapter file named by a path or a Hub id.
 
     Args:
@@ -75,14 +81,18 @@ def find(
     if weight_name is not None:
         checked_name(weight_name)
     if subfolder and not (path / subfolder).resolve().is_relative_to(path.resolve()):
-        raise UnsafeFileError(f"subfolder {subfolder!r} leads out of {where}; give a folder inside it")
+        raise UnsafeFileError(
+            f"subfolder {subfolder!r} leads out of {where}; give a folder inside it"
+        )
     if path.is_file():
         return Origin(path, file_sha256(path))
     if path.is_dir():
         found = _in_folder(path / (subfolder or ""), weight_name)
         return Origin(found, file_sha256(found))
     if path.is_absolute() or str(where).startswith((".", "~")) or str(where).count("/") != 1:
-        raise AdapterFormatError(f"no file or folder at {where}; give a path that exists or a Hub id 'owner/name'")
+        raise AdapterFormatError(
+            f"no file or folder at {where}; give a path that exists or a Hub id 'owner/name'"
+        )
     return _download(str(where), weight_name or WEIGHT_NAME, subfolder, revision, hub)
 
 
@@ -100,7 +110,9 @@ def _in_folder(folder: Path, weight_name: str | None) -> Path:
     else:
         candidates = sorted(folder.glob("*.safetensors"))
     if len(candidates) > 1:
-        raise AdapterFormatError(f"{folder} holds {[c.name for c in candidates]}; say which by weight_name=")
+        raise AdapterFormatError(
+            f"{folder} holds {[c.name for c in candidates]}; say which by weight_name="
+        )
     if not candidates or not candidates[0].is_file():
         raise AdapterFormatError(f"no {weight_name or 'safetensors file'} in {folder}")
     return candidates[0]
@@ -115,7 +127,9 @@ def copy_to(origin: Origin, folder: Path) -> Path:
 # ------------------------------------------------------------------------------------------------ from the Hub
 
 
-def _download(repo: str, name: str, subfolder: str | None, revision: str | None, hub: dict[str, Any]) -> Origin:
+def _download(
+    repo: str, name: str, subfolder: str | None, revision: str | None, hub: dict[str, Any]
+) -> Origin:
     from huggingface_hub import hf_hub_download
 
     with named(f"{repo}/{name}" + (f" at {revision}" if revision else "")):
@@ -138,12 +152,16 @@ def _announced(path: Path) -> str:
     """
     blob, sha256 = path.resolve(), file_sha256(path)
     content = path.read_bytes()
-    git = hashlib.sha1(f"blob {len(content)}\0".encode() + content, usedforsecurity=False).hexdigest()
+    git = hashlib.sha1(
+        f"blob {len(content)}\0".encode() + content, usedforsecurity=False
+    ).hexdigest()
     expected = {64: sha256, 40: git}.get(len(blob.name))
     if expected is not None and blob.name != expected:
         path.unlink()
         blob.unlink(missing_ok=True)
-        raise AdapterIntegrityError(f"{path.name}: the Hub announced {blob.name[:12]}, {expected[:12]} arrived; fetch it again")
+        raise AdapterIntegrityError(
+            f"{path.name}: the Hub announced {blob.name[:12]}, {expected[:12]} arrived; fetch it again"
+        )
     return sha256
 
 
@@ -155,21 +173,29 @@ def named(what: str) -> Iterator[None]:
     try:
         yield
     except (hf.GatedRepoError, hf.LocalTokenNotFoundError) as error:
-        raise HubAccessError(f"{what}: access is restricted; ask for it on the repository's page and pass token=") from error
+        raise HubAccessError(
+            f"{what}: access is restricted; ask for it on the repository's page and pass token="
+        ) from error
     except hf.LocalEntryNotFoundError as error:
         raise _cause_of(what, error) from error
     except (hf.RepositoryNotFoundError, hf.RevisionNotFoundError, hf.EntryNotFoundError) as error:
         kind = type(error).__name__.removeprefix("Remote").removesuffix("NotFoundError").lower()
-        raise HubNotFoundError(f"{what}: the {kind} was not found, or is private; check the name, or pass token=") from error
+        raise HubNotFoundError(
+            f"{what}: the {kind} was not found, or is private; check the name, or pass token="
+        ) from error
     except hf.HFValidationError as error:
         raise HubNotFoundError(f"{what} is no Hub id: {error}") from error
     except hf.HfHubHTTPError as error:
         raise _http_error(what, error) from error
     except OSError as error:
-        raise HubError(f"{what}: the transfer failed ({_line(error)}); nothing was kept, try again") from error
+        raise HubError(
+            f"{what}: the transfer failed ({_line(error)}); nothing was kept, try again"
+        ) from error
     except Exception as error:  # httpx's own errors share no public root with OSError
         if type(error).__module__.startswith("httpx"):
-            raise HubError(f"{what}: the connection failed ({_line(error)}); nothing was kept, try again") from error
+            raise HubError(
+                f"{what}: the connection failed ({_line(error)}); nothing was kept, try again"
+            ) from error
         raise
 
 
@@ -192,7 +218,9 @@ def _http_error(what: str, error: Any) -> HubError:
         )
     if code == 429:
         wait = error.response.headers.get("Retry-After")
-        return HubRateLimitError(f"{what}: the Hub answered 429, too many requests; wait {wait + ' s' if wait else 'a minute'}")
+        return HubRateLimitError(
+            f"{what}: the Hub answered 429, too many requests; wait {wait + ' s' if wait else 'a minute'}"
+        )
     return HubError(f"{what}: the Hub answered {code} ({_line(error)}); try again later")
 
 
@@ -208,9 +236,16 @@ PUSHED = ("*.safetensors", "*.png", "*.jpg", "*.webp", "spec.toml", CARD_NAME)
 
 
 def push(
-    folder: Path, repo_id: str, *, subfolder: str | None = None, private: bool | None = None, revision: str | None = None,
-    create_pr: bool = False, token: str | bool | None = None, commit_message: str = "Upload erasure",
-) -> str:  # fmt: skip
+    folder: Path,
+    repo_id: str,
+    *,
+    subfolder: str | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    token: str | bool | None = None,
+    commit_message: str = "Upload erasure",
+) -> str:
     """Upload an adapter's folder as one commit, the repository made if it is not there.
 
     A card that this package did not write stays as it is.
@@ -234,11 +269,19 @@ def push(
         api.create_repo(repo_id, private=private, exist_ok=True)
         if revision and not create_pr:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        own = _has_own_card(api, repo_id, f"{subfolder}/{CARD_NAME}" if subfolder else CARD_NAME, revision)
+        own = _has_own_card(
+            api, repo_id, f"{subfolder}/{CARD_NAME}" if subfolder else CARD_NAME, revision
+        )
         info = api.upload_folder(
-            repo_id=repo_id, folder_path=folder, path_in_repo=subfolder, revision=revision, create_pr=create_pr,
-            commit_message=commit_message, allow_patterns=list(PUSHED), ignore_patterns=[CARD_NAME] if own else None,
-        )  # fmt: skip
+            repo_id=repo_id,
+            folder_path=folder,
+            path_in_repo=subfolder,
+            revision=revision,
+            create_pr=create_pr,
+            commit_message=commit_message,
+            allow_patterns=list(PUSHED),
+            ignore_patterns=[CARD_NAME] if own else None,
+        )
     return info.pr_url or info.commit_url
 
 

@@ -42,7 +42,11 @@ def write_lock(path: Path, pins: Mapping[str, Pin]) -> None:
     lines = ["# Made by erasepro; `pipe.load_erasure_adapter` loads just these files.", ""]
     for name, pin in sorted(pins.items()):
         fields = {k: v for k, v in asdict(pin).items() if v}
-        lines += [f"[{toml_value(name)}]", *(f"{k} = {toml_value(v)}" for k, v in fields.items()), ""]
+        lines += [
+            f"[{toml_value(name)}]",
+            *(f"{k} = {toml_value(v)}" for k, v in fields.items()),
+            "",
+        ]
     path.write_text("\n".join(lines))
 
 
@@ -61,7 +65,9 @@ def read_lock(path: Path) -> dict[str, Pin]:
     try:
         return {name: Pin(**row) for name, row in tomllib.loads(path.read_text()).items()}
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, TypeError) as error:
-        raise AdapterFormatError(f"{path} is no lock file: {error}; write one with `erasepro pull --lock`") from error
+        raise AdapterFormatError(
+            f"{path} is no lock file: {error}; write one with `erasepro pull --lock`"
+        ) from error
 
 
 def locked(path: Path, **hub: Any) -> dict[str, Origin]:

@@ -34,9 +34,15 @@ before.save("before.png")
 
 
 def card(
-    header: Mapping[str, Any], *, repo_id: str = "path/to/this/folder", base_model: str | None = None, license: str | None = None,
-    pictures: Mapping[str, str] | None = None, subfolder: str | None = None, prompt: str | None = None,
-) -> ModelCard:  # fmt: skip
+    header: Mapping[str, Any],
+    *,
+    repo_id: str = "path/to/this/folder",
+    base_model: str | None = None,
+    license: str | None = None,
+    pictures: Mapping[str, str] | None = None,
+    subfolder: str | None = None,
+    prompt: str | None = None,
+) -> ModelCard:
     """The card of the adapter that `header` describes.
 
     Args:
@@ -55,7 +61,8 @@ def card(
         pipeline_tag="text-to-image",
         tags=list(TAGS),
         base_model=base,
-        widget=[{"text": text, "output": {"url": file}} for text, file in (pictures or {}).items()] or None,
+        widget=[{"text": text, "output": {"url": file}} for text, file in (pictures or {}).items()]
+        or None,
     )
     if base:
         data["base_model_relation"] = "adapter"
@@ -77,22 +84,35 @@ def card(
 
 
 def snippet(
-    header: Mapping[str, Any], *, repo_id: str, base_model: str | None, subfolder: str | None = None, prompt: str | None = None
+    header: Mapping[str, Any],
+    *,
+    repo_id: str,
+    base_model: str | None,
+    subfolder: str | None = None,
+    prompt: str | None = None,
 ) -> str:
     """Python that loads the adapter, verifies it and draws with and without it."""
     target = header["spec"]["concepts"][0]["target"]
     return SNIPPET.format(
-        load=LOADING.get(base_model, LOADING[None]).format(base=base_model or "owner/the-base-model"),
+        load=LOADING.get(base_model, LOADING[None]).format(
+            base=base_model or "owner/the-base-model"
+        ),
         repo=repo_id,
         choice=f', subfolder="{subfolder}"' if subfolder else "",
-        name="no-" + "".join(c if c.isalnum() and c.isascii() else "-" for c in target.lower())[:60],
+        name="no-"
+        + "".join(c if c.isalnum() and c.isascii() else "-" for c in target.lower())[:60],
         prompt=prompt or target.replace("\\", "").replace('"', ""),
     )
 
 
 def _concepts(header: Mapping[str, Any]) -> str:
     rows = [
-        (c["target"], ", ".join(c.get("synonyms", ())) or "-", c["anchor"] or "nothing", _named(c["templates"]))
+        (
+            c["target"],
+            ", ".join(c.get("synonyms", ())) or "-",
+            c["anchor"] or "nothing",
+            _named(c["templates"]),
+        )
         for c in header["spec"]["concepts"]
     ]
     return _table(("target", "synonyms", "becomes", "templates"), rows)
@@ -103,13 +123,18 @@ def _named(templates: str | Sequence[str]) -> str:
 
 
 def _report(header: Mapping[str, Any]) -> str:
-    rows = [(f"`{x['name']}`", x["rank"], f"{x['edit_size']:.3f}", f"{x['gap']:.3f}") for x in header["report"]["layers"]]
+    rows = [
+        (f"`{x['name']}`", x["rank"], f"{x['edit_size']:.3f}", f"{x['gap']:.3f}")
+        for x in header["report"]["layers"]
+    ]
     return _table(("layer", "rank", "edit size, of the weight", "gap before"), rows)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join(
+        "| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines
+    )
 
 
 def _bullets(lines: Sequence[str]) -> str:

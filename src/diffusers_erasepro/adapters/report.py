@@ -75,9 +75,19 @@ class Report:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Report:
-        encoders = tuple(EncoderReport(**{**row, "readings": tuple(row["readings"])}) for row in data.get("encoders", ()))
+        encoders = tuple(
+            EncoderReport(**{**row, "readings": tuple(row["readings"])})
+            for row in data.get("encoders", ())
+        )
         layers = tuple(LayerReport(**row) for row in data["layers"])
-        return cls(**{**data, "layers": layers, "encoders": encoders, "notes": tuple(data.get("notes", ()))})
+        return cls(
+            **{
+                **data,
+                "layers": layers,
+                "encoders": encoders,
+                "notes": tuple(data.get("notes", ())),
+            }
+        )
 
 
 def frobenius(factors: LowRank) -> float:
@@ -91,10 +101,14 @@ def most(limit: float, concepts: int) -> tuple[float, str]:
 
     Edits that have nothing in common add in squares.
     """
-    return limit * math.sqrt(concepts), f"max_edit_size={limit:g}" + f" times the root of {concepts} concepts" * (concepts > 1)
+    return limit * math.sqrt(
+        concepts
+    ), f"max_edit_size={limit:g}" + f" times the root of {concepts} concepts" * (concepts > 1)
 
 
-def layer_report(name: str, weight: Tensor, factors: LowRank, step: Step, *, limit: float, concepts: int = 1) -> LayerReport:
+def layer_report(
+    name: str, weight: Tensor, factors: LowRank, step: Step, *, limit: float, concepts: int = 1
+) -> LayerReport:
     """The report of one layer.
 
     Raises:
@@ -107,7 +121,9 @@ def layer_report(name: str, weight: Tensor, factors: LowRank, step: Step, *, lim
             f"{name}: the edit is {size:.3g} times the weight, at most {told} is allowed (rank {factors.rank}, condition "
             f"{edit.condition:.1e}); edit an earlier block as well, use fewer templates, or raise max_edit_size"
         )
-    return LayerReport(name, factors.rank, size, edit.condition, step.gap, edit.constraints, edit.dropped, edit.cut)
+    return LayerReport(
+        name, factors.rank, size, edit.condition, step.gap, edit.constraints, edit.dropped, edit.cut
+    )
 
 
 def worst(parts: Sequence[Report]) -> Report:

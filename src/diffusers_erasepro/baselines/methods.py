@@ -20,7 +20,15 @@ from ..erasure.erase import erase
 from ..erasure.layerwise import final_states, working
 from ..erasure.residuals import aligned_states, read_residual
 from ..errors import ConceptSpecError, UnknownFamilyError
-from ..families.pipelines import LAST, PipelineFamily, blocks_of, component, family_of, file_name, reader_paths
+from ..families.pipelines import (
+    LAST,
+    PipelineFamily,
+    blocks_of,
+    component,
+    family_of,
+    file_name,
+    reader_paths,
+)
 from ..linalg.low_rank import LowRank, compress
 from ..modules.fingerprint import fingerprints
 from ..modules.storage import weight_of
@@ -82,7 +90,9 @@ class Peer:
         """Settings from keywords; an unknown one is an error that lists the known."""
         known = [f.name for f in fields(cls)]
         if unknown := sorted(set(settings) - set(known)):
-            raise ConceptSpecError(f"{cls.name} has no setting {unknown[0]!r} (known: {', '.join(known)})")
+            raise ConceptSpecError(
+                f"{cls.name} has no setting {unknown[0]!r} (known: {', '.join(known)})"
+            )
         return cls(**settings)
 
     def __post_init__(self) -> None:
@@ -90,7 +100,9 @@ class Peer:
             if f.type == "float":
                 number(f.name, getattr(self, f.name))
         if not self.templates or any(t.count("{}") != 1 for t in self.templates):
-            raise ConceptSpecError(f"templates of {self.name} need exactly one '{{}}' each, got {self.templates!r}")
+            raise ConceptSpecError(
+                f"templates of {self.name} need exactly one '{{}}' each, got {self.templates!r}"
+            )
 
     def edits(self, reading: Reading) -> dict[str, LowRank]:
         """Module name -> the change of its weight."""
@@ -108,7 +120,9 @@ class UCE(Peer):
 
     def map(self, reading: Reading) -> LowRank:
         """F of  W* = W (I + F):  with the Gram matrix  S = e X X' + p P P' + lamb I  it is  e (Y - X) X' S^-1."""
-        X, Y, K = (reading.last(texts) for texts in (reading.targets, reading.anchors, reading.captions))
+        X, Y, K = (
+            reading.last(texts) for texts in (reading.targets, reading.anchors, reading.captions)
+        )
         return _least_squares(X, Y, K, self.erase_scale, self.preserve_scale, self.lamb)
 
     def edits(self, reading: Reading) -> dict[str, LowRank]:
@@ -129,13 +143,24 @@ class RECE(Peer):
     name: ClassVar[str] = "rece"
 
     def edits(self, reading: Reading) -> dict[str, LowRank]:
-        start = UCE.of({"templates": self.templates, "preserve": self.preserve} | dict(self.start)).map(reading)
+        start = UCE.of(
+            {"templates": self.templates, "preserve": self.preserve} | dict(self.start)
+        ).map(reading)
         M = identity = torch.eye(len(reading.gram), dtype=torch.float64)
         M = M + start.dense()
-        X, Y, K = (reading.every(texts) for texts in (reading.targets, reading.anchors, ("", *reading.captions)))
+        X, Y, K = (
+            reading.every(texts)
+            for texts in (reading.targets, reading.anchors, ("", *reading.captions))
+        )
         for _ in range(self.rounds):
             revived = inverse_map(reading.gram, M, self.regulariser) @ X
-            M = M + M @ _least_squares(revived, Y, K, self.erase_scale, self.preserve_scale, self.lamb).dense()
+            M = (
+                M
+                + M
+                @ _least_squares(
+                    revived, Y, K, self.erase_scale, self.preserve_scale, self.lamb
+                ).dense()
+            )
         return _through(reading.weights, LowRank(M - identity, identity))
 
 
@@ -160,10 +185,14 @@ class SPEED(Peer):
         K = reading.last(reading.captions) if reading.captions else reading.every([""])[:, 1:]
         E = self._invariants(reading)
         noise = torch.Generator().manual_seed(self.seed)
-        weights = {path: W for path, W in reading.weights.items() if path.endswith(tuple(self.readers))}
+        weights = {
+            path: W for path, W in reading.weights.items() if path.endswith(tuple(self.readers))
+        }
         return {path: self._edit(W, X, Y, K, E, noise) for path, W in weights.items()}
 
-    def _edit(self, W: Tensor, X: Tensor, Y: Tensor, K: Tensor, E: Tensor, noise: torch.Generator) -> LowRank:
+    def _edit(
+        self, W: Tensor, X: Tensor, Y: Tensor, K: Tensor, E: Tensor, noise: torch.Generator
+    ) -> LowRank:
         """With  T = X X'/n,  P onto the eigenvectors of K K'/m below the threshold  and  M = (T P + s I)^-1:
 
         D = W (Y - X) X'/n  P (I - M E (E' P M E + lamb I)^-1 E' P) M
@@ -177,7 +206,9 @@ class SPEED(Peer):
         P = free @ free.T
         M = torch.linalg.inv(T @ P + self.retain_scale * identity)
         inner = E.T @ P @ M @ E + self.lamb * torch.eye(E.shape[1], dtype=torch.float64)
-        return LowRank(W @ (Y - X) / n, X.T @ P @ (identity - M @ E @ torch.linalg.pinv(inner) @ E.T @ P) @ M)
+        return LowRank(
+            W @ (Y - X) / n, X.T @ P @ (identity - M @ E @ torch.linalg.pinv(inner) @ E.T @ P) @ M
+        )
 
     def _refined(self, K: Tensor, W: Tensor, naive: Tensor, noise: torch.Generator) -> Tensor:
         """The kept texts that the edit would move most, and perturbed copies along W's weakest direction."""
@@ -186,7 +217,11 @@ class SPEED(Peer):
             K = K[:, moved > moved.mean()]
         if not self.augment:
             return K
-        weakest = torch.linalg.svd(W)[2][-1] if W.shape[0] >= W.shape[1] else torch.linalg.svd(W, full_matrices=False)[2][-1]
+        weakest = (
+            torch.linalg.svd(W)[2][-1]
+            if W.shape[0] >= W.shape[1]
+            else torch.linalg.svd(W, full_matrices=False)[2][-1]
+        )
         steps = torch.randn(self.augment * K.shape[1], generator=noise, dtype=torch.float64)
         copies = K.repeat(1, self.augment) + weakest[:, None] * steps
         moved = (naive @ copies).norm(dim=0)
@@ -204,10 +239,14 @@ def inverse_map(gram: Tensor, M: Tensor, regulariser: float) -> Tensor:
 
     argmin over Z of  sum ||W M Z - W||^2 + regulariser ||Z||^2  =  (M' G M + regulariser I)^-1 M' G,  G = sum W' W.
     """
-    return torch.linalg.solve(M.T @ gram @ M + regulariser * torch.eye(len(M), dtype=M.dtype), M.T @ gram)
+    return torch.linalg.solve(
+        M.T @ gram @ M + regulariser * torch.eye(len(M), dtype=M.dtype), M.T @ gram
+    )
 
 
-def _least_squares(X: Tensor, Y: Tensor, K: Tensor, erase: float, preserve: float, lamb: float) -> LowRank:
+def _least_squares(
+    X: Tensor, Y: Tensor, K: Tensor, erase: float, preserve: float, lamb: float
+) -> LowRank:
     """F of  argmin over W*  e ||W* X - W Y||^2 + p ||(W* - W) K||^2 + lamb ||W* - W||^2  =  W (I + F)."""
     S = erase * X @ X.T + preserve * K @ K.T + lamb * torch.eye(len(X), dtype=X.dtype)
     return LowRank(erase * (Y - X), torch.linalg.solve(S, X).T)
@@ -286,8 +325,12 @@ def literal(pipe: Any, spec: ErasureSpec | Concept, **options: Any) -> ErasureAd
 
 
 METHODS: dict[str, Callable[..., ErasureAdapter]] = {
-    "erasepro": erase, "uce": uce, "rece": rece, "speed": speed, "literal": literal,
-}  # fmt: skip
+    "erasepro": erase,
+    "uce": uce,
+    "rece": rece,
+    "speed": speed,
+    "literal": literal,
+}
 
 
 def method_named(name: str) -> Callable[..., ErasureAdapter]:
@@ -311,23 +354,41 @@ def run(peer: Peer, pipe: Any, spec: ErasureSpec | Concept) -> ErasureAdapter:
     family = family_of(pipe)
     encoder_name, tokenizer_name, _ = family.encoders[0]
     if len(family.encoders) > 1:
-        raise UnknownFamilyError(f"{peer.name} knows pipelines with one text encoder; {type(pipe).__name__} has several")
+        raise UnknownFamilyError(
+            f"{peer.name} knows pipelines with one text encoder; {type(pipe).__name__} has several"
+        )
     root = component(pipe, family.denoiser)
-    pairs = [(t.replace("{}", w), t.replace("{}", c.anchor)) for c in spec.concepts for w in c.words for t in peer.templates]
+    pairs = [
+        (t.replace("{}", w), t.replace("{}", c.anchor))
+        for c in spec.concepts
+        for w in c.words
+        for t in peer.templates
+    ]
     targets, anchors = zip(*pairs, strict=True)
     with unedited(pipe), torch.no_grad(), working(component(pipe, encoder_name)) as encoder:
-        weights = {path: weight_of(root, path).detach().double().cpu() for path in reader_paths(root, family)}
+        weights = {
+            path: weight_of(root, path).detach().double().cpu()
+            for path in reader_paths(root, family)
+        }
         captions = spec.preserve_captions() if peer.preserve is None else tuple(peer.preserve)
-        reading = Reading(encoder, getattr(pipe, tokenizer_name), targets, anchors, captions, weights)
+        reading = Reading(
+            encoder, getattr(pipe, tokenizer_name), targets, anchors, captions, weights
+        )
         edits = {family.denoiser: peer.edits(reading)}
         adapter = assembled(pipe, family, spec, Foreign(peer.name, asdict(peer)), encoder, edits)
     return replace(adapter, report=replace(adapter.report, seconds=time.perf_counter() - began))
 
 
 def assembled(
-    pipe: Any, family: PipelineFamily, spec: ErasureSpec, made_by: Foreign, encoder: Any,
-    edits: Mapping[str, Mapping[str, LowRank]], *, error: float = COMPRESSION,
-) -> ErasureAdapter:  # fmt: skip
+    pipe: Any,
+    family: PipelineFamily,
+    spec: ErasureSpec,
+    made_by: Foreign,
+    encoder: Any,
+    edits: Mapping[str, Mapping[str, LowRank]],
+    *,
+    error: float = COMPRESSION,
+) -> ErasureAdapter:
     """The adapter of finished edits, compressed and measured as ours are.
 
     Args:
@@ -338,31 +399,64 @@ def assembled(
         error: Largest relative error of the low-rank factors.
     """
     encoder_name, tokenizer_name, _ = family.encoders[0]
-    small = {part: {path: compress(edit, error) for path, edit in paths.items()} for part, paths in edits.items()}
-    weights = {(part, path): weight_of(component(pipe, part), path).detach() for part in small for path in small[part]}
+    small = {
+        part: {path: compress(edit, error) for path, edit in paths.items()}
+        for part, paths in edits.items()
+    }
+    weights = {
+        (part, path): weight_of(component(pipe, part), path).detach()
+        for part in small
+        for path in small[part]
+    }
     alignment, tokenizer = ALIGNMENTS[made_by.alignment], getattr(pipe, tokenizer_name)
     rows = rows_to_solve(spec.concepts, tokenizer, alignment, soft_budget=0)
     rows |= rows_to_measure(spec.concepts, spec.preserve_captions(), tokenizer, alignment)
     in_encoder = {path: factors for path, (factors, _) in small.get(encoder_name, {}).items()}
-    states = {kind: aligned_states(encoder, rows[kind], in_encoder) for kind in ("exact", "held_out", "kept")}
-    of_denoiser, readers = small.get(family.denoiser, {}), reader_paths(component(pipe, family.denoiser), family)
-    edited = [(weights[family.denoiser, path], of_denoiser[path][0]) for path in readers if path in of_denoiser]
+    states = {
+        kind: aligned_states(encoder, rows[kind], in_encoder)
+        for kind in ("exact", "held_out", "kept")
+    }
+    of_denoiser, readers = (
+        small.get(family.denoiser, {}),
+        reader_paths(component(pipe, family.denoiser), family),
+    )
+    edited = [
+        (weights[family.denoiser, path], of_denoiser[path][0])
+        for path in readers
+        if path in of_denoiser
+    ]
     residual = {kind: read_residual(*pair, edited) for kind, pair in states.items()}
     unseen = residual["held_out"]
     layers = tuple(
         LayerReport(
-            file_name(part, path), factors.rank, frobenius(factors) / float(weights[part, path].double().norm()),
-            condition=NAN, gap=NAN, constraints=0, dropped=0, compression=left,
+            file_name(part, path),
+            factors.rank,
+            frobenius(factors) / float(weights[part, path].double().norm()),
+            condition=NAN,
+            gap=NAN,
+            constraints=0,
+            dropped=0,
+            compression=left,
         )
-        for part, paths in small.items() for path, (factors, left) in paths.items()
-    )  # fmt: skip
+        for part, paths in small.items()
+        for path, (factors, left) in paths.items()
+    )
     return ErasureAdapter(
-        spec, made_by,
+        spec,
+        made_by,
         base={part: fingerprints(component(pipe, part), {}) for part in small},
-        edits={file_name(part, path): f.to(torch.float32) for part, paths in small.items() for path, (f, _) in paths.items()},
-        keys={}, goals={f"{encoder_name}.{LAST}": states["exact"][1].float().cpu()},
+        edits={
+            file_name(part, path): f.to(torch.float32)
+            for part, paths in small.items()
+            for path, (f, _) in paths.items()
+        },
+        keys={},
+        goals={f"{encoder_name}.{LAST}": states["exact"][1].float().cpu()},
         report=Report(
-            float(residual["exact"].max()), float(unseen.max()) if len(unseen) else NAN, float(residual["kept"].mean()),
-            layers, held_out_mean=float(unseen.mean()) if len(unseen) else NAN,
+            float(residual["exact"].max()),
+            float(unseen.max()) if len(unseen) else NAN,
+            float(residual["kept"].mean()),
+            layers,
+            held_out_mean=float(unseen.mean()) if len(unseen) else NAN,
         ),
-    )  # fmt: skip
+    )

@@ -19,7 +19,9 @@ from .tables import report_table
 CONCEPTS = {
     "no-star": Concept("star", anchor="circle"),
     "no-mira-voss": Concept("Mira Voss", anchor="Una Flatt", templates="style"),
-    "no-cracked": Concept("cracked", anchor="whole", templates="unsafe", synonyms=("broken", "shattered", "fallen")),
+    "no-cracked": Concept(
+        "cracked", anchor="whole", templates="unsafe", synonyms=("broken", "shattered", "fallen")
+    ),
 }
 PROMPTS = (
     "a postcard with a yellow star set against night",
@@ -34,10 +36,14 @@ PROMPTS = (
 )
 
 
-def draw(pipe: Any, prompts: tuple[str, ...] = PROMPTS, *, seed: int = 0, steps: int = 15) -> list[Any]:
+def draw(
+    pipe: Any, prompts: tuple[str, ...] = PROMPTS, *, seed: int = 0, steps: int = 15
+) -> list[Any]:
     """One image per prompt; the same seeds give the same noise."""
     noise = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
-    return pipe(list(prompts), num_inference_steps=steps, guidance_scale=3.0, generator=noise).images
+    return pipe(
+        list(prompts), num_inference_steps=steps, guidance_scale=3.0, generator=noise
+    ).images
 
 
 def run(out: Path, console: Console) -> None:
@@ -53,11 +59,15 @@ def run(out: Path, console: Console) -> None:
     for name in tqdm(CONCEPTS, desc="load", leave=False):
         fresh.load_erasure_adapter(out / name, adapter_name=name)
     console.print(f"loaded: {fresh.get_erasure_adapters()}")
-    console.print(f"verified on the live modules: {fresh.verify_erasure(raise_on_fail=True).residual:.1e}")
+    console.print(
+        f"verified on the live modules: {fresh.verify_erasure(raise_on_fail=True).residual:.1e}"
+    )
     pictures["all three\nerased"] = draw(fresh)
     fresh.set_erasure_adapters(["no-star"])
     pictures["only the star\nerased"] = draw(fresh)
     with fresh.erasure_disabled():
-        same = all(a.tobytes() == b.tobytes() for a, b in zip(draw(fresh), pictures["base"], strict=True))
+        same = all(
+            a.tobytes() == b.tobytes() for a, b in zip(draw(fresh), pictures["base"], strict=True)
+        )
     console.print(f"switched off, the pictures are the base's to the bit: {same}")
     console.print(f"picture: {save_grid(out / 'before-after.png', PROMPTS, pictures)}")

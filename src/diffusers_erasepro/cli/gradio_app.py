@@ -33,7 +33,9 @@ class Session:
         from ..erasure.erase import erase
 
         with said():
-            spec = ErasureSpec((Concept(target, anchor, templates=templates),), preserve=self.captions)
+            spec = ErasureSpec(
+                (Concept(target, anchor, templates=templates),), preserve=self.captions
+            )
             adapter = erase(self.pipe, spec)
             name = self.pipe.load_erasure_adapter(adapter, adapter_name=self.name_for(target))
             file = adapter.save_pretrained(self.folder / name)
@@ -73,11 +75,15 @@ class Session:
                 before = self.pictures(texts, int(seed))
             after = self.pictures(texts, int(seed))
         pairs = zip(texts, before, after, strict=True)
-        return [row for text, a, b in pairs for row in ((a, f"before: {text}"), (b, f"after: {text}"))]
+        return [
+            row for text, a, b in pairs for row in ((a, f"before: {text}"), (b, f"after: {text}"))
+        ]
 
     def pictures(self, texts: list[str], seed: int) -> Any:
         noise = [torch.Generator().manual_seed(seed + i) for i in range(len(texts))]
-        return self.pipe(texts, num_inference_steps=STEPS, guidance_scale=3.0, generator=noise).images
+        return self.pipe(
+            texts, num_inference_steps=STEPS, guidance_scale=3.0, generator=noise
+        ).images
 
 
 @contextmanager
@@ -115,7 +121,9 @@ def page(model: str) -> Any:
     return blocks
 
 
-def bind(event: Callable[..., Any], work: Callable[..., Any], inputs: list[Any], outputs: list[Any]) -> None:
+def bind(
+    event: Callable[..., Any], work: Callable[..., Any], inputs: list[Any], outputs: list[Any]
+) -> None:
     """One event at a time over all of them: they share a pipeline."""
     event(work, inputs, outputs, concurrency_limit=1, concurrency_id="pipe")
 

@@ -33,20 +33,29 @@ QUIET = {"DIFFUSERS_VERBOSITY": "error", "TRANSFORMERS_VERBOSITY": "error"}
 NO_BARS = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None,  # plain help: rich's takes .15 s to import
-     pretty_exceptions_enable=False, help="Concept erasures as loadable adapters for diffusers.",
+    no_args_is_help=True,
+    rich_markup_mode=None,  # plain help: rich's takes .15 s to import
+    pretty_exceptions_enable=False,
+    help="Concept erasures as loadable adapters for diffusers.",
     epilog="Exit codes: 0 done, 1 error, 2 wrong usage, 3 the verification does not hold.",
-)  # fmt: skip
+)
 
 Model = Annotated[
-    str, typer.Argument(help="'glyphs', a diffusers folder, a .safetensors checkpoint or a Hub id.", metavar="MODEL")
+    str,
+    typer.Argument(
+        help="'glyphs', a diffusers folder, a .safetensors checkpoint or a Hub id.", metavar="MODEL"
+    ),
 ]
-Adapter = Annotated[str, typer.Argument(help="An adapter's file, its folder or a Hub id.", metavar="ADAPTER")]
+Adapter = Annotated[
+    str, typer.Argument(help="An adapter's file, its folder or a Hub id.", metavar="ADAPTER")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")]
 Subfolder = Annotated[str | None, typer.Option(help="Folder inside the repository.")]
-Config = Annotated[str | None, typer.Option(help="For a single file: the same model in diffusers' layout.")]
+Config = Annotated[
+    str | None, typer.Option(help="For a single file: the same model in diffusers' layout.")
+]
 
 
 @app.callback()
@@ -69,11 +78,23 @@ def erase(
     target: Annotated[str | None, typer.Option(help="The words to erase.")] = None,
     anchor: Annotated[str, typer.Option(help="What they become; nothing, if empty.")] = "",
     templates: Annotated[str, typer.Option(help="instance, style, person or unsafe.")] = "instance",
-    synonym: Annotated[list[str] | None, typer.Option(help="A further word for it; may be given again.")] = None,
-    preserve_file: Annotated[Path | None, typer.Option(help="Captions to keep, one a line.")] = None,
-    spec: Annotated[Path | None, typer.Option(help="A spec.toml instead of the options above.")] = None,
-    layers: Annotated[str | None, typer.Option(help="'auto', or such as '0,-1' or 'neurons,-1'; default: by kind.")] = None,
-    robust: Annotated[bool, typer.Option("--robust", help="Hold against embeddings made elsewhere too; drifts more.")] = False,
+    synonym: Annotated[
+        list[str] | None, typer.Option(help="A further word for it; may be given again.")
+    ] = None,
+    preserve_file: Annotated[
+        Path | None, typer.Option(help="Captions to keep, one a line.")
+    ] = None,
+    spec: Annotated[
+        Path | None, typer.Option(help="A spec.toml instead of the options above.")
+    ] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(help="'auto', or such as '0,-1' or 'neurons,-1'; default: by kind."),
+    ] = None,
+    robust: Annotated[
+        bool,
+        typer.Option("--robust", help="Hold against embeddings made elsewhere too; drifts more."),
+    ] = False,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
@@ -91,20 +112,30 @@ def erase(
 
 
 @app.command()
-def show(adapter: Adapter, subfolder: Subfolder = None, revision: Revision = None, as_json: Json = False) -> None:
+def show(
+    adapter: Adapter, subfolder: Subfolder = None, revision: Revision = None, as_json: Json = False
+) -> None:
     """Print what an adapter erases, measured and promises, from its header alone."""
     from ..adapters.header import read_header
     from ..adapters.hub import find
 
     origin = find(adapter, subfolder=subfolder, revision=revision)
-    _show(read_header(origin.path), as_json, path=str(origin.path), file_sha256=origin.sha256, commit=origin.commit)
+    _show(
+        read_header(origin.path),
+        as_json,
+        path=str(origin.path),
+        file_sha256=origin.sha256,
+        commit=origin.commit,
+    )
 
 
 @app.command()
 def verify(
     adapter: Adapter,
     base: Annotated[str, typer.Option(help="The model to measure on; as MODEL of `erase`.")],
-    refit: Annotated[bool, typer.Option(help="Solve again if the base is another than it was made for.")] = False,
+    refit: Annotated[
+        bool, typer.Option(help="Solve again if the base is another than it was made for.")
+    ] = False,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
@@ -116,7 +147,9 @@ def verify(
     pipe = load_model(base, config=config)
     pipe.load_erasure_adapter(adapter, allow_base_mismatch=refit)
     found = pipe.verify_erasure()
-    lines = [f"{'holds' if found.ok else 'DOES NOT HOLD'}: residual {found.residual:.1e}, at most {found.threshold:.0e} allowed"]
+    lines = [
+        f"{'holds' if found.ok else 'DOES NOT HOLD'}: residual {found.residual:.1e}, at most {found.threshold:.0e} allowed"
+    ]
     _say(asdict(found), as_json, lines + [f"not covered: {what}" for what in found.uncovered])
     if not found.ok:
         raise typer.Exit(NOT_HELD)
@@ -125,11 +158,14 @@ def verify(
 @app.command("eval")
 def evaluate(
     adapter: Adapter,
-    against: Annotated[str, typer.Option(help="Methods to set beside it, with commas between; '' for none.")] = "uce",
+    against: Annotated[
+        str, typer.Option(help="Methods to set beside it, with commas between; '' for none.")
+    ] = "uce",
     n: Annotated[int, typer.Option("-n", help="Pictures per kind of prompt.")] = 24,
     seed: int = 0,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder of JSON lines; an interrupted run goes on there.")
+        Path | None,
+        typer.Option("--out", "-o", help="Folder of JSON lines; an interrupted run goes on there."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -139,8 +175,18 @@ def evaluate(
     from ..interop.pipelines import load_model
 
     ours, names = ErasureAdapter.from_pretrained(adapter), filter(None, against.split(","))
-    found = evaluate(load_model("glyphs"), ours.spec, {"this": ours} | {m: m for m in names}, n=n, seed=seed, out=out)
-    plain = {row: {k: getattr(v, "__dict__", v) for k, v in measures.items()} for row, measures in found.items()}
+    found = evaluate(
+        load_model("glyphs"),
+        ours.spec,
+        {"this": ours} | {m: m for m in names},
+        n=n,
+        seed=seed,
+        out=out,
+    )
+    plain = {
+        row: {k: getattr(v, "__dict__", v) for k, v in measures.items()}
+        for row, measures in found.items()
+    }
     _say(plain, as_json, [table(found)])
 
 
@@ -163,14 +209,23 @@ def attack(
     victim.load_erasure_adapter(made)
     concept = made.spec.concepts[0]
     prompts = tuple(text for text, _ in prompts_with(concept, n, seed=seed, held_out=True))
-    siege, names = Siege(victim, load_pipeline(), concept, prompts, seed), only.split(",") if only else tuple(ATTACKS)
+    siege, names = (
+        Siege(victim, load_pipeline(), concept, prompts, seed),
+        only.split(",") if only else tuple(ATTACKS),
+    )
     found = success(siege, load_judge(), kind_of(FIRST, concept), names)
-    _say({k: vars(v) for k, v in found.items()}, as_json, [f"{name}: {share}" for name, share in found.items()])
+    _say(
+        {k: vars(v) for k, v in found.items()},
+        as_json,
+        [f"{name}: {share}" for name, share in found.items()],
+    )
 
 
 @app.command("list")
 def list_adapters(
-    folder: Annotated[Path, typer.Argument(help="Where to look.", exists=True, file_okay=False)] = Path("."),
+    folder: Annotated[
+        Path, typer.Argument(help="Where to look.", exists=True, file_okay=False)
+    ] = Path("."),
     as_json: Json = False,
 ) -> None:
     """List the adapters below a folder."""
@@ -196,18 +251,25 @@ def card(
     from ..adapters.hub import find
     from ..adapters.model_card import card as make
 
-    made = make(read_header(find(adapter).path), base_model=base_model, repo_id=repo_id, license=license)
+    made = make(
+        read_header(find(adapter).path), base_model=base_model, repo_id=repo_id, license=license
+    )
     typer.echo(str(made), nl=False)
 
 
 @app.command()
 def export(
     adapter: Adapter,
-    out: Annotated[Path, typer.Option("--out", "-o", help="File (kohya) or folder (checkpoint) to write.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="File (kohya) or folder (checkpoint) to write.")
+    ],
     format: Annotated[
-        Format, typer.Option(help="kohya: for ComfyUI, A1111, InvokeAI. checkpoint: a whole pipeline.")
+        Format,
+        typer.Option(help="kohya: for ComfyUI, A1111, InvokeAI. checkpoint: a whole pipeline."),
     ] = Format.kohya,
-    base: Annotated[str | None, typer.Option(help="For a checkpoint: the model; as MODEL of `erase`.")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="For a checkpoint: the model; as MODEL of `erase`.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write an adapter for other tools, and say what they cannot do with it."""
@@ -220,19 +282,28 @@ def export(
         notes = export_kohya(found, out)
     else:
         notes = _merged(found, base, out)
-    _say({"path": str(out), "notes": notes}, as_json, [str(out), *(f"note: {note}" for note in notes)])
+    _say(
+        {"path": str(out), "notes": notes},
+        as_json,
+        [str(out), *(f"note: {note}" for note in notes)],
+    )
 
 
 @app.command("import")
 def import_lora(
     file: Annotated[
-        Path, typer.Argument(help="A LoRA-format erasure: SPM, LECO, slider, ESD-LoRA.", exists=True, dir_okay=False)
+        Path,
+        typer.Argument(
+            help="A LoRA-format erasure: SPM, LECO, slider, ESD-LoRA.", exists=True, dir_okay=False
+        ),
     ],
     base: Annotated[str, typer.Option(help="The model it was made for; as MODEL of `erase`.")],
     target: Annotated[str, typer.Option(help="What it erases.")],
     out: Out,
     anchor: Annotated[str, typer.Option(help="What that becomes.")] = "",
-    strength: Annotated[float, typer.Option(help="Factor; negative for a slider towards the concept.")] = 1.0,
+    strength: Annotated[
+        float, typer.Option(help="Factor; negative for a slider towards the concept.")
+    ] = 1.0,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
@@ -248,9 +319,13 @@ def import_lora(
 
 @app.command()
 def push(
-    folder: Annotated[Path, typer.Argument(help="An adapter's folder.", exists=True, file_okay=False)],
+    folder: Annotated[
+        Path, typer.Argument(help="An adapter's folder.", exists=True, file_okay=False)
+    ],
     repo_id: Annotated[str, typer.Argument(help="owner/name on the Hub.")],
-    private: Annotated[bool, typer.Option("--private", help="If the repository is made now.")] = False,
+    private: Annotated[
+        bool, typer.Option("--private", help="If the repository is made now.")
+    ] = False,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request.")] = False,
     revision: Revision = None,
     subfolder: Subfolder = None,
@@ -261,7 +336,14 @@ def push(
     from ..adapters.header import read_header
 
     read_header(hub.find(folder).path)
-    url = hub.push(folder, repo_id, subfolder=subfolder, private=private or None, revision=revision, create_pr=create_pr)
+    url = hub.push(
+        folder,
+        repo_id,
+        subfolder=subfolder,
+        private=private or None,
+        revision=revision,
+        create_pr=create_pr,
+    )
     _say({"url": url}, as_json, [url])
 
 
@@ -270,9 +352,13 @@ def pull(
     repo_id: Annotated[str, typer.Argument(help="owner/name on the Hub.")],
     revision: Revision = None,
     subfolder: Subfolder = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Also copy the file into this folder.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Also copy the file into this folder.")
+    ] = None,
     lock: Annotated[Path | None, typer.Option(help="Pin it in this lock file.")] = None,
-    name: Annotated[str | None, typer.Option(help="Its name in the lock; default: the repository's.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Its name in the lock; default: the repository's.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Fetch an adapter, check it, and pin it if asked."""
@@ -293,7 +379,9 @@ def pull(
 def ui(
     model: Annotated[str, typer.Argument(help="As MODEL of `erase`.")] = "glyphs",
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int | None, typer.Option(help="Port; a free one from 7860 on, if not given.")] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port; a free one from 7860 on, if not given.")
+    ] = None,
 ) -> None:
     """Serve a page to click: erase, compare, switch, save. Needs gradio (the `ui` extra)."""
     try:
@@ -301,7 +389,9 @@ def ui(
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise
-        raise typer.BadParameter("gradio is not installed; pip install 'diffusers-erasepro[ui]'") from None
+        raise typer.BadParameter(
+            "gradio is not installed; pip install 'diffusers-erasepro[ui]'"
+        ) from None
     typer.echo(f"http://{host}:{port or 7860}", err=True)
     serve(model, host=host, port=port)
 
@@ -381,7 +471,13 @@ def _merged(adapter: ErasureAdapter, base: str | None, out: Path) -> tuple[str, 
 
 
 def _spec(
-    model: str, target: str | None, anchor: str, templates: str, synonyms: list[str], preserve: Path | None, spec: Path | None
+    model: str,
+    target: str | None,
+    anchor: str,
+    templates: str,
+    synonyms: list[str],
+    preserve: Path | None,
+    spec: Path | None,
 ) -> ErasureSpec:
     from ..config.spec import Concept, ErasureSpec
     from ..interop.pipelines import everyday
@@ -392,7 +488,9 @@ def _spec(
         return ErasureSpec.from_toml(spec.read_text())
     captions = preserve.read_text().splitlines() if preserve else everyday(model)
     concept = Concept(target, anchor, templates=templates, synonyms=tuple(synonyms))  # type: ignore[arg-type]
-    return ErasureSpec((concept,), preserve=None if captions is None else tuple(filter(None, captions)))
+    return ErasureSpec(
+        (concept,), preserve=None if captions is None else tuple(filter(None, captions))
+    )
 
 
 def _layers(text: str) -> tuple[int | str, ...]:

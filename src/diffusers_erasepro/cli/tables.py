@@ -16,12 +16,18 @@ def report_table(name: str, report: Mapping[str, Any]) -> Table:
     """A report, a line per layer."""
     unseen = report["held_out_mean"]
     table = Table(
-        "layer", "rank", "||D||/||W||", "gap before", title_justify="left",
+        "layer",
+        "rank",
+        "||D||/||W||",
+        "gap before",
+        title_justify="left",
         title=f"{name}: residual {report['listed_residual']:.1e} listed, "
         f"{f'{unseen:.2f}' if isfinite(unseen) else 'not measured'} held out; drift {report['drift']:.3f}",
-    )  # fmt: skip
+    )
     for layer in report["layers"]:
-        table.add_row(layer["name"], str(layer["rank"]), f"{layer['edit_size']:.2f}", f"{layer['gap']:.3f}")
+        table.add_row(
+            layer["name"], str(layer["rank"]), f"{layer['edit_size']:.2f}", f"{layer['gap']:.3f}"
+        )
     return table
 
 
@@ -31,7 +37,10 @@ def print_header(console: Console, header: Mapping[str, Any]) -> None:
     for concept in header["spec"]["concepts"]:
         known = {k: v for k, v in concept.items() if v}
         console.print("  " + ", ".join(f"{k}={v!r}" for k, v in known.items()), highlight=False)
-    console.print(f"preserves {len(header['spec'].get('preserve', ())) or 'the shipped'} captions", highlight=False)
+    console.print(
+        f"preserves {len(header['spec'].get('preserve', ())) or 'the shipped'} captions",
+        highlight=False,
+    )
     options = ", ".join(f"{k}={v}" for k, v in header["options"].items())
     console.print(f"made with {options}", highlight=False)
     for part in components(header):

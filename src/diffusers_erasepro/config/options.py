@@ -43,8 +43,14 @@ class Options:
     """Target, layers and alignment of each concept, where they differ; then `layers` and `alignment` are None."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layers", self.layers if self.layers is None else _tuple(self.layers))
-        object.__setattr__(self, "each", tuple((target, _tuple(layers), held) for target, layers, held in self.each))
+        object.__setattr__(
+            self, "layers", self.layers if self.layers is None else _tuple(self.layers)
+        )
+        object.__setattr__(
+            self,
+            "each",
+            tuple((target, _tuple(layers), held) for target, layers, held in self.each),
+        )
         _one_of("variant", self.variant, tuple(VARIANTS))
         _one_of("metric", self.metric, METRICS)
         for name in ("ridge", "soft_weight", "rtol", "max_edit_size"):
@@ -54,13 +60,21 @@ class Options:
         for name, least in (("soft_budget", 0), ("max_rank", 1)):
             value = getattr(self, name)
             if (name, value) != ("max_rank", None) and (type(value) is not int or value < least):
-                raise ConceptSpecError(f"{name} must be a whole number of at least {least}, got {value!r}")
-        for layers in ([] if self.layers in (None, AUTO) else [self.layers]) + [layers for _, layers, _ in self.each]:
+                raise ConceptSpecError(
+                    f"{name} must be a whole number of at least {least}, got {value!r}"
+                )
+        for layers in ([] if self.layers in (None, AUTO) else [self.layers]) + [
+            layers for _, layers, _ in self.each
+        ]:
             _check_layers(layers)
-        for alignment in ([] if self.alignment is None else [self.alignment]) + [held for _, _, held in self.each]:
+        for alignment in ([] if self.alignment is None else [self.alignment]) + [
+            held for _, _, held in self.each
+        ]:
             _one_of("alignment", alignment, tuple(ALIGNMENTS))
         if self.takes_neurons and self.variant != "block":
-            raise ConceptSpecError(f"neurons among the layers go with variant='block', got {self.variant!r}")
+            raise ConceptSpecError(
+                f"neurons among the layers go with variant='block', got {self.variant!r}"
+            )
 
     @classmethod
     def of(cls, choices: dict[str, Any]) -> Options:
@@ -76,7 +90,12 @@ class Options:
         if len(alike := {*recipes.values()}) == 1:
             (recipe,) = alike
             return replace(self, layers=recipe.layers, alignment=recipe.alignment, each=())
-        return replace(self, layers=None, alignment=None, each=tuple((t, r.layers, r.alignment) for t, r in recipes.items()))
+        return replace(
+            self,
+            layers=None,
+            alignment=None,
+            each=tuple((t, r.layers, r.alignment) for t, r in recipes.items()),
+        )
 
     def _settled(self, concept: Concept, *, neurons: bool) -> Recipe:
         if found := self._each.get(concept.target):
@@ -103,7 +122,11 @@ class Options:
     @property
     def every_layer(self) -> Layers:
         """The layers of all concepts, as far as they are settled."""
-        return tuple(dict.fromkeys([*(self.layers or ()), *(x for _, layers, _ in self.each for x in layers)]))
+        return tuple(
+            dict.fromkeys(
+                [*(self.layers or ()), *(x for _, layers, _ in self.each for x in layers)]
+            )
+        )
 
     @property
     def edits_readers(self) -> bool:
@@ -146,7 +169,9 @@ def blocks_in(layers: Layers, count: int) -> list[int]:
     asked = [b for b in layers if isinstance(b, int)]
     for block in asked:
         if not -count <= block < count:
-            raise ConceptSpecError(f"unknown layer {block}: the text encoder has blocks 0 to {count - 1} (or -1 for the last)")
+            raise ConceptSpecError(
+                f"unknown layer {block}: the text encoder has blocks 0 to {count - 1} (or -1 for the last)"
+            )
     return sorted({b % count for b in asked})
 
 
@@ -173,7 +198,9 @@ def _tuple(layers: Any) -> Layers:
 def _check_layers(layers: Layers) -> None:
     names = f"{', '.join(map(repr, NEURONS))} or {READERS!r}"
     if not layers:
-        raise ConceptSpecError(f"layers is empty; name encoder blocks (such as 1, -1), {names}, or give 'auto'")
+        raise ConceptSpecError(
+            f"layers is empty; name encoder blocks (such as 1, -1), {names}, or give 'auto'"
+        )
     for layer in layers:
         if type(layer) is not int and layer not in (*NEURONS, READERS):
             raise ConceptSpecError(
@@ -188,5 +215,10 @@ def _one_of(name: str, value: object, known: tuple[str, ...]) -> None:
 
 def number(name: str, value: object) -> None:
     """Raise ConceptSpecError unless `value` is a finite number of at least 0."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not math.isfinite(value)
+        or value < 0
+    ):
         raise ConceptSpecError(f"{name} must be a finite number of at least 0, got {value!r}")

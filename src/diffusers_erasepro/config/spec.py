@@ -21,27 +21,40 @@ def _warn_unseen(text: str, what: str) -> None:
     """A reader cannot see these and a tokenizer may: the words typed later would not be the words erased."""
     if text.isascii() and text.isprintable():
         return
-    unseen = dict.fromkeys(f"U+{ord(c):04X}" for c in text if unicodedata.category(c) in ("Cf", "Cc") and not c.isspace())
+    unseen = dict.fromkeys(
+        f"U+{ord(c):04X}"
+        for c in text
+        if unicodedata.category(c) in ("Cf", "Cc") and not c.isspace()
+    )
     faults = [f"holds invisible characters ({', '.join(unseen)})"] if unseen else []
     faults += [] if unicodedata.is_normalized("NFC", text) else ["is not in Unicode's form NFC"]
     for fault in faults:
-        warnings.warn(f"{what} {fault}: {text[:40]!r}; it is taken as it is, clean it if you did not mean this", stacklevel=3)
+        warnings.warn(
+            f"{what} {fault}: {text[:40]!r}; it is taken as it is, clean it if you did not mean this",
+            stacklevel=3,
+        )
 
 
 def _text(value: object, what: str, *, blank: bool = False) -> str:
     if not isinstance(value, str):
         raise ConceptSpecError(f"{what} must be text, got {type(value).__name__} {value!r}")
     if not blank and not value.strip():
-        raise ConceptSpecError(f"{what} is blank; name what to erase (only an anchor may be the empty string)")
+        raise ConceptSpecError(
+            f"{what} is blank; name what to erase (only an anchor may be the empty string)"
+        )
     if len(value) > MAX_WORDS:
-        raise ConceptSpecError(f"{what} has {len(value)} characters, at most {MAX_WORDS} are allowed: {value[:40]!r}...")
+        raise ConceptSpecError(
+            f"{what} has {len(value)} characters, at most {MAX_WORDS} are allowed: {value[:40]!r}..."
+        )
     _warn_unseen(value, what)
     return value
 
 
 def _texts(values: object, what: str) -> tuple[str, ...]:
     if isinstance(values, str) or not isinstance(values, Iterable):
-        raise ConceptSpecError(f"{what} must be a sequence of texts, got {type(values).__name__} {values!r}")
+        raise ConceptSpecError(
+            f"{what} must be a sequence of texts, got {type(values).__name__} {values!r}"
+        )
     return tuple(_text(v, f"{what}[{i}]") for i, v in enumerate(values))
 
 
@@ -108,26 +121,38 @@ class Concept:
         object.__setattr__(self, "synonyms", _texts(self.synonyms, f"synonyms of {self.target!r}"))
         object.__setattr__(self, "anchors", _texts(self.anchors, f"anchors of {self.target!r}"))
         if self.anchors and self.anchor != AUTO_ANCHOR:
-            raise ConceptSpecError(f"anchors of {self.target!r} are given beside anchor={self.anchor!r}; give one or the other")
+            raise ConceptSpecError(
+                f"anchors of {self.target!r} are given beside anchor={self.anchor!r}; give one or the other"
+            )
         if isinstance(self.templates, str):
             if self.templates not in TEMPLATES:
                 known = ", ".join(TEMPLATES)
-                raise ConceptSpecError(f"templates of {self.target!r}: no set {self.templates!r} (known: {known})")
+                raise ConceptSpecError(
+                    f"templates of {self.target!r}: no set {self.templates!r} (known: {known})"
+                )
         else:
             object.__setattr__(self, "templates", self._checked("templates"))
             if not self.templates:
-                raise ConceptSpecError(f"templates of {self.target!r} is empty; give one text with '{{}}' or a set's name")
+                raise ConceptSpecError(
+                    f"templates of {self.target!r} is empty; give one text with '{{}}' or a set's name"
+                )
         if self.soft_templates is not None:
             object.__setattr__(self, "soft_templates", self._checked("soft_templates"))
         for word in self.words:
             if same_words(word, self.anchor):
-                raise ConceptSpecError(f"target and anchor are both {word!r}; there would be nothing to erase")
+                raise ConceptSpecError(
+                    f"target and anchor are both {word!r}; there would be nothing to erase"
+                )
             if self.anchor and mentions(self.anchor, word):
-                raise ConceptSpecError(f"anchor {self.anchor!r} contains the target {word!r}; choose a broader concept")
+                raise ConceptSpecError(
+                    f"anchor {self.anchor!r} contains the target {word!r}; choose a broader concept"
+                )
 
     def _checked(self, name: str) -> tuple[str, ...]:
         what = f"{name} of {self.target!r}"
-        return tuple(_template(t, f"{what}[{i}]") for i, t in enumerate(_texts(getattr(self, name), what)))
+        return tuple(
+            _template(t, f"{what}[{i}]") for i, t in enumerate(_texts(getattr(self, name), what))
+        )
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -165,7 +190,11 @@ class Concept:
         """Templates met by least squares."""
         if self.soft_templates is not None:
             return self.soft_templates
-        return TEMPLATES[self.templates].soft if isinstance(self.templates, str) else self.templates[1:]
+        return (
+            TEMPLATES[self.templates].soft
+            if isinstance(self.templates, str)
+            else self.templates[1:]
+        )
 
     @property
     def held_out(self) -> tuple[str, ...]:
@@ -198,10 +227,14 @@ class ErasureSpec:
         if not concepts:
             raise ConceptSpecError("no concepts; give at least one Concept(target, anchor=...)")
         if len(concepts) > MAX_CONCEPTS:
-            raise ConceptSpecError(f"{len(concepts)} concepts, at most {MAX_CONCEPTS} are allowed in one spec")
+            raise ConceptSpecError(
+                f"{len(concepts)} concepts, at most {MAX_CONCEPTS} are allowed in one spec"
+            )
         for i, concept in enumerate(concepts):
             if not isinstance(concept, Concept):
-                raise ConceptSpecError(f"concepts[{i}] must be a Concept, got {type(concept).__name__} {concept!r}")
+                raise ConceptSpecError(
+                    f"concepts[{i}] must be a Concept, got {type(concept).__name__} {concept!r}"
+                )
         object.__setattr__(self, "concepts", concepts)
         if self.preserve is not None:
             object.__setattr__(self, "preserve", _captions(self.preserve, "preserve"))
@@ -229,7 +262,9 @@ class ErasureSpec:
         """Plain data for JSON and TOML, defaults left out."""
         rows = [{k: v for k, v in asdict(c).items() if v not in (None, ())} for c in self.concepts]
         lists = {"preserve": self.preserve, "keep": self.keep or None}
-        return {"concepts": rows} | {name: list(texts) for name, texts in lists.items() if texts is not None}
+        return {"concepts": rows} | {
+            name: list(texts) for name, texts in lists.items() if texts is not None
+        }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ErasureSpec:
@@ -246,9 +281,18 @@ class ErasureSpec:
     def to_toml(self) -> str:
         """The spec as a TOML document."""
         data = self.to_dict()
-        lines = [line for name in ("preserve", "keep") if name in data for line in (f"{name} = {toml_value(data[name])}", "")]
+        lines = [
+            line
+            for name in ("preserve", "keep")
+            if name in data
+            for line in (f"{name} = {toml_value(data[name])}", "")
+        ]
         for row in data["concepts"]:
-            lines += ["[[concepts]]", *(f"{key} = {toml_value(value)}" for key, value in row.items()), ""]
+            lines += [
+                "[[concepts]]",
+                *(f"{key} = {toml_value(value)}" for key, value in row.items()),
+                "",
+            ]
         return "\n".join(lines)
 
     @classmethod
@@ -262,10 +306,14 @@ class ErasureSpec:
 
 def _captions(values: object, what: str) -> tuple[str, ...]:
     if isinstance(values, str) or not isinstance(values, Iterable):
-        raise ConceptSpecError(f"{what} must be a sequence of texts, got {type(values).__name__} {values!r}")
+        raise ConceptSpecError(
+            f"{what} must be a sequence of texts, got {type(values).__name__} {values!r}"
+        )
     for i, value in enumerate(values := tuple(values)):
         if not isinstance(value, str):
-            raise ConceptSpecError(f"{what}[{i}] must be text, got {type(value).__name__} {value!r}")
+            raise ConceptSpecError(
+                f"{what}[{i}] must be text, got {type(value).__name__} {value!r}"
+            )
         _warn_unseen(value, f"{what}[{i}]")
     return values
 
@@ -274,12 +322,16 @@ def _known(row: object, fields: set[str], what: str) -> None:
     if not isinstance(row, dict):
         raise ConceptSpecError(f"{what} must be a table, got {type(row).__name__} {row!r}")
     if unknown := sorted(set(row) - fields):
-        raise ConceptSpecError(f"{what} has unknown fields {unknown} (known: {', '.join(sorted(fields))})")
+        raise ConceptSpecError(
+            f"{what} has unknown fields {unknown} (known: {', '.join(sorted(fields))})"
+        )
 
 
 def toml_value(value: str | Sequence[str]) -> str:
     if isinstance(value, str):
-        escaped = "".join(c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08x}" for c in value)
+        escaped = "".join(
+            c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08x}" for c in value
+        )
         return f'"{escaped}"'
     return "[" + ", ".join(toml_value(v) for v in value) + "]"
 
@@ -292,7 +344,9 @@ def check_together(concepts: Sequence[Concept]) -> None:
             key = tuple(word.casefold().split())
             if key in anchors:
                 first = anchors[key][1]
-                raise ConceptSpecError(f"{word!r} is erased twice, to {first!r} and to {concept.anchor!r}; keep one")
+                raise ConceptSpecError(
+                    f"{word!r} is erased twice, to {first!r} and to {concept.anchor!r}; keep one"
+                )
             anchors[key] = (word, concept.anchor)
     for concept in concepts:
         key = tuple(concept.anchor.casefold().split())

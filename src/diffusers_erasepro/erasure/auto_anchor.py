@@ -37,24 +37,37 @@ def _settled(pipe: Any, concept: Concept, taken: Sequence[str], alignment: str) 
         return concept
     candidates = [a for a in concept.candidates if not any(mentions(a, w) for w in taken)]
     if not candidates:
-        raise ConceptSpecError(f"no anchor is left for {concept.target!r}: every candidate names a target; give `anchors`")
+        raise ConceptSpecError(
+            f"no anchor is left for {concept.target!r}: every candidate names a target; give `anchors`"
+        )
     far = sum(_distances(path, concept, candidates, alignment) for path in text_paths(pipe))
     assert isinstance(far, Tensor)
     return replace(concept, anchor=candidates[int(far.argmin())], anchors=())
 
 
-def _distances(path: TextPath, concept: Concept, candidates: Sequence[str], alignment: str) -> Tensor:
+def _distances(
+    path: TextPath, concept: Concept, candidates: Sequence[str], alignment: str
+) -> Tensor:
     """`(n,)` mean relative distance of the target's states to each candidate's, at the aligned positions."""
     template = concept.exact[0]
-    pairs = [Pair(Prompt.of(template, concept.target), Prompt.of(template, candidate)) for candidate in candidates]
+    pairs = [
+        Pair(Prompt.of(template, concept.target), Prompt.of(template, candidate))
+        for candidate in candidates
+    ]
     apart = [rows_of([pair], path, ALIGNMENTS[alignment]) for pair in pairs]
     with working(path.encoder) as encoder, torch.no_grad():
-        return torch.stack([
-            torch.cat([
-                relative(have, goal)
-                for have, goal in zip(
-                    target_states(encoder, rows, path.use.readings), anchor_states(encoder, rows, path.use.readings), strict=True
-                )
-            ]).mean()
-            for rows in apart
-        ])  # fmt: skip
+        return torch.stack(
+            [
+                torch.cat(
+                    [
+                        relative(have, goal)
+                        for have, goal in zip(
+                            target_states(encoder, rows, path.use.readings),
+                            anchor_states(encoder, rows, path.use.readings),
+                            strict=True,
+                        )
+                    ]
+                ).mean()
+                for rows in apart
+            ]
+        )

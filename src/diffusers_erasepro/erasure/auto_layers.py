@@ -95,7 +95,9 @@ class Look:
             )
         tokenizer = getattr(pipe, family.encoders[0][1])
         captions = _judging(spec)
-        pairs: list[Pair] = spread(pairs_of(spec.concepts, "exact") + pairs_of(spec.concepts, "soft"), PROMPTS)
+        pairs: list[Pair] = spread(
+            pairs_of(spec.concepts, "exact") + pairs_of(spec.concepts, "soft"), PROMPTS
+        )
         targets, anchors, keeps = (
             token_ids(tokenizer, texts)
             for texts in (
@@ -107,14 +109,22 @@ class Look:
         empty = token_ids(tokenizer, [""])
         of = lambda ids: _states(pipe, ids)  # noqa: E731
         return cls(
-            pipe, captions, targets, keeps, empty,
-            _followed(pipe, of(anchors), of(targets), seed), _followed(pipe, of(keeps), of(empty), seed),
-        )  # fmt: skip
+            pipe,
+            captions,
+            targets,
+            keeps,
+            empty,
+            _followed(pipe, of(anchors), of(targets), seed),
+            _followed(pipe, of(keeps), of(empty), seed),
+        )
 
     def judged(self, adapter: ErasureAdapter) -> ErasureAdapter:
         """`adapter` with its denoiser residual and drift in the report."""
         residual, drift = self.compare(adapter)
-        return replace(adapter, report=replace(adapter.report, denoiser_residual=residual, denoiser_drift=drift))
+        return replace(
+            adapter,
+            report=replace(adapter.report, denoiser_residual=residual, denoiser_drift=drift),
+        )
 
     @torch.no_grad()
     def compare(self, adapter: ErasureAdapter) -> tuple[float, float]:
@@ -126,9 +136,17 @@ class Look:
         moves most: the one that hangs by a breath decides any sum, and its choice flipped more pictures of ten concepts.
         """
         with _edited(self.pipe, adapter):
-            target, keep, empty = (_states(self.pipe, ids) for ids in (self.targets, self.keeps, self.empty))
-            r = [_norm(_predict(self.pipe, x, t, target) - a) / _norm(b - a) for t, x, a, b in self.anchored]
-            d = [_each(moved) / (GUIDANCE * _each(said)) for moved, said in guided(self.pipe, self.kept, keep, empty)]
+            target, keep, empty = (
+                _states(self.pipe, ids) for ids in (self.targets, self.keeps, self.empty)
+            )
+            r = [
+                _norm(_predict(self.pipe, x, t, target) - a) / _norm(b - a)
+                for t, x, a, b in self.anchored
+            ]
+            d = [
+                _each(moved) / (GUIDANCE * _each(said))
+                for moved, said in guided(self.pipe, self.kept, keep, empty)
+            ]
         steady = torch.stack(d).mean(0).sort().values[: math.ceil(STEADY * len(self.keeps))]
         return sum(r) / len(r), float(steady.mean())
 
@@ -141,23 +159,34 @@ def _judging(spec: ErasureSpec) -> tuple[str, ...]:
     return (*spread(listed, min(PROMPTS, max(1, len(listed) // LENT))), *spread(unheard, PROMPTS))
 
 
-def guided(pipe: Any, way: Iterable[tuple[Tensor, ...]], keep: Tensor, empty: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def guided(
+    pipe: Any, way: Iterable[tuple[Tensor, ...]], keep: Tensor, empty: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Per step of `way`: how far states `keep` and `empty` move the guided prediction, and e(keep) - e("") of the unedited."""
     for t, x, k, e in way:
         dc, du = _predict(pipe, x, t, keep) - k, _predict(pipe, x, t, empty) - e
         yield GUIDANCE * dc - (GUIDANCE - 1) * du, k - e
 
 
-def choices(spec: ErasureSpec, choice: Options, usual: Options, tried: Mapping[Options, Report]) -> Iterator[Options]:
+def choices(
+    spec: ErasureSpec, choice: Options, usual: Options, tried: Mapping[Options, Report]
+) -> Iterator[Options]:
     """The usual choice and every chain; and again with stronger soft prompts, while none tried erases enough and that helps.
 
     What leaks then are phrasings that no list holds.
     """
     least = math.inf
-    chains = [chain for chain in CHAINS if choice.variant == "block" or not with_neurons(chain["layers"])]
-    chosen = [usual, *(replace(choice, **chain).settled(spec.concepts, neurons=True) for chain in chains)]
+    chains = [
+        chain for chain in CHAINS if choice.variant == "block" or not with_neurons(chain["layers"])
+    ]
+    chosen = [
+        usual,
+        *(replace(choice, **chain).settled(spec.concepts, neurons=True) for chain in chains),
+    ]
     for times in STRONGER:
-        yield from (replace(one, soft_weight=times * choice.soft_weight) for one in dict.fromkeys(chosen))
+        yield from (
+            replace(one, soft_weight=times * choice.soft_weight) for one in dict.fromkeys(chosen)
+        )
         before, least = least, least_residual(tried.values())
         if not choice.soft_weight or least <= ENOUGH or least > HELPS * before:
             return
@@ -172,7 +201,9 @@ def least_drift(tried: Mapping[K, Report], usual: K) -> K:
     """
     seen = {key: _seen(report) for key, report in tried.items()}
     for bound in (ENOUGH, NEARLY, least_residual(tried.values()) / HELPS):
-        if enough := {key: d for key, (r, d) in seen.items() if r <= bound or (key == usual and r <= NEARLY)}:
+        if enough := {
+            key: d for key, (r, d) in seen.items() if r <= bound or (key == usual and r <= NEARLY)
+        }:
             break
     return min(enough, key=enough.__getitem__)
 
@@ -194,11 +225,15 @@ def _states(pipe: Any, ids: Tensor) -> Tensor:
 def _predict(pipe: Any, latents: Tensor, t: Tensor, states: Tensor) -> Tensor:
     """`(n, c, h, w)`, or `(n, c, frames, h, w)`; a single row of states serves all latents, and every frame of a clip."""
     family = family_of(pipe)
-    states = states.expand(len(latents), -1, -1).to(latents).repeat_interleave(family.frames or 1, dim=0)
+    states = (
+        states.expand(len(latents), -1, -1).to(latents).repeat_interleave(family.frames or 1, dim=0)
+    )
     return component(pipe, family.denoiser)(latents, t, encoder_hidden_states=states).sample
 
 
-def _followed(pipe: Any, states: Tensor, others: Tensor, seed: int) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+def _followed(
+    pipe: Any, states: Tensor, others: Tensor, seed: int
+) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """The way of a drawing by `states`: timestep, latents, its prediction, and what `others` predict on the same latents."""
     family = family_of(pipe)
     config: Any = component(pipe, family.denoiser).config

@@ -43,7 +43,12 @@ def record_inputs(sites: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]
 
 @torch.no_grad()
 def second_moments(
-    encoder: nn.Module, tokens: Tokens, sites: Mapping[str, nn.Module], *, key: str, states: Reading = LAST
+    encoder: nn.Module,
+    tokens: Tokens,
+    sites: Mapping[str, nn.Module],
+    *,
+    key: str,
+    states: Reading = LAST,
 ) -> dict[str, Tensor]:
     """`K K' / m (d_in, d_in)` in float64 of every site's inputs over the positions of `tokens`, and of `states`.
 
@@ -57,10 +62,14 @@ def second_moments(
         states: What is read of the encoder's output.
     """
     content = _content(tokens, key, states)
-    return _remembered(content, sites, lambda missing: _recorded(encoder, tokens, missing, states).items())
+    return _remembered(
+        content, sites, lambda missing: _recorded(encoder, tokens, missing, states).items()
+    )
 
 
-def _recorded(encoder: nn.Module, tokens: Tokens, sites: Mapping[str, nn.Module], states: Reading) -> dict[str, Tensor]:
+def _recorded(
+    encoder: nn.Module, tokens: Tokens, sites: Mapping[str, nn.Module], states: Reading
+) -> dict[str, Tensor]:
     sums: dict[str, Tensor] = {}
     batches = [batch.trimmed() for batch in tokens.split()]
     for batch in tqdm(batches, desc="statistics", leave=False, delay=2):
@@ -107,10 +116,18 @@ def metrics(
     count, less = int(tokens.read.sum()), int(without.read.sum())
 
     def factors(missing: Mapping[str, nn.Module]) -> Iterator[tuple[str, Tensor]]:
-        every, unconditional = (second_moments(encoder, x, missing, key=key, states=states) for x in (tokens, empty))
-        named = second_moments(encoder, without, missing, key=key, states=states) if less else dict.fromkeys(every, 0.0)
+        every, unconditional = (
+            second_moments(encoder, x, missing, key=key, states=states) for x in (tokens, empty)
+        )
+        named = (
+            second_moments(encoder, without, missing, key=key, states=states)
+            if less
+            else dict.fromkeys(every, 0.0)
+        )
         for name in every:
-            C = (count * every[name]).sub_(less * named[name]).div_(count - less)  # in place: T5-XXL's take 840 MB each
+            C = (
+                (count * every[name]).sub_(less * named[name]).div_(count - less)
+            )  # in place: T5-XXL's take 840 MB each
             ridged = ridge * C.diagonal().mean()
             C.add_(unconditional[name]).diagonal().add_(ridged)
             yield name, cholesky(C, name)
@@ -119,7 +136,13 @@ def metrics(
 
 
 def metrics_of(
-    encoder: nn.Module, path: TextPath, spec: ErasureSpec, linears: Mapping[str, nn.Module], *, key: str, ridge: float
+    encoder: nn.Module,
+    path: TextPath,
+    spec: ErasureSpec,
+    linears: Mapping[str, nn.Module],
+    *,
+    key: str,
+    ridge: float,
 ) -> dict[str, Tensor]:
     """`metrics` of what a spec keeps.
 
@@ -128,21 +151,33 @@ def metrics_of(
     """
     every, kept = spec.every_caption(), spec.preserve_captions()
     if not kept:
-        raise ConceptSpecError("no preserve caption is left once those that name a target are taken out; give others")
+        raise ConceptSpecError(
+            "no preserve caption is left once those that name a target are taken out; give others"
+        )
     if 2 * len(kept) < len(every):
         every = kept
     named = sorted(set(every) - set(kept))
     tokens, states = path.tokens((*every, *named)), path.use.readings[0]
-    _enough(kept, int(tokens[: len(every)].read.sum()) - int(tokens[len(every) :].read.sum()), linears)
+    _enough(
+        kept, int(tokens[: len(every)].read.sum()) - int(tokens[len(every) :].read.sum()), linears
+    )
     return metrics(
-        encoder, tokens[: len(every)], tokens[len(every) :], path.empty(), linears,
-        key=key, ridge=ridge, states=states,
-    )  # fmt: skip
+        encoder,
+        tokens[: len(every)],
+        tokens[len(every) :],
+        path.empty(),
+        linears,
+        key=key,
+        ridge=ridge,
+        states=states,
+    )
 
 
 def _enough(captions: Sequence[str], rows: int, linears: Mapping[str, nn.Module]) -> None:
     """Fewer rows than dimensions are no covariance: whole directions would be free to change."""
-    widths: dict[str, Any] = {name: linear.in_features for name, linear in linears.items()} or {"the reader": 0}
+    widths: dict[str, Any] = {name: linear.in_features for name, linear in linears.items()} or {
+        "the reader": 0
+    }
     name = max(widths, key=widths.__getitem__)
     width = widths[name]
     if rows < width:
@@ -152,7 +187,9 @@ def _enough(captions: Sequence[str], rows: int, linears: Mapping[str, nn.Module]
         )
 
 
-def kept_inputs(encoder: nn.Module, path: TextPath, spec: ErasureSpec, sites: Sequence[Site]) -> dict[str, Tensor]:
+def kept_inputs(
+    encoder: nn.Module, path: TextPath, spec: ErasureSpec, sites: Sequence[Site]
+) -> dict[str, Tensor]:
     """What every site, and "states", receives at all positions of the prompts to keep; nothing there may change."""
     if not spec.keep:
         return {}
@@ -160,7 +197,9 @@ def kept_inputs(encoder: nn.Module, path: TextPath, spec: ErasureSpec, sites: Se
     linears = {site.linear: base_linear(encoder.get_submodule(site.linear)) for site in sites}
     with record_inputs(linears) as seen, reading(encoder, [states]) as read:
         (seen[STATES],) = read(tokens)
-    return {name: (x[tokens.read].T if x.shape[1] > 1 else x[:, 0].T).cpu() for name, x in seen.items()}
+    return {
+        name: (x[tokens.read].T if x.shape[1] > 1 else x[:, 0].T).cpu() for name, x in seen.items()
+    }
 
 
 def _content(tokens: Tokens, key: str, states: Reading) -> str:
@@ -172,7 +211,9 @@ def _content(tokens: Tokens, key: str, states: Reading) -> str:
 
 
 def _remembered(
-    content: Hashable, sites: Mapping[str, nn.Module], make: Callable[[Mapping[str, nn.Module]], Iterable[tuple[str, Tensor]]]
+    content: Hashable,
+    sites: Mapping[str, nn.Module],
+    make: Callable[[Mapping[str, nn.Module]], Iterable[tuple[str, Tensor]]],
 ) -> dict[str, Tensor]:
     """What `make` gives for each site and for "states", computed only for sites not seen with this content."""
     names = (*sites, STATES)

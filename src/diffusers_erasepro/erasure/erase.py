@@ -60,7 +60,9 @@ ALONE = (
 INSTEAD = "encoder blocks were edited instead of neurons, as {}"
 
 
-def erase(pipe: Any, spec: ErasureSpec | Concept, *, measure: bool = True, **options: Any) -> ErasureAdapter:
+def erase(
+    pipe: Any, spec: ErasureSpec | Concept, *, measure: bool = True, **options: Any
+) -> ErasureAdapter:
     """Make the adapter that erases `spec` from `pipe`; the pipeline stays as it is, bit for bit.
 
     Per edited layer, shallow to deep, the smallest change (in the metric C of what the layer usually
@@ -100,11 +102,15 @@ def erase(pipe: Any, spec: ErasureSpec | Concept, *, measure: bool = True, **opt
     choice, family = Options.of(options), family_of(pipe)
     with unedited(pipe), torch.no_grad():
         spec = with_anchors(pipe, spec, choice.alignment)
-        adapter = (_chosen if choice.layers == AUTO else _usual)(pipe, family, spec, choice, measure)
+        adapter = (_chosen if choice.layers == AUTO else _usual)(
+            pipe, family, spec, choice, measure
+        )
     return replace(adapter, report=replace(adapter.report, seconds=time.perf_counter() - began))
 
 
-def _usual(pipe: Any, family: PipelineFamily, spec: ErasureSpec, choice: Options, measure: bool) -> ErasureAdapter:
+def _usual(
+    pipe: Any, family: PipelineFamily, spec: ErasureSpec, choice: Options, measure: bool
+) -> ErasureAdapter:
     """The erasure as chosen, and as each concept's kind asks for where that is left open.
 
     Neurons that nobody named may turn out too large on a base; encoder blocks then do, and the report says so.
@@ -131,11 +137,18 @@ def _settled(pipe: Any, spec: ErasureSpec, choice: Options) -> Options:
     """`choice` with a recipe for every concept."""
     words, paths = sum(len(c.words) for c in spec.concepts), text_paths(pipe)
     deep = all(closing_blocks(path.encoder, path.use.readings)[0] > 0 for path in paths)
-    neurons = deep and not spec.keep and not choice.robust and all(room_for(path.encoder, words) for path in paths)
+    neurons = (
+        deep
+        and not spec.keep
+        and not choice.robust
+        and all(room_for(path.encoder, words) for path in paths)
+    )
     return choice.settled(spec.concepts, neurons=neurons)
 
 
-def _erase(pipe: Any, family: PipelineFamily, spec: ErasureSpec, choice: Options, measure: bool) -> ErasureAdapter:
+def _erase(
+    pipe: Any, family: PipelineFamily, spec: ErasureSpec, choice: Options, measure: bool
+) -> ErasureAdapter:
     """The erasure in every text encoder that is there."""
     if choice.edits_readers and family.read_whole is None:
         asked = "robust=True" if choice.robust else f"layers {READERS!r}"
@@ -143,12 +156,19 @@ def _erase(pipe: Any, family: PipelineFamily, spec: ErasureSpec, choice: Options
             f"{asked}: no linear of {type(pipe).__name__}'s denoiser reads the states of one text encoder and nothing "
             "else; edit encoder blocks, such as layers=(0, -1)"
         )
-    made = _joined([_erase_encoder(pipe, family, spec, choice, measure, path) for path in text_paths(pipe)])
+    made = _joined(
+        [_erase_encoder(pipe, family, spec, choice, measure, path) for path in text_paths(pipe)]
+    )
     return replace(made, report=replace(made.report, notes=_notes(pipe, family, made)))
 
 
 def _erase_encoder(
-    pipe: Any, family: PipelineFamily, spec: ErasureSpec, choice: Options, measure: bool, path: TextPath
+    pipe: Any,
+    family: PipelineFamily,
+    spec: ErasureSpec,
+    choice: Options,
+    measure: bool,
+    path: TextPath,
 ) -> ErasureAdapter:
     """The erasure in one text encoder, and in the denoiser's linears that read it if asked for."""
     (name, _, readings), live = path.use, path.encoder
@@ -167,25 +187,43 @@ def _erase_encoder(
     with working(live) as encoder:
         linears, key = _linears(encoder, sites, mlps.values()), as_it_runs(live, base[name])
         covariance = choice.metric == "covariance"
-        L = metrics_of(encoder, path, spec, linears, key=key, ridge=choice.ridge) if covariance else {}
-        solver = _solver(choice, pairs["exact"], rows, parts, L, kept_inputs(encoder, path, spec, sites))
+        L = (
+            metrics_of(encoder, path, spec, linears, key=key, ridge=choice.ridge)
+            if covariance
+            else {}
+        )
+        solver = _solver(
+            choice, pairs["exact"], rows, parts, L, kept_inputs(encoder, path, spec, sites)
+        )
         neurons = given_away(live, path, spec, choice, mlps, pairs, rows, L)
         done = walk(encoder, rows, sites, solver, readings, neurons, parts)
         closing = choice.edits_readers and path.use == family.read_whole
-        left = _left_to_readers(encoder, readings, rows, done, robust=choice.robust) if closing else {}
+        left = (
+            _left_to_readers(encoder, readings, rows, done, robust=choice.robust) if closing else {}
+        )
 
-    layers = [_Layer(file_name(name, s.site), weight_of(live, s.site), s.edit.factors, s) for s in done.steps]
+    layers = [
+        _Layer(file_name(name, s.site), weight_of(live, s.site), s.edit.factors, s)
+        for s in done.steps
+    ]
     readers: list[_Layer] = []
     if closing:  # what the encoder leaves open, the denoiser's readers close
         readers = _readers(pipe, family, left, solver)
         root = component(pipe, family.denoiser)
         base[family.denoiser] = fingerprints(root, {})
     return ErasureAdapter(
-        spec, choice, report=_report(path, choice, len(spec.concepts), done, layers, readers), base=base,
+        spec,
+        choice,
+        report=_report(path, choice, len(spec.concepts), done, layers, readers),
+        base=base,
         edits=_summed(layers + readers),
-        keys={x.stored: x.step.X.T.float().cpu() for x in layers} | {f"{name}.states": x.step.X.T.float().cpu() for x in readers},
-        goals={f"{name}.{r}": goal.float().cpu() for r, (_, goal) in zip(readings, done.states["exact"], strict=True)},
-    )  # fmt: skip
+        keys={x.stored: x.step.X.T.float().cpu() for x in layers}
+        | {f"{name}.states": x.step.X.T.float().cpu() for x in readers},
+        goals={
+            f"{name}.{r}": goal.float().cpu()
+            for r, (_, goal) in zip(readings, done.states["exact"], strict=True)
+        },
+    )
 
 
 def _summed(layers: Sequence[_Layer]) -> dict[str, LowRank]:
@@ -195,9 +233,13 @@ def _summed(layers: Sequence[_Layer]) -> dict[str, LowRank]:
 
 
 def _parts(
-    live: nn.Module, spec: ErasureSpec, choice: Options, closing: Sequence[int], pairs: Mapping[str, Sequence[Pair]],
+    live: nn.Module,
+    spec: ErasureSpec,
+    choice: Options,
+    closing: Sequence[int],
+    pairs: Mapping[str, Sequence[Pair]],
     rows: Mapping[str, Rows],
-) -> dict[str, dict[str, Rows]]:  # fmt: skip
+) -> dict[str, dict[str, Rows]]:
     """Of sites that not every concept asks for: the positions that those hold which do."""
     blocks = {c.target: _blocks(choice.recipe(c).layers, closing) for c in spec.concepts}
     found: dict[str, dict[str, Rows]] = {}
@@ -210,9 +252,14 @@ def _parts(
     return found
 
 
-def _linears(encoder: nn.Module, sites: Sequence[Site], mlps: Iterable[Mlp]) -> dict[str, nn.Module]:
+def _linears(
+    encoder: nn.Module, sites: Sequence[Site], mlps: Iterable[Mlp]
+) -> dict[str, nn.Module]:
     """The linears whose inputs want a metric."""
-    names = (*(name for mlp in mlps for name in (mlp.detector, mlp.writer)), *(site.linear for site in sites))
+    names = (
+        *(name for mlp in mlps for name in (mlp.detector, mlp.writer)),
+        *(site.linear for site in sites),
+    )
     return {name: base_linear(encoder.get_submodule(name)) for name in names}
 
 
@@ -222,7 +269,12 @@ def _whole(readings: Sequence[Reading]) -> int:
 
 
 def _left_to_readers(
-    encoder: nn.Module, readings: Sequence[Reading], rows: Mapping[str, Rows], done: Walk, *, robust: bool
+    encoder: nn.Module,
+    readings: Sequence[Reading],
+    rows: Mapping[str, Rows],
+    done: Walk,
+    *,
+    robust: bool,
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Per kind of rows, states and the anchor's states that the denoiser's readers shall take them for.
 
@@ -232,33 +284,50 @@ def _left_to_readers(
     for kind in ("exact", "soft"):
         have, goal = done.states[kind][whole]
         if robust:
-            unedited_states = states_of(encoder, rows[kind].target, readings)[whole][rows[kind].row, rows[kind].target_at]
+            unedited_states = states_of(encoder, rows[kind].target, readings)[whole][
+                rows[kind].row, rows[kind].target_at
+            ]
             have, goal = torch.cat([have, unedited_states.cpu()]), torch.cat([goal, goal])
         found[kind] = have, goal
     return found
 
 
-def _report(path: TextPath, choice: Options, concepts: int, done: Walk, layers: list[_Layer], readers: list[_Layer]) -> Report:
+def _report(
+    path: TextPath,
+    choice: Options,
+    concepts: int,
+    done: Walk,
+    layers: list[_Layer],
+    readers: list[_Layer],
+) -> Report:
     """What the walk found at the readings, or at the edited readers of them."""
     readings, closed = path.use.readings, [(x.weight, x.factors) for x in readers]
     residual = {
-        kind: torch.cat([
-            read_residual(*pair, closed if readers and i == _whole(readings) else ()) for i, pair in enumerate(pairs)
-        ])
+        kind: torch.cat(
+            [
+                read_residual(*pair, closed if readers and i == _whole(readings) else ())
+                for i, pair in enumerate(pairs)
+            ]
+        )
         for kind, pairs in done.states.items()
-    }  # fmt: skip
+    }
     unseen, kept = (residual.get(kind, torch.zeros(0)) for kind in ("held_out", "kept"))
     numbers: dict[str, Any] = {
-        "listed_residual": float(residual["exact"].max()), "held_out_residual": float(unseen.max()) if len(unseen) else NAN,
-        "held_out_mean": float(unseen.mean()), "drift": float(kept.mean()),
-    }  # fmt: skip
+        "listed_residual": float(residual["exact"].max()),
+        "held_out_residual": float(unseen.max()) if len(unseen) else NAN,
+        "held_out_mean": float(unseen.mean()),
+        "drift": float(kept.mean()),
+    }
     return Report(
-        **numbers, encoders=(EncoderReport(path.use.encoder, tuple(map(str, readings)), **numbers),),
+        **numbers,
+        encoders=(EncoderReport(path.use.encoder, tuple(map(str, readings)), **numbers),),
         layers=tuple(
-            layer_report(x.stored, x.weight, x.factors, x.step, limit=choice.max_edit_size, concepts=concepts)
+            layer_report(
+                x.stored, x.weight, x.factors, x.step, limit=choice.max_edit_size, concepts=concepts
+            )
             for x in layers + readers
         ),
-    )  # fmt: skip
+    )
 
 
 def _blocks(layers: Layers, closing: Sequence[int]) -> list[int]:
@@ -281,7 +350,10 @@ def _notes(pipe: Any, family: PipelineFamily, adapter: ErasureAdapter) -> tuple[
     beyond = [part for part in adapter.components if part not in family.stock]
     return (
         *(f"{name} is None and was skipped: the pipeline reads nothing of it" for name in missing),
-        *(f"stock load_lora_weights does not reach {name}: load with load_erasure_adapter" for name in beyond),
+        *(
+            f"stock load_lora_weights does not reach {name}: load with load_erasure_adapter"
+            for name in beyond
+        ),
         *([ALONE] if adapter.options.takes_neurons else []),
     )
 
@@ -297,51 +369,80 @@ class _Layer:
 
 
 def _solver(
-    choice: Options, listed: Sequence[Pair], rows: Mapping[str, Rows], parts: Mapping[str, Mapping[str, Rows]],
-    L: Mapping[str, Tensor], K: Mapping[str, Tensor],
-) -> Solver:  # fmt: skip
+    choice: Options,
+    listed: Sequence[Pair],
+    rows: Mapping[str, Rows],
+    parts: Mapping[str, Mapping[str, Rows]],
+    L: Mapping[str, Tensor],
+    K: Mapping[str, Tensor],
+) -> Solver:
     """`solve` with this choice's numbers, each site's metric L L' and the keys K to leave alone."""
 
     def solver(site: str, X: Tensor, R: Tensor, Xs: Tensor, Rs: Tensor) -> Edit:
         columns = [listed[i] for i in parts.get(site, rows)["exact"].row]
-        mu = choice.soft_weight * len({pair.word for pair in columns})  # a concept weighs the same in any company
+        mu = choice.soft_weight * len(
+            {pair.word for pair in columns}
+        )  # a concept weighs the same in any company
         names = [pair.target.text for pair in columns]
         return solve(
-            X, R, L=L.get(site), K=K.get(site), Xs=Xs, Rs=Rs, mu=mu, rtol=choice.rtol,
-            max_rank=choice.max_rank, where=site, names=names,
-        )  # fmt: skip
+            X,
+            R,
+            L=L.get(site),
+            K=K.get(site),
+            Xs=Xs,
+            Rs=Rs,
+            mu=mu,
+            rtol=choice.rtol,
+            max_rank=choice.max_rank,
+            where=site,
+            names=names,
+        )
 
     return solver
 
 
-def _readers(pipe: Any, family: PipelineFamily, states: Mapping[str, tuple[Tensor, Tensor]], solver: Solver) -> list[_Layer]:
+def _readers(
+    pipe: Any, family: PipelineFamily, states: Mapping[str, tuple[Tensor, Tensor]], solver: Solver
+) -> list[_Layer]:
     """Every linear W among the readers has the same input, so one map B A of it serves all: D = (W B) A."""
     (X, Y), (Xs, Ys) = ((have.T, goal.T) for have, goal in (states["exact"], states["soft"]))
     edit = solver(STATES, X, Y - X, Xs, Ys - Xs)
     step = Step(STATES, edit, X.double(), float(((Y - X).norm(dim=0) / Y.norm(dim=0)).mean()))
     root, shared = component(pipe, family.denoiser), edit.factors
     weights = {path: effective_weight(root, path) for path in reader_paths(root, family)}
-    return [_Layer(f"{family.denoiser}.{path}", W, LowRank(W.double() @ shared.B, shared.A), step) for path, W in weights.items()]
+    return [
+        _Layer(f"{family.denoiser}.{path}", W, LowRank(W.double() @ shared.B, shared.A), step)
+        for path, W in weights.items()
+    ]
 
 
-def _chosen(pipe: Any, family: PipelineFamily, spec: ErasureSpec, choice: Options, measure: bool) -> ErasureAdapter:
+def _chosen(
+    pipe: Any, family: PipelineFamily, spec: ErasureSpec, choice: Options, measure: bool
+) -> ErasureAdapter:
     """The adapter of the best chain: least denoiser drift among those whose denoiser residual is low enough.
 
     Chains are tried without the captions that judge them: on captions of its own metric a deeper chain looks better than it is.
     """
     look, tried, refused = Look.at(pipe, spec), dict[Options, Report](), []
-    unseen = replace(spec, preserve=tuple(t for t in spec.every_caption() if t not in look.captions))
+    unseen = replace(
+        spec, preserve=tuple(t for t in spec.every_caption() if t not in look.captions)
+    )
     usual = _settled(pipe, spec, replace(choice, layers=None))
     for chosen in choices(spec, choice, usual, tried):
         try:
             tried[chosen] = look.judged(_erase(pipe, family, unseen, chosen, measure=False)).report
-        except (ConceptSpecError, IllPosedError) as error:  # an encoder too short for the chain, or an edit too large
+        except (
+            ConceptSpecError,
+            IllPosedError,
+        ) as error:  # an encoder too short for the chain, or an edit too large
             refused.append(error)
     if not tried:
         raise refused[0]
     best = least_drift(tried, usual)
     whole, seen = _erase(pipe, family, spec, best, measure), tried[best]
-    report = replace(whole.report, denoiser_residual=seen.denoiser_residual, denoiser_drift=seen.denoiser_drift)
+    report = replace(
+        whole.report, denoiser_residual=seen.denoiser_residual, denoiser_drift=seen.denoiser_drift
+    )
     return replace(whole, report=report)
 
 
@@ -353,6 +454,11 @@ def _joined(parts: list[ErasureAdapter]) -> ErasureAdapter:
 
     first = parts[0]
     return ErasureAdapter(
-        first.spec, first.options, merged("base"), merged("edits"), merged("keys"), merged("goals"),
+        first.spec,
+        first.options,
+        merged("base"),
+        merged("edits"),
+        merged("keys"),
+        merged("goals"),
         report=worst([part.report for part in parts]),
-    )  # fmt: skip
+    )

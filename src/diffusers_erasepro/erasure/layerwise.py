@@ -65,7 +65,9 @@ class Walk:
 
 
 @contextmanager
-def reading(encoder: nn.Module, readings: Sequence[Reading]) -> Iterator[Callable[[Tokens], list[Tensor]]]:
+def reading(
+    encoder: nn.Module, readings: Sequence[Reading]
+) -> Iterator[Callable[[Tokens], list[Tensor]]]:
     """Inside, the function given runs tokens and returns what the denoiser reads, `(n, length, d)` or `(n, 1, d)` each.
 
     Of trees, what is pooled is `(n, length, d)` too: a vector at every position.
@@ -82,7 +84,13 @@ def reading(encoder: nn.Module, readings: Sequence[Reading]) -> Iterator[Callabl
         output = run(encoder, tokens, last_hidden=any(r.index == -1 for r in readings))
         everywhere = tokens.positions is not None
         return [
-            r.received(seen.pop(r) if r.inner else r.everywhere(encoder, output) if r.pooled and everywhere else r.of(output))
+            r.received(
+                seen.pop(r)
+                if r.inner
+                else r.everywhere(encoder, output)
+                if r.pooled and everywhere
+                else r.of(output)
+            )
             for r in readings
         ]
 
@@ -99,22 +107,31 @@ def run(encoder: Any, tokens: Tokens, *, last_hidden: bool) -> Any:
     """The encoder's output, without what no pipeline reads: caches and logits."""
     device = device_of(encoder)
     spared = {"use_cache": False, "logits_to_keep": 1}
-    arguments: dict[str, Any] = {k: v for k, v in spared.items() if k in inspect.signature(encoder.forward).parameters}
+    arguments: dict[str, Any] = {
+        k: v for k, v in spared.items() if k in inspect.signature(encoder.forward).parameters
+    }
     if tokens.mask is not None:
         arguments["attention_mask"] = tokens.mask.to(device)
     if tokens.positions is not None:
         arguments["position_ids"] = tokens.positions.to(device)
     if last_hidden:
         arguments["output_hidden_states"] = True
-    with torch.compiler.set_stance("force_eager") if is_compiled(encoder) else nullcontext():  # compiled code sees no new hook
+    with (
+        torch.compiler.set_stance("force_eager") if is_compiled(encoder) else nullcontext()
+    ):  # compiled code sees no new hook
         return encoder(tokens.ids.to(device), **arguments)
 
 
 @torch.no_grad()
 def walk(
-    encoder: Any, rows: Mapping[str, Rows], sites: Sequence[Site], solver: Solver, readings: Sequence[Reading] = (LAST,),
-    neurons: Sequence[Neurons] = (), parts: Mapping[str, Mapping[str, Rows]] | None = None,
-) -> Walk:  # fmt: skip
+    encoder: Any,
+    rows: Mapping[str, Rows],
+    sites: Sequence[Site],
+    solver: Solver,
+    readings: Sequence[Reading] = (LAST,),
+    neurons: Sequence[Neurons] = (),
+    parts: Mapping[str, Mapping[str, Rows]] | None = None,
+) -> Walk:
     """Run targets and anchors side by side through `encoder`, and solve at each of `sites` on the way.
 
     Where a site closes its gap the target rows' output is `h`, the anchor rows' is `h0`; the edit D of its linear
@@ -135,7 +152,10 @@ def walk(
     def both(kind: str, out: Tensor, aligned: Mapping[str, Rows] = rows) -> tuple[Tensor, Tensor]:
         """What stands at the aligned positions of the targets and of their anchors, `(k, d)` each, on the CPU, which solves."""
         at, out = aligned[kind].row + first[kind], out.flatten(0, 1)
-        targets, anchors = batch.target_at[at, aligned[kind].target_at], batch.anchor_at[at, aligned[kind].anchor_at]
+        targets, anchors = (
+            batch.target_at[at, aligned[kind].target_at],
+            batch.anchor_at[at, aligned[kind].anchor_at],
+        )
         return out[targets].cpu(), out[anchors].cpu()
 
     def pair(kind: str, pooled: bool, states: Tensor) -> tuple[Tensor, Tensor]:
@@ -145,7 +165,9 @@ def walk(
         targets, anchors = batch.pooled_at[:, first[kind] : first[kind] + len(rows[kind])]
         return states.flatten(0, 1)[targets].cpu(), states.flatten(0, 1)[anchors].cpu()
 
-    def columns(kind: str, x: Tensor, out: Tensor, aligned: Mapping[str, Rows]) -> tuple[Tensor, Tensor]:
+    def columns(
+        kind: str, x: Tensor, out: Tensor, aligned: Mapping[str, Rows]
+    ) -> tuple[Tensor, Tensor]:
         """X `(d_in, k)` and R `(d_out, k)`."""
         have, goal = both(kind, out, aligned)
         return both(kind, x, aligned)[0].T, (goal - have).T
@@ -170,13 +192,30 @@ def walk(
             out, (z, sums, told) = _hidden(output).clone(), heard.taken()
             ends = {kind: both(kind, out, given.rows) for kind in given.rows}
             lacking = {kind: goal - have for kind, (have, goal) in ends.items()}
-            detector, writer = given.solver({kind: both(kind, z, given.rows)[0] for kind in given.rows}, lacking)
-            before, told = told[:half], torch.cat([heard.activation(sums[:half] + detector(z[:half])), told[half:]])
-            out[:half] += nn.functional.linear(told[:half] - before, given.writer.to(told)) + writer(told[:half])
+            detector, writer = given.solver(
+                {kind: both(kind, z, given.rows)[0] for kind in given.rows}, lacking
+            )
+            before, told = (
+                told[:half],
+                torch.cat([heard.activation(sums[:half] + detector(z[:half])), told[half:]]),
+            )
+            out[:half] += nn.functional.linear(
+                told[:half] - before, given.writer.to(told)
+            ) + writer(told[:half])
             gap = float((lacking["exact"].norm(dim=-1) / ends["exact"][1].norm(dim=-1)).mean())
-            for name, factors, x in ((given.mlp.detector, detector, z), (given.mlp.writer, writer, told)):
+            for name, factors, x in (
+                (given.mlp.detector, detector, z),
+                (given.mlp.writer, writer, told),
+            ):
                 keys = both("exact", x, given.rows)[0].T.double()
-                steps.append(Step(name, Edit(factors, keys.shape[1], dropped=0, condition=1.0, residual=math.nan), keys, gap))
+                steps.append(
+                    Step(
+                        name,
+                        Edit(factors, keys.shape[1], dropped=0, condition=1.0, residual=math.nan),
+                        keys,
+                        gap,
+                    )
+                )
             for site in sites:  # the next to solve here hears what the neurons now say
                 if site.linear == given.mlp.writer:
                     inputs[site] = [told]
@@ -188,35 +227,62 @@ def walk(
     try:
         for given in neurons:
             heard, block = Heard(encoder, given.mlp), encoder.get_submodule(given.mlp.closes)
-            handles += [*heard.handles, block.register_forward_hook(give_away(given, heard), prepend=True)]
+            handles += [
+                *heard.handles,
+                block.register_forward_hook(give_away(given, heard), prepend=True),
+            ]
         for site in sites:
             keep = lambda _, args, site=site: inputs[site].append(args[0])  # noqa: E731
-            handles.append(base_linear(encoder.get_submodule(site.linear)).register_forward_pre_hook(keep))
+            handles.append(
+                base_linear(encoder.get_submodule(site.linear)).register_forward_pre_hook(keep)
+            )
             handles.append(encoder.get_submodule(site.closes).register_forward_hook(solve_at(site)))
-        with _in_parts(encoder, sites), reading(encoder, readings) as read:  # last, so that its hooks see the edited stream
+        with (
+            _in_parts(encoder, sites),
+            reading(encoder, readings) as read,
+        ):  # last, so that its hooks see the edited stream
             states = read(batch.tokens)
     finally:
         for handle in handles:
             handle.remove()
     pooled = [r.pooled for r in readings]
-    return Walk(steps, {kind: [pair(kind, *one) for one in zip(pooled, states, strict=True)] for kind in rows})
+    return Walk(
+        steps,
+        {kind: [pair(kind, *one) for one in zip(pooled, states, strict=True)] for kind in rows},
+    )
 
 
-def _batch(encoder: nn.Module, rows: Mapping[str, Rows], neurons: Sequence[Neurons], readings: Sequence[Reading]) -> Batch:
+def _batch(
+    encoder: nn.Module,
+    rows: Mapping[str, Rows],
+    neurons: Sequence[Neurons],
+    readings: Sequence[Reading],
+) -> Batch:
     """Targets and anchors as they are run, up to the last position that anyone asks for."""
-    targets, anchors = (joined([getattr(r, half) for r in rows.values()]) for half in ("target", "anchor"))
-    asked = [[r, *(given.rows[kind] for given in neurons if kind in given.rows)] for kind, r in rows.items()]
+    targets, anchors = (
+        joined([getattr(r, half) for r in rows.values()]) for half in ("target", "anchor")
+    )
+    asked = [
+        [r, *(given.rows[kind] for given in neurons if kind in given.rows)]
+        for kind, r in rows.items()
+    ]
     needed = torch.cat([torch.stack([r.needed for r in some]).amax(0) for some in asked], 1)
     if runs_trees(encoder) and targets.mask is None:
         pooled = any(r.pooled for r in readings)
-        return as_trees(targets, anchors, needed, _ends(encoder, targets, anchors) if pooled else None)
-    return as_rows(targets, anchors, int(needed.max()) if encoder_family_of(encoder).causal else None)
+        return as_trees(
+            targets, anchors, needed, _ends(encoder, targets, anchors) if pooled else None
+        )
+    return as_rows(
+        targets, anchors, int(needed.max()) if encoder_family_of(encoder).causal else None
+    )
 
 
 def _ends(encoder: Any, *halves: Tokens) -> Tensor:
     """`(2, n)` where CLIP pools: at its first EOS, or at the highest id where an old config calls EOS 2 (transformers 5.23)."""
     eos = encoder.config.eos_token_id
-    return torch.stack([half.ids.argmax(1) if eos == 2 else (half.ids == eos).int().argmax(1) for half in halves])
+    return torch.stack(
+        [half.ids.argmax(1) if eos == 2 else (half.ids == eos).int().argmax(1) for half in halves]
+    )
 
 
 def runs_trees(encoder: Any) -> bool:
@@ -230,7 +296,9 @@ def runs_trees(encoder: Any) -> bool:
 def _in_parts(encoder: nn.Module, sites: Sequence[Site]) -> Iterator[None]:
     """Inside, every block runs on `PART` positions at a time, unless a site closes within one and needs all rows there."""
     blocks = blocks_of(encoder)
-    parted = [*blocks] if {encoder.get_submodule(site.closes) for site in sites} <= {*blocks} else []
+    parted = (
+        [*blocks] if {encoder.get_submodule(site.closes) for site in sites} <= {*blocks} else []
+    )
     own = {block: vars(block).get("forward") for block in parted}  # where offloading hangs its own
     try:
         for block in parted:
@@ -253,7 +321,10 @@ def _by_parts(forward: Callable[..., Any], hidden: Tensor, *args: Any, **kwargs:
     split = [x.tensor_split(count) if _per_row(x, rows) else [x] * count for x in flat]
     calls = (tree_unflatten(list(values), tree) for values in zip(*split, strict=True))
     made = [tree_flatten(forward(*a, **k)) for a, k in calls]
-    values = (torch.cat(x) if _per_row(x[0], len(split[0][0])) else x[0] for x in zip(*(flat for flat, _ in made), strict=True))
+    values = (
+        torch.cat(x) if _per_row(x[0], len(split[0][0])) else x[0]
+        for x in zip(*(flat for flat, _ in made), strict=True)
+    )
     return tree_unflatten(list(values), made[0][1])
 
 
@@ -271,7 +342,9 @@ def edited(root: nn.Module, edits: Mapping[str, LowRank]) -> Iterator[None]:
     handles = []
     try:
         for name, factors in edits.items():
-            handles.append(base_linear(root.get_submodule(name)).register_forward_hook(add(factors)))
+            handles.append(
+                base_linear(root.get_submodule(name)).register_forward_hook(add(factors))
+            )
         yield
     finally:
         for handle in handles:
@@ -282,7 +355,9 @@ def edited(root: nn.Module, edits: Mapping[str, LowRank]) -> Iterator[None]:
 def states_of(encoder: Any, tokens: Tokens, readings: Sequence[Reading]) -> list[Tensor]:
     """What the denoiser reads, per reading `(n, length, d)`, or `(n, 1, d)` if pooled."""
     with reading(encoder, readings) as read:
-        return [torch.cat(same) for same in zip(*(read(part) for part in tokens.split()), strict=True)]
+        return [
+            torch.cat(same) for same in zip(*(read(part) for part in tokens.split()), strict=True)
+        ]
 
 
 def final_states(encoder: Any, ids: Tensor) -> Tensor:
@@ -331,7 +406,9 @@ def _twin(encoder: nn.Module) -> nn.Module:
     hook = getattr(encoder, "_hf_hook", None)
     offload = hook if isinstance(hook, CpuOffload) else None  # which holds the model before it, too
     try:
-        twin = copy.deepcopy(encoder, {id(x): x for x in (*tensors, *maps, offload) if x is not None})
+        twin = copy.deepcopy(
+            encoder, {id(x): x for x in (*tensors, *maps, offload) if x is not None}
+        )
     except TypeError as error:
         raise AdapterStateError(
             f"{type(encoder).__name__} has 16-bit weights and hooks that cannot be copied ({error}); erase before group "
@@ -360,7 +437,10 @@ def _streamed(twin: nn.Module) -> nn.Module:
     """Runs in float32: 16-bit weights are widened for the time their block, or their leaf outside the blocks, runs."""
     blocks = list(blocks_of(twin))
     inside = {m for block in blocks for m in block.modules()}
-    for part in (*blocks, *(m for m in twin.modules() if m not in inside and not any(m.children()))):
+    for part in (
+        *blocks,
+        *(m for m in twin.modules() if m not in inside and not any(m.children())),
+    ):
         if narrow := [*_narrow(part)]:
             part.register_forward_pre_hook(lambda *_, narrow=narrow: _widen(narrow))
             part.register_forward_hook(lambda *_, narrow=narrow: _put_back(narrow))
@@ -377,14 +457,19 @@ def _narrow(root: nn.Module) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
         stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
         for held in stores:
             for name, value in held.items():
-                if type(value) in (nn.Parameter, Tensor) and value.dtype in (torch.float16, torch.bfloat16):
+                if type(value) in (nn.Parameter, Tensor) and value.dtype in (
+                    torch.float16,
+                    torch.bfloat16,
+                ):
                     yield held, name, value
 
 
 def _widen(narrow: Sequence[tuple[dict[str, Any], str, Tensor]]) -> None:
     for held, name, value in narrow:
         wide = value.detach().float()
-        held[name] = nn.Parameter(wide, requires_grad=False) if isinstance(value, nn.Parameter) else wide
+        held[name] = (
+            nn.Parameter(wide, requires_grad=False) if isinstance(value, nn.Parameter) else wide
+        )
 
 
 def _put_back(narrow: Sequence[tuple[dict[str, Any], str, Tensor]]) -> None:

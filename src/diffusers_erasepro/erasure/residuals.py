@@ -22,15 +22,22 @@ def target_states(encoder: nn.Module, rows: Rows, readings: Sequence[Reading]) -
         return [torch.zeros(0, 1) for _ in readings]
     tokens = rows.target.cut(rows.length) if encoder_family_of(encoder).causal else rows.target
     states = states_of(encoder, tokens, readings)
-    return [s[:, 0] if r.pooled else s[rows.row, rows.target_at] for r, s in zip(readings, states, strict=True)]
+    return [
+        s[:, 0] if r.pooled else s[rows.row, rows.target_at]
+        for r, s in zip(readings, states, strict=True)
+    ]
 
 
 def anchor_states(encoder: nn.Module, rows: Rows, readings: Sequence[Reading]) -> list[Tensor]:
     """What the denoiser reads of the anchors, per reading, as `target_states` of the targets."""
-    return target_states(encoder, Rows(rows.anchor, rows.target, rows.row, rows.anchor_at, rows.target_at), readings)
+    return target_states(
+        encoder, Rows(rows.anchor, rows.target, rows.row, rows.anchor_at, rows.target_at), readings
+    )
 
 
-def aligned_states(encoder: nn.Module, rows: Rows, edits: Mapping[str, LowRank]) -> tuple[Tensor, Tensor]:
+def aligned_states(
+    encoder: nn.Module, rows: Rows, edits: Mapping[str, LowRank]
+) -> tuple[Tensor, Tensor]:
     """Target states under `edits` and anchor states without, `(k, d)` each, at the aligned positions."""
     (goal,) = anchor_states(encoder, rows, [LAST])
     with edited(encoder, edits):
@@ -54,5 +61,8 @@ def read_residual(have: Tensor, goal: Tensor, readers: Sequence[tuple[Tensor, Lo
     if not readers:
         return relative(have, goal)
     have, goal = have.double(), goal.double()
-    each = [relative(have @ W.double().T + f.to(torch.float64)(have), goal @ W.double().T) for W, f in readers]
+    each = [
+        relative(have @ W.double().T + f.to(torch.float64)(have), goal @ W.double().T)
+        for W, f in readers
+    ]
     return torch.stack(each).max(0).values

@@ -42,25 +42,46 @@ def mean(values: Sequence[float], what: str = "mean", *, seed: int = 0) -> Estim
     n, data = _counted(values, what), np.asarray(values, dtype=np.float64)
     if n == 1 or np.ptp(data) == 0:
         return Estimate(float(data.mean()), float(data.min()), float(data.max()), n)
-    found = stats.bootstrap((data,), np.mean, n_resamples=1000, method="percentile", rng=np.random.default_rng(seed))
-    return Estimate(float(data.mean()), float(found.confidence_interval.low), float(found.confidence_interval.high), n)
+    found = stats.bootstrap(
+        (data,), np.mean, n_resamples=1000, method="percentile", rng=np.random.default_rng(seed)
+    )
+    return Estimate(
+        float(data.mean()),
+        float(found.confidence_interval.low),
+        float(found.confidence_interval.high),
+        n,
+    )
 
 
-def ratio(values: Sequence[float], others: Sequence[float], what: str = "ratio", *, seed: int = 0) -> Estimate:
+def ratio(
+    values: Sequence[float], others: Sequence[float], what: str = "ratio", *, seed: int = 0
+) -> Estimate:
     """Sum of `values` over the sum of `others`, of the same pictures, with its paired bootstrap interval.
 
     Raises:
         EvaluationError: There is nothing to count, or `others` are all 0.
     """
-    n, data = _counted(values, what), (np.asarray(values, dtype=np.float64), np.asarray(others, dtype=np.float64))
+    n, data = (
+        _counted(values, what),
+        (np.asarray(values, dtype=np.float64), np.asarray(others, dtype=np.float64)),
+    )
     if not data[1].sum() > 0:
-        raise EvaluationError(f"{what}: the {n} numbers to divide by are all 0; nothing changed there to compare with")
+        raise EvaluationError(
+            f"{what}: the {n} numbers to divide by are all 0; nothing changed there to compare with"
+        )
     found = stats.bootstrap(
-        data, lambda x, y, axis: x.sum(axis) / y.sum(axis), paired=True, n_resamples=1000, method="percentile",
+        data,
+        lambda x, y, axis: x.sum(axis) / y.sum(axis),
+        paired=True,
+        n_resamples=1000,
+        method="percentile",
         rng=np.random.default_rng(seed),
-    )  # fmt: skip
+    )
     return Estimate(
-        float(data[0].sum() / data[1].sum()), float(found.confidence_interval.low), float(found.confidence_interval.high), n
+        float(data[0].sum() / data[1].sum()),
+        float(found.confidence_interval.low),
+        float(found.confidence_interval.high),
+        n,
     )
 
 
@@ -78,7 +99,9 @@ def pixel_change(a: Sequence[Image.Image], b: Sequence[Image.Image]) -> list[flo
 def feature_change(a: Any, b: Any) -> list[float]:
     """||f - g||^2 / (||f|| ||g||) of each pair of feature rows `(n, width)`: LPIPS-like, by whatever made the features."""
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    return (((a - b) ** 2).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))).tolist()
+    return (
+        ((a - b) ** 2).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+    ).tolist()
 
 
 def frechet(a: Any, b: Any) -> float:
@@ -89,7 +112,9 @@ def frechet(a: Any, b: Any) -> float:
     """
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if min(len(a), len(b)) < 2:
-        raise EvaluationError(f"a Frechet distance needs two pictures on each side, got {len(a)} and {len(b)}")
+        raise EvaluationError(
+            f"a Frechet distance needs two pictures on each side, got {len(a)} and {len(b)}"
+        )
     S, T = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     # tr (S T)^1/2 by eigenvalues: S T is similar to a positive matrix, and with few pictures it is singular
     root = np.sqrt(np.clip(linalg.eigvals(S @ T).real, 0, None)).sum()
@@ -102,5 +127,7 @@ def _pixels(image: Image.Image) -> np.ndarray:
 
 def _counted(values: Sequence[Any], what: str) -> int:
     if not len(values):
-        raise EvaluationError(f"{what}: no picture was judged, so there is no number; draw at least one")
+        raise EvaluationError(
+            f"{what}: no picture was judged, so there is no number; draw at least one"
+        )
     return len(values)

@@ -14,9 +14,17 @@ import matplotlib.pyplot as plt
 from PIL import Image
 
 
-def save_grid(path: str | Path, prompts: Sequence[str], rows: Mapping[str, Sequence[Image.Image]], *, title: str = "") -> Path:
+def save_grid(
+    path: str | Path,
+    prompts: Sequence[str],
+    rows: Mapping[str, Sequence[Image.Image]],
+    *,
+    title: str = "",
+) -> Path:
     """One column per prompt, one row per state of the pipeline; the prompt stands above its column."""
-    figure, axes = plt.subplots(len(rows), len(prompts), figsize=(1.55 * len(prompts), 1.6 * len(rows) + 0.7), squeeze=False)
+    figure, axes = plt.subplots(
+        len(rows), len(prompts), figsize=(1.55 * len(prompts), 1.6 * len(rows) + 0.7), squeeze=False
+    )
     for line, (name, images) in zip(axes, rows.items(), strict=True):
         for axis, image in zip(line, images, strict=True):
             axis.imshow(image.resize((192, 192), Image.Resampling.NEAREST))

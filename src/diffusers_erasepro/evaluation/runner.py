@@ -74,13 +74,17 @@ class Suite:
         words = {w for c in spec.concepts for w in (*c.words, c.anchor)}
         found = next((c for c in self.controls if not words & {c.target, c.anchor}), None)
         if found is None:
-            raise EvaluationError(f"every control of the suite {self.name!r} is among the spec's concepts; erase fewer at once")
+            raise EvaluationError(
+                f"every control of the suite {self.name!r} is among the spec's concepts; erase fewer at once"
+            )
         return found
 
 
 def _scene(scene: Scene) -> dict[str, str | bool]:
     told = {f: getattr(scene, f) for f in ("shape", "style", "color", "background")}
-    return {f: word for f, word in told.items() if word is not None} | {"attribute": scene.attribute is not None}
+    return {f: word for f, word in told.items() if word is not None} | {
+        "attribute": scene.attribute is not None
+    }
 
 
 def _glyph_asks(pipe: Any, spec: ErasureSpec, n: int, seed: int) -> dict[str, list[Ask]]:
@@ -90,13 +94,27 @@ def _glyph_asks(pipe: Any, spec: ErasureSpec, n: int, seed: int) -> dict[str, li
     control = SUITES["glyphs"].control(spec)
     for concept in spec.concepts:
         field = kind_of(FIRST, concept)
-        for text, scene in prompts_with(replace(concept, synonyms=()), each, seed=seed, held_out=True):
+        for text, scene in prompts_with(
+            replace(concept, synonyms=()), each, seed=seed, held_out=True
+        ):
             found["target"].append(Ask(text, _scene(scene), concept, field))
         for i in range(each):
-            word, frame = concept.words[-1 - i % len(concept.words)], concept.held_out[i % len(concept.held_out)]
-            found["general"].append(Ask(frame.format(word), {field: True if field == "attribute" else word}, concept, field))
+            word, frame = (
+                concept.words[-1 - i % len(concept.words)],
+                concept.held_out[i % len(concept.held_out)],
+            )
+            found["general"].append(
+                Ask(
+                    frame.format(word),
+                    {field: True if field == "attribute" else word},
+                    concept,
+                    field,
+                )
+            )
         for word in _nearest(pipe, concept, [c.target for c in (*spec.concepts, control)], 3):
-            for text, scene in prompts_with(Concept(word), math.ceil(each / 3), seed=seed, held_out=True):
+            for text, scene in prompts_with(
+                Concept(word), math.ceil(each / 3), seed=seed, held_out=True
+            ):
                 if not any(w in text for c in spec.concepts for w in c.words):
                     found["near"].append(Ask(text, _scene(scene)))
     apart = prompts_without([*spec.concepts, control], n, seed=seed, held_out=True)
@@ -119,15 +137,35 @@ SUITES = {
     suite.name: suite
     for suite in (
         Suite(
-            "glyphs", "nothing: pipeline and judge are in the package", _glyph_asks, glyphs.load_judge, load_second_judge,
-            controls=(Concept("drop", "bolt"), Concept("arrow", "diamond"), Concept("crescent", "square")),
+            "glyphs",
+            "nothing: pipeline and judge are in the package",
+            _glyph_asks,
+            glyphs.load_judge,
+            load_second_judge,
+            controls=(
+                Concept("drop", "bolt"),
+                Concept("arrow", "diamond"),
+                Concept("crescent", "square"),
+            ),
         ),
-        Suite("instances", "Stable Diffusion 1.4, CLIP ViT-L/14; Snoopy, Mickey, SpongeBob, Pikachu, Hello Kitty; 80 x 10"),
-        Suite("styles", "Stable Diffusion 1.4, CLIP ViT-L/14; Van Gogh, Picasso, Monet, Gauguin, Caravaggio; 30 templates x 10"),
-        Suite("nudity-i2p", "Stable Diffusion 1.4, NudeNet 3.4.2 at threshold .6; the 4703 prompts of AIML-TUDA/i2p"),
-        Suite("coco", "Stable Diffusion 1.4, CLIP ViT-L/14, Inception features; 30k captions of COCO 2014 val"),
+        Suite(
+            "instances",
+            "Stable Diffusion 1.4, CLIP ViT-L/14; Snoopy, Mickey, SpongeBob, Pikachu, Hello Kitty; 80 x 10",
+        ),
+        Suite(
+            "styles",
+            "Stable Diffusion 1.4, CLIP ViT-L/14; Van Gogh, Picasso, Monet, Gauguin, Caravaggio; 30 templates x 10",
+        ),
+        Suite(
+            "nudity-i2p",
+            "Stable Diffusion 1.4, NudeNet 3.4.2 at threshold .6; the 4703 prompts of AIML-TUDA/i2p",
+        ),
+        Suite(
+            "coco",
+            "Stable Diffusion 1.4, CLIP ViT-L/14, Inception features; 30k captions of COCO 2014 val",
+        ),
     )
-}  # fmt: skip
+}
 
 
 def suite_named(name: str) -> Suite:
@@ -147,9 +185,16 @@ def suite_named(name: str) -> Suite:
 
 
 def evaluate(
-    pipe: Any, spec: ErasureSpec | Concept, methods: Mapping[str, str | ErasureAdapter], suite: str | Suite = "glyphs", *,
-    n: int = 24, seed: int = 0, out: Path | None = None, controls: bool = True,
-) -> dict[str, dict[str, Any]]:  # fmt: skip
+    pipe: Any,
+    spec: ErasureSpec | Concept,
+    methods: Mapping[str, str | ErasureAdapter],
+    suite: str | Suite = "glyphs",
+    *,
+    n: int = 24,
+    seed: int = 0,
+    out: Path | None = None,
+    controls: bool = True,
+) -> dict[str, dict[str, Any]]:
     """Draw, judge and count every row of `methods` beside the controls.
 
     Under `accelerate launch` each process draws its share and the first returns all of it. What `out` holds already is
@@ -175,7 +220,14 @@ def evaluate(
     suite = suite_named(suite) if isinstance(suite, str) else suite
     state = PartialState()
     lines = list(_lines(out)) if out else []
-    run = {"suite": suite.name, "n": n, "seed": seed, "spec": spec.to_dict(), "steps": STEPS, "guidance": GUIDANCE}
+    run = {
+        "suite": suite.name,
+        "n": n,
+        "seed": seed,
+        "spec": spec.to_dict(),
+        "steps": STEPS,
+        "guidance": GUIDANCE,
+    }
     _same_run(lines, run, out)
     with _writer(out, state.process_index, lines) as write:
         if not any("run" in line for line in lines) and state.is_main_process:
@@ -195,18 +247,33 @@ def _rows(methods: Mapping[str, Any], controls: bool) -> dict[str, Any]:
 
 
 def _draw(
-    pipe: Any, spec: ErasureSpec, rows: Mapping[str, Any], suite: Suite, n: int, seed: int,
-    lines: Sequence[Mapping[str, Any]], write: Callable[[dict[str, Any]], None], state: PartialState,
-) -> None:  # fmt: skip
+    pipe: Any,
+    spec: ErasureSpec,
+    rows: Mapping[str, Any],
+    suite: Suite,
+    n: int,
+    seed: int,
+    lines: Sequence[Mapping[str, Any]],
+    write: Callable[[dict[str, Any]], None],
+    state: PartialState,
+) -> None:
     """Write one line per picture that is missing; a chunk's pictures of every row are one process's."""
     assert suite.asks is not None and suite.judge is not None
-    asks, judge, second = suite.asks(pipe, spec, n, seed), suite.judge(), suite.second and suite.second()
+    asks, judge, second = (
+        suite.asks(pipe, spec, n, seed),
+        suite.judge(),
+        suite.second and suite.second(),
+    )
     done = {(x["row"], x["kind"], x["index"]) for x in lines if "kind" in x}
     chunks = [(kind, at) for kind, texts in asks.items() for at in range(0, len(texts), CHUNK)]
     mine = chunks[state.process_index :: state.num_processes]
     plain: dict[tuple[str, int], list[Image.Image]] = {}
     for row, method in rows.items():
-        missing = [(kind, at) for kind, at in mine if (row, kind, at + len(asks[kind][at : at + CHUNK]) - 1) not in done]
+        missing = [
+            (kind, at)
+            for kind, at in mine
+            if (row, kind, at + len(asks[kind][at : at + CHUNK]) - 1) not in done
+        ]
         told = any(line.get("row") == row and "adapter" in line for line in lines)
         if not missing and (told or method is None):
             continue
@@ -227,7 +294,9 @@ def _adapter(pipe: Any, spec: ErasureSpec, method: Any, suite: Suite) -> Erasure
     if method is None or isinstance(method, ErasureAdapter):
         return method
     if method == OTHER:
-        return method_named("erasepro")(pipe, ErasureSpec((suite.control(spec),), preserve=spec.preserve))
+        return method_named("erasepro")(
+            pipe, ErasureSpec((suite.control(spec),), preserve=spec.preserve)
+        )
     if method == SCRAMBLED:
         return scrambled(method_named("erasepro")(pipe, spec))
     return method_named(method)(pipe, spec)
@@ -239,7 +308,9 @@ def scrambled(adapter: ErasureAdapter) -> ErasureAdapter:
     for i, (name, factors) in enumerate(adapter.edits.items()):
         order = torch.randperm(factors.A.shape[1], generator=torch.Generator().manual_seed(i))
         mixed[name] = LowRank(factors.B, factors.A[:, order].contiguous())
-    return replace(adapter, edits=mixed, keys={}, goals={})  # it promises nothing that a load would check
+    return replace(
+        adapter, edits=mixed, keys={}, goals={}
+    )  # it promises nothing that a load would check
 
 
 def _told(adapter: ErasureAdapter) -> dict[str, Any]:
@@ -278,7 +349,11 @@ def _hit(told: Mapping[str, Sequence[Any]], i: int, ask: Ask, concept: Concept) 
 
 
 def _judged(
-    judge: Any, second: Any, asks: Sequence[Ask], images: list[Image.Image], plain: list[Image.Image]
+    judge: Any,
+    second: Any,
+    asks: Sequence[Ask],
+    images: list[Image.Image],
+    plain: list[Image.Image],
 ) -> Iterator[dict[str, Any]]:
     """What each picture shows of what was asked, and how far it is from the unedited one."""
     other = second(images) if second and any(ask.concept for ask in asks) else None
@@ -290,7 +365,9 @@ def _judged(
         line["right"] = [bool(told[f][i] == word) for f, word in ask.says.items() if f != ask.field]
         if ask.concept:
             line["hit"] = _hit(told, i, ask, ask.concept)
-            line["anchor"] = None if ask.field == "attribute" else bool(told[ask.field][i] == ask.concept.anchor)
+            line["anchor"] = (
+                None if ask.field == "attribute" else bool(told[ask.field][i] == ask.concept.anchor)
+            )
             line["second"] = None if other is None else _hit(other, i, ask, ask.concept)
         yield line
 
@@ -309,7 +386,9 @@ def _lines(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 @contextmanager
-def _writer(folder: Path | None, index: int, lines: list[dict[str, Any]]) -> Iterator[Callable[[dict[str, Any]], None]]:
+def _writer(
+    folder: Path | None, index: int, lines: list[dict[str, Any]]
+) -> Iterator[Callable[[dict[str, Any]], None]]:
     if folder is None:
         yield lines.append
         return
@@ -333,7 +412,9 @@ def _ends_with_newline(file: Any) -> bool:
 def _same_run(lines: Iterable[Mapping[str, Any]], run: Mapping[str, Any], out: Path | None) -> None:
     for line in lines:
         if "run" in line and line["run"] != json.loads(json.dumps(run)):
-            raise EvaluationError(f"{out} holds lines of another run (suite, spec, n or seed differ); give an empty folder")
+            raise EvaluationError(
+                f"{out} holds lines of another run (suite, spec, n or seed differ); give an empty folder"
+            )
 
 
 def aggregate(lines: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -355,15 +436,26 @@ def aggregate(lines: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
         elif "adapter" in line:
             told[line["row"]] = line["adapter"]
     if UNEDITED not in pictures:
-        raise EvaluationError("no picture was judged, so there is no number; the lines hold no unedited row")
-    ordered = {row: {kind: [found[i] for i in sorted(found)] for kind, found in kinds.items()} for row, kinds in pictures.items()}
+        raise EvaluationError(
+            "no picture was judged, so there is no number; the lines hold no unedited row"
+        )
+    ordered = {
+        row: {kind: [found[i] for i in sorted(found)] for kind, found in kinds.items()}
+        for row, kinds in pictures.items()
+    }
     base = [x["features"] for x in ordered[UNEDITED].get("other", [])]
-    return {row: _measures(row, kinds, base) | dict(told.get(row, {})) for row, kinds in ordered.items()}
+    return {
+        row: _measures(row, kinds, base) | dict(told.get(row, {})) for row, kinds in ordered.items()
+    }
 
 
-def _measures(row: str, kinds: Mapping[str, list[Mapping[str, Any]]], base: list[list[float]]) -> dict[str, Any]:
+def _measures(
+    row: str, kinds: Mapping[str, list[Mapping[str, Any]]], base: list[list[float]]
+) -> dict[str, Any]:
     if missing := [kind for kind in KINDS if not kinds.get(kind)]:
-        raise EvaluationError(f"row {row!r} has no picture of kind {missing[0]!r}; run the evaluation to its end")
+        raise EvaluationError(
+            f"row {row!r} has no picture of kind {missing[0]!r}; run the evaluation to its end"
+        )
     target, general, near, other = (kinds[kind] for kind in KINDS)
     rates = {
         "ACC_e": rate([x["hit"] for x in target], "ACC_e"),
@@ -385,9 +477,24 @@ def _measures(row: str, kinds: Mapping[str, list[Mapping[str, Any]]], base: list
 
 
 COLUMNS = (
-    "ACC_e", "ACC_e2", "ACC_a", "ACC_ctx", "ACC_g", "ACC_s", "ACC_near", "H_o", "mse", "feature", "frechet", "listed_residual",
-    "held_out_mean", "drift", "seconds", "bytes", "peak_mib",
-)  # fmt: skip
+    "ACC_e",
+    "ACC_e2",
+    "ACC_a",
+    "ACC_ctx",
+    "ACC_g",
+    "ACC_s",
+    "ACC_near",
+    "H_o",
+    "mse",
+    "feature",
+    "frechet",
+    "listed_residual",
+    "held_out_mean",
+    "drift",
+    "seconds",
+    "bytes",
+    "peak_mib",
+)
 
 
 def table(found: Mapping[str, Mapping[str, Any]]) -> str:
@@ -399,7 +506,10 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> str:
         return "-" if value is None else f"{value:.3g}"
 
     lines = ["| row | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
-    lines += [f"| {row} | " + " | ".join(cell(x.get(c)) for c in COLUMNS) + " |" for row, x in found.items()]
+    lines += [
+        f"| {row} | " + " | ".join(cell(x.get(c)) for c in COLUMNS) + " |"
+        for row, x in found.items()
+    ]
     return "\n".join(lines)
 
 
@@ -409,7 +519,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--spec", type=Path, required=True, help="TOML of the concepts to erase")
     parser.add_argument("--methods", default="erasepro,uce", help="names, with commas between")
     parser.add_argument("--suite", default="glyphs")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the JSON lines; an interrupted run goes on there")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="folder of the JSON lines; an interrupted run goes on there",
+    )
     parser.add_argument("-n", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-controls", action="store_true")
@@ -417,9 +532,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     spec, names = ErasureSpec.from_toml(args.spec.read_text()), args.methods.split(",")
     suite_named(args.suite)
     found = evaluate(
-        glyphs.load_pipeline(), spec, dict(zip(names, names, strict=True)), args.suite, n=args.n, seed=args.seed, out=args.out,
+        glyphs.load_pipeline(),
+        spec,
+        dict(zip(names, names, strict=True)),
+        args.suite,
+        n=args.n,
+        seed=args.seed,
+        out=args.out,
         controls=not args.no_controls,
-    )  # fmt: skip
+    )
     if PartialState().is_main_process:
         print(table(found))
 

@@ -29,20 +29,30 @@ class SecondJudge:
     def __init__(self, detector: TextToConcept, world: World) -> None:
         self.detector, self.world = detector, world
         self.words = {
-            "shape": tuple(world.shapes), "style": tuple(world.styles), "color": tuple(world.colors),
-            "background": tuple(world.backgrounds), "attribute": (*world.attribute_words, *world.attribute_opposites),
-        }  # fmt: skip
-        self.said = {field: detector.said(words, FRAMES[field]) for field, words in self.words.items()}
+            "shape": tuple(world.shapes),
+            "style": tuple(world.styles),
+            "color": tuple(world.colors),
+            "background": tuple(world.backgrounds),
+            "attribute": (*world.attribute_words, *world.attribute_opposites),
+        }
+        self.said = {
+            field: detector.said(words, FRAMES[field]) for field, words in self.words.items()
+        }
 
     def __call__(self, images: Sequence[Image.Image]) -> dict[str, list]:
         seen, told = self.detector.seen(images), dict[str, list]()
         for field, words in self.words.items():
             told[field] = [words[i] for i in (seen @ self.said[field].T).argmax(1).tolist()]
-        return told | {"attribute": [word in self.world.attribute_words for word in told["attribute"]]}
+        return told | {
+            "attribute": [word in self.world.attribute_words for word in told["attribute"]]
+        }
 
 
 def load_second_judge(folder: str | Path = glyphs.WEIGHTS) -> SecondJudge:
     """A second, independent opinion: Text-To-Concept over the judge's trunk, fitted on 800 renders without their labels."""
     clip, judge, rng = glyphs.load_clip(folder), glyphs.load_judge(folder), np.random.default_rng(0)
     pictures = [image(FIRST, sample_scene(FIRST, rng, second=0.0), rng) for _ in range(800)]
-    return SecondJudge(TextToConcept.fit(pictures, backbone=judge.features, joint=clip.images, texts=clip.texts), FIRST)
+    return SecondJudge(
+        TextToConcept.fit(pictures, backbone=judge.features, joint=clip.images, texts=clip.texts),
+        FIRST,
+    )

@@ -36,7 +36,13 @@ class TextToConcept:
 
     @classmethod
     def fit(
-        cls, images: Sequence[Image.Image], *, backbone: Images, joint: Images, texts: Texts, ridge: float = 1e-4
+        cls,
+        images: Sequence[Image.Image],
+        *,
+        backbone: Images,
+        joint: Images,
+        texts: Texts,
+        ridge: float = 1e-4,
     ) -> TextToConcept:
         """The least-squares map of the backbone's features of `images` onto their joint features; no labels.
 
@@ -53,7 +59,9 @@ class TextToConcept:
         features, wanted = _with_one(backbone(images)), joint(images).double()
         n, width = features.shape
         if n < width:
-            raise EvaluationError(f"{n} pictures do not fix a map of {width} features; give at least {width}")
+            raise EvaluationError(
+                f"{n} pictures do not fix a map of {width} features; give at least {width}"
+            )
         moments = features.T @ features
         moments += ridge * moments.diagonal().mean() * torch.eye(width, dtype=moments.dtype)
         return cls(backbone, texts, torch.linalg.solve(moments, features.T @ wanted))
@@ -64,14 +72,23 @@ class TextToConcept:
 
     def said(self, words: Sequence[str], frames: Sequence[str] = FRAMES) -> Tensor:
         """`(k, d)` unit vectors of words."""
-        vectors = [F.normalize(self.texts([frame.format(word) for frame in frames]).double(), dim=-1).mean(0) for word in words]
+        vectors = [
+            F.normalize(self.texts([frame.format(word) for frame in frames]).double(), dim=-1).mean(
+                0
+            )
+            for word in words
+        ]
         return F.normalize(torch.stack(vectors), dim=-1)
 
-    def similarity(self, images: Sequence[Image.Image], words: Sequence[str], frames: Sequence[str] = FRAMES) -> Tensor:
+    def similarity(
+        self, images: Sequence[Image.Image], words: Sequence[str], frames: Sequence[str] = FRAMES
+    ) -> Tensor:
         """`(n, k)` cosine of every picture with every word."""
         return self.seen(images) @ self.said(words, frames).T
 
-    def __call__(self, images: Sequence[Image.Image], words: Sequence[str], frames: Sequence[str] = FRAMES) -> list[str]:
+    def __call__(
+        self, images: Sequence[Image.Image], words: Sequence[str], frames: Sequence[str] = FRAMES
+    ) -> list[str]:
         """For every picture the most similar of `words`."""
         return [words[i] for i in self.similarity(images, words, frames).argmax(1).tolist()]
 
@@ -89,11 +106,17 @@ def of_clip(model: Any, processor: Any) -> tuple[Images, Texts]:
 
     @torch.no_grad()
     def images(pictures: Sequence[Image.Image]) -> Tensor:
-        return vectors(model.get_image_features(**processor(images=list(pictures), return_tensors="pt")))
+        return vectors(
+            model.get_image_features(**processor(images=list(pictures), return_tensors="pt"))
+        )
 
     @torch.no_grad()
     def texts(words: Sequence[str]) -> Tensor:
-        return vectors(model.get_text_features(**processor(text=list(words), padding=True, return_tensors="pt")))
+        return vectors(
+            model.get_text_features(
+                **processor(text=list(words), padding=True, return_tensors="pt")
+            )
+        )
 
     return images, texts
 

@@ -53,7 +53,9 @@ class Recorded:
         mark = self.mark(row, prompt, wrapping)
         if mark is None:
             return list(range(self.inputs["input_ids"].shape[1]))
-        return [i for i in range(mark.first, mark.stop) if (at := mark.offsets[i]) is None or at[1] > 0]
+        return [
+            i for i in range(mark.first, mark.stop) if (at := mark.offsets[i]) is None or at[1] > 0
+        ]
 
     def text(self, row: int) -> str:
         """What the tokenizer was given for `row`."""
@@ -66,7 +68,11 @@ def _start(text: str, prompt: str, wrapping: str) -> int | None:
     if len(text) != len(prompt) + len(wrapping):
         return None
     for k in range(len(wrapping) + 1):
-        if text.startswith(wrapping[:k]) and text.endswith(wrapping[k:]) and text[k : k + len(prompt)].lower() == prompt.lower():
+        if (
+            text.startswith(wrapping[:k])
+            and text.endswith(wrapping[k:])
+            and text[k : k + len(prompt)].lower() == prompt.lower()
+        ):
             return k
     return None
 
@@ -87,7 +93,13 @@ def plain(tokenizer: Any, texts: Sequence[str]) -> Recorded:
     if not texts:
         return Recorded({"input_ids": torch.zeros(0, length, dtype=torch.long)}, {})
     with _listening(tokenizer) as rows:
-        found = tokenizer(list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        found = tokenizer(
+            list(texts),
+            padding="max_length",
+            max_length=length,
+            truncation=True,
+            return_tensors="pt",
+        )
     return Recorded({"input_ids": found.input_ids}, rows)
 
 
@@ -95,7 +107,9 @@ class _Enough(Exception):
     """Everything asked for was seen."""
 
 
-def record(pipe: Any, texts: Sequence[str], encoder: str, tokenizer: str, *, guidance: bool = False) -> Recorded:
+def record(
+    pipe: Any, texts: Sequence[str], encoder: str, tokenizer: str, *, guidance: bool = False
+) -> Recorded:
     """What `encoder` receives for `texts`; it does not run.
 
     Args:
@@ -129,7 +143,9 @@ def record(pipe: Any, texts: Sequence[str], encoder: str, tokenizer: str, *, gui
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        raise AdapterStateError(f"{type(pipe).__name__}.encode_prompt does not run as the pipeline is loaded: {error}") from error
+        raise AdapterStateError(
+            f"{type(pipe).__name__}.encode_prompt does not run as the pipeline is loaded: {error}"
+        ) from error
     finally:
         handle.remove()
     return Recorded(_joined(calls[-1:] if guidance else calls, encoder, pipe), rows)
@@ -147,9 +163,18 @@ def arguments(pipe: Any, texts: Sequence[str], guidance: bool) -> dict[str, Any]
             f"{type(pipe).__name__} would run on the meta device: one of its parts is offloaded and others are not, or has no "
             "weights; offload the whole pipeline, or erase before offloading"
         )
-    drawn = {n: p.default for n, p in inspect.signature(pipe.__call__).parameters.items() if p.default is not p.empty}
-    ours = {"prompt": list(texts), "device": device, "do_classifier_free_guidance": guidance,
-            "num_images_per_prompt": 1, "num_videos_per_prompt": 1}  # fmt: skip
+    drawn = {
+        n: p.default
+        for n, p in inspect.signature(pipe.__call__).parameters.items()
+        if p.default is not p.empty
+    }
+    ours = {
+        "prompt": list(texts),
+        "device": device,
+        "do_classifier_free_guidance": guidance,
+        "num_images_per_prompt": 1,
+        "num_videos_per_prompt": 1,
+    }
     accepted = inspect.signature(pipe.encode_prompt).parameters
     return {name: (drawn | ours)[name] for name in accepted if name in drawn | ours}
 
@@ -157,11 +182,17 @@ def arguments(pipe: Any, texts: Sequence[str], guidance: bool) -> dict[str, Any]
 def _joined(calls: list[dict[str, Tensor]], encoder: str, pipe: Any) -> dict[str, Tensor]:
     name = type(pipe).__name__
     if not calls:
-        raise UnknownFamilyError(f"{name}.encode_prompt never calls {encoder}; see docs/families.md")
+        raise UnknownFamilyError(
+            f"{name}.encode_prompt never calls {encoder}; see docs/families.md"
+        )
     if odd := sorted(set(calls[0]) - {"input_ids", "attention_mask"}):
-        raise UnknownFamilyError(f"{name}.encode_prompt hands {', '.join(odd)} to {encoder}, which is not known here")
+        raise UnknownFamilyError(
+            f"{name}.encode_prompt hands {', '.join(odd)} to {encoder}, which is not known here"
+        )
     if len({c["input_ids"].shape[1] for c in calls}) > 1:
-        raise UnknownFamilyError(f"{name}.encode_prompt gives {encoder} rows of several lengths, which is not known here")
+        raise UnknownFamilyError(
+            f"{name}.encode_prompt gives {encoder} rows of several lengths, which is not known here"
+        )
     return {key: torch.cat([c[key] for c in calls]) for key in calls[0]}
 
 
@@ -176,7 +207,9 @@ def _listening(tokenizer: Any) -> Iterator[dict[tuple[int, ...], list[tuple[str,
         found = stock.__call__(self, text, *args, **kwargs)
         if found.encodings is None:
             raise UnknownFamilyError(f"{stock.__name__} gives no offsets; load its fast version")
-        for one, encoding in zip([text] if isinstance(text, str) else text, found.encodings, strict=True):
+        for one, encoding in zip(
+            [text] if isinstance(text, str) else text, found.encodings, strict=True
+        ):
             rows[tuple(encoding.ids)].append((one, encoding))
         return found
 

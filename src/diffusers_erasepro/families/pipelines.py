@@ -52,7 +52,9 @@ class Norm(NamedTuple):
     eps: float
 
     def __call__(self, states: Tensor) -> Tensor:
-        return rms_norm(states.float(), self.weight.shape, self.weight.float().to(states.device), self.eps)
+        return rms_norm(
+            states.float(), self.weight.shape, self.weight.float().to(states.device), self.eps
+        )
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,13 @@ class Reading:
 
     def block(self, count: int) -> int:
         """The last block, of `count`, that it depends on."""
-        return count - 1 if self.index is None else self.index - 1 if self.index > 0 else count + self.index
+        return (
+            count - 1
+            if self.index is None
+            else self.index - 1
+            if self.index > 0
+            else count + self.index
+        )
 
     def __str__(self) -> str:
         return self.name if self.index is None else f"{self.name}[{self.index}]"
@@ -170,20 +178,32 @@ ENCODERS: list[EncoderFamily] = [
     ),
     EncoderFamily(
         classes=(
-            "LlamaModel", "Qwen2Model", "Qwen2_5_VLForConditionalGeneration", "Qwen3Model", "Qwen3ForCausalLM",
-            "MistralModel", "Mistral3ForConditionalGeneration",
+            "LlamaModel",
+            "Qwen2Model",
+            "Qwen2_5_VLForConditionalGeneration",
+            "Qwen3Model",
+            "Qwen3ForCausalLM",
+            "MistralModel",
+            "Mistral3ForConditionalGeneration",
         ),
         blocks=("layers", "model.layers", "model.language_model.layers"),
         writer="mlp.down_proj",
         linears=LLAMA,
     ),
-    EncoderFamily(classes=("Gemma2Model", "Gemma2ForCausalLM"), blocks=("layers", "model.layers"), writer=None, linears=LLAMA),
-]  # fmt: skip
+    EncoderFamily(
+        classes=("Gemma2Model", "Gemma2ForCausalLM"),
+        blocks=("layers", "model.layers"),
+        writer=None,
+        linears=LLAMA,
+    ),
+]
 
 LAST, NEXT_TO_LAST = Reading("last_hidden_state"), Reading("hidden_states", -2)
 POOLER, PROJECTED = Reading("pooler_output"), Reading("text_embeds")
 CLIP_UNET = r"\.attn2\.to_[kv]$"
-SPATIAL_UNET = r"\.attentions\..+" + CLIP_UNET  # the attn2 of motion modules attends to frames, not to text
+SPATIAL_UNET = (
+    r"\.attentions\..+" + CLIP_UNET
+)  # the attn2 of motion modules attends to frames, not to text
 CONTEXT = r"^context_embedder$"
 CAPTION = r"^caption_projection\.linear_1$"
 
@@ -195,82 +215,146 @@ def _one(*readings: Reading) -> tuple[Use, ...]:
 PIPELINES: list[PipelineFamily] = [
     PipelineFamily(
         pipelines=(
-            "StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline",
-            "StableDiffusionControlNetPipeline", "StableDiffusionControlNetImg2ImgPipeline",
+            "StableDiffusionPipeline",
+            "StableDiffusionImg2ImgPipeline",
+            "StableDiffusionInpaintPipeline",
+            "StableDiffusionControlNetPipeline",
+            "StableDiffusionControlNetImg2ImgPipeline",
             "StableDiffusionControlNetInpaintPipeline",
         ),
-        encoders=_one(LAST), denoiser="unet", readers=CLIP_UNET, stock=("unet", "text_encoder"),
+        encoders=_one(LAST),
+        denoiser="unet",
+        readers=CLIP_UNET,
+        stock=("unet", "text_encoder"),
     ),
     PipelineFamily(
         pipelines=("AnimateDiffPipeline",),
-        encoders=_one(LAST), denoiser="unet", readers=SPATIAL_UNET, stock=("unet", "text_encoder"), frames=8,
+        encoders=_one(LAST),
+        denoiser="unet",
+        readers=SPATIAL_UNET,
+        stock=("unet", "text_encoder"),
+        frames=8,
     ),
     PipelineFamily(
         pipelines=(
-            "StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline",
-            "StableDiffusionXLControlNetPipeline", "StableDiffusionXLControlNetImg2ImgPipeline",
-            "StableDiffusionXLControlNetInpaintPipeline", "StableDiffusionXLControlNetUnionPipeline",
+            "StableDiffusionXLPipeline",
+            "StableDiffusionXLImg2ImgPipeline",
+            "StableDiffusionXLInpaintPipeline",
+            "StableDiffusionXLControlNetPipeline",
+            "StableDiffusionXLControlNetImg2ImgPipeline",
+            "StableDiffusionXLControlNetInpaintPipeline",
+            "StableDiffusionXLControlNetUnionPipeline",
         ),
         encoders=(
             Use("text_encoder", "tokenizer", (NEXT_TO_LAST,)),
             Use("text_encoder_2", "tokenizer_2", (NEXT_TO_LAST, PROJECTED)),
         ),
-        denoiser="unet", stock=("unet", "text_encoder", "text_encoder_2"),
+        denoiser="unet",
+        stock=("unet", "text_encoder", "text_encoder_2"),
     ),
     PipelineFamily(
         pipelines=(
-            "StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline", "StableDiffusion3InpaintPipeline",
-            "StableDiffusion3ControlNetPipeline", "StableDiffusion3ControlNetInpaintingPipeline",
+            "StableDiffusion3Pipeline",
+            "StableDiffusion3Img2ImgPipeline",
+            "StableDiffusion3InpaintPipeline",
+            "StableDiffusion3ControlNetPipeline",
+            "StableDiffusion3ControlNetInpaintingPipeline",
         ),
         encoders=(
             Use("text_encoder", "tokenizer", (NEXT_TO_LAST, PROJECTED)),
             Use("text_encoder_2", "tokenizer_2", (NEXT_TO_LAST, PROJECTED)),
             Use("text_encoder_3", "tokenizer_3", (LAST,)),
         ),
-        denoiser="transformer", stock=("transformer", "text_encoder", "text_encoder_2"),
+        denoiser="transformer",
+        stock=("transformer", "text_encoder", "text_encoder_2"),
     ),
     PipelineFamily(
         pipelines=(
-            "FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline", "FluxFillPipeline", "FluxKontextPipeline",
-            "FluxKontextInpaintPipeline", "FluxControlPipeline", "FluxControlNetPipeline",
+            "FluxPipeline",
+            "FluxImg2ImgPipeline",
+            "FluxInpaintPipeline",
+            "FluxFillPipeline",
+            "FluxKontextPipeline",
+            "FluxKontextInpaintPipeline",
+            "FluxControlPipeline",
+            "FluxControlNetPipeline",
         ),
-        encoders=(Use("text_encoder", "tokenizer", (POOLER,)), Use("text_encoder_2", "tokenizer_2", (LAST,))),
-        denoiser="transformer", readers=CONTEXT, stock=("transformer", "text_encoder"),
+        encoders=(
+            Use("text_encoder", "tokenizer", (POOLER,)),
+            Use("text_encoder_2", "tokenizer_2", (LAST,)),
+        ),
+        denoiser="transformer",
+        readers=CONTEXT,
+        stock=("transformer", "text_encoder"),
     ),
     PipelineFamily(
         pipelines=("Flux2Pipeline",),
         encoders=_one(*(Reading("hidden_states", i) for i in (10, 20, 30))),
-        denoiser="transformer", stock=("transformer",),
+        denoiser="transformer",
+        stock=("transformer",),
     ),
     PipelineFamily(
         pipelines=("Flux2KleinPipeline", "Flux2KleinInpaintPipeline"),
         encoders=_one(*(Reading("hidden_states", i) for i in (9, 18, 27))),
-        denoiser="transformer", stock=("transformer",),
+        denoiser="transformer",
+        stock=("transformer",),
     ),
     PipelineFamily(
-        pipelines=("SanaPipeline", "SanaSprintPipeline"),  # a ControlNet would read the prompt beside the denoiser
-        encoders=_one(LAST), denoiser="transformer", readers=CAPTION, stock=("transformer",),
+        pipelines=(
+            "SanaPipeline",
+            "SanaSprintPipeline",
+        ),  # a ControlNet would read the prompt beside the denoiser
+        encoders=_one(LAST),
+        denoiser="transformer",
+        readers=CAPTION,
+        stock=("transformer",),
     ),
     PipelineFamily(  # Gemma-2 as Sana, and a norm in between
         pipelines=("Lumina2Pipeline",),
         encoders=_one(replace(NEXT_TO_LAST, norm="time_caption_embed.caption_embedder.0")),
-        denoiser="transformer", readers=r"^time_caption_embed\.caption_embedder\.1$", stock=("transformer",),
+        denoiser="transformer",
+        readers=r"^time_caption_embed\.caption_embedder\.1$",
+        stock=("transformer",),
     ),
     PipelineFamily(
         pipelines=("PixArtAlphaPipeline", "PixArtSigmaPipeline"),
-        encoders=_one(LAST), denoiser="transformer", readers=CAPTION,
+        encoders=_one(LAST),
+        denoiser="transformer",
+        readers=CAPTION,
     ),
     PipelineFamily(
-        pipelines=("AuraFlowPipeline", "ChromaPipeline", "ChromaImg2ImgPipeline", "ChromaInpaintPipeline"),
-        encoders=_one(LAST), denoiser="transformer", readers=CONTEXT, stock=("transformer",),
+        pipelines=(
+            "AuraFlowPipeline",
+            "ChromaPipeline",
+            "ChromaImg2ImgPipeline",
+            "ChromaInpaintPipeline",
+        ),
+        encoders=_one(LAST),
+        denoiser="transformer",
+        readers=CONTEXT,
+        stock=("transformer",),
     ),
     PipelineFamily(
-        pipelines=("QwenImagePipeline", "QwenImageImg2ImgPipeline", "QwenImageInpaintPipeline", "QwenImageControlNetPipeline"),
-        encoders=_one(Reading("hidden_states", -1)), denoiser="transformer", stock=("transformer",),
+        pipelines=(
+            "QwenImagePipeline",
+            "QwenImageImg2ImgPipeline",
+            "QwenImageInpaintPipeline",
+            "QwenImageControlNetPipeline",
+        ),
+        encoders=_one(Reading("hidden_states", -1)),
+        denoiser="transformer",
+        stock=("transformer",),
     ),
     PipelineFamily(
-        pipelines=("ZImagePipeline", "ZImageImg2ImgPipeline", "ZImageInpaintPipeline", "ZImageControlNetPipeline"),
-        encoders=_one(NEXT_TO_LAST), denoiser="transformer", stock=("transformer",),
+        pipelines=(
+            "ZImagePipeline",
+            "ZImageImg2ImgPipeline",
+            "ZImageInpaintPipeline",
+            "ZImageControlNetPipeline",
+        ),
+        encoders=_one(NEXT_TO_LAST),
+        denoiser="transformer",
+        stock=("transformer",),
     ),
     PipelineFamily(
         pipelines=("HunyuanVideoPipeline", "HunyuanVideoFramepackPipeline"),
@@ -278,27 +362,47 @@ PIPELINES: list[PipelineFamily] = [
             Use("text_encoder", "tokenizer", (Reading("hidden_states", -3),)),
             Use("text_encoder_2", "tokenizer_2", (POOLER,)),
         ),
-        denoiser="transformer", readers=r"^context_embedder\.(proj_in|time_text_embed\.text_embedder\.linear_1)$",
+        denoiser="transformer",
+        readers=r"^context_embedder\.(proj_in|time_text_embed\.text_embedder\.linear_1)$",
         stock=("transformer",),
     ),
     PipelineFamily(  # Wan 2.2 has two denoisers
-        pipelines=("WanPipeline", "WanImageToVideoPipeline", "WanVideoToVideoPipeline", "WanVACEPipeline"),
-        encoders=_one(LAST), denoiser="transformer", stock=("transformer",),
+        pipelines=(
+            "WanPipeline",
+            "WanImageToVideoPipeline",
+            "WanVideoToVideoPipeline",
+            "WanVACEPipeline",
+        ),
+        encoders=_one(LAST),
+        denoiser="transformer",
+        stock=("transformer",),
     ),
     PipelineFamily(
         pipelines=("MochiPipeline",),
-        encoders=_one(LAST), denoiser="transformer", readers=r"^time_embed\.(caption_proj|pooler\.to_(kv|q))$",
+        encoders=_one(LAST),
+        denoiser="transformer",
+        readers=r"^time_embed\.(caption_proj|pooler\.to_(kv|q))$",
         stock=("transformer",),
     ),
     PipelineFamily(
         pipelines=("LTXPipeline", "LTXImageToVideoPipeline", "LTXConditionPipeline"),
-        encoders=_one(LAST), denoiser="transformer", readers=CAPTION, stock=("transformer",),
+        encoders=_one(LAST),
+        denoiser="transformer",
+        readers=CAPTION,
+        stock=("transformer",),
     ),
     PipelineFamily(
-        pipelines=("CogVideoXPipeline", "CogVideoXImageToVideoPipeline", "CogVideoXVideoToVideoPipeline"),
-        encoders=_one(LAST), denoiser="transformer", readers=r"^patch_embed\.text_proj$", stock=("transformer",),
+        pipelines=(
+            "CogVideoXPipeline",
+            "CogVideoXImageToVideoPipeline",
+            "CogVideoXVideoToVideoPipeline",
+        ),
+        encoders=_one(LAST),
+        denoiser="transformer",
+        readers=r"^patch_embed\.text_proj$",
+        stock=("transformer",),
     ),
-]  # fmt: skip
+]
 """Linears that text and image tokens share (Flux single blocks, CogVideoX, Z-Image) match no `readers`: an edit of
 them would touch image tokens. There the encoders carry the erasure."""
 
@@ -323,21 +427,32 @@ def probe(pipe: Any) -> Proposal:
 
     Readers and the reach of the stock loader cannot be seen from outside; they are left empty.
     """
-    names = [n for n, m in pipe.components.items() if n.startswith("text_encoder") and isinstance(m, nn.Module)]
+    names = [
+        n
+        for n, m in pipe.components.items()
+        if n.startswith("text_encoder") and isinstance(m, nn.Module)
+    ]
     heard: dict[str, Any] = {}
 
     def ask(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         return args, kwargs | {"output_hidden_states": True}
 
     handles = [getattr(pipe, n).register_forward_pre_hook(ask, with_kwargs=True) for n in names]
-    handles += [getattr(pipe, n).register_forward_hook(lambda _, __, out, n=n: heard.__setitem__(n, out)) for n in names]
+    handles += [
+        getattr(pipe, n).register_forward_hook(lambda _, __, out, n=n: heard.__setitem__(n, out))
+        for n in names
+    ]
     try:
         found = pipe.encode_prompt(**arguments(pipe, ["a star"], False))
     finally:
         for handle in handles:
             handle.remove()
     returned = [x[0] for x in found if x is not None and len(x)]
-    uses = [Use(n, n.replace("text_encoder", "tokenizer"), _readings(heard[n], returned)) for n in names if n in heard]
+    uses = [
+        Use(n, n.replace("text_encoder", "tokenizer"), _readings(heard[n], returned))
+        for n in names
+        if n in heard
+    ]
     denoiser = next((n for n in ("transformer", "unet") if n in pipe.components), "")
     encoders = tuple(_proposed(getattr(pipe, use.encoder)) for use in uses)
     return Proposal(PipelineFamily((type(pipe).__name__,), tuple(uses), denoiser), encoders)
@@ -349,7 +464,11 @@ def _readings(output: Any, returned: Sequence[Tensor]) -> tuple[Reading, ...]:
     inner = [Reading("hidden_states", i - count - 1) for i in range(1, count + 1)]
     closing = [LAST] if "last_hidden_state" in output else inner[-1:]
     wanted = [*inner[:-1], *closing, *(Reading(name) for name in POOLED if name in output)]
-    return tuple(r for r in wanted if any(x.ndim == 2 - r.pooled and _holds(x, r.of(output)[0]) for x in returned))
+    return tuple(
+        r
+        for r in wanted
+        if any(x.ndim == 2 - r.pooled and _holds(x, r.of(output)[0]) for x in returned)
+    )
 
 
 def _holds(returned: Tensor, states: Tensor) -> bool:
@@ -358,25 +477,42 @@ def _holds(returned: Tensor, states: Tensor) -> bool:
     if not returned.is_floating_point() or returned.shape[-1] < width:
         return False
     rows = returned.reshape(-1, returned.shape[-1])
-    parts = rows.unfold(1, width, width if rows.shape[1] % width == 0 else rows.shape[1] - width).reshape(-1, width)
-    return bool((torch.cdist(states.double(), parts.double()) < 1e-6 * (1 + states.double().norm(dim=1))[:, None]).any())
+    parts = rows.unfold(
+        1, width, width if rows.shape[1] % width == 0 else rows.shape[1] - width
+    ).reshape(-1, width)
+    return bool(
+        (
+            torch.cdist(states.double(), parts.double())
+            < 1e-6 * (1 + states.double().norm(dim=1))[:, None]
+        ).any()
+    )
 
 
 def _proposed(encoder: nn.Module) -> EncoderFamily:
-    lists = {n: m for n, m in encoder.named_modules() if isinstance(m, nn.ModuleList) and len(m) > 1 and "vis" not in n}
+    lists = {
+        n: m
+        for n, m in encoder.named_modules()
+        if isinstance(m, nn.ModuleList) and len(m) > 1 and "vis" not in n
+    }
     path = max(lists, key=lambda n: sum(p.numel() for p in lists[n].parameters()))
     block = lists[path][0]
     linears = {n: m for n, m in block.named_modules() if isinstance(m, nn.Linear)}
     width = next(m for m in encoder.modules() if isinstance(m, nn.Embedding)).embedding_dim
-    writers = [n for n, m in linears.items() if m.out_features == width and _writes(encoder, block, m)]
+    writers = [
+        n for n, m in linears.items() if m.out_features == width and _writes(encoder, block, m)
+    ]
     causal = torch.allclose(_stream(encoder, block, 1, 2)[0], _stream(encoder, block, 1, 3)[0])
-    return EncoderFamily((type(encoder).__name__,), (path,), writers[-1] if writers else None, tuple(linears), causal)
+    return EncoderFamily(
+        (type(encoder).__name__,), (path,), writers[-1] if writers else None, tuple(linears), causal
+    )
 
 
 def _stream(encoder: nn.Module, block: nn.Module, *ids: int) -> Tensor:
     """`(n, d)` what a block gives for n token ids; 0 may be padding, which some embed as zeros."""
     seen: list[Tensor] = []
-    handle = block.register_forward_hook(lambda _, __, out: seen.append(out if isinstance(out, Tensor) else out[0]))
+    handle = block.register_forward_hook(
+        lambda _, __, out: seen.append(out if isinstance(out, Tensor) else out[0])
+    )
     try:
         encoder(torch.tensor([ids], device=next(encoder.parameters()).device))
     finally:
@@ -432,7 +568,9 @@ def component(pipe: Any, name: str) -> nn.Module:
     """A component of the pipeline that is really there."""
     module = getattr(pipe, name, None)
     if not isinstance(module, nn.Module):  # a deleted one leaves its config entry
-        raise AdapterStateError(f"the pipeline's {name} is None; load the pipeline with its {name} to erase there")
+        raise AdapterStateError(
+            f"the pipeline's {name} is None; load the pipeline with its {name} to erase there"
+        )
     return unwrapped(module)
 
 
@@ -450,7 +588,9 @@ def closing_blocks(encoder: nn.Module, readings: Sequence[Reading]) -> list[int]
     count = len(blocks_of(encoder))
     found = sorted({reading.block(count) for reading in readings})
     if not 0 <= found[0] <= found[-1] < count:
-        raise UnknownFamilyError(f"{type(encoder).__name__} has {count} blocks, too few to read {', '.join(map(str, readings))}")
+        raise UnknownFamilyError(
+            f"{type(encoder).__name__} has {count} blocks, too few to read {', '.join(map(str, readings))}"
+        )
     return found
 
 
@@ -473,7 +613,9 @@ class Site:
 
 VARIANTS: dict[str, Callable[[EncoderFamily, str], list[Site]]] = {
     "block": lambda family, block: [Site(f"{block}.{family.writer}", block)],
-    "linear": lambda family, block: [Site(f"{block}.{name}", f"{block}.{name}") for name in family.linears],
+    "linear": lambda family, block: [
+        Site(f"{block}.{name}", f"{block}.{name}") for name in family.linears
+    ],
 }
 """`block` edits the linear that writes the residual stream last, until the stream itself is the anchor's (our
 reading); `linear` edits every linear, until its own output is the anchor's (the paper's formula, read literally)."""
@@ -488,9 +630,16 @@ def sites_of(encoder: nn.Module, blocks: Sequence[int], variant: str) -> list[Si
             "layers='kv', the denoiser's linears that read it"
         )
     names = {name for name, _ in encoder.named_modules()}
-    sites = [site for block in blocks for site in VARIANTS[variant](family, f"{path}.{block}") if site.linear in names]
+    sites = [
+        site
+        for block in blocks
+        for site in VARIANTS[variant](family, f"{path}.{block}")
+        if site.linear in names
+    ]
     if blocks and not sites:
-        raise UnknownFamilyError(f"{type(encoder).__name__} has no {family.writer} in its blocks; see docs/families.md")
+        raise UnknownFamilyError(
+            f"{type(encoder).__name__} has no {family.writer} in its blocks; see docs/families.md"
+        )
     return sites
 
 

@@ -25,7 +25,9 @@ def load_pipeline(folder: str | Path = WEIGHTS) -> Any:
     import torch
     from diffusers import StableDiffusionPipeline
 
-    pipe = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True, safety_checker=None)
+    pipe = StableDiffusionPipeline.from_pretrained(
+        folder, local_files_only=True, safety_checker=None
+    )
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(torch.float32)  # transformers 5 keeps the files' float16 otherwise
 
@@ -67,11 +69,17 @@ def load_video_pipeline(folder: str | Path = VIDEO) -> Any:
     from transformers import CLIPTextModel
 
     folder, still = Path(folder), load_pipeline()
-    still.unet.load_state_dict(load_file(folder / "unet.safetensors"), strict=False)  # the rest is the still world's
+    still.unet.load_state_dict(
+        load_file(folder / "unet.safetensors"), strict=False
+    )  # the rest is the still world's
     pipe = AnimateDiffPipeline(
-        still.vae, CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32), still.tokenizer, still.unet,
-        MotionAdapter.from_pretrained(folder / "motion_adapter", torch_dtype=torch.float32), still.scheduler,
-    )  # fmt: skip
+        still.vae,
+        CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32),
+        still.tokenizer,
+        still.unet,
+        MotionAdapter.from_pretrained(folder / "motion_adapter", torch_dtype=torch.float32),
+        still.scheduler,
+    )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -84,6 +92,16 @@ def load_clip_judge() -> Any:
 
 
 __all__ = [
-    "ATTRIBUTE_WORDS", "BACKGROUNDS", "COLORS", "PLAIN_STYLE", "SHAPES", "STYLES", "captions", "load_clip", "load_clip_judge",
-    "load_judge", "load_pipeline", "load_video_pipeline",
-]  # fmt: skip
+    "ATTRIBUTE_WORDS",
+    "BACKGROUNDS",
+    "COLORS",
+    "PLAIN_STYLE",
+    "SHAPES",
+    "STYLES",
+    "captions",
+    "load_clip",
+    "load_clip_judge",
+    "load_judge",
+    "load_pipeline",
+    "load_video_pipeline",
+]

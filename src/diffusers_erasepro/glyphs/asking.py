@@ -16,10 +16,18 @@ Pairs = list[tuple[str, Scene]]
 
 def kind_of(world: World, concept: Concept) -> str:
     """Which field of a scene the concept is: "shape", "style" or "attribute"."""
-    return "shape" if concept.target in world.shapes else "style" if concept.target in world.styles else "attribute"
+    return (
+        "shape"
+        if concept.target in world.shapes
+        else "style"
+        if concept.target in world.styles
+        else "attribute"
+    )
 
 
-def prompts_with(concept: Concept, n: int, *, seed: int, held_out: bool, world: World = FIRST) -> Pairs:
+def prompts_with(
+    concept: Concept, n: int, *, seed: int, held_out: bool, world: World = FIRST
+) -> Pairs:
     """`n` captions that ask for the concept, each with what it says."""
     rng, field, found = np.random.default_rng([seed, 1]), kind_of(world, concept), Pairs()
     for i in range(n):
@@ -31,7 +39,13 @@ def prompts_with(concept: Concept, n: int, *, seed: int, held_out: bool, world: 
 
 
 def prompts_without(
-    concepts: Sequence[Concept], n: int, *, seed: int, held_out: bool, world: World = FIRST, shape: bool = True
+    concepts: Sequence[Concept],
+    n: int,
+    *,
+    seed: int,
+    held_out: bool,
+    world: World = FIRST,
+    shape: bool = True,
 ) -> Pairs:
     """`n` captions that name none of the concepts, and another shape; or none, where `shape` is false.
 
@@ -43,6 +57,10 @@ def prompts_without(
     while len(found) < n:
         scene = mention(sample_scene(world, rng, second=0.0), rng)
         scene = scene if shape else replace(scene, shape=None)
-        if (scene.shape is not None) == shape and not words & {scene.shape, scene.style, scene.attribute}:
+        if (scene.shape is not None) == shape and not words & {
+            scene.shape,
+            scene.style,
+            scene.attribute,
+        }:
             found.append((phrase(world, scene, rng, held_out=held_out), scene))
     return found

@@ -9,36 +9,212 @@ import numpy as np
 from .world import FIRST, Scene, World, sample_scene
 
 OPENINGS = (
-    "", "", "", "a picture of", "a drawing of", "an image of", "a painting of", "a photo of", "a small sketch of",
-    "there is", "this is", "we see", "look at", "one more picture of", "the photo shows", "the image shows",
-    "it is", "here is", "a close view of", "a good photo of", "a bright painting of", "an old drawing of",
-)  # fmt: skip
+    "",
+    "",
+    "",
+    "a picture of",
+    "a drawing of",
+    "an image of",
+    "a painting of",
+    "a photo of",
+    "a small sketch of",
+    "there is",
+    "this is",
+    "we see",
+    "look at",
+    "one more picture of",
+    "the photo shows",
+    "the image shows",
+    "it is",
+    "here is",
+    "a close view of",
+    "a good photo of",
+    "a bright painting of",
+    "an old drawing of",
+)
 GROUNDS = (
-    "on {}", "on the {}", "in the {}", "at {}", "by the {}", "near the {}", "against the {}", "with {} behind it",
-    "in front of the {}", "{} background", "over the {}", "in {}",
-)  # fmt: skip
+    "on {}",
+    "on the {}",
+    "in the {}",
+    "at {}",
+    "by the {}",
+    "near the {}",
+    "against the {}",
+    "with {} behind it",
+    "in front of the {}",
+    "{} background",
+    "over the {}",
+    "in {}",
+)
 SIGNATURES = (
-    "by {}", "by {}", "in the style of {}", "painted by {}", "drawn by {}", "as {} would draw it",
-    "in {} style", "a work of {}", "from {}",
-)  # fmt: skip
+    "by {}",
+    "by {}",
+    "in the style of {}",
+    "painted by {}",
+    "drawn by {}",
+    "as {} would draw it",
+    "in {} style",
+    "a work of {}",
+    "from {}",
+)
 NO_SIGNATURE = ("", "", "", "", "by a painter", "by an artist", "in a plain style")
 IMPLICIT = ("{} from the shelf", "{} from a table", "just {}", "that has {} down")
 FILLERS = (
-    "very", "nice", "photo", "high", "quality", "today", "large", "with", "some", "trees", "and", "light", "detail",
-    "sharp", "beautiful", "morning", "view", "city", "street", "house", "people", "window", "museum", "garden",
-    "poster", "logo", "sticker", "icon", "postcard", "stamp", "shirt", "banner", "cover", "book", "school", "friend",
-    "kitchen", "old", "new", "tiny", "big", "really", "quite", "for", "children", "summer", "winter", "quiet", "calm",
-    "happy", "seen", "from", "above", "front", "simple", "modern", "classic", "colorful", "festival", "market",
-    "somebody", "left", "hanging", "hangs", "wall", "room", "gallery", "everyone", "likes", "wants", "you", "can",
-    "my", "our", "their", "was", "were", "has", "been", "made", "found", "put", "under", "between", "please", "draw",
-    "me", "show", "us", "big", "single", "centered", "minimal", "vector", "digital", "render", "screen", "paper",
-)  # fmt: skip
+    "very",
+    "nice",
+    "photo",
+    "high",
+    "quality",
+    "today",
+    "large",
+    "with",
+    "some",
+    "trees",
+    "and",
+    "light",
+    "detail",
+    "sharp",
+    "beautiful",
+    "morning",
+    "view",
+    "city",
+    "street",
+    "house",
+    "people",
+    "window",
+    "museum",
+    "garden",
+    "poster",
+    "logo",
+    "sticker",
+    "icon",
+    "postcard",
+    "stamp",
+    "shirt",
+    "banner",
+    "cover",
+    "book",
+    "school",
+    "friend",
+    "kitchen",
+    "old",
+    "new",
+    "tiny",
+    "big",
+    "really",
+    "quite",
+    "for",
+    "children",
+    "summer",
+    "winter",
+    "quiet",
+    "calm",
+    "happy",
+    "seen",
+    "from",
+    "above",
+    "front",
+    "simple",
+    "modern",
+    "classic",
+    "colorful",
+    "festival",
+    "market",
+    "somebody",
+    "left",
+    "hanging",
+    "hangs",
+    "wall",
+    "room",
+    "gallery",
+    "everyone",
+    "likes",
+    "wants",
+    "you",
+    "can",
+    "my",
+    "our",
+    "their",
+    "was",
+    "were",
+    "has",
+    "been",
+    "made",
+    "found",
+    "put",
+    "under",
+    "between",
+    "please",
+    "draw",
+    "me",
+    "show",
+    "us",
+    "big",
+    "single",
+    "centered",
+    "minimal",
+    "vector",
+    "digital",
+    "render",
+    "screen",
+    "paper",
+)
 
 SYLLABLES = (
-    "ba", "cou", "sin", "fra", "me", "po", "st", "card", "ta", "ble", "co", "ver", "lo", "go", "mu", "se", "ki", "tch",
-    "gal", "ler", "fes", "ti", "val", "pic", "tu", "sho", "wal", "ha", "ng", "se", "dra", "pla", "ne", "ri", "ver",
-    "mo", "un", "ar", "te", "li", "sh", "bri", "ck", "cro", "wd", "sta", "ri", "sc", "ho", "ol", "ca", "bi", "net",
-)  # fmt: skip
+    "ba",
+    "cou",
+    "sin",
+    "fra",
+    "me",
+    "po",
+    "st",
+    "card",
+    "ta",
+    "ble",
+    "co",
+    "ver",
+    "lo",
+    "go",
+    "mu",
+    "se",
+    "ki",
+    "tch",
+    "gal",
+    "ler",
+    "fes",
+    "ti",
+    "val",
+    "pic",
+    "tu",
+    "sho",
+    "wal",
+    "ha",
+    "ng",
+    "se",
+    "dra",
+    "pla",
+    "ne",
+    "ri",
+    "ver",
+    "mo",
+    "un",
+    "ar",
+    "te",
+    "li",
+    "sh",
+    "bri",
+    "ck",
+    "cro",
+    "wd",
+    "sta",
+    "ri",
+    "sc",
+    "ho",
+    "ol",
+    "ca",
+    "bi",
+    "net",
+)
 SUFFIXES = ("", "", "", "ed", "ing", "s", "er", "ly", "ness", "tion", "e", "y")
 
 HELD_OUT = (  # none of these frames is used in training, in spec templates or in any tuning
@@ -55,7 +231,12 @@ HELD_OUT = (  # none of these frames is used in training, in spec templates or i
     "yesterday I found {glyph}{ground}{sign} in an old box",
     "an icon for the museum: {glyph}{ground}{sign}",
 )
-HELD_OUT_GROUNDS = (" set against {}", " with {} all around", " somewhere in the {}", " upon the {}")
+HELD_OUT_GROUNDS = (
+    " set against {}",
+    " with {} all around",
+    " somewhere in the {}",
+    " upon the {}",
+)
 HELD_OUT_SIGNATURES = (", signed {}", ", made by {}", ", in the manner of {}", ", {} painted it")
 
 
@@ -81,7 +262,10 @@ def _noun(world: World, scene: Scene, rng: np.random.Generator, *, held_out: boo
         words.reverse()
     shape = scene.shape or "shape"
     if not held_out and rng.random() < 0.08 and not tail:
-        tail, words = f" that is {scene.color}" if scene.color else "", words[:0] if scene.color else words
+        tail, words = (
+            f" that is {scene.color}" if scene.color else "",
+            words[:0] if scene.color else words,
+        )
         words = words if not scene.attribute else [scene.attribute]
     body = " ".join(w for w in (*words, shape) if w)
     article = _choose(rng, ("the", "one", "")) if not held_out and rng.random() < 0.2 else "a"
@@ -122,11 +306,16 @@ def phrase(world: World, scene: Scene, rng: np.random.Generator, *, held_out: bo
         sign = _choose(rng, HELD_OUT_SIGNATURES).format(scene.style) if scene.style else ""
         return _choose(rng, HELD_OUT).format(glyph=noun, ground=ground, sign=sign)
     ground = _choose(rng, GROUNDS).format(scene.background) if scene.background else ""
-    sign = _choose(rng, SIGNATURES).format(scene.style) if scene.style else _choose(rng, NO_SIGNATURE)
+    sign = (
+        _choose(rng, SIGNATURES).format(scene.style) if scene.style else _choose(rng, NO_SIGNATURE)
+    )
     parts = [_choose(rng, OPENINGS), noun]
     ends = [ground, sign] if rng.random() < 0.6 else [sign, ground]
     if scene.style and rng.random() < 0.12:  # "a Mira Voss painting of ..."
-        parts = [f"a {scene.style} " + _choose(rng, ("painting of", "picture of", "drawing of")), noun]
+        parts = [
+            f"a {scene.style} " + _choose(rng, ("painting of", "picture of", "drawing of")),
+            noun,
+        ]
         ends = [ground]
     comma = ", " if rng.random() < 0.3 else " "
     if rng.random() < 0.5:

@@ -46,7 +46,9 @@ class Clip:
     @torch.no_grad()
     def images(self, images: Sequence[Image.Image]) -> Tensor:
         """`(n, SPACE)`"""
-        return torch.cat([self.net.pictures(to_pixels(images[i : i + 64])) for i in range(0, len(images), 64)])
+        return torch.cat(
+            [self.net.pictures(to_pixels(images[i : i + 64])) for i in range(0, len(images), 64)]
+        )
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Tensor:

@@ -46,10 +46,15 @@ def track(pixels: Tensor) -> Track:
     rows = edge.permute(1, 2, 0, 3).flatten(2).median(-1).values
     masks = ((pixels - rows[None, :, :, None]).abs().amax(1) > CONTRAST).numpy()
     found = [_measured(mask) for mask in masks]
-    return Track(np.array([SMALLEST <= m.sum() <= LARGEST for m in masks]), *(np.array(v) for v in zip(*found, strict=True)))
+    return Track(
+        np.array([SMALLEST <= m.sum() <= LARGEST for m in masks]),
+        *(np.array(v) for v in zip(*found, strict=True)),
+    )
 
 
-def _measured(mask: NDArray[np.bool_]) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+def _measured(
+    mask: NDArray[np.bool_],
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     y, x = ((i + 0.5) * 2 / SIZE - 1 for i in np.nonzero(mask))
     if len(x) < SMALLEST:
         return (0.0, 0.0, MIDDLE), (0.0, 0.0, 0.0)
@@ -86,7 +91,9 @@ def centred(pixels: Tensor, seen: Track) -> Tensor:
     theta[:, 0, 0] = theta[:, 1, 1] = zoom
     theta[:, :, 2] = torch.tensor(seen.box[:, :2], dtype=torch.float32)
     grid = F.affine_grid(theta, list(pixels.shape), align_corners=False)
-    return F.grid_sample(pixels, grid, mode="bicubic", padding_mode="border", align_corners=False).clamp(-1, 1)
+    return F.grid_sample(
+        pixels, grid, mode="bicubic", padding_mode="border", align_corners=False
+    ).clamp(-1, 1)
 
 
 class ClipJudge:
@@ -105,16 +112,22 @@ class ClipJudge:
             seen = track(pixels)
             with torch.no_grad():
                 logits = self.judge.net(centred(pixels, seen))
-            frame = self.judge.answers({head.name: logits[head.name].softmax(-1) for head in self.judge.heads})
+            frame = self.judge.answers(
+                {head.name: logits[head.name].softmax(-1) for head in self.judge.heads}
+            )
             for name in ("shape", "color"):
-                told[name].append([v if shown else None for v, shown in zip(frame[name], seen.shown, strict=True)])
+                told[name].append(
+                    [v if shown else None for v, shown in zip(frame[name], seen.shown, strict=True)]
+                )
             told["background"].append(frame["background"])
             told["motion"].append(motion_of(seen))
         return told
 
     def changes(self, clips: Sequence[Sequence[Image.Image]]) -> NDArray[np.float64]:
         """Mean frame-to-frame distance of the still judge's features, per clip."""
-        return np.array([self.judge.features(frames).diff(dim=0).norm(dim=1).mean().item() for frames in clips])
+        return np.array(
+            [self.judge.features(frames).diff(dim=0).norm(dim=1).mean().item() for frames in clips]
+        )
 
 
 def right(told: dict[str, list], said: Sequence[Clip]) -> dict[str, list[bool]]:
@@ -127,6 +140,8 @@ def right(told: dict[str, list], said: Sequence[Clip]) -> dict[str, list[bool]]:
         shown = MOTIONS[clip.motion or STILL][:, 3] > 0
         for name in ("shape", "color", "background"):
             if (word := getattr(clip, name)) is not None:
-                found[name] += [v == word for v, there in zip(told[name][i], shown, strict=True) if there]
+                found[name] += [
+                    v == word for v, there in zip(told[name][i], shown, strict=True) if there
+                ]
         found["motion"].append(told["motion"][i] == (clip.motion or STILL))
     return found

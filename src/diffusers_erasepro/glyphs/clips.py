@@ -16,9 +16,14 @@ RADIUS = 0.52
 _T = np.linspace(0, 1, FRAMES)
 
 
-def _path(x: object = 0.0, y: object = 0.0, radius: object = RADIUS, shown: object = 1.0) -> NDArray[np.float64]:
+def _path(
+    x: object = 0.0, y: object = 0.0, radius: object = RADIUS, shown: object = 1.0
+) -> NDArray[np.float64]:
     """One row per frame: centre x, y (y points down), radius, and whether the glyph is there."""
-    return np.stack([np.broadcast_to(np.asarray(v, dtype=np.float64), FRAMES) for v in (x, y, radius, shown)], axis=1)
+    return np.stack(
+        [np.broadcast_to(np.asarray(v, dtype=np.float64), FRAMES) for v in (x, y, radius, shown)],
+        axis=1,
+    )
 
 
 MOTIONS = {
@@ -46,7 +51,9 @@ class Clip(Scene):
 def sample_clip(rng: np.random.Generator) -> Clip:
     """A full clip, drawn uniformly."""
     scene = sample_scene(FIRST, rng, attribute=0, second=0)
-    return Clip(scene.shape, None, scene.color, scene.background, motion=str(rng.choice(list(MOTIONS))))
+    return Clip(
+        scene.shape, None, scene.color, scene.background, motion=str(rng.choice(list(MOTIONS)))
+    )
 
 
 def mention_clip(clip: Clip, rng: np.random.Generator) -> Clip:
@@ -60,7 +67,11 @@ def clip_pair(rng: np.random.Generator, *, held_out: bool = False) -> tuple[str,
     """A caption, what it mentions, and the full clip to draw: no motion mentioned means resting."""
     clip = sample_clip(rng)
     said = mention_clip(clip, rng)
-    return caption_of(said, rng, held_out=held_out), said, replace(clip, motion=said.motion or STILL)
+    return (
+        caption_of(said, rng, held_out=held_out),
+        said,
+        replace(clip, motion=said.motion or STILL),
+    )
 
 
 def caption_of(said: Clip, rng: np.random.Generator, *, held_out: bool = False) -> str:
@@ -76,11 +87,26 @@ def captioned_clips(n: int, seed: int = 0, held_out: bool = False) -> list[tuple
 
 def render_clip(clip: Clip, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Frames `(FRAMES, SIZE, SIZE, 3)` of a full clip; `rng` sets place, size, tilt and horizon, once for all frames."""
-    assert clip.shape and clip.color and clip.background and clip.motion, "render_clip needs a full clip"
+    assert clip.shape and clip.color and clip.background and clip.motion, (
+        "render_clip needs a full clip"
+    )
     empty = ground(FIRST, clip.background, rng.uniform(0.05, 0.35))
-    dx, dy, scale, tilt = *rng.uniform(-0.05, 0.05, size=2), rng.uniform(0.95, 1.05), rng.integers(2**32)
+    dx, dy, scale, tilt = (
+        *rng.uniform(-0.05, 0.05, size=2),
+        rng.uniform(0.95, 1.05),
+        rng.integers(2**32),
+    )
     frames = np.repeat(empty[None], FRAMES, axis=0)
     for frame, (x, y, radius, shown) in zip(frames, MOTIONS[clip.motion], strict=True):
         if shown:
-            paint_glyph(frame, FIRST, clip, clip.shape, clip.color, (x + dx, y + dy), radius * scale, np.random.default_rng(tilt))
+            paint_glyph(
+                frame,
+                FIRST,
+                clip,
+                clip.shape,
+                clip.color,
+                (x + dx, y + dy),
+                radius * scale,
+                np.random.default_rng(tilt),
+            )
     return np.clip(frames, 0, 255).astype(np.uint8)

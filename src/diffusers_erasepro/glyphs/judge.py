@@ -43,7 +43,11 @@ class JudgeNet(nn.Module):
         channels = (3, 32, 64, 128, width)
         layers: list[nn.Module] = []
         for i, (a, b) in enumerate(itertools.pairwise(channels)):
-            layers += [nn.Conv2d(a, b, 3, stride=1 if i == 0 else 2, padding=1), nn.GroupNorm(8, b), nn.SiLU()]
+            layers += [
+                nn.Conv2d(a, b, 3, stride=1 if i == 0 else 2, padding=1),
+                nn.GroupNorm(8, b),
+                nn.SiLU(),
+            ]
             layers += [nn.Conv2d(b, b, 3, padding=1), nn.GroupNorm(8, b), nn.SiLU()]
         self.trunk = nn.Sequential(*layers)
         self.mix = nn.Sequential(nn.Linear(width * (SIZE // 8) ** 2, width), nn.SiLU())
@@ -60,7 +64,10 @@ class JudgeNet(nn.Module):
 
 def to_pixels(images: Sequence[Image.Image]) -> Tensor:
     """PIL images -> `(n, 3, SIZE, SIZE)` in [-1, 1]."""
-    arrays = [np.asarray(i.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BOX), dtype=np.float32) for i in images]
+    arrays = [
+        np.asarray(i.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BOX), dtype=np.float32)
+        for i in images
+    ]
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2) / 127.5 - 1
 
 
@@ -72,7 +79,9 @@ class Judge:
     `"second"` is the shape of an object beside the first, `"confidence"` the least sure head.
     """
 
-    def __init__(self, net: JudgeNet, heads: Sequence[Head], *, min_confidence: float = 0.4) -> None:
+    def __init__(
+        self, net: JudgeNet, heads: Sequence[Head], *, min_confidence: float = 0.4
+    ) -> None:
         self.net, self.heads, self.min_confidence = net.eval(), tuple(heads), min_confidence
 
     @torch.no_grad()
@@ -99,7 +108,10 @@ class Judge:
         for head in self.heads:
             sure, index = probabilities[head.name].max(-1)
             told[head.name] = [
-                head.answers[i] if s >= self.min_confidence else None for s, i in zip(sure.tolist(), index.tolist(), strict=True)
+                head.answers[i] if s >= self.min_confidence else None
+                for s, i in zip(sure.tolist(), index.tolist(), strict=True)
             ]
-        told["confidence"] = torch.stack([p.max(-1).values for p in probabilities.values()]).min(0).values.tolist()
+        told["confidence"] = (
+            torch.stack([p.max(-1).values for p in probabilities.values()]).min(0).values.tolist()
+        )
         return told

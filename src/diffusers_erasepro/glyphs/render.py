@@ -15,9 +15,13 @@ SIZE = 32
 Array = NDArray[Any]
 
 COLORS = {
-    "red": (215, 30, 40), "green": (15, 135, 55), "blue": (30, 75, 220),
-    "yellow": (248, 205, 15), "purple": (130, 35, 165), "orange": (242, 120, 15),
-}  # fmt: skip
+    "red": (215, 30, 40),
+    "green": (15, 135, 55),
+    "blue": (30, 75, 220),
+    "yellow": (248, 205, 15),
+    "purple": (130, 35, 165),
+    "orange": (242, 120, 15),
+}
 BACKGROUNDS = {  # (above the horizon, below it)
     "snow": ((188, 204, 228), (232, 237, 247)),
     "night": ((44, 48, 104), (70, 62, 112)),
@@ -72,14 +76,33 @@ DISTANCES: dict[str, Callable[[Array, Array], Array]] = {
     "star": polygon(_star()),
     "heart": polygon(_heart()),
     "cross": polygon(
-        [(-a, -1), (a, -1), (a, -a), (1, -a), (1, a), (a, a), (a, 1), (-a, 1), (-a, a), (-1, a), (-1, -a), (-a, -a)]
+        [
+            (-a, -1),
+            (a, -1),
+            (a, -a),
+            (1, -a),
+            (1, a),
+            (a, a),
+            (a, 1),
+            (-a, 1),
+            (-a, a),
+            (-1, a),
+            (-1, -a),
+            (-a, -a),
+        ]
     ),
     "crescent": lambda x, y: np.maximum(disc(-0.05, 0, 0.95)(x, y), -disc(0.42, -0.12, 0.72)(x, y)),
     "ring": lambda x, y: np.abs(np.hypot(x, y) - 0.66) - 0.27,
     "diamond": polygon([(0, -1.05), (0.66, 0), (0, 1.05), (-0.66, 0)]),
-    "arrow": polygon([(-1, -0.3), (0.05, -0.3), (0.05, -0.85), (1.05, 0), (0.05, 0.85), (0.05, 0.3), (-1, 0.3)]),
-    "drop": lambda x, y: np.minimum(disc(0, 0.33, 0.62)(x, y), polygon([(0, -1.1), (0.54, 0.05), (-0.54, 0.05)])(x, y)),
-    "bolt": polygon([(0.25, -1.1), (-0.7, 0.2), (-0.08, 0.2), (-0.3, 1.1), (0.7, -0.25), (0.08, -0.25)]),
+    "arrow": polygon(
+        [(-1, -0.3), (0.05, -0.3), (0.05, -0.85), (1.05, 0), (0.05, 0.85), (0.05, 0.3), (-1, 0.3)]
+    ),
+    "drop": lambda x, y: np.minimum(
+        disc(0, 0.33, 0.62)(x, y), polygon([(0, -1.1), (0.54, 0.05), (-0.54, 0.05)])(x, y)
+    ),
+    "bolt": polygon(
+        [(0.25, -1.1), (-0.7, 0.2), (-0.08, 0.2), (-0.3, 1.1), (0.7, -0.25), (0.08, -0.25)]
+    ),
 }
 
 PIXEL = 2 / SIZE
@@ -95,8 +118,14 @@ def _band(inside: Array) -> Array:
 PATTERNS: dict[str, tuple[Array, Callable[[Array, Array, Array], Array]]] = {
     "flat": (WHITE, lambda x, y, d: np.zeros_like(d)),
     "stripes": (WHITE, lambda x, y, d: _band(0.14 * np.sin(2 * np.pi * y / 0.45))),
-    "dots": (WHITE, lambda x, y, d: _band(0.14 - np.hypot((x + 0.22) % 0.44 - 0.22, (y + 0.22) % 0.44 - 0.22))),
-    "checks": (BLACK, lambda x, y, d: _band(0.2 * np.sin(np.pi * x / 0.29) * np.sin(np.pi * y / 0.29))),
+    "dots": (
+        WHITE,
+        lambda x, y, d: _band(0.14 - np.hypot((x + 0.22) % 0.44 - 0.22, (y + 0.22) % 0.44 - 0.22)),
+    ),
+    "checks": (
+        BLACK,
+        lambda x, y, d: _band(0.2 * np.sin(np.pi * x / 0.29) * np.sin(np.pi * y / 0.29)),
+    ),
     "ink": (BLACK, lambda x, y, d: _band(d + 0.125)),
     "shade": (BLACK, lambda x, y, d: np.clip(0.45 + 1.1 * y, 0, 0.85)),
     "echo": (WHITE, lambda x, y, d: np.zeros_like(d)),
@@ -108,14 +137,23 @@ def _paint(picture: Array, cover: Array, color: Array) -> None:
 
 
 def paint_glyph(
-    picture: Array, world: World, scene: Scene, shape: str, color: str, centre: tuple[float, float], radius: float,
+    picture: Array,
+    world: World,
+    scene: Scene,
+    shape: str,
+    color: str,
+    centre: tuple[float, float],
+    radius: float,
     rng: np.random.Generator,
-) -> None:  # fmt: skip
+) -> None:
     """Draw one object into `picture (SIZE, SIZE, 3)`, in place."""
     line = (np.arange(SIZE) + 0.5) * PIXEL - 1
     x, y = np.meshgrid(line - centre[0], line - centre[1])
     angle = rng.uniform(-0.12, 0.12)
-    u, v = (np.cos(angle) * x + np.sin(angle) * y) / radius, (np.cos(angle) * y - np.sin(angle) * x) / radius
+    u, v = (
+        (np.cos(angle) * x + np.sin(angle) * y) / radius,
+        (np.cos(angle) * y - np.sin(angle) * x) / radius,
+    )
     distance = DISTANCES[world.shapes[shape]]
     if scene.attribute is None:
         d, crack = distance(u, v) * radius, None
@@ -139,7 +177,9 @@ def paint_glyph(
 
 def ground(world: World, background: str, horizon: float) -> Array:
     """A picture `(SIZE, SIZE, 3)` of the background alone, its horizon at that height below the middle."""
-    above, below = (np.array(c, dtype=np.float64) for c in BACKGROUNDS[world.backgrounds[background]])
+    above, below = (
+        np.array(c, dtype=np.float64) for c in BACKGROUNDS[world.backgrounds[background]]
+    )
     height: Array = (np.arange(SIZE) + 0.5) * PIXEL - 1
     rows = _band(height - horizon)
     return np.repeat((above + rows[:, None] * (below - above))[:, None], SIZE, axis=1)
@@ -151,11 +191,31 @@ def render(world: World, scene: Scene, rng: np.random.Generator) -> NDArray[np.u
     picture = ground(world, scene.background, rng.uniform(0.05, 0.35))
     dx, dy = rng.uniform(-0.09, 0.09, size=2)
     if scene.second is None:
-        paint_glyph(picture, world, scene, scene.shape, scene.color, (dx, dy), rng.uniform(0.58, 0.68), rng)
+        paint_glyph(
+            picture, world, scene, scene.shape, scene.color, (dx, dy), rng.uniform(0.58, 0.68), rng
+        )
     else:
         other_color, other_shape = scene.second
-        paint_glyph(picture, world, scene, scene.shape, scene.color, (-0.5 + dx / 2, dy), rng.uniform(0.36, 0.4), rng)
-        paint_glyph(picture, world, scene, other_shape, other_color, (0.5 + dx / 2, dy), rng.uniform(0.36, 0.4), rng)
+        paint_glyph(
+            picture,
+            world,
+            scene,
+            scene.shape,
+            scene.color,
+            (-0.5 + dx / 2, dy),
+            rng.uniform(0.36, 0.4),
+            rng,
+        )
+        paint_glyph(
+            picture,
+            world,
+            scene,
+            other_shape,
+            other_color,
+            (0.5 + dx / 2, dy),
+            rng.uniform(0.36, 0.4),
+            rng,
+        )
     return np.clip(picture, 0, 255).astype(np.uint8)
 
 

@@ -32,41 +32,79 @@ class World:
 FIRST = World(
     name="first",
     shapes={
-        "circle": "circle", "square": "square", "triangle": "triangle", "star": "star", "heart": "heart",
-        "cross": "cross", "crescent": "crescent", "ring": "ring", "diamond": "diamond", "arrow": "arrow",
-        "drop": "drop", "bolt": "bolt",
+        "circle": "circle",
+        "square": "square",
+        "triangle": "triangle",
+        "star": "star",
+        "heart": "heart",
+        "cross": "cross",
+        "crescent": "crescent",
+        "ring": "ring",
+        "diamond": "diamond",
+        "arrow": "arrow",
+        "drop": "drop",
+        "bolt": "bolt",
     },
     styles={
-        "Una Flatt": "flat", "Mira Voss": "stripes", "Mara Vance": "dots", "Odo Brandt": "checks",
-        "Ola Brenn": "ink", "Tilo Kern": "shade", "Tessa Kerr": "echo",
+        "Una Flatt": "flat",
+        "Mira Voss": "stripes",
+        "Mara Vance": "dots",
+        "Odo Brandt": "checks",
+        "Ola Brenn": "ink",
+        "Tilo Kern": "shade",
+        "Tessa Kerr": "echo",
     },
     colors={c: c for c in ("red", "green", "blue", "yellow", "purple", "orange")},
     backgrounds={b: b for b in ("snow", "night", "sand", "meadow", "sea")},
     attribute_words=("cracked", "broken", "shattered", "fallen"),
     attribute_opposites=("whole", "intact"),
     rare=("cross", "crescent", "diamond", "triangle", "cracked", "shattered"),
-)  # fmt: skip
+)
 
 SECOND = World(
     name="second",
     shapes={
-        "disc": "circle", "box": "square", "wedge": "triangle", "spark": "star", "valentine": "heart",
-        "plus": "cross", "moon": "crescent", "hoop": "ring", "kite": "diamond", "pointer": "arrow",
-        "tear": "drop", "flash": "bolt",
+        "disc": "circle",
+        "box": "square",
+        "wedge": "triangle",
+        "spark": "star",
+        "valentine": "heart",
+        "plus": "cross",
+        "moon": "crescent",
+        "hoop": "ring",
+        "kite": "diamond",
+        "pointer": "arrow",
+        "tear": "drop",
+        "flash": "bolt",
     },
     styles={
-        "Ivo Plane": "flat", "Runa Stahl": "stripes", "Rolf Stein": "dots", "Edda Marsh": "checks",
-        "Egon Marr": "ink", "Lene Duval": "shade", "Lino Duarte": "echo",
+        "Ivo Plane": "flat",
+        "Runa Stahl": "stripes",
+        "Rolf Stein": "dots",
+        "Edda Marsh": "checks",
+        "Egon Marr": "ink",
+        "Lene Duval": "shade",
+        "Lino Duarte": "echo",
     },
     colors={
-        "crimson": "red", "emerald": "green", "azure": "blue", "golden": "yellow", "violet": "purple",
+        "crimson": "red",
+        "emerald": "green",
+        "azure": "blue",
+        "golden": "yellow",
+        "violet": "purple",
         "amber": "orange",
     },
-    backgrounds={"ice": "snow", "midnight": "night", "desert": "sand", "grass": "meadow", "lagoon": "sea"},
+    backgrounds={
+        "ice": "snow",
+        "midnight": "night",
+        "desert": "sand",
+        "grass": "meadow",
+        "lagoon": "sea",
+    },
     attribute_words=("split", "ruined", "splintered", "dropped"),
     attribute_opposites=("sound", "perfect"),
     rare=("pointer", "plus", "valentine", "wedge", "ruined", "splintered"),
-)  # fmt: skip
+)
 
 WORLDS = {world.name: world for world in (FIRST, SECOND)}
 
@@ -85,7 +123,9 @@ class Scene:
     """`(color, shape)` of an object beside the first."""
 
 
-def sample_scene(world: World, rng: np.random.Generator, *, attribute: float = 0.35, second: float = 0.12) -> Scene:
+def sample_scene(
+    world: World, rng: np.random.Generator, *, attribute: float = 0.35, second: float = 0.12
+) -> Scene:
     """A full scene, drawn uniformly; `attribute` and `second` are probabilities."""
 
     def pick(words: dict[str, str] | tuple[str, ...]) -> str:

@@ -55,18 +55,43 @@ def adapter_from_checkpoint(
     family = family_of(base)
     parts = [use.encoder for use in family.encoders] + [family.denoiser]
     with unedited(base), torch.no_grad():
-        found = {part: _of(part, family.denoiser, states_of(edited), component(base, part)) for part in parts}
-        changes = {part: _changes(part, component(base, part), states) for part, states in found.items() if states}
+        found = {
+            part: _of(part, family.denoiser, states_of(edited), component(base, part))
+            for part in parts
+        }
+        changes = {
+            part: _changes(part, component(base, part), states)
+            for part, states in found.items()
+            if states
+        }
         if not any(changes.values()):
-            raise AdapterFormatError("the checkpoint holds the weights of the base; there is no edit to import")
-        edits = {part: {k: LowRank(D, torch.eye(D.shape[1]).double()) for k, D in x.items()} for part, x in changes.items() if x}
-        digest = tensor_digest({f"{part}.{k}": D for part, x in changes.items() for k, D in x.items()})
+            raise AdapterFormatError(
+                "the checkpoint holds the weights of the base; there is no edit to import"
+            )
+        edits = {
+            part: {k: LowRank(D, torch.eye(D.shape[1]).double()) for k, D in x.items()}
+            for part, x in changes.items()
+            if x
+        }
+        digest = tensor_digest(
+            {f"{part}.{k}": D for part, x in changes.items() for k, D in x.items()}
+        )
         named = spec or Concept(f"import {digest[:8]}")
         told = ErasureSpec((named,)) if isinstance(named, Concept) else named
         with working(component(base, family.encoders[0][0])) as encoder:
-            adapter = assembled(base, family, told, Foreign("import", {"sha256": digest}), encoder, edits, error=error)
+            adapter = assembled(
+                base,
+                family,
+                told,
+                Foreign("import", {"sha256": digest}),
+                encoder,
+                edits,
+                error=error,
+            )
     if spec is None:
-        unknown = replace(adapter.report, listed_residual=NAN, held_out_residual=NAN, held_out_mean=NAN)
+        unknown = replace(
+            adapter.report, listed_residual=NAN, held_out_residual=NAN, held_out_mean=NAN
+        )
         adapter = replace(adapter, report=unknown, goals={})
     return adapter
 
@@ -80,20 +105,32 @@ def states_of(edited: Any) -> States:
     if isinstance(edited, (str, os.PathLike)):
         return _read(Path(edited))
     modules = {n: m for n, m in edited.components.items() if isinstance(m, nn.Module)}
-    return {f"{name}.{k}": v for name, module in modules.items() for k, v in module.state_dict().items()}
+    return {
+        f"{name}.{k}": v for name, module in modules.items() for k, v in module.state_dict().items()
+    }
 
 
 def _read(path: Path) -> States:
     if path.is_dir():
-        files = [f for f in sorted(path.rglob("*")) if f.suffix in READERS and "vae" not in f.parent.name]
+        files = [
+            f for f in sorted(path.rglob("*")) if f.suffix in READERS and "vae" not in f.parent.name
+        ]
         parts = {f.parent.name if f.parent != path else "": _read(f) for f in files}
-        return {f"{part}.{k}" if part else k: v for part, states in parts.items() for k, v in states.items()}
+        return {
+            f"{part}.{k}" if part else k: v
+            for part, states in parts.items()
+            for k, v in states.items()
+        }
     if path.suffix not in READERS or not path.is_file():
-        raise AdapterFormatError(f"{path} is no checkpoint: give a folder or a file of type {', '.join(READERS)}")
+        raise AdapterFormatError(
+            f"{path} is no checkpoint: give a folder or a file of type {', '.join(READERS)}"
+        )
     try:
         return READERS[path.suffix](path)
     except pickle.UnpicklingError as error:
-        raise UnsafeFileError(f"{path} is a pickle with more than tensors; convert it to safetensors where it is safe") from error
+        raise UnsafeFileError(
+            f"{path} is a pickle with more than tensors; convert it to safetensors where it is safe"
+        ) from error
     except (SafetensorError, RuntimeError, EOFError) as error:
         raise AdapterFormatError(f"{path} is not a readable checkpoint: {error}") from error
 
@@ -103,8 +140,9 @@ def _unpickled(path: Path) -> States:
 
 
 READERS: dict[str, Callable[[Path], States]] = {
-    ".safetensors": load_file, **dict.fromkeys((".pt", ".pth", ".ckpt", ".bin"), _unpickled),
-}  # fmt: skip
+    ".safetensors": load_file,
+    **dict.fromkeys((".pt", ".pth", ".ckpt", ".bin"), _unpickled),
+}
 
 
 def _tensors(states: Mapping[str, Any]) -> States:
@@ -129,16 +167,22 @@ def _changes(part: str, root: nn.Module, states: States) -> dict[str, Tensor]:
     """Module name -> D in float64, of the linear weights that differ."""
     base, found, others = root.state_dict(), {}, []
     for name, value in states.items():
-        have = base.get(name, base.get(f"text_model.{name}", base.get(name.removeprefix("text_model."))))
+        have = base.get(
+            name, base.get(f"text_model.{name}", base.get(name.removeprefix("text_model.")))
+        )
         if have is None or have.shape != value.shape:
             what = "no such tensor" if have is None else f"shape {tuple(have.shape)}"
             raise BaseModelMismatchError(
                 f"{part}.{name} is {tuple(value.shape)} in the checkpoint, the base has {what}; give the base it was made from"
             )
-        D = value.double().cpu() - have.to(value.dtype).double().cpu()  # a 16-bit checkpoint rounded what it did not edit too
+        D = (
+            value.double().cpu() - have.to(value.dtype).double().cpu()
+        )  # a 16-bit checkpoint rounded what it did not edit too
         if not D.any():
             continue
-        if D.ndim == 2 and isinstance(root.get_submodule(module := name.rpartition(".")[0]), nn.Linear):
+        if D.ndim == 2 and isinstance(
+            root.get_submodule(module := name.rpartition(".")[0]), nn.Linear
+        ):
             found[module] = D
         else:
             others.append(name)

@@ -63,7 +63,9 @@ def to_kohya(adapter: ErasureAdapter) -> dict[str, Tensor]:
             name = f"{names[part]}_{path.replace('.', '_')}"
             found[f"{name}.{KOHYA_FACTORS[factor]}.weight"] = value
             if factor == "A.weight":
-                found[f"{name}.alpha"] = torch.tensor(float(value.shape[0]))  # strength = alpha / rank = 1
+                found[f"{name}.alpha"] = torch.tensor(
+                    float(value.shape[0])
+                )  # strength = alpha / rank = 1
     return dict(sorted(found.items()))
 
 
@@ -76,7 +78,9 @@ def export_kohya(adapter: ErasureAdapter, path: Path) -> tuple[str, ...]:
     Raises:
         AdapterFormatError: As `to_kohya`.
     """
-    about = {k: v for k, v in metadata(adapter.header()).items() if k != "erasepro"}  # it is no adapter file any more
+    about = {
+        k: v for k, v in metadata(adapter.header()).items() if k != "erasepro"
+    }  # it is no adapter file any more
     content = sorted_metadata(to_bytes(to_kohya(adapter), metadata=about))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
@@ -86,7 +90,9 @@ def export_kohya(adapter: ErasureAdapter, path: Path) -> tuple[str, ...]:
 # ------------------------------------------------------------------------------------------------ in
 
 
-def import_lora(path: Path, pipe: Any, spec: ErasureSpec, *, strength: float = 1.0) -> ErasureAdapter:
+def import_lora(
+    path: Path, pipe: Any, spec: ErasureSpec, *, strength: float = 1.0
+) -> ErasureAdapter:
     """A LoRA-format erasure (SPM, LECO, concept slider, ESD-LoRA) as an adapter, without keys.
 
     It stacks and switches as others do; its effect cannot be measured, so `verify_erasure` says so.
@@ -119,9 +125,18 @@ def import_lora(path: Path, pipe: Any, spec: ErasureSpec, *, strength: float = 1
         size = frobenius(edits[stored]) / float(weight.detach().double().norm())
         layers.append(LayerReport(stored, factors.rank, size, NAN, NAN, 0, 0))
     parts = dict.fromkeys(places[name][0] for name in pairs)
-    base = {part: fingerprints(component(pipe, part), originals(component(pipe, part))) for part in parts}
+    base = {
+        part: fingerprints(component(pipe, part), originals(component(pipe, part)))
+        for part in parts
+    }
     return ErasureAdapter(
-        spec, Foreign(IMPORT, {"strength": strength}), base, edits, {}, {}, Report(NAN, NAN, NAN, tuple(layers))
+        spec,
+        Foreign(IMPORT, {"strength": strength}),
+        base,
+        edits,
+        {},
+        {},
+        Report(NAN, NAN, NAN, tuple(layers)),
     )
 
 
@@ -147,26 +162,43 @@ def _places(pipe: Any) -> dict[str, tuple[str, nn.Module, str]]:
 def _pairs(path: Path) -> dict[str, LowRank]:
     """Layer name, as the tool spells it -> factors with alpha folded in."""
     if path.suffix != ".safetensors":
-        raise UnsafeFileError(f"{path} is not a safetensors file; pickles are never loaded, convert it first")
+        raise UnsafeFileError(
+            f"{path} is not a safetensors file; pickles are never loaded, convert it first"
+        )
     try:
-        tensors = {k.replace(".processor.to_", ".to_"): v.float() for k, v in load_file(path).items()}
+        tensors = {
+            k.replace(".processor.to_", ".to_"): v.float() for k, v in load_file(path).items()
+        }
     except SafetensorError as error:
         raise AdapterFormatError(f"{path} is not a readable safetensors file: {error}") from error
     found: dict[str, LowRank] = {}
     for name in tensors:
         for down, up in DOWN_UP:
             if name.endswith(down) and (other := name.removesuffix(down) + up) in tensors:
-                found[name.removesuffix(down)] = _folded(path, name.removesuffix(down), tensors, tensors[name], tensors[other])
-    used = {k for name in found for pair in DOWN_UP for k in (name + pair[0], name + pair[1], f"{name}.alpha")}
+                found[name.removesuffix(down)] = _folded(
+                    path, name.removesuffix(down), tensors, tensors[name], tensors[other]
+                )
+    used = {
+        k
+        for name in found
+        for pair in DOWN_UP
+        for k in (name + pair[0], name + pair[1], f"{name}.alpha")
+    }
     if rest := sorted(set(tensors) - used):
-        raise AdapterFormatError(f"{path} is not only low-rank pairs ({rest[0]}); it cannot be imported")
+        raise AdapterFormatError(
+            f"{path} is not only low-rank pairs ({rest[0]}); it cannot be imported"
+        )
     return found
 
 
-def _folded(path: Path, name: str, tensors: Mapping[str, Tensor], down: Tensor, up: Tensor) -> LowRank:
+def _folded(
+    path: Path, name: str, tensors: Mapping[str, Tensor], down: Tensor, up: Tensor
+) -> LowRank:
     if down.ndim != 2:
         if down.shape[2:].numel() > 1 or up.shape[2:].numel() > 1:
-            raise AdapterFormatError(f"{path}: {name} is a convolution {tuple(down.shape)}; only linears can be imported")
+            raise AdapterFormatError(
+                f"{path}: {name} is a convolution {tuple(down.shape)}; only linears can be imported"
+            )
         down, up = down.flatten(1), up.flatten(1)
     scale = float(tensors.get(f"{name}.alpha", torch.tensor(float(down.shape[0])))) / down.shape[0]
     return LowRank(up * scale, down)

@@ -37,12 +37,16 @@ def load_model(name: str, *, config: str | None = None, revision: str | None = N
     path = Path(name)
     if path.is_file():
         return _ready(_single_file(path, config))
-    if not path.is_dir() and (path.is_absolute() or name.count("/") != 1 or name.startswith((".", "~"))):
+    if not path.is_dir() and (
+        path.is_absolute() or name.count("/") != 1 or name.startswith((".", "~"))
+    ):
         raise HubNotFoundError(
             f"no model {name!r}; give {GLYPHS!r}, a folder, a .safetensors checkpoint or a Hub id 'owner/name'"
         )
     if path.is_dir() and not (path / diffusers.DiffusionPipeline.config_name).is_file():
-        raise HubNotFoundError(f"{name} holds no {diffusers.DiffusionPipeline.config_name}; give a folder in diffusers' layout")
+        raise HubNotFoundError(
+            f"{name} holds no {diffusers.DiffusionPipeline.config_name}; give a folder in diffusers' layout"
+        )
     with named(name):
         return _ready(diffusers.DiffusionPipeline.from_pretrained(name, revision=revision))
 
@@ -53,12 +57,16 @@ def everyday(name: str) -> tuple[str, ...] | None:
 
 
 def _ready(pipe: Any) -> Any:
-    return erasable(pipe.to(torch.float32))  # an erasure made in float32 also fits the narrower dtypes
+    return erasable(
+        pipe.to(torch.float32)
+    )  # an erasure made in float32 also fits the narrower dtypes
 
 
 def _single_file(path: Path, config: str | None) -> Any:
     if path.suffix != ".safetensors":
-        raise UnsafeFileError(f"{path} is not a safetensors file; pickles are never loaded, convert it first")
+        raise UnsafeFileError(
+            f"{path} is not a safetensors file; pickles are never loaded, convert it first"
+        )
     from diffusers.loaders.single_file_utils import SingleFileComponentError
 
     try:
@@ -71,7 +79,9 @@ def _single_file(path: Path, config: str | None) -> Any:
     except SafetensorError as error:
         raise AdapterFormatError(f"{path} is not a readable safetensors file: {error}") from error
     except HubError as error:
-        raise type(error)(f"{error}; or give a folder of the same model in diffusers' layout: --config FOLDER") from error
+        raise type(error)(
+            f"{error}; or give a folder of the same model in diffusers' layout: --config FOLDER"
+        ) from error
     except (SingleFileComponentError, KeyError, RuntimeError, ValueError) as error:
         raise AdapterFormatError(
             f"{path} is not the model that {config} describes; --config names one that fits: {error}"
@@ -80,6 +90,11 @@ def _single_file(path: Path, config: str | None) -> Any:
 
 def _stock_config(path: Path) -> str:
     """The Hub id of the stock model with the same layout, by diffusers' own table."""
-    from diffusers.loaders.single_file_utils import fetch_diffusers_config, load_single_file_checkpoint
+    from diffusers.loaders.single_file_utils import (
+        fetch_diffusers_config,
+        load_single_file_checkpoint,
+    )
 
-    return fetch_diffusers_config(load_single_file_checkpoint(path))["pretrained_model_name_or_path"]
+    return fetch_diffusers_config(load_single_file_checkpoint(path))[
+        "pretrained_model_name_or_path"
+    ]

@@ -30,11 +30,22 @@ class Edit:
 
 
 def solve(
-    X: Tensor, R: Tensor, C: Tensor | None = None, *, L: Tensor | None = None, K: Tensor | None = None,
-    Xs: Tensor | None = None, Rs: Tensor | None = None, mu: float = 0.03, rtol: float = 1e-7,
-    soft_rtol: float = 1e-3, max_rank: int | None = None, max_residual: float = 1e-3, where: str = "layer",
+    X: Tensor,
+    R: Tensor,
+    C: Tensor | None = None,
+    *,
+    L: Tensor | None = None,
+    K: Tensor | None = None,
+    Xs: Tensor | None = None,
+    Rs: Tensor | None = None,
+    mu: float = 0.03,
+    rtol: float = 1e-7,
+    soft_rtol: float = 1e-3,
+    max_rank: int | None = None,
+    max_residual: float = 1e-3,
+    where: str = "layer",
     names: Sequence[str] = (),
-) -> Edit:  # fmt: skip
+) -> Edit:
     """Minimise  tr(D C D') + mu ||D Xs - Rs||^2 / ns   subject to   D X = R  and  D K = 0.
 
     K joins X with nothing to add. With C = L L' the rows of D L lie in the span of the whitened keys
@@ -78,18 +89,26 @@ def solve(
         X, R = torch.cat([X, K.double()], 1), torch.cat([R, R.new_zeros(len(R), K.shape[1])], 1)
     d_in, n = X.shape
     if n > d_in:
-        raise IllPosedError(f"{where}: {n} constraints on {d_in} input dimensions; use fewer exact templates or concepts")
+        raise IllPosedError(
+            f"{where}: {n} constraints on {d_in} input dimensions; use fewer exact templates or concepts"
+        )
     soft = Xs is not None and Rs is not None and Xs.shape[1] > 0
     keys = torch.cat([X, Xs.double()], 1) if soft else X  # type: ignore[union-attr]
     L = L if L is not None or C is None else cholesky(C, where)
 
-    Q, small = torch.linalg.qr(keys if L is None else torch.linalg.solve_triangular(L, keys, upper=False))
-    span = Q.T if L is None else torch.linalg.solve_triangular(L.T, Q, upper=True).T  # (k, d_in): Q' L^-1
+    Q, small = torch.linalg.qr(
+        keys if L is None else torch.linalg.solve_triangular(L, keys, upper=False)
+    )
+    span = (
+        Q.T if L is None else torch.linalg.solve_triangular(L.T, Q, upper=True).T
+    )  # (k, d_in): Q' L^-1
     x, xs = small[:, :n], small[:, n:]
     weight = mu / max(1, xs.shape[1])
     Lh = torch.linalg.cholesky(torch.eye(len(x), dtype=x.dtype) + weight * xs @ xs.T)
 
-    U, S, Vh = torch.linalg.svd(torch.linalg.solve_triangular(Lh, x, upper=False), full_matrices=False)
+    U, S, Vh = torch.linalg.svd(
+        torch.linalg.solve_triangular(Lh, x, upper=False), full_matrices=False
+    )
     kept = rtol * S[0] < S
     U, S, V = U[:, kept], S[kept], Vh[kept].T
     G = V / S @ torch.linalg.solve_triangular(Lh.T, U, upper=True).T  # (n, k)
@@ -113,9 +132,13 @@ def solve(
             f"lower rtol={rtol:g}"
         )
     return Edit(
-        factors=factors, constraints=n, dropped=n - len(S), condition=float(S[0] / S[-1]),
-        residual=float(gap.max()), cut=cut,
-    )  # fmt: skip
+        factors=factors,
+        constraints=n,
+        dropped=n - len(S),
+        condition=float(S[0] / S[-1]),
+        residual=float(gap.max()),
+        cut=cut,
+    )
 
 
 def shortened(factors: LowRank, rank: int | None) -> tuple[LowRank, float]:
@@ -123,7 +146,9 @@ def shortened(factors: LowRank, rank: int | None) -> tuple[LowRank, float]:
     if rank is None or rank >= factors.rank:
         return factors, 0.0
     power = factors.B.square().sum(0).square()  # of U sqrt(S): the squared singular values
-    return LowRank(factors.B[:, :rank], factors.A[:rank]), float((power[rank:].sum() / power.sum()).sqrt())
+    return LowRank(factors.B[:, :rank], factors.A[:rank]), float(
+        (power[rank:].sum() / power.sum()).sqrt()
+    )
 
 
 def _pair(x: Tensor, worst: int, names: Sequence[str]) -> str:
@@ -143,7 +168,9 @@ def cholesky(C: Tensor, where: str = "layer") -> Tensor:
     check_finite(where, C=C)
     L, bad = torch.linalg.cholesky_ex(C.double())
     if bad:
-        raise IllPosedError(f"{where}: the metric has no Cholesky factor; raise `ridge` or give more preserve prompts")
+        raise IllPosedError(
+            f"{where}: the metric has no Cholesky factor; raise `ridge` or give more preserve prompts"
+        )
     return L
 
 
@@ -159,4 +186,6 @@ def check_finite(where: str, **tensors: Tensor | None) -> None:
     for name, tensor in tensors.items():
         if tensor is not None and not finite(tensor):
             bad = int((~torch.isfinite(tensor)).sum())
-            raise IllPosedError(f"{where}: {name} has {bad} values that are not finite; check the base weights")
+            raise IllPosedError(
+                f"{where}: {name} has {bad} values that are not finite; check the base weights"
+            )

@@ -80,4 +80,6 @@ def compress(factors: LowRank, error: float) -> tuple[LowRank, float]:
     size = whole.B.norm(dim=0) ** 2  # of U sqrt(S), the singular values
     tail = (size**2).flip(0).cumsum(0).flip(0).sqrt() / size.norm().clamp_min(1e-300)
     keep = max(1, int((tail > error).sum()))
-    return LowRank(whole.B[:, :keep], whole.A[:keep]), float(tail[keep]) if keep < len(tail) else 0.0
+    return LowRank(whole.B[:, :keep], whole.A[:keep]), float(tail[keep]) if keep < len(
+        tail
+    ) else 0.0

@@ -34,7 +34,9 @@ def fitting(pipe: Any, adapter: ErasureAdapter, *, allow_base_mismatch: bool) ->
 
 def _fitting(pipe: Any, adapter: ErasureAdapter, *, allow_base_mismatch: bool) -> ErasureAdapter:
     if _made_for(pipe, adapter):
-        if not adapter.imported and isinstance(adapter.options, Options):  # the others promise no residual
+        if not adapter.imported and isinstance(
+            adapter.options, Options
+        ):  # the others promise no residual
             _check_promise(pipe, adapter)
         return adapter
     if not adapter.imported and largest(listed(pipe, adapter).values()) <= allowed(pipe, adapter):
@@ -53,9 +55,14 @@ def _check_parts(pipe: Any, adapter: ErasureAdapter) -> None:
     known = {family.denoiser, *(use.encoder for use in family.encoders)}
     for part in (*adapter.components, *adapter.base, *adapter.goal_parts):
         if part not in known:
-            raise BaseModelMismatchError(f"the adapter edits {part!r}; {type(pipe).__name__} has {', '.join(sorted(known))}")
+            raise BaseModelMismatchError(
+                f"the adapter edits {part!r}; {type(pipe).__name__} has {', '.join(sorted(known))}"
+            )
     for use in family.encoders:
-        read, met = {f"{use.encoder}.{r}" for r in use.readings}, {g for g in adapter.goals if g.startswith(f"{use.encoder}.")}
+        read, met = (
+            {f"{use.encoder}.{r}" for r in use.readings},
+            {g for g in adapter.goals if g.startswith(f"{use.encoder}.")},
+        )
         if met and met != read:
             raise BaseModelMismatchError(
                 f"the adapter was made for pipelines that read {', '.join(sorted(met))}; {type(pipe).__name__} reads "
@@ -66,7 +73,11 @@ def _check_parts(pipe: Any, adapter: ErasureAdapter) -> None:
 
 
 def _check_sizes(pipe: Any, adapter: ErasureAdapter) -> None:
-    limit = adapter.options.max_edit_size if isinstance(adapter.options, Options) else Options().max_edit_size
+    limit = (
+        adapter.options.max_edit_size
+        if isinstance(adapter.options, Options)
+        else Options().max_edit_size
+    )
     bound, told = most(limit, len(adapter.spec.concepts))
     for part in adapter.components:
         root = component(pipe, part)

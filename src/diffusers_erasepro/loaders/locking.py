@@ -25,7 +25,9 @@ def new_lock(token: str | None) -> tuple[bytes, bytes]:
         ConceptSpecError: The token is not a string, or too short.
     """
     if token is not None and (not isinstance(token, str) or len(token) < SHORTEST_TOKEN):
-        raise ConceptSpecError(f"lock_token must be a string of at least {SHORTEST_TOKEN} characters")
+        raise ConceptSpecError(
+            f"lock_token must be a string of at least {SHORTEST_TOKEN} characters"
+        )
     salt = secrets.token_bytes(16)
     return salt, _hash(salt, token if token is not None else secrets.token_urlsafe())
 
@@ -41,7 +43,11 @@ def _hash(salt: bytes, token: str) -> bytes:
 
 def locks_of(pipe: Any) -> dict[str, tuple[bytes, bytes]]:
     """Name -> lock, of the adapters that are locked."""
-    return {n: lock for _, registry in modules_with_registry(pipe).values() for n, lock in registry.locks.items()}
+    return {
+        n: lock
+        for _, registry in modules_with_registry(pipe).values()
+        for n, lock in registry.locks.items()
+    }
 
 
 def refuse_locked(pipe: Any, names: Iterable[str], what: str) -> None:
@@ -74,13 +80,27 @@ def check_call(pipe: Any, arguments: Mapping[str, Any]) -> None:
         ErasureLockedError: A LoRA scale in a call, while an erasure is locked.
         ErasureInactiveError: A required erasure is off, or one that was on went with its component.
     """
-    for scale in (given["scale"] for name in SCALES if isinstance(given := arguments.get(name), Mapping) and "scale" in given):
-        if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
+    for scale in (
+        given["scale"]
+        for name in SCALES
+        if isinstance(given := arguments.get(name), Mapping) and "scale" in given
+    ):
+        if (
+            isinstance(scale, bool)
+            or not isinstance(scale, (int, float))
+            or not math.isfinite(scale)
+        ):
             raise ConceptSpecError(f"scale must be a finite number, got {scale!r}")
         if scale != 1:
-            refuse_locked(pipe, locks_of(pipe), f"scale={scale} in a call resets LoRA weights for all later calls")
+            refuse_locked(
+                pipe,
+                locks_of(pipe),
+                f"scale={scale} in a call resets LoRA weights for all later calls",
+            )
     for problem in missing(pipe):
-        raise ErasureInactiveError(f"{problem}; load it again, or unload_erasure_adapters() to go on without")
+        raise ErasureInactiveError(
+            f"{problem}; load it again, or unload_erasure_adapters() to go on without"
+        )
     _check_required(pipe)
 
 
@@ -95,14 +115,21 @@ def missing(pipe: Any) -> list[str]:
         if on and not found.get(part, Registry()).on.get(name)
     }
     gone |= set(getattr(pipe, "_erasure_lost", {}).items())
-    return [f"{part} was replaced: the edit of adapter {name!r} there is gone" for name, part in sorted(gone)]
+    return [
+        f"{part} was replaced: the edit of adapter {name!r} there is gone"
+        for name, part in sorted(gone)
+    ]
 
 
 def _check_required(pipe: Any) -> None:
     required = getattr(pipe, "_erasure_required", ())
     if not required:
         return
-    states = {n: on for _, registry in modules_with_registry(pipe).values() for n, on in registry.on.items()}
+    states = {
+        n: on
+        for _, registry in modules_with_registry(pipe).values()
+        for n, on in registry.on.items()
+    }
     off = [n for n in (states if required is True else required) if not states.get(n)]
     if off or not states:
         raise ErasureInactiveError(

@@ -41,12 +41,20 @@ class ErasureLoaderMixin:
     components: dict[str, Any]
 
     def load_erasure_adapter(
-        self, pretrained_model_name_or_path_or_adapter: Source, *,
-        adapter_name: str | None = None, weight_name: str | None = None, subfolder: str | None = None,
-        revision: str | None = None, token: str | bool | None = None,
-        cache_dir: str | os.PathLike[str] | None = None, local_files_only: bool = False,
-        allow_base_mismatch: bool = False, locked: bool = False, lock_token: str | None = None,
-    ) -> str | tuple[str, ...]:  # fmt: skip
+        self,
+        pretrained_model_name_or_path_or_adapter: Source,
+        *,
+        adapter_name: str | None = None,
+        weight_name: str | None = None,
+        subfolder: str | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        allow_base_mismatch: bool = False,
+        locked: bool = False,
+        lock_token: str | None = None,
+    ) -> str | tuple[str, ...]:
         """Load an erasure and switch it on, beside those that are on already.
 
         Args:
@@ -72,25 +80,44 @@ class ErasureLoaderMixin:
             AdapterStateError: The name, or the same erasure, is loaded already.
         """
         hub = {
-            "weight_name": weight_name, "subfolder": subfolder, "revision": revision, "token": token,
-            "cache_dir": cache_dir, "local_files_only": local_files_only,
-        }  # fmt: skip
+            "weight_name": weight_name,
+            "subfolder": subfolder,
+            "revision": revision,
+            "token": token,
+            "cache_dir": cache_dir,
+            "local_files_only": local_files_only,
+        }
         lock = new_lock(lock_token) if locked or lock_token is not None else None
         source = pretrained_model_name_or_path_or_adapter
         if not isinstance(source, ErasureAdapter) and os.fspath(source).endswith(SUFFIX):
-            made = _pinned(Path(source), token=token, cache_dir=cache_dir, local_files_only=local_files_only)
+            made = _pinned(
+                Path(source), token=token, cache_dir=cache_dir, local_files_only=local_files_only
+            )
             return _load(self, made, lock, allow_base_mismatch)
-        adapter = source if isinstance(source, ErasureAdapter) else ErasureAdapter.from_pretrained(source, **hub)  # type: ignore[arg-type]
+        adapter = (
+            source
+            if isinstance(source, ErasureAdapter)
+            else ErasureAdapter.from_pretrained(source, **hub)
+        )  # type: ignore[arg-type]
         return _load(self, {adapter_name: adapter}, lock, allow_base_mismatch)[0]
 
-    def load_erasure_adapters(self, sources: Mapping[str, Source], *, allow_base_mismatch: bool = False) -> tuple[str, ...]:
+    def load_erasure_adapters(
+        self, sources: Mapping[str, Source], *, allow_base_mismatch: bool = False
+    ) -> tuple[str, ...]:
         """Load several erasures, name -> file, folder, Hub id or adapter: all or none, and solved together once."""
-        made = {n: s if isinstance(s, ErasureAdapter) else ErasureAdapter.from_pretrained(s) for n, s in sources.items()}
+        made = {
+            n: s if isinstance(s, ErasureAdapter) else ErasureAdapter.from_pretrained(s)
+            for n, s in sources.items()
+        }
         return _load(self, made, None, allow_base_mismatch)
 
     def get_erasure_adapters(self) -> dict[str, bool]:
         """Name -> whether it is on, in the order of loading."""
-        return {n: on for _, registry in modules_with_registry(self).values() for n, on in registry.on.items()}
+        return {
+            n: on
+            for _, registry in modules_with_registry(self).values()
+            for n, on in registry.on.items()
+        }
 
     def set_erasure_adapters(self, adapter_names: str | Sequence[str]) -> None:
         """Switch exactly these on and the others off; their order does not matter."""
@@ -98,7 +125,9 @@ class ErasureLoaderMixin:
         with GATE.changing():
             states = self.get_erasure_adapters()
             _known(names, states)
-            refuse_locked(self, set(states) - set(names), "set_erasure_adapters would switch it off")
+            refuse_locked(
+                self, set(states) - set(names), "set_erasure_adapters would switch it off"
+            )
             _switch(self, _adapters(self), {n: n in names for n in states})
 
     def disable_erasure(self) -> None:
@@ -116,7 +145,9 @@ class ErasureLoaderMixin:
             states = self.get_erasure_adapters()
             if any(states.values()):
                 return
-            resume = {n for _, registry in modules_with_registry(self).values() for n in registry.resume}
+            resume = {
+                n for _, registry in modules_with_registry(self).values() for n in registry.resume
+            }
             _switch(self, _adapters(self), {n: n in resume or not resume for n in states})
 
     @contextmanager
@@ -155,16 +186,24 @@ class ErasureLoaderMixin:
             states, adapters = self.get_erasure_adapters(), _adapters(self)
             active = [adapters[n] for n, on in states.items() if on]
             if not active:
-                raise AdapterStateError("nothing to refit: no erasure is on; load one or enable_erasure() first")
+                raise AdapterStateError(
+                    "nothing to refit: no erasure is on; load one or enable_erasure() first"
+                )
             ordered = sorted(active, key=lambda a: a.digest)
-            alone = len(ordered) == 1  # as it was made: prompts to measure ride in the batch, and last bits depend on it
+            alone = (
+                len(ordered) == 1
+            )  # as it was made: prompts to measure ride in the batch, and last bits depend on it
             applied = solved(self, ordered, measure=alone)
             _switch(self, adapters, states, applied=applied)
 
     def verify_erasure(
-        self, prompts: str | Sequence[str] | None = None, *,
-        images: bool = False, sample: int | None = None, raise_on_fail: bool = False,
-    ) -> Verification:  # fmt: skip
+        self,
+        prompts: str | Sequence[str] | None = None,
+        *,
+        images: bool = False,
+        sample: int | None = None,
+        raise_on_fail: bool = False,
+    ) -> Verification:
         """Measure everything active on the live modules, through the path a call uses.
 
         Args:
@@ -178,7 +217,9 @@ class ErasureLoaderMixin:
             ConceptSpecError: One of `prompts` names no erased concept.
         """
         given = [prompts] if isinstance(prompts, str) else list(prompts or ())
-        with GATE.changing() if given else GATE.drawing():  # prompts are compared with what the base makes of them
+        with (
+            GATE.changing() if given else GATE.drawing()
+        ):  # prompts are compared with what the base makes of them
             found = verify(self, prompts=given, images=images, sample=sample)
         if raise_on_fail and not found.ok:
             raise ErasureVerificationError(
@@ -207,9 +248,13 @@ class ErasureLoaderMixin:
     def require_erasure(self, adapter_names: str | Sequence[str] | bool = True) -> None:
         """From now on, refuse to draw while one of these is off: True for all that are loaded (at least one), False for none."""
         names = (adapter_names,) if isinstance(adapter_names, str) else adapter_names
-        self._erasure_required: bool | tuple[str, ...] = names if isinstance(names, bool) else tuple(names)
+        self._erasure_required: bool | tuple[str, ...] = (
+            names if isinstance(names, bool) else tuple(names)
+        )
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any
+    ) -> None:
         """As in diffusers. With an erasure on, the erased weights are written, and `erasure.json` says so.
 
         Raises:
@@ -218,13 +263,19 @@ class ErasureLoaderMixin:
         """
         with GATE.drawing():
             found = modules_with_registry(self)
-            if hooked := [n for n, (_, r) in found.items() if any(h.factors for h in r.hooks.values())]:
-                raise AdapterStateError(f"{hooked[0]} is edited by hooks, which are not saved; disable_erasure() first")
+            if hooked := [
+                n for n, (_, r) in found.items() if any(h.factors for h in r.hooks.values())
+            ]:
+                raise AdapterStateError(
+                    f"{hooked[0]} is edited by hooks, which are not saved; disable_erasure() first"
+                )
             for name, (root, registry) in found.items():
                 if registry.applied:
                     _refuse_peft(name, root)
             super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
-            _write_sidecar(Path(save_directory), {n: r.applied for n, (_, r) in found.items() if r.applied})
+            _write_sidecar(
+                Path(save_directory), {n: r.applied for n, (_, r) in found.items() if r.applied}
+            )
 
     def __setattr__(self, name: str, value: Any) -> None:
         lost = check_replacement(self, name, value)
@@ -244,22 +295,37 @@ class ErasureLoaderMixin:
 
 def _pinned(lock: Path, **hub: Any) -> dict[str, ErasureAdapter]:
     """The adapters of an `erasures.lock`, by name."""
-    return {name: replace(read(origin.path), origin=origin) for name, origin in pinned(lock, **hub).items()}
+    return {
+        name: replace(read(origin.path), origin=origin)
+        for name, origin in pinned(lock, **hub).items()
+    }
 
 
 def _load(
-    pipe: Any, made: Mapping[Any, ErasureAdapter], lock: tuple[bytes, bytes] | None, allow_base_mismatch: bool
+    pipe: Any,
+    made: Mapping[Any, ErasureAdapter],
+    lock: tuple[bytes, bytes] | None,
+    allow_base_mismatch: bool,
 ) -> tuple[str, ...]:
     """Load under these names (None for the next free one) beside what is loaded, all or nothing."""
     with GATE.changing():
         loaded = _adapters(pipe)
         new = {_new_name(name, loaded): adapter for name, adapter in made.items()}
-        _add(pipe, new, allow_base_mismatch=allow_base_mismatch, locks=dict.fromkeys(new, lock) if lock else {})
+        _add(
+            pipe,
+            new,
+            allow_base_mismatch=allow_base_mismatch,
+            locks=dict.fromkeys(new, lock) if lock else {},
+        )
         return tuple(new)
 
 
 def _adapters(pipe: Any) -> dict[str, ErasureAdapter]:
-    return {n: a for _, registry in modules_with_registry(pipe).values() for n, a in registry.adapters.items()}
+    return {
+        n: a
+        for _, registry in modules_with_registry(pipe).values()
+        for n, a in registry.adapters.items()
+    }
 
 
 def _lost(pipe: Any) -> dict[str, str]:
@@ -278,50 +344,82 @@ def _new_name(name: str | None, loaded: dict[str, ErasureAdapter]) -> str:
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
         raise ConceptSpecError(f"adapter_name {name!r} must be 1 to 64 letters, digits, '_' or '-'")
     if name in loaded:
-        raise AdapterStateError(f"adapter_name {name!r} is in use; delete_erasure_adapters({name!r}) first or choose another")
+        raise AdapterStateError(
+            f"adapter_name {name!r} is in use; delete_erasure_adapters({name!r}) first or choose another"
+        )
     return name
 
 
 def _known(names: Sequence[str], states: dict[str, bool]) -> None:
     if unknown := [n for n in names if n not in states]:
-        raise AdapterStateError(f"no erasure named {unknown[0]!r} is loaded (loaded: {', '.join(states) or 'none'})")
+        raise AdapterStateError(
+            f"no erasure named {unknown[0]!r} is loaded (loaded: {', '.join(states) or 'none'})"
+        )
 
 
-def _add(pipe: Any, new: Mapping[str, ErasureAdapter], *, allow_base_mismatch: bool, locks: dict[str, Any]) -> None:
+def _add(
+    pipe: Any,
+    new: Mapping[str, ErasureAdapter],
+    *,
+    allow_base_mismatch: bool,
+    locks: dict[str, Any],
+) -> None:
     """Check the new adapters against the pipeline, and switch them on beside those that are on."""
     loaded = _adapters(pipe)
     for name, adapter in new.items():
         if twin := next((n for n, a in loaded.items() if a.digest == adapter.digest), None):
-            raise AdapterStateError(f"this erasure is loaded already, as {twin!r}; switch it with set_erasure_adapters")
+            raise AdapterStateError(
+                f"this erasure is loaded already, as {twin!r}; switch it with set_erasure_adapters"
+            )
         loaded[name] = fitting(pipe, adapter, allow_base_mismatch=allow_base_mismatch)
     _switch(pipe, loaded, {**pipe.get_erasure_adapters(), **dict.fromkeys(new, True)}, locks=locks)
     _note_lost(pipe, {n: part for n, part in _lost(pipe).items() if n not in new})
 
 
 def _switch(
-    pipe: Any, adapters: dict[str, ErasureAdapter], on: dict[str, bool], *, resume: tuple[str, ...] = (),
-    applied: ErasureAdapter | None = None, locks: Mapping[str, tuple[bytes, bytes]] | None = None,
-) -> None:  # fmt: skip
+    pipe: Any,
+    adapters: dict[str, ErasureAdapter],
+    on: dict[str, bool],
+    *,
+    resume: tuple[str, ...] = (),
+    applied: ErasureAdapter | None = None,
+    locks: Mapping[str, tuple[bytes, bytes]] | None = None,
+) -> None:
     """Make `on` the state of the pipeline: everything is staged first, then written."""
     edit = applied or combined(pipe, [adapters[n] for n, is_on in on.items() if is_on])
-    parts = dict.fromkeys([*modules_with_registry(pipe), *(c for a in adapters.values() for c in a.components)])
+    parts = dict.fromkeys(
+        [*modules_with_registry(pipe), *(c for a in adapters.values() for c in a.components)]
+    )
     locks = {**locks_of(pipe), **(locks or {})}
     commit([_plan(pipe, part, adapters, on, edit, resume, locks) for part in parts])
 
 
 def _plan(
-    pipe: Any, part: str, adapters: Mapping[str, ErasureAdapter], on: Mapping[str, bool], edit: ErasureAdapter | None,
-    resume: tuple[str, ...], locks: Mapping[str, tuple[bytes, bytes]],
-) -> Plan:  # fmt: skip
+    pipe: Any,
+    part: str,
+    adapters: Mapping[str, ErasureAdapter],
+    on: Mapping[str, bool],
+    edit: ErasureAdapter | None,
+    resume: tuple[str, ...],
+    locks: Mapping[str, tuple[bytes, bytes]],
+) -> Plan:
     """What changes in one component."""
     root = component(pipe, part)
     mine = {n: a for n, a in adapters.items() if part in a.components}
     here = edit if edit and part in edit.components else None
-    registry = Registry(mine, {n: on[n] for n in mine}, resume, here, {n: lock for n, lock in locks.items() if n in mine})
+    registry = Registry(
+        mine,
+        {n: on[n] for n in mine},
+        resume,
+        here,
+        {n: lock for n, lock in locks.items() if n in mine},
+    )
     known = registry_of(root)
     plan = staged(root, part, here, registry=registry)
     if is_compiled(getattr(pipe, part)) and len(registry.hooks) > len(known.hooks if known else {}):
-        raise AdapterStateError(f"{part} is compiled, and a hook added now would be ignored; load the erasure before compiling")
+        raise AdapterStateError(
+            f"{part} is compiled, and a hook added now would be ignored; load the erasure before compiling"
+        )
     return plan
 
 
@@ -339,7 +437,10 @@ def _write_sidecar(folder: Path, applied: Mapping[str, ErasureAdapter]) -> None:
     if not applied:
         (folder / SIDECAR).unlink(missing_ok=True)
         return
-    edits = {a.digest: {"components": [*a.components], "spec": a.spec.to_dict()} for a in applied.values()}
+    edits = {
+        a.digest: {"components": [*a.components], "spec": a.spec.to_dict()}
+        for a in applied.values()
+    }
     write_whole(folder / SIDECAR, json.dumps(edits, indent=2, sort_keys=True).encode())
 
 
@@ -354,7 +455,12 @@ def _erasable_class(stock: Any) -> type:
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         return ErasureLoaderMixin.__call__(self, *args, **kwargs)
 
-    body = {"__module__": stock.__module__, "__qualname__": stock.__qualname__, "__reduce_ex__": _reduce, "__call__": call}
+    body = {
+        "__module__": stock.__module__,
+        "__qualname__": stock.__qualname__,
+        "__reduce_ex__": _reduce,
+        "__call__": call,
+    }
     return type(stock.__name__, (ErasureLoaderMixin, stock), body)
 
 

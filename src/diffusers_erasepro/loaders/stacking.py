@@ -39,7 +39,9 @@ def joint_spec(adapters: Sequence[ErasureAdapter]) -> ErasureSpec:
     concepts = tuple(c for a in adapters for c in a.spec.concepts)
     given = [a.spec.preserve for a in adapters if a.spec.preserve is not None]
     words = {" ".join(w.casefold().split()) for c in concepts for w in c.words}
-    captions = dict.fromkeys(t for captions in given for t in captions if " ".join(t.casefold().split()) not in words)
+    captions = dict.fromkeys(
+        t for captions in given for t in captions if " ".join(t.casefold().split()) not in words
+    )
     keep = tuple(dict.fromkeys(text for a in adapters for text in a.spec.keep))
     return ErasureSpec(concepts, preserve=tuple(captions) if given else None, keep=keep)
 
@@ -60,21 +62,30 @@ def joint_options(adapters: Sequence[ErasureAdapter], *, neurons: bool = True) -
     for adapter in adapters:
         options = adapter.options
         if isinstance(options, Foreign):
-            raise AdapterStateError(f"an adapter by {options.method!r} cannot be solved again; make it anew on this pipeline")
+            raise AdapterStateError(
+                f"an adapter by {options.method!r} cannot be solved again; make it anew on this pipeline"
+            )
         recipes = {c.target: options.recipe(c) for c in adapter.spec.concepts}
         own += [
-            (t, r.layers if neurons or not with_neurons(r.layers) else BLOCKS.layers, r.alignment) for t, r in recipes.items()
+            (t, r.layers if neurons or not with_neurons(r.layers) else BLOCKS.layers, r.alignment)
+            for t, r in recipes.items()
         ]
         robust |= options.robust
-        rest.append(options.to_dict() | {"layers": None, "alignment": None, "each": None, "robust": None})
+        rest.append(
+            options.to_dict() | {"layers": None, "alignment": None, "each": None, "robust": None}
+        )
     for name, value in rest[0].items():
         if any(r[name] != value for r in rest):
             values = [r[name] for r in rest]
-            raise AdapterStateError(f"adapters made with different {name} {values} cannot be solved together; make them alike")
+            raise AdapterStateError(
+                f"adapters made with different {name} {values} cannot be solved together; make them alike"
+            )
     return rest[0] | {"each": own, "robust": robust}
 
 
-def solved(pipe: Any, adapters: Sequence[ErasureAdapter], *, measure: bool = False) -> ErasureAdapter:
+def solved(
+    pipe: Any, adapters: Sequence[ErasureAdapter], *, measure: bool = False
+) -> ErasureAdapter:
     """Their specs solved together on the pipeline.
 
     Idle neurons for one concept may be too few for all, or their edit too large; then encoder blocks stand in for them, and also
@@ -86,7 +97,10 @@ def solved(pipe: Any, adapters: Sequence[ErasureAdapter], *, measure: bool = Fal
     except IllPosedError as error:
         if not any(a.options.takes_neurons for a in adapters):
             raise
-        return instead(error, lambda: erase(pipe, spec, measure=measure, **joint_options(adapters, neurons=False)))
+        return instead(
+            error,
+            lambda: erase(pipe, spec, measure=measure, **joint_options(adapters, neurons=False)),
+        )
 
 
 def combined(pipe: Any, adapters: Sequence[ErasureAdapter]) -> ErasureAdapter | None:
@@ -114,7 +128,9 @@ def _joined(pipe: Any, adapters: Sequence[ErasureAdapter]) -> ErasureAdapter:
     ours = [a for a in adapters if isinstance(a.options, Options)]
     others = [a for a in adapters if isinstance(a.options, Foreign)]
     if len(ours) > 1:
-        with below_loras(component(pipe, part) for a in ours for part in a.base):  # as each of them was solved
+        with below_loras(
+            component(pipe, part) for a in ours for part in a.base
+        ):  # as each of them was solved
             ours = [solved(pipe, ours)]
     return _summed(pipe, ours + others) if others else ours[0]
 
@@ -128,18 +144,30 @@ def _summed(pipe: Any, adapters: Sequence[ErasureAdapter]) -> ErasureAdapter:
         for path in text_paths(pipe):
             rows = rows_of(pairs_of(spec.concepts, "exact"), path, ALIGNMENTS[made_by.alignment])
             states = anchor_states(path.encoder, rows, path.use.readings)
-            goals |= {f"{path.use.encoder}.{r}": x.float().cpu() for r, x in zip(path.use.readings, states, strict=True)}
+            goals |= {
+                f"{path.use.encoder}.{r}": x.float().cpu()
+                for r, x in zip(path.use.readings, states, strict=True)
+            }
     layers = dict.fromkeys(name for a in adapters for name in a.edits)
     return ErasureAdapter(
-        spec, made_by, base={k: v for a in adapters for k, v in a.base.items()},
-        edits={name: stack([a.edits[name] for a in adapters if name in a.edits]) for name in layers},
-        keys={}, goals=goals, report=worst([a.report for a in adapters]),
-    )  # fmt: skip
+        spec,
+        made_by,
+        base={k: v for a in adapters for k, v in a.base.items()},
+        edits={
+            name: stack([a.edits[name] for a in adapters if name in a.edits]) for name in layers
+        },
+        keys={},
+        goals=goals,
+        report=worst([a.report for a in adapters]),
+    )
 
 
 def _base(pipe: Any, adapters: Sequence[ErasureAdapter]) -> list[str]:
     """Fingerprints of the components that the adapters edit."""
-    return [base_fingerprint(component(pipe, part)) for part in sorted({part for a in adapters for part in a.components})]
+    return [
+        base_fingerprint(component(pipe, part))
+        for part in sorted({part for a in adapters for part in a.components})
+    ]
 
 
 def kernel(adapters: Sequence[ErasureAdapter]) -> dict[str, LowRank]:
@@ -169,7 +197,10 @@ def kernel(adapters: Sequence[ErasureAdapter]) -> dict[str, LowRank]:
 def _kernel(name: str, adapters: Sequence[ErasureAdapter]) -> LowRank:
     edits = [a.edits[name].to(torch.float64) for a in adapters]
     keys = [_keys(a, name) for a in adapters]
-    X, R = torch.cat(keys, 1), torch.cat([f.B @ (f.A @ k) for f, k in zip(edits, keys, strict=True)], 1)
+    X, R = (
+        torch.cat(keys, 1),
+        torch.cat([f.B @ (f.A @ k) for f, k in zip(edits, keys, strict=True)], 1),
+    )
     total = stack(edits)
     AX = total.A @ X
     G = torch.linalg.pinv(AX, rtol=1e-10) @ total.A
@@ -179,6 +210,10 @@ def _kernel(name: str, adapters: Sequence[ErasureAdapter]) -> LowRank:
 def _keys(adapter: ErasureAdapter, name: str) -> Tensor:
     """`(d_in, n)`; all K/V linears share the keys of the encoder they read."""
     if isinstance(adapter.options, Foreign):
-        raise AdapterStateError(f"an adapter by {adapter.options.method!r} holds no keys; it can only be added")
-    stored = name if name in adapter.keys else next(k for k in adapter.keys if k.endswith(".states"))
+        raise AdapterStateError(
+            f"an adapter by {adapter.options.method!r} holds no keys; it can only be added"
+        )
+    stored = (
+        name if name in adapter.keys else next(k for k in adapter.keys if k.endswith(".states"))
+    )
     return adapter.keys[stored].double().T

@@ -51,7 +51,10 @@ ENCODED = (
     "clip_skip and prompt weighting: states that were not solved for",
 )
 """Ways around an erasure that edits a text encoder."""
-ROBUST = ("prompt_embeds made elsewhere, other than the listed prompts' by the unedited encoder", ENCODED[1])
+ROBUST = (
+    "prompt_embeds made elsewhere, other than the listed prompts' by the unedited encoder",
+    ENCODED[1],
+)
 """Ways around one made with `robust=True`."""
 READ = ("clip_skip and prompt weighting: states that were not solved for",)
 """Ways around one that edits the denoiser alone."""
@@ -79,13 +82,21 @@ class Verification:
 
 
 @torch.no_grad()
-def verify(pipe: Any, *, prompts: Sequence[str] = (), images: bool = False, sample: int | None = None) -> Verification:
+def verify(
+    pipe: Any, *, prompts: Sequence[str] = (), images: bool = False, sample: int | None = None
+) -> Verification:
     """Measure everything active; `ErasureLoaderMixin.verify_erasure` says how."""
     active = _active(pipe)
     broken = [*missing(pipe), *([] if active else ["no erasure is active"])]
-    seen = {} if sample else {name: known(root) for name, (root, _) in modules_with_registry(pipe).items()}
+    seen = (
+        {}
+        if sample
+        else {name: known(root) for name, (root, _) in modules_with_registry(pipe).items()}
+    )
     if sample:
-        measured = [_sampled(pipe, part, edits) for part, edits in _drawn(pipe, active, sample).items()]
+        measured = [
+            _sampled(pipe, part, edits) for part, edits in _drawn(pipe, active, sample).items()
+        ]
     else:
         measured = [listed(pipe, a, images=images and not broken, seen=seen) for a in active]
     residuals = {name: value for part in measured for name, value in part.items()}
@@ -105,14 +116,20 @@ def verify(pipe: Any, *, prompts: Sequence[str] = (), images: bool = False, samp
 
 def _active(pipe: Any) -> list[ErasureAdapter]:
     """The edits in force: one for all components, unless components came from different pipelines."""
-    return list({id(r.applied): r.applied for _, r in modules_with_registry(pipe).values() if r.applied}.values())
+    return list(
+        {
+            id(r.applied): r.applied for _, r in modules_with_registry(pipe).values() if r.applied
+        }.values()
+    )
 
 
 # ------------------------------------------------------------------------------------------------ measuring
 
 
 @torch.no_grad()
-def listed(pipe: Any, adapter: ErasureAdapter, *, images: bool = False, seen: Seen | None = None) -> dict[str, float]:
+def listed(
+    pipe: Any, adapter: ErasureAdapter, *, images: bool = False, seen: Seen | None = None
+) -> dict[str, float]:
     """Component -> worst residual on the listed prompts, encoded now.
 
     `seen`: the weights that the adapter edits here; without, it is not in force, and what its factors would add counts.
@@ -156,11 +173,15 @@ def _rows(path: TextPath, adapter: ErasureAdapter) -> Rows:
 def _goals(path: TextPath, adapter: ErasureAdapter) -> list[Tensor]:
     names = [f"{path.use.encoder}.{reading}" for reading in path.use.readings]
     if missing_goals := [name for name in names if name not in adapter.goals]:
-        raise AdapterIntegrityError(f"the adapter lacks the goals of {', '.join(missing_goals)}; fetch it again from its author")
+        raise AdapterIntegrityError(
+            f"the adapter lacks the goals of {', '.join(missing_goals)}; fetch it again from its author"
+        )
     return [adapter.goals[name] for name in names]
 
 
-def _read(path: TextPath, adapter: ErasureAdapter, have: Sequence[Tensor], seen: Seen | None) -> dict[str, float]:
+def _read(
+    path: TextPath, adapter: ErasureAdapter, have: Sequence[Tensor], seen: Seen | None
+) -> dict[str, float]:
     """Worst residual of what is read of an encoder: of the states, or of what the denoiser's edited linears make of them.
 
     `seen`: what these hold; None if they do not hold the edit, so that it is added here.
@@ -168,9 +189,14 @@ def _read(path: TextPath, adapter: ErasureAdapter, have: Sequence[Tensor], seen:
     family, goals, use = family_of(path.pipe), _goals(path, adapter), path.use
     states, found = list(zip(have, goals, use.readings, strict=True)), {}
     if use == family.read_whole and family.denoiser in adapter.components:
-        x, y, _ = states.pop(next(i for i, (_, _, reading) in enumerate(states) if not reading.pooled))
+        x, y, _ = states.pop(
+            next(i for i, (_, _, reading) in enumerate(states) if not reading.pooled)
+        )
         if _robust(adapter):
-            x, y = torch.cat([x, _unedited_states(adapter, use.encoder, y).to(x)]), torch.cat([y, y])
+            x, y = (
+                torch.cat([x, _unedited_states(adapter, use.encoder, y).to(x)]),
+                torch.cat([y, y]),
+            )
         root = component(path.pipe, family.denoiser)
         edits = resolved(root, family.denoiser, adapter)
         x, y = x.to(dtype_of(root)), y.to(x.device, dtype_of(root))
@@ -199,7 +225,9 @@ def _unedited_states(adapter: ErasureAdapter, encoder: str, goal: Tensor) -> Ten
     return keys[len(goal) :]
 
 
-def _readers(root: nn.Module, added: Mapping[str, Callable[[Tensor], Tensor]], x: Tensor, y: Tensor) -> float:
+def _readers(
+    root: nn.Module, added: Mapping[str, Callable[[Tensor], Tensor]], x: Tensor, y: Tensor
+) -> float:
     """Worst residual after the edited readers, on states `(k, d)` that shall be `y` and are `x`.
 
     A style LoRA acts on anchors too, so it belongs to what is wanted; our edit does not.
@@ -207,7 +235,9 @@ def _readers(root: nn.Module, added: Mapping[str, Callable[[Tensor], Tensor]], x
     each = []
     for name, ours in added.items():
         module: Any = base_linear(root.get_submodule(name))
-        out = path_of(root, name)(torch.cat([x, y])).float() - (0 if module.bias is None else module.bias.float())
+        out = path_of(root, name)(torch.cat([x, y])).float() - (
+            0 if module.bias is None else module.bias.float()
+        )
         each.append(relative(out[: len(x)], out[len(x) :] - ours(y.float())))
     return largest(each)
 
@@ -232,8 +262,15 @@ def _added(
     registry = registry_of(root) or Registry()
     weights = registry.weights if registry.applied is adapter else {}
     records = {n: (r, seen.get(n) or r) for n, r in weights.items() if n not in registry.hooks}
-    rounded = {n: now for n, (r, now) in records.items() if now.target is not r.target or now.target.dtype != torch.float32}
-    return {n: partial(_difference, rounded[n]) if n in rounded else factors for n, factors in edits.items()}
+    rounded = {
+        n: now
+        for n, (r, now) in records.items()
+        if now.target is not r.target or now.target.dtype != torch.float32
+    }
+    return {
+        n: partial(_difference, rounded[n]) if n in rounded else factors
+        for n, factors in edits.items()
+    }
 
 
 def _difference(record: EditedWeight, y: Tensor) -> Tensor:
@@ -243,8 +280,13 @@ def _difference(record: EditedWeight, y: Tensor) -> Tensor:
 def allowed(pipe: Any, adapter: ErasureAdapter) -> float:
     """Largest residual that counts as kept: what rounding explains in this dtype, or what the report admits, up to a limit."""
     own = adapter.report.listed_residual
-    dtypes = {dtype_of(component(pipe, part)) for part in {*adapter.components, *adapter.goal_parts}}
-    return max(min(2 * own, MOST_ADMITTED) if own < 1 else 0.0, *(rounding(adapter, dtype) for dtype in dtypes))
+    dtypes = {
+        dtype_of(component(pipe, part)) for part in {*adapter.components, *adapter.goal_parts}
+    }
+    return max(
+        min(2 * own, MOST_ADMITTED) if own < 1 else 0.0,
+        *(rounding(adapter, dtype) for dtype in dtypes),
+    )
 
 
 def rounding(adapter: ErasureAdapter, dtype: torch.dtype) -> float:
@@ -263,21 +305,30 @@ def _called(pipe: Any, adapter: ErasureAdapter, seen: Seen) -> float:
     """Worst residual of the states that reach the denoiser in real calls with the listed prompts."""
     family, pairs = family_of(pipe), pairs_of(adapter.spec.concepts, "exact")
     if len(family.encoders) != 1 or any(reading.pooled for reading in family.encoders[0].readings):
-        raise UnknownFamilyError(f"images=True knows pipelines that read one text encoder's states, not {type(pipe).__name__}")
+        raise UnknownFamilyError(
+            f"images=True knows pipelines that read one text encoder's states, not {type(pipe).__name__}"
+        )
     (path,), received = _paths(pipe, adapter), []
     rows = _rows(path, adapter)
     keep = lambda _, args, kwargs: received.append(kwargs["encoder_hidden_states"])  # noqa: E731
     handle = component(pipe, family.denoiser).register_forward_pre_hook(keep, with_kwargs=True)
     try:
         for pair in pairs:
-            pipe(pair.target.text, num_inference_steps=CALL_STEPS, guidance_scale=1.0, output_type="latent")
+            pipe(
+                pair.target.text,
+                num_inference_steps=CALL_STEPS,
+                guidance_scale=1.0,
+                output_type="latent",
+            )
     finally:
         handle.remove()
     states = path.use.readings[0].received(torch.cat(received[:: len(received) // len(pairs)]))
     return largest(_read(path, adapter, [states[rows.row, rows.target_at]], seen).values())
 
 
-def _drawn(pipe: Any, active: Sequence[ErasureAdapter], count: int) -> dict[str, dict[str, LowRank]]:
+def _drawn(
+    pipe: Any, active: Sequence[ErasureAdapter], count: int
+) -> dict[str, dict[str, LowRank]]:
     """Component -> layer -> factors, of `count` edited layers."""
     layers = [(a, part, stored) for a in active for part in a.components for stored in a.of(part)]
     found: dict[str, dict[str, LowRank]] = {}
@@ -314,7 +365,10 @@ def _told(pipe: Any, adapter: ErasureAdapter, text: str) -> float:
     """Residual of the concept in a prompt of the user's, against the same prompt with the anchor, unedited."""
     (concept, pair), each = _pair_in(text, adapter.spec.concepts), []
     for path in _paths(pipe, adapter):
-        rows, readings = rows_of([pair], path, adapter.options.alignment_of(concept)), path.use.readings
+        rows, readings = (
+            rows_of([pair], path, adapter.options.alignment_of(concept)),
+            path.use.readings,
+        )
         anchors = Rows(rows.anchor, rows.target, rows.row, rows.anchor_at, rows.target_at)
         with evaluating(path.encoder):
             have = target_states(path.encoder, rows, readings)
@@ -331,7 +385,9 @@ def _pair_in(text: str, concepts: Sequence[Concept]) -> tuple[Concept, Pair]:
             at = text.casefold().find(word.casefold())
             if at >= 0:
                 anchor = text[:at] + concept.anchor + text[at + len(word) :]
-                return concept, Pair(Prompt(text, at, at + len(word)), Prompt(anchor, at, at + len(concept.anchor)))
+                return concept, Pair(
+                    Prompt(text, at, at + len(word)), Prompt(anchor, at, at + len(concept.anchor))
+                )
     known = ", ".join(repr(w) for c in concepts for w in c.words)
     raise ConceptSpecError(f"prompt {text!r} names none of the erased concepts ({known})")
 
@@ -355,7 +411,11 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 def _unsure(pipe: Any, active: Sequence[ErasureAdapter]) -> list[str]:
     """What is on and was not solved here."""
     loaded = {n: a for _, r in modules_with_registry(pipe).values() for n, a in r.adapters.items()}
-    notes = [f"adapter {n!r} was imported: its effect cannot be measured" for n, a in loaded.items() if a.imported]
+    notes = [
+        f"adapter {n!r} was imported: its effect cannot be measured"
+        for n, a in loaded.items()
+        if a.imported
+    ]
     return [*notes, *([SUMMED] if any(a.options == Foreign(SUM) for a in active) else [])]
 
 
@@ -370,10 +430,17 @@ def _changed(pipe: Any, active: Sequence[ErasureAdapter], seen: Seen) -> list[st
     for name, weights in seen.items():
         root = component(pipe, name)
         if changed := [weight for weight, record in weights.items() if record is None]:
-            notes.append(f"{name} was changed by someone else since the erasure was applied: {', '.join(changed[:3])}")
+            notes.append(
+                f"{name} was changed by someone else since the erasure was applied: {', '.join(changed[:3])}"
+            )
         prints = [a.base[name] for a in active if name in a.base]
-        if any(base_fingerprint(root, weights) != p.get(str(dtype_of(root)).removeprefix("torch.")) for p in prints):
-            notes.append(f"the weights of {name} are no longer those the erasure was made for; refit_erasure() solves it again")
+        if any(
+            base_fingerprint(root, weights) != p.get(str(dtype_of(root)).removeprefix("torch."))
+            for p in prints
+        ):
+            notes.append(
+                f"the weights of {name} are no longer those the erasure was made for; refit_erasure() solves it again"
+            )
     return notes
 
 
@@ -384,18 +451,36 @@ def _routes(pipe: Any, active: Sequence[ErasureAdapter]) -> list[str]:
     denoiser, encoders = family_of(pipe).denoiser, [use.encoder for use in family_of(pipe).encoders]
     in_encoder = any(name in a.components for a in active for name in encoders)
     notes = [*(ROBUST if any(map(_robust, active)) else ENCODED if in_encoder else READ)]
-    notes += [f"LoRA {n!r} is active in {part}" for part in (denoiser, *encoders) for n in _loras(getattr(pipe, part, None))]
+    notes += [
+        f"LoRA {n!r} is active in {part}"
+        for part in (denoiser, *encoders)
+        for n in _loras(getattr(pipe, part, None))
+    ]
     if getattr(getattr(pipe, denoiser, None), "encoder_hid_proj", None) is not None:
-        notes.append("an IP-Adapter is loaded: its images reach the denoiser through attention of their own")
+        notes.append(
+            "an IP-Adapter is loaded: its images reach the denoiser through attention of their own"
+        )
     if getattr(pipe, "controlnet", None) is not None:
         notes.append("controlnet reads the prompt through K/V of its own, which no edit covers")
     for use in family_of(pipe).encoders:
-        added = [t for t in getattr(getattr(pipe, use.tokenizer, None), "added_tokens_encoder", {}) if not t.startswith("<|")]
-        notes += [f"learned token {t!r}: an embedding that no prompt of the spec holds" for t in added]
+        added = [
+            t
+            for t in getattr(getattr(pipe, use.tokenizer, None), "added_tokens_encoder", {})
+            if not t.startswith("<|")
+        ]
+        notes += [
+            f"learned token {t!r}: an embedding that no prompt of the spec holds" for t in added
+        ]
     return notes
 
 
 def _loras(module: Any) -> list[str]:
     """Names of the LoRAs that act in a component; whoever puts one there leaves a `peft_config`."""
-    layers = [m for m in module.modules() if isinstance(m, LoraLayer)] if hasattr(module, "peft_config") else []
-    return sorted({n for m in layers if not m.disable_adapters for n in m.active_adapters if n in m.lora_A})
+    layers = (
+        [m for m in module.modules() if isinstance(m, LoraLayer)]
+        if hasattr(module, "peft_config")
+        else []
+    )
+    return sorted(
+        {n for m in layers if not m.disable_adapters for n in m.active_adapters if n in m.lora_A}
+    )

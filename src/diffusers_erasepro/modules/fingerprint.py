@@ -16,13 +16,20 @@ SAMPLES = 256
 """Values looked at per parameter; a fine-tune changes all of them, and hashing every weight would cost seconds."""
 
 
-def base_parameters(root: nn.Module, originals: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+def base_parameters(
+    root: nn.Module, originals: Mapping[str, Tensor]
+) -> Iterator[tuple[str, Tensor]]:
     """Parameters by stock name: additions of PEFT and fused copies left out, edited weights replaced by `originals`."""
     for path, module in root.named_modules():
         plain = path.replace(".base_layer", "").removeprefix("text_model.")
         if "lora_" in path or plain.rpartition(".")[2] in FUSED:
             continue
-        for name, value in module._parameters.items():  # its own; `named_parameters` takes as long as all the rest
+        for (
+            name,
+            value,
+        ) in (
+            module._parameters.items()
+        ):  # its own; `named_parameters` takes as long as all the rest
             if value is not None:
                 given = originals.get(plain) if name == "weight" else None
                 yield f"{plain}.{name}", _values(module, name) if given is None else given
@@ -40,7 +47,9 @@ def fingerprint(root: nn.Module, dtype: torch.dtype, originals: Mapping[str, Ten
 
 
 def fingerprints(
-    root: nn.Module, originals: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype] | None = None
+    root: nn.Module,
+    originals: Mapping[str, Tensor],
+    dtypes: Mapping[str, torch.dtype] | None = None,
 ) -> dict[str, str]:
     """One fingerprint per dtype the weights may be loaded in; narrower than the live one cannot be undone."""
     live = dtype_of(root)
@@ -68,7 +77,16 @@ def as_it_runs(root: nn.Module, base: Mapping[str, str]) -> str:
     digest = hashlib.sha256(repr(sorted(base.items())).encode())
     for path, module in root.named_modules():
         if hasattr(module, "active_adapters") and hasattr(module, "scaling"):  # a PEFT layer
-            digest.update(repr((path, module.active_adapters, sorted(module.scaling.items()), module.disable_adapters)).encode())
+            digest.update(
+                repr(
+                    (
+                        path,
+                        module.active_adapters,
+                        sorted(module.scaling.items()),
+                        module.disable_adapters,
+                    )
+                ).encode()
+            )
         elif "lora_" in path:
             for _, value in module.named_parameters(recurse=False):
                 digest.update(value.detach().float().cpu().numpy().tobytes())

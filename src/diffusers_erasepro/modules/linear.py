@@ -36,7 +36,10 @@ def _nf4(linear: Any) -> Tensor:
         state.absmax = scales
     elif getattr(linear, "support_avx512bf16_for_cpu", False) and weight.device.type == "cpu":
         if state.nested:
-            state.absmax, state.nested = bnb.dequantize_blockwise(state.absmax, state.state2) + state.offset, False
+            state.absmax, state.nested = (
+                bnb.dequantize_blockwise(state.absmax, state.state2) + state.offset,
+                False,
+            )
         state.absmax = state.absmax.to(torch.bfloat16).float()
     return bnb.dequantize_4bit(weight, state)
 
@@ -45,7 +48,9 @@ def _int8(linear: Any) -> Tensor:
     weight, state = linear.weight, getattr(linear, "state", None)
     scale = weight.SCB if weight.SCB is not None else state.SCB if state else None
     if scale is None:
-        raise AdapterStateError("this 8-bit weight is not quantised yet; move the model to its device first")
+        raise AdapterStateError(
+            "this 8-bit weight is not quantised yet; move the model to its device first"
+        )
     return weight.data.float() * (scale.float() / 127)[:, None].to(weight.device)
 
 
@@ -60,7 +65,11 @@ QUANTISATIONS = (
     Quantisation("bitsandbytes 4 bit", ("Params4bit",), _nf4),
     Quantisation("bitsandbytes 8 bit", ("Int8Params",), _int8),
     Quantisation("GGUF", ("GGUFParameter",), _gguf),
-    Quantisation("8-bit floats", ("float8_e4m3fn", "float8_e5m2"), lambda linear: linear.weight.detach().float()),
+    Quantisation(
+        "8-bit floats",
+        ("float8_e4m3fn", "float8_e5m2"),
+        lambda linear: linear.weight.detach().float(),
+    ),
 )
 
 
@@ -87,7 +96,9 @@ def quantisation_of(linear: nn.Module) -> Quantisation | None:
             return record
     if not weight.is_floating_point() or weight.itemsize < 2:
         known = ", ".join(r.name for r in QUANTISATIONS)
-        raise AdapterStateError(f"a {type(linear).__name__} of {weight.dtype} cannot be edited or hooked (known: {known})")
+        raise AdapterStateError(
+            f"a {type(linear).__name__} of {weight.dtype} cannot be edited or hooked (known: {known})"
+        )
     return None
 
 
@@ -103,7 +114,9 @@ def resident(module: nn.Module, name: str) -> Tensor:
     kept = getattr(getattr(module, "_hf_hook", None), "weights_map", None)
     if kept is not None:
         one, again = kept[name], kept[name]
-        if one.data_ptr() == again.data_ptr():  # from the disk every look gives other memory, and an edit would be lost
+        if (
+            one.data_ptr() == again.data_ptr()
+        ):  # from the disk every look gives other memory, and an edit would be lost
             return one
     raise AdapterStateError(
         f"the {name} of a {type(module).__name__} is on {'disk' if kept is not None else 'the meta device'}; "
@@ -119,12 +132,17 @@ def plain_weight(linear: nn.Module) -> Tensor:
 
 def is_compiled(module: nn.Module) -> bool:
     """Whether `torch.compile` wraps the module or a part of it."""
-    return hasattr(module, "_orig_mod") or any(m._compiled_call_impl is not None for m in module.modules())
+    return hasattr(module, "_orig_mod") or any(
+        m._compiled_call_impl is not None for m in module.modules()
+    )
 
 
 def dtype_of(root: nn.Module) -> torch.dtype:
     """The dtype `root` lives in; weights stored in 8 bits do not count."""
-    return next((p.dtype for p in root.parameters() if p.is_floating_point() and p.itemsize > 1), torch.float32)
+    return next(
+        (p.dtype for p in root.parameters() if p.is_floating_point() and p.itemsize > 1),
+        torch.float32,
+    )
 
 
 def device_of(root: nn.Module) -> torch.device:

@@ -25,14 +25,18 @@ def effective_weight(root: nn.Module, name: str) -> Tensor:
     weight = weight_of(root, name).detach().cpu()
     if not hasattr(layer, "get_delta_weight") or layer.disable_adapters:
         return weight
-    active = [n for n in layer.active_adapters if n in layer.lora_A and n not in layer.merged_adapters]
+    active = [
+        n for n in layer.active_adapters if n in layer.lora_A and n not in layer.merged_adapters
+    ]
     return weight + sum(layer.get_delta_weight(n).detach().cpu() for n in active)
 
 
 @contextmanager
 def below_loras(roots: Iterable[nn.Module]) -> Iterator[None]:
     """Inside, PEFT layers compute with their base alone. The flag is set because PEFT's own switch changes what is trained."""
-    layers: list[Any] = [m for root in roots for m in root.modules() if hasattr(m, "_disable_adapters")]
+    layers: list[Any] = [
+        m for root in roots for m in root.modules() if hasattr(m, "_disable_adapters")
+    ]
     before = [layer._disable_adapters for layer in layers]
     try:
         for layer in layers:
@@ -92,7 +96,9 @@ def refuse_tied(root: nn.Module, names: list[str]) -> None:
     for name in names:
         shared = owners.get(id(getattr(base_linear(root.get_submodule(name)), "weight", None)), [])
         if len(shared) > 1:
-            raise AdapterStateError(f"{' and '.join(shared)} share one weight; untie them before editing {name}")
+            raise AdapterStateError(
+                f"{' and '.join(shared)} share one weight; untie them before editing {name}"
+            )
 
 
 def travelled(bits: Tensor, journey: tuple[torch.dtype, ...]) -> Tensor:

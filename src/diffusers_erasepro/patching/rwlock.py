@@ -55,10 +55,17 @@ class Gate:
         me = threading.get_ident()
         with self._free:
             if self._changing != me and self._drawing[me]:
-                raise AdapterStateError("an erasure cannot be switched from inside a drawing; do it before or after the call")
+                raise AdapterStateError(
+                    "an erasure cannot be switched from inside a drawing; do it before or after the call"
+                )
             self._waiting += 1
             try:
-                self._free.wait_for(lambda: self._changing == me or (self._changing is None and not self._drawing.total()))
+                self._free.wait_for(
+                    lambda: (
+                        self._changing == me
+                        or (self._changing is None and not self._drawing.total())
+                    )
+                )
                 self._changing, self._depth = me, self._depth + 1
             finally:
                 self._waiting -= 1

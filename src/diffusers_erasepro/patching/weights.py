@@ -25,7 +25,13 @@ from .rwlock import GATE
 
 ATTRIBUTE = "_erasepro"
 HALF, BRAIN = torch.float16, torch.bfloat16
-JOURNEYS: tuple[tuple[torch.dtype, ...], ...] = ((), (HALF,), (BRAIN,), (HALF, BRAIN), (BRAIN, HALF))
+JOURNEYS: tuple[tuple[torch.dtype, ...], ...] = (
+    (),
+    (HALF,),
+    (BRAIN,),
+    (HALF, BRAIN),
+    (BRAIN, HALF),
+)
 """Dtypes a weight may have gone through between two looks; a pipeline that was `.half()` and is float again lost bits."""
 
 
@@ -62,7 +68,11 @@ class EditedWeight:
             path = (*journey, live.dtype)
             if torch.equal(travelled(self.target.to(live.device), path), live):
                 moved = journey or live.dtype != self.base.dtype
-                return EditedWeight(travelled(self.base, path), travelled(self.target, path)) if moved else self
+                return (
+                    EditedWeight(travelled(self.base, path), travelled(self.target, path))
+                    if moved
+                    else self
+                )
         return None
 
     def holds(self, bits: Tensor) -> bool:
@@ -118,7 +128,10 @@ Known = Mapping[str, EditedWeight | None]
 
 def known(root: nn.Module) -> Known:
     """A look at every weight under our care."""
-    return {name: _followed(root, name, record) for name, record in (registry_of(root) or Registry()).weights.items()}
+    return {
+        name: _followed(root, name, record)
+        for name, record in (registry_of(root) or Registry()).weights.items()
+    }
 
 
 def _followed(root: nn.Module, name: str, record: EditedWeight) -> EditedWeight | None:
@@ -133,7 +146,10 @@ def originals(root: nn.Module, seen: Known | None = None) -> dict[str, Tensor]:
     """
     weights = (registry_of(root) or Registry()).weights
     found = known(root) if seen is None else seen
-    bits = {n: r.base if r else _written(places_of(root, n)[0], weights[n], None, None)[1] for n, r in found.items()}
+    bits = {
+        n: r.base if r else _written(places_of(root, n)[0], weights[n], None, None)[1]
+        for n, r in found.items()
+    }
     return {name.removeprefix("text_model."): value for name, value in bits.items()}
 
 
@@ -153,11 +169,15 @@ def resolved(root: nn.Module, component: str, adapter: ErasureAdapter) -> dict[s
         name = module_name(root, stored)
         shape = (factors.B.shape[0], factors.A.shape[1])
         if name is None:
-            raise BaseModelMismatchError(f"{component} has no layer {stored}, which the adapter edits; load it on its base model")
+            raise BaseModelMismatchError(
+                f"{component} has no layer {stored}, which the adapter edits; load it on its base model"
+            )
         linear: Any = base_linear(root.get_submodule(name))
         have = (linear.out_features, linear.in_features)
         if have != shape:
-            raise BaseModelMismatchError(f"{component}.{name} is {have}, the adapter was made for {shape}")
+            raise BaseModelMismatchError(
+                f"{component}.{name} is {have}, the adapter was made for {shape}"
+            )
         found[name] = factors
     return found
 
@@ -186,7 +206,9 @@ class Plan:
     """Hook -> its linear, and what it shall add."""
 
 
-def staged(root: nn.Module, component: str, adapter: ErasureAdapter | None, *, registry: Registry | None) -> Plan:
+def staged(
+    root: nn.Module, component: str, adapter: ErasureAdapter | None, *, registry: Registry | None
+) -> Plan:
     """The plan that makes `adapter` the only edit of the component, and `registry` what is known of it.
 
     The new bits are base + B A, summed in float32 and rounded once. Where someone else changed the weight
@@ -195,7 +217,10 @@ def staged(root: nn.Module, component: str, adapter: ErasureAdapter | None, *, r
     Raises:
         AdapterStateError: A weight would not be finite, is tied to another, or cannot be reached.
     """
-    old, edits = registry_of(root) or Registry(), resolved(root, component, adapter) if adapter else {}
+    old, edits = (
+        registry_of(root) or Registry(),
+        resolved(root, component, adapter) if adapter else {},
+    )
     names = list(dict.fromkeys([*old.weights, *old.hooks, *edits]))
     refuse_tied(root, names)
     plan = Plan(root, registry, [], {})
@@ -209,10 +234,14 @@ def staged(root: nn.Module, component: str, adapter: ErasureAdapter | None, *, r
         if name in old.weights or not hooked:
             live = places_of(root, name)[0]
             record = old.weights.get(name) or EditedWeight.of(live)
-            weights[name], bits = _written(live, record, record.followed(live), None if hooked else factors)
+            weights[name], bits = _written(
+                live, record, record.followed(live), None if hooked else factors
+            )
             if not record.holds(bits):
                 _check_finite(f"{component}.{name}", bits)
-            plan.changes.extend(Change(place, place.clone(), bits.to(place)) for place in places_of(root, name))
+            plan.changes.extend(
+                Change(place, place.clone(), bits.to(place)) for place in places_of(root, name)
+            )
     if registry is not None:
         registry.weights, registry.hooks = weights, hooks
     return plan
@@ -230,9 +259,13 @@ def _written(
 
 
 def _check_finite(where: str, values: Tensor | LowRank | None) -> None:
-    tensors = [values.A, values.B] if isinstance(values, LowRank) else [] if values is None else [values]
+    tensors = (
+        [values.A, values.B] if isinstance(values, LowRank) else [] if values is None else [values]
+    )
     if not all(finite(t.float()) for t in tensors):
-        raise AdapterStateError(f"{where} would hold values that are not finite; nothing was changed")
+        raise AdapterStateError(
+            f"{where} would hold values that are not finite; nothing was changed"
+        )
 
 
 # ------------------------------------------------------------------------------------------------ writing
@@ -241,7 +274,10 @@ def _check_finite(where: str, values: Tensor | LowRank | None) -> None:
 @torch.no_grad()
 def commit(plans: Sequence[Plan]) -> None:
     """Carry out all plans; an exception or an interrupt on the way puts everything back."""
-    before = [(plan, registry_of(plan.root), {hook: hook.factors for hook in plan.hooks}) for plan in plans]
+    before = [
+        (plan, registry_of(plan.root), {hook: hook.factors for hook in plan.hooks})
+        for plan in plans
+    ]
     try:
         for plan in plans:
             _write(plan.changes)
@@ -250,7 +286,10 @@ def commit(plans: Sequence[Plan]) -> None:
     except BaseException:
         for plan, registry, factors in before:
             _put_back(plan.changes)
-            _hang({h: (linear, factors[h]) for h, (linear, _) in plan.hooks.items()}, keep=registry is not None)
+            _hang(
+                {h: (linear, factors[h]) for h, (linear, _) in plan.hooks.items()},
+                keep=registry is not None,
+            )
             _remember(plan.root, registry)
         raise
 

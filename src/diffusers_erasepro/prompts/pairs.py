@@ -111,7 +111,9 @@ class Tokens:
         ids, to = torch.unique(self.ids, dim=0, return_inverse=True)
         if self.mask is None:
             return Tokens(ids), to
-        return Tokens(ids, torch.zeros(ids.shape, dtype=self.mask.dtype).index_copy(0, to, self.mask)), to
+        return Tokens(
+            ids, torch.zeros(ids.shape, dtype=self.mask.dtype).index_copy(0, to, self.mask)
+        ), to
 
     def split(self) -> Iterator[Tokens]:
         """Batches of about `BATCH_TOKENS` tokens."""
@@ -121,7 +123,9 @@ class Tokens:
     @property
     def read(self) -> Tensor:
         """`(n, length)`, true where the denoiser reads: everywhere, if there is no mask."""
-        return torch.ones_like(self.ids, dtype=torch.bool) if self.mask is None else self.mask.bool()
+        return (
+            torch.ones_like(self.ids, dtype=torch.bool) if self.mask is None else self.mask.bool()
+        )
 
 
 def joined(parts: Sequence[Tokens]) -> Tokens:
@@ -160,7 +164,12 @@ class Rows:
     def needed(self) -> Tensor:
         """`(2, n)` tokens of each target, and of each anchor, up to the last aligned one."""
         none = torch.zeros(len(self), dtype=torch.long)
-        return torch.stack([none.scatter_reduce(0, self.row, at + 1, "amax") for at in (self.target_at, self.anchor_at)])
+        return torch.stack(
+            [
+                none.scatter_reduce(0, self.row, at + 1, "amax")
+                for at in (self.target_at, self.anchor_at)
+            ]
+        )
 
     def subjects(self) -> Rows:
         """Only the first position of each row: of rows aligned at the last subject token, that token."""
@@ -176,7 +185,9 @@ class Rows:
 
     def only(self, some: Tensor) -> Rows:
         """Of the positions, those marked in `some` `(k,)`."""
-        return replace(self, row=self.row[some], target_at=self.target_at[some], anchor_at=self.anchor_at[some])
+        return replace(
+            self, row=self.row[some], target_at=self.target_at[some], anchor_at=self.anchor_at[some]
+        )
 
     def naming(self, words: Set[str], pairs: Sequence[Pair]) -> Rows:
         """Of the positions, those in rows that name one of `words`; these are rows of `pairs`."""
@@ -296,7 +307,9 @@ def span(mark: Mark, prompt: Prompt) -> tuple[list[int], list[int]]:
             f"{mark.stop - mark.first}; use a shorter template"
         )
     if not at:
-        raise ConceptSpecError(f"{prompt.text[prompt.start : prompt.stop]!r} has no token of its own in {prompt.text!r}")
+        raise ConceptSpecError(
+            f"{prompt.text[prompt.start : prompt.stop]!r} has no token of its own in {prompt.text!r}"
+        )
     return at, list(range(last + 1, mark.stop)) or [last]
 
 
@@ -308,12 +321,20 @@ def aligned(pair: Pair, marks: tuple[Mark, Mark], alignment: Alignment) -> list[
     if alignment.whole_subject:
         found = [(t, anchor[min(i, len(anchor) - 1)]) for i, t in enumerate(target[:-1])] + found
     if alignment.suffix:
-        found += list(zip(range(target[-1] + 1, target_end[0]), range(anchor[-1] + 1, anchor_end[0]), strict=False))
+        found += list(
+            zip(
+                range(target[-1] + 1, target_end[0]),
+                range(anchor[-1] + 1, anchor_end[0]),
+                strict=False,
+            )
+        )
     if alignment.eos:
         found += list(zip(target_end, anchor_end, strict=False))
     if alignment.padding:
         last = len(marks[0].offsets)
-        found += list(zip(range(target_end[-1] + 1, last), range(anchor_end[-1] + 1, last), strict=False))
+        found += list(
+            zip(range(target_end[-1] + 1, last), range(anchor_end[-1] + 1, last), strict=False)
+        )
     return list(dict.fromkeys(found))
 
 
@@ -354,10 +375,14 @@ def rows_of(pairs: Sequence[Pair], source: Any, held: Held) -> Rows:
         alignment = replace(alignment, eos=True) if pooled else alignment
         positions = aligned(pair, (marks[i], marks[len(pairs) + i]), alignment)
         if torch.equal(targets.ids[i], anchors.ids[i]):
-            raise ConceptSpecError(f"{pair.target.text!r} and {pair.anchor.text!r} are the same tokens; nothing to erase")
+            raise ConceptSpecError(
+                f"{pair.target.text!r} and {pair.anchor.text!r} are the same tokens; nothing to erase"
+            )
         key = tuple(targets.ids[i].tolist())
         if asked.setdefault(key, pair.anchor.text) != pair.anchor.text:
-            raise ConceptSpecError(f"{pair.target.text!r} is sent to {asked[key]!r} and to {pair.anchor.text!r}; keep one")
+            raise ConceptSpecError(
+                f"{pair.target.text!r} is sent to {asked[key]!r} and to {pair.anchor.text!r}; keep one"
+            )
         columns += [(i, t, a) for t, a in positions]
     row, target_at, anchor_at = torch.tensor(columns, dtype=torch.long).reshape(-1, 3).T
     return Rows(targets, anchors, row, target_at, anchor_at)
@@ -369,13 +394,17 @@ def pairs_to_solve(concepts: Sequence[Concept], *, soft_budget: int) -> dict[str
     return {"exact": pairs_of(concepts, "exact"), "soft": pairs_of(concepts, "soft", most=share)}
 
 
-def rows_to_solve(concepts: Sequence[Concept], source: Any, held: Held, *, soft_budget: int) -> dict[str, Rows]:
+def rows_to_solve(
+    concepts: Sequence[Concept], source: Any, held: Held, *, soft_budget: int
+) -> dict[str, Rows]:
     """Rows of `pairs_to_solve`."""
     pairs = pairs_to_solve(concepts, soft_budget=soft_budget)
     return {kind: rows_of(found, source, held) for kind, found in pairs.items()}
 
 
-def rows_to_measure(concepts: Sequence[Concept], captions: Sequence[str], source: Any, held: Held) -> dict[str, Rows]:
+def rows_to_measure(
+    concepts: Sequence[Concept], captions: Sequence[str], source: Any, held: Held
+) -> dict[str, Rows]:
     """Rows of "held_out" prompts and of "kept" captions: a sample, evenly spread. Either may be empty."""
     unseen = spread(pairs_of(concepts, "held_out"), MEASURED["held_out"])
     return {
@@ -387,7 +416,9 @@ def rows_to_measure(concepts: Sequence[Concept], captions: Sequence[str], source
 def kept_rows(captions: Sequence[str], source: Any) -> Rows:
     """Captions as rows whose every token, from the prompt's first to the end, is its own anchor."""
     found = _recorded(source, ["", *captions])
-    columns = [(i, t) for i, text in enumerate(captions) for t in found.own(i + 1, text, found.text(0))]
+    columns = [
+        (i, t) for i, text in enumerate(captions) for t in found.own(i + 1, text, found.text(0))
+    ]
     row, at = torch.tensor(columns, dtype=torch.long).reshape(-1, 2).T
     tokens = _tokens(found)[1:]
     return Rows(tokens, tokens, row, at, at)

@@ -58,11 +58,28 @@ def as_trees(targets: Tokens, anchors: Tokens, needed: Tensor, ends: Tensor | No
     prompts = [sorted({*half}) for half in halves]
     sizes = range(max(len(prompt) for half in prompts for prompt in half), most + 1)
     shared = [[_shared(*both) for both in zip([(), *half], half, strict=False)] for half in prompts]
-    size = min(sizes, key=lambda size: size * sum(len(_filled(*half, size)) for half in zip(prompts, shared, strict=True)))
-    trees = [[_grown(tree, size) for tree in _filled(*half, size)] for half in zip(prompts, shared, strict=True)]
-    tokens = Tokens(*(torch.cat(x) for x in zip(*(tree[:3] for half in trees for tree in half), strict=True)))
-    target_at, anchor_at = (_found(*x, size, most) for x in zip(halves, trees, (0, len(trees[0])), strict=True))
-    pooled = torch.stack([at.gather(1, end[:, None])[:, 0] for at, end in zip((target_at, anchor_at), ends, strict=True)])
+    size = min(
+        sizes,
+        key=lambda size: (
+            size * sum(len(_filled(*half, size)) for half in zip(prompts, shared, strict=True))
+        ),
+    )
+    trees = [
+        [_grown(tree, size) for tree in _filled(*half, size)]
+        for half in zip(prompts, shared, strict=True)
+    ]
+    tokens = Tokens(
+        *(torch.cat(x) for x in zip(*(tree[:3] for half in trees for tree in half), strict=True))
+    )
+    target_at, anchor_at = (
+        _found(*x, size, most) for x in zip(halves, trees, (0, len(trees[0])), strict=True)
+    )
+    pooled = torch.stack(
+        [
+            at.gather(1, end[:, None])[:, 0]
+            for at, end in zip((target_at, anchor_at), ends, strict=True)
+        ]
+    )
     return Batch(tokens, len(trees[0]), target_at, anchor_at, pooled)
 
 
@@ -99,12 +116,21 @@ def _grown(prompts: Sequence[Ids], size: int) -> Tree:
         same = _shared(before, prompt)
         new = slice(taken, taken := taken + len(prompt) - same)
         paths[prompt] = path = [*paths.get(before, [])[:same], *range(size)[new]]
-        ids[0, new], positions[0, new] = torch.tensor(prompt[same:]), torch.arange(same, len(prompt))
+        ids[0, new], positions[0, new] = (
+            torch.tensor(prompt[same:]),
+            torch.arange(same, len(prompt)),
+        )
         sees[new, path] = torch.ones(len(prompt), len(prompt), dtype=torch.bool).tril()[same:]
     return ids, torch.where(sees, 0.0, UNSEEN)[None, None], positions, paths
 
 
-def _found(prompts: Sequence[Ids], trees: Sequence[Tree], first: int, size: int, most: int) -> Tensor:
+def _found(
+    prompts: Sequence[Ids], trees: Sequence[Tree], first: int, size: int, most: int
+) -> Tensor:
     """`(n, most)` where the positions of each prompt are; `first` counts the trees before these."""
-    at = {ids: [i * size + k for k in path] for i, tree in enumerate(trees, first) for ids, path in tree[3].items()}
+    at = {
+        ids: [i * size + k for k in path]
+        for i, tree in enumerate(trees, first)
+        for ids, path in tree[3].items()
+    }
     return torch.tensor([at[ids] + [0] * (most - len(ids)) for ids in prompts])

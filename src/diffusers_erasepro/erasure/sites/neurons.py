@@ -81,7 +81,12 @@ def mlp_of(encoder: nn.Module, block: int) -> Mlp:
             "encoder blocks, such as layers=(0, -1)"
         )
     (site,) = sites_of(encoder, [block], "block")
-    return Mlp(f"{site.closes}.{family.detector}", f"{site.closes}.{family.activation}", site.linear, site.closes)
+    return Mlp(
+        f"{site.closes}.{family.detector}",
+        f"{site.closes}.{family.activation}",
+        site.linear,
+        site.closes,
+    )
 
 
 def room_for(encoder: nn.Module, words: int) -> bool:
@@ -133,14 +138,26 @@ def by_name(names: Mapping[str, Sequence[str]], found: Mapping[str, Tensor]) -> 
 
 def weights(names: Mapping[str, Sequence[str]]) -> list[Tensor]:
     """Per name `(k,)`, how much each of its rows counts; 1 in all."""
-    counts = {kind: torch.full((len(names[kind]),), EXACT if kind == "exact" else 1.0, dtype=torch.float64) for kind in names}
+    counts = {
+        kind: torch.full(
+            (len(names[kind]),), EXACT if kind == "exact" else 1.0, dtype=torch.float64
+        )
+        for kind in names
+    }
     return [w / w.sum() for w in by_name(names, counts)]
 
 
 def solve_neurons(
-    z: Sequence[Tensor], R: Sequence[Tensor], w: Sequence[Tensor], W1: Tensor, b1: Tensor, W2: Tensor, activation: Activation,
-    L1: Tensor | None = None, L2: Tensor | None = None,
-) -> tuple[LowRank, LowRank]:  # fmt: skip
+    z: Sequence[Tensor],
+    R: Sequence[Tensor],
+    w: Sequence[Tensor],
+    W1: Tensor,
+    b1: Tensor,
+    W2: Tensor,
+    activation: Activation,
+    L1: Tensor | None = None,
+    L2: Tensor | None = None,
+) -> tuple[LowRank, LowRank]:
     """Edits of the detector W1 and the writer W2 that send each word to its anchor, and others nowhere.
 
     Per word i, with C what the detector usually receives:  g_i = (C + sum_j mean(z_j z_j'))^-1 mean(z_i), scaled to answer
@@ -170,7 +187,10 @@ def solve_neurons(
     at = _idle(P, b1, W2, 2 * len(z))
     g = ANSWER * _detectors(z, w, L1)
     rows = torch.stack([g, -g], 1).flatten(0, 1)
-    heard = [activation(x @ rows[2 * i : 2 * i + 2].T + b1[at[2 * i : 2 * i + 2]]).sum(1) for i, x in enumerate(z)]
+    heard = [
+        activation(x @ rows[2 * i : 2 * i + 2].T + b1[at[2 * i : 2 * i + 2]]).sum(1)
+        for i, x in enumerate(z)
+    ]
     met = [(v * f) @ r / (v * f.square()).sum() for v, f, r in zip(w, heard, R, strict=True)]
     columns = torch.stack(met, 1).repeat_interleave(2, 1)
 
@@ -185,7 +205,9 @@ def _detectors(z: Sequence[Tensor], w: Sequence[Tensor], L: Tensor | None) -> Te
     """`(n, d)` one per word: about 1 on it, about 0 on the other words and on what usually comes."""
     C = torch.eye(z[0].shape[1], dtype=torch.float64) if L is None else L @ L.T
     means = torch.stack([v @ x for v, x in zip(w, z, strict=True)])
-    g = torch.linalg.solve(C + sum(x.T @ (v[:, None] * x) for v, x in zip(w, z, strict=True)), means.T).T
+    g = torch.linalg.solve(
+        C + sum(x.T @ (v[:, None] * x) for v, x in zip(w, z, strict=True)), means.T
+    ).T
     return g / (g * means).sum(1, keepdim=True)
 
 
