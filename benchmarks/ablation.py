@@ -33,9 +33,10 @@ from diffusers_erasepro.erasure.auto_layers import Look
 from diffusers_erasepro.erasure.covariance import metrics, record_inputs
 from diffusers_erasepro.erasure.residuals import aligned_states, relative
 from diffusers_erasepro.errors import IllPosedError
-from diffusers_erasepro.families.pipelines import base_linear, sites_of
+from diffusers_erasepro.families.variants import sites_of
 from diffusers_erasepro.glyphs.world import WORLDS, World
 from diffusers_erasepro.modules.fingerprint import fingerprints
+from diffusers_erasepro.modules.linear import base_linear
 from diffusers_erasepro.patching.weights import resolved
 from diffusers_erasepro.prompts.pairs import ALIGNMENTS, rows_to_solve, text_paths
 from first_light import concepts_of

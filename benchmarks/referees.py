@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erase, glyphs
-from diffusers_erasepro.families.pipelines import file_name
+from diffusers_erasepro.families.encoders import file_name
 from diffusers_erasepro.interop.lora import to_kohya
 from diffusers_erasepro.linalg.low_rank import LowRank
 

@@ -31,7 +31,8 @@ from diffusers_erasepro.evaluation.runner import (
     evaluate,
     table,
 )
-from diffusers_erasepro.families.pipelines import LAST, family_of, reader_paths
+from diffusers_erasepro.families.pipelines import family_of, reader_paths
+from diffusers_erasepro.families.types import LAST
 from diffusers_erasepro.glyphs.world import FIRST
 from diffusers_erasepro.modules.storage import weight_of
 from diffusers_erasepro.prompts.pairs import ALIGNMENTS, Rows, rows_to_measure, rows_to_solve

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from common import provenance
 from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, glyphs
 from diffusers_erasepro.erasure.residuals import aligned_states, relative
-from diffusers_erasepro.families.pipelines import module_name
+from diffusers_erasepro.families.encoders import module_name
 from diffusers_erasepro.glyphs.world import WORLDS, World
 from diffusers_erasepro.linalg.low_rank import LowRank, stack
 from diffusers_erasepro.loaders.stacking import combined, kernel

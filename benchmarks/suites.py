@@ -91,7 +91,7 @@ def pytest_runtest_call(item: Any) -> Iterator[None]:
 
 def _state(root: Any) -> str:
     """ "kept": bit for bit; "fused": plus what LoRA layers say they have merged, to rounding; else "other"."""
-    from diffusers_erasepro.families.pipelines import base_linear
+    from diffusers_erasepro.modules.linear import base_linear
     from diffusers_erasepro.patching.weights import known, registry_of
 
     states = {"kept"}

@@ -22,7 +22,8 @@ from diffusers_erasepro.config.options import Layers
 from diffusers_erasepro.erasure.auto_layers import ENOUGH, NEARLY, Look
 from diffusers_erasepro.erasure.layerwise import states_of
 from diffusers_erasepro.evaluation.plots import save_grid
-from diffusers_erasepro.families.pipelines import Reading, blocks_of
+from diffusers_erasepro.families.encoders import blocks_of
+from diffusers_erasepro.families.types import Reading
 from diffusers_erasepro.glyphs.clip_judge import right
 from diffusers_erasepro.glyphs.clips import (
     FRAMES,

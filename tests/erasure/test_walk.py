@@ -9,8 +9,10 @@ from diffusers_erasepro import Concept
 from diffusers_erasepro.erasure.covariance import record_inputs
 from diffusers_erasepro.erasure.layerwise import edited, states_of, walk
 from diffusers_erasepro.erasure.residuals import aligned_states, relative, target_states
-from diffusers_erasepro.families.pipelines import LAST, base_linear, sites_of
+from diffusers_erasepro.families.types import LAST
+from diffusers_erasepro.families.variants import sites_of
 from diffusers_erasepro.linalg.constrained import solve
+from diffusers_erasepro.modules.linear import base_linear
 from diffusers_erasepro.prompts.pairs import (
     ALIGNMENTS,
     pairs_of,

@@ -15,9 +15,16 @@ from diffusers_erasepro.errors import (
     ConceptSpecError,
     UnknownFamilyError,
 )
-from diffusers_erasepro.families import pipelines as families
 from diffusers_erasepro.families.encode_prompt import arguments
-from diffusers_erasepro.families.pipelines import blocks_of, component, family_of, reader_paths
+from diffusers_erasepro.families.encoders import ENCODERS, blocks_of, encoder_family_of
+from diffusers_erasepro.families.pipelines import (
+    PIPELINES,
+    component,
+    family_of,
+    reader_paths,
+    register,
+)
+from diffusers_erasepro.families.probe import probe
 from diffusers_erasepro.prompts.pairs import ALIGNMENTS, Pair, Prompt, rows_of, text_paths
 
 SHIFT = {
@@ -264,7 +271,7 @@ def readers_of(*, whole: bool) -> list:
     """Pipelines whose denoiser's readers may be edited, and read all that the pipeline reads of its text, or not all."""
     records = [
         r
-        for r in families.PIPELINES
+        for r in PIPELINES
         if r.readers and (sum(len(use.readings) for use in r.encoders) == 1) == whole
     ]
     names = [name for record in records for name in record.pipelines if name in tiny.BUILDERS]
@@ -432,31 +439,41 @@ def test_kept_prompts_stay_where_an_inner_state_is_read():
 )
 def test_probe_proposes_what_the_record_says(name):
     pipe = tiny.build(name)
-    before, proposal, known = bits(pipe), families.probe(pipe), families.family_of(pipe)
+    before, proposal, known = bits(pipe), probe(pipe), family_of(pipe)
     assert same(bits(pipe), before) and proposal.pipeline.denoiser == known.denoiser
     assert [u[:2] for u in proposal.pipeline.encoders] == [u[:2] for u in known.encoders]
     for found, use in zip(proposal.pipeline.encoders, known.encoders, strict=True):
         encoder = getattr(pipe, use.encoder)
-        count = len(families.blocks_of(encoder))
+        count = len(blocks_of(encoder))
         assert [(r.pooled, r.block(count)) for r in found.readings] == [
             (r.pooled, r.block(count)) for r in use.readings
         ]
     for found, use in zip(proposal.encoders, known.encoders, strict=True):
         encoder = getattr(pipe, use.encoder)
-        record = families.encoder_family_of(encoder)
+        record = encoder_family_of(encoder)
         assert (found.writer, found.causal) == (record.writer, record.causal) and found.blocks[
             0
         ] in record.blocks
         assert set(found.linears) <= set(record.linears)
 
 
+@pytest.fixture
+def no_records():
+    """No family is known during the test."""
+    kept = [(table, [*table]) for table in (PIPELINES, ENCODERS)]
+    for table, _ in kept:
+        table.clear()
+    yield
+    for table, records in kept:
+        table[:] = records
+
+
 @pytest.mark.parametrize(
     "name", ["AllegroPipeline", "StableDiffusion3Pipeline", "WanPipeline", "QwenImagePipeline"]
 )
-def test_an_unknown_pipeline_works_with_what_probe_proposes(name, monkeypatch):
+@pytest.mark.usefixtures("no_records")
+def test_an_unknown_pipeline_works_with_what_probe_proposes(name):
     """Three that are known, with their records taken away, and one that is not."""
-    for table in ("PIPELINES", "ENCODERS"):
-        monkeypatch.setattr(families, table, [])
     torch.manual_seed(0)
     pipe = (tiny.BUILDERS | {"AllegroPipeline": tiny.allegro})[name]()
     with pytest.raises(
@@ -464,7 +481,7 @@ def test_an_unknown_pipeline_works_with_what_probe_proposes(name, monkeypatch):
         match=rf"{name} is not a known pipeline family .*families.probe\(pipe\) .* docs/families",
     ):
         erase(pipe, ErasureSpec((STAR,), preserve=PRESERVE))
-    proposal = families.probe(pipe)
-    families.register(proposal.pipeline, *proposal.encoders)
+    proposal = probe(pipe)
+    register(proposal.pipeline, *proposal.encoders)
     erasable(pipe).load_erasure_adapter(erase(pipe, ErasureSpec((STAR,), preserve=PRESERVE)))
     assert pipe.verify_erasure(raise_on_fail=True).residual <= 1e-4

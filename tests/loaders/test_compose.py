@@ -6,7 +6,7 @@ import torch
 from diffusers_erasepro import Concept, ErasureSpec, erase
 from diffusers_erasepro.erasure.residuals import aligned_states, relative
 from diffusers_erasepro.errors import ConceptSpecError
-from diffusers_erasepro.families.pipelines import module_name
+from diffusers_erasepro.families.encoders import module_name
 from diffusers_erasepro.linalg.low_rank import stack
 from diffusers_erasepro.loaders import stacking as compose
 from diffusers_erasepro.loaders.stacking import combined, kernel

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..config.options import Foreign, Options, recorded
 from ..config.spec import ErasureSpec
 from ..errors import AdapterFormatError, AdapterIntegrityError
-from ..families.pipelines import ENCODERS, file_name
+from ..families.encoders import ENCODERS, file_name
 from ..linalg.low_rank import LowRank
 from .header import SCHEMA, metadata, read_header, seal, sorted_metadata
 from .hub import CARD_NAME, WEIGHT_NAME, Origin, checked_name, find, push

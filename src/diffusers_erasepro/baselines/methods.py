@@ -20,15 +20,9 @@ from ..erasure.erase import erase
 from ..erasure.layerwise import final_states, working
 from ..erasure.residuals import aligned_states, read_residual
 from ..errors import ConceptSpecError, UnknownFamilyError
-from ..families.pipelines import (
-    LAST,
-    PipelineFamily,
-    blocks_of,
-    component,
-    family_of,
-    file_name,
-    reader_paths,
-)
+from ..families.encoders import blocks_of, file_name
+from ..families.pipelines import component, family_of, reader_paths
+from ..families.types import LAST, PipelineFamily
 from ..linalg.low_rank import LowRank, compress
 from ..modules.fingerprint import fingerprints
 from ..modules.storage import weight_of

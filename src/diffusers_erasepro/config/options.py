@@ -10,7 +10,7 @@ from typing import Any
 
 from ..erasure.sites.neurons import PLACES
 from ..errors import ConceptSpecError
-from ..families.pipelines import VARIANTS
+from ..families.variants import VARIANTS
 from ..prompts.pairs import ALIGNMENTS, Alignment
 from .spec import Concept
 from .template_set import BLOCKS, Layers, Recipe

@@ -14,8 +14,10 @@ from tqdm.auto import tqdm
 
 from ..config.spec import ErasureSpec
 from ..errors import ConceptSpecError
-from ..families.pipelines import LAST, Reading, Site, base_linear
+from ..families.types import LAST, Reading
+from ..families.variants import Site
 from ..linalg.constrained import cholesky
+from ..modules.linear import base_linear
 from ..prompts.pairs import TextPath, Tokens
 from .layerwise import reading
 

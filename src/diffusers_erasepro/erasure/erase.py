@@ -18,21 +18,14 @@ from ..config.options import AUTO, READERS, Options, blocks_in, held
 from ..config.spec import Concept, ErasureSpec
 from ..config.template_set import Layers
 from ..errors import ConceptSpecError, IllPosedError
-from ..families.pipelines import (
-    PipelineFamily,
-    Reading,
-    Site,
-    base_linear,
-    closing_blocks,
-    component,
-    family_of,
-    file_name,
-    reader_paths,
-    sites_of,
-)
+from ..families.encoders import closing_blocks, file_name
+from ..families.pipelines import component, family_of, reader_paths
+from ..families.types import PipelineFamily, Reading
+from ..families.variants import Site, sites_of
 from ..linalg.constrained import Edit, solve
 from ..linalg.low_rank import LowRank, stack
 from ..modules.fingerprint import as_it_runs, fingerprints
+from ..modules.linear import base_linear
 from ..modules.storage import effective_weight, weight_of
 from ..patching.weights import unedited
 from ..prompts.pairs import (

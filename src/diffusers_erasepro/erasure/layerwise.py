@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..errors import AdapterStateError
-from ..families.pipelines import LAST, Reading, Site, base_linear, blocks_of, encoder_family_of
+from ..families.encoders import blocks_of, encoder_family_of
+from ..families.types import LAST, Reading
+from ..families.variants import Site
 from ..linalg.constrained import Edit
 from ..linalg.low_rank import LowRank
-from ..modules.linear import device_of, is_compiled
+from ..modules.linear import base_linear, device_of, is_compiled
 from ..prompts.pairs import Rows, Tokens, joined
 from ..prompts.prefix_tree import Batch, as_rows, as_trees
 from .sites.neurons import Heard, Neurons

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..families.pipelines import LAST, Reading, encoder_family_of
+from ..families.encoders import encoder_family_of
+from ..families.types import LAST, Reading
 from ..linalg.low_rank import LowRank
 from ..prompts.pairs import Rows
 from .layerwise import edited, states_of

@@ -18,7 +18,8 @@ from ..adapters.report import NAN, LayerReport, Report, frobenius
 from ..config.options import Foreign
 from ..config.spec import ErasureSpec
 from ..errors import AdapterFormatError, UnsafeFileError
-from ..families.pipelines import component, file_name
+from ..families.encoders import file_name
+from ..families.pipelines import component
 from ..linalg.low_rank import LowRank
 from ..modules.fingerprint import fingerprints
 from ..modules.storage import weight_of

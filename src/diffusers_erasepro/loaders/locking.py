@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..errors import ConceptSpecError, ErasureInactiveError, ErasureLockedError
-from ..families.pipelines import unwrapped
+from ..modules.linear import unwrapped
 from ..patching.weights import Registry, modules_with_registry, registry_of
 
 SCALES = ("cross_attention_kwargs", "joint_attention_kwargs", "attention_kwargs")

@@ -21,9 +21,9 @@ from ..config.spec import Concept
 from ..erasure.layerwise import edited
 from ..erasure.residuals import largest, relative, target_states
 from ..errors import AdapterIntegrityError, ConceptSpecError, UnknownFamilyError
-from ..families.pipelines import base_linear, component, family_of
+from ..families.pipelines import component, family_of
 from ..linalg.low_rank import LowRank
-from ..modules.linear import dtype_of
+from ..modules.linear import base_linear, dtype_of
 from ..modules.storage import path_of
 from ..patching.weights import (
     EditedWeight,

@@ -81,6 +81,16 @@ FUSED = {
 """Fused linear -> the linears whose rows it copies, in `Attention.fuse_projections` (diffusers 0.42)."""
 
 
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module below a `torch.compile` wrapper."""
+    return getattr(module, "_orig_mod", module)
+
+
+def base_linear(module: nn.Module) -> nn.Module:
+    """The linear below a PEFT wrapper."""
+    return module.get_base_layer() if hasattr(module, "get_base_layer") else module  # type: ignore[operator]
+
+
 def quantisation_of(linear: nn.Module) -> Quantisation | None:
     """The record of a linear's weight, or None if it can be edited in place.
 

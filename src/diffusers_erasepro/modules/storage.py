@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import AdapterStateError
-from ..families.pipelines import base_linear
-from .linear import FUSED, plain_weight, quantisation_of, resident
+from .linear import FUSED, base_linear, plain_weight, quantisation_of, resident
 
 
 def weight_of(root: nn.Module, name: str) -> Tensor:

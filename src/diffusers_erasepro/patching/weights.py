@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from ..adapters.adapter import ErasureAdapter
 from ..errors import AdapterStateError, BaseModelMismatchError
-from ..families.pipelines import base_linear, module_name, unwrapped
+from ..families.encoders import module_name
 from ..linalg.low_rank import LowRank, finite
 from ..modules.fingerprint import fingerprint
-from ..modules.linear import dtype_of
+from ..modules.linear import base_linear, dtype_of, unwrapped
 from ..modules.storage import editable, places_of, refuse_tied, travelled
 from .rwlock import GATE
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from ..config.spec import Concept, Mentions
 from ..errors import ConceptSpecError
 from ..families.encode_prompt import Mark, Recorded, plain, record
-from ..families.pipelines import Use, component, family_of
+from ..families.pipelines import component, family_of
+from ..families.types import Use
 
 T = TypeVar("T")
 _EMPTY: WeakKeyDictionary[Any, dict[tuple[type, str], Tokens]] = WeakKeyDictionary()

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from ...config.options import Options, held
 from ...config.spec import ErasureSpec
 from ...errors import ConceptSpecError
-from ...families.pipelines import base_linear
 from ...linalg.low_rank import LowRank
+from ...modules.linear import base_linear
 from ...modules.storage import effective_weight
 from ...prompts.pairs import ALIGNMENTS, Pair, Rows, TextPath, rows_of
 from .neurons import PLACES, Mlp, Neurons, by_name, mlp_of, solve_neurons, weights

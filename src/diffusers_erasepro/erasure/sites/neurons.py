@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from ...config.spec import Concept
 from ...errors import ConceptSpecError, IllPosedError
-from ...families.pipelines import base_linear, encoder_family_of, sites_of
+from ...families.encoders import encoder_family_of
+from ...families.variants import sites_of
 from ...linalg.constrained import inverse
 from ...linalg.low_rank import LowRank, orthonormal
+from ...modules.linear import base_linear
 from ...prompts.pairs import Pair, Rows
 
 IDLE = 4

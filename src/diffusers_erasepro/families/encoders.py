@@ -1,0 +1,110 @@
+"""The records of text encoders, and what they say of an encoder at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+
+from torch import nn
+
+from ..errors import UnknownFamilyError
+from .types import EncoderFamily, Reading, find_record
+
+ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+LLAMA = (*ATTENTION, "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+
+ENCODERS: list[EncoderFamily] = [
+    EncoderFamily(
+        classes=("CLIPTextModel", "CLIPTextModelWithProjection"),
+        blocks=("encoder.layers", "text_model.encoder.layers"),
+        writer="mlp.fc2",
+        linears=(*ATTENTION, "self_attn.out_proj", "mlp.fc1", "mlp.fc2"),
+        detector="mlp.fc1",
+        activation="mlp.activation_fn",
+        trees=True,
+        padding_row="self_attn.out_proj",
+        file_blocks="text_model.encoder.layers",
+    ),
+    EncoderFamily(
+        classes=("T5EncoderModel", "UMT5EncoderModel"),
+        blocks=("encoder.block",),
+        writer="layer.1.DenseReluDense.wo",
+        linears=(
+            *(f"layer.0.SelfAttention.{x}" for x in "qkvo"),
+            *(f"layer.1.DenseReluDense.{x}" for x in ("wi", "wi_0", "wi_1", "wo")),
+        ),
+        causal=False,
+    ),
+    EncoderFamily(
+        classes=(
+            "LlamaModel",
+            "Qwen2Model",
+            "Qwen2_5_VLForConditionalGeneration",
+            "Qwen3Model",
+            "Qwen3ForCausalLM",
+            "MistralModel",
+            "Mistral3ForConditionalGeneration",
+        ),
+        blocks=("layers", "model.layers", "model.language_model.layers"),
+        writer="mlp.down_proj",
+        linears=LLAMA,
+    ),
+    EncoderFamily(
+        classes=("Gemma2Model", "Gemma2ForCausalLM"),
+        blocks=("layers", "model.layers"),
+        writer=None,
+        linears=LLAMA,
+    ),
+]
+
+
+def encoder_family_of(encoder: object) -> EncoderFamily:
+    """The record of a text encoder."""
+    return find_record(encoder, ENCODERS, "classes", "text-encoder family")
+
+
+def blocks_of(encoder: nn.Module) -> nn.ModuleList:
+    """The transformer blocks of a text encoder, shallow to deep."""
+    return encoder.get_submodule(blocks_path(encoder))  # type: ignore[return-value]
+
+
+def blocks_path(encoder: nn.Module) -> str:
+    names = {name for name, _ in encoder.named_modules()}
+    paths = encoder_family_of(encoder).blocks
+    for path in paths:
+        if path in names:
+            return path
+    raise UnknownFamilyError(f"{type(encoder).__name__} has no block list at {' or '.join(paths)}")
+
+
+def closing_blocks(encoder: nn.Module, readings: Sequence[Reading]) -> list[int]:
+    """The blocks whose output a denoiser reads; what lies deeper than the last does not count.
+
+    Raises:
+        UnknownFamilyError: The encoder has fewer blocks than the pipeline reads.
+    """
+    count = len(blocks_of(encoder))
+    found = sorted({reading.block(count) for reading in readings})
+    if not 0 <= found[0] <= found[-1] < count:
+        raise UnknownFamilyError(
+            f"{type(encoder).__name__} has {count} blocks, too few to read {', '.join(map(str, readings))}"
+        )
+    return found
+
+
+def file_name(component_name: str, module_name: str) -> str:
+    """Spelling of a module in a file: CLIP blocks always under `text_model.`, which every loader maps."""
+    for family in ENCODERS:
+        for path in sorted(family.blocks, key=len) if family.file_blocks else ():
+            if component_name.startswith("text_encoder") and module_name.startswith(path + "."):
+                return f"{component_name}.{family.file_blocks}{module_name[len(path) :]}"
+    return f"{component_name}.{module_name}"
+
+
+def module_name(root: nn.Module, stored: str) -> str | None:
+    """The live name of a module written by `file_name`, or None if `root` has no such module."""
+    for name in (stored, stored.removeprefix("text_model."), f"text_model.{stored}"):
+        with suppress(AttributeError):
+            root.get_submodule(name)
+            return name
+    return None
