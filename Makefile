@@ -14,7 +14,7 @@ test: $(READY)
 test-ui:  ## the page in Debian's Chromium, in an environment of its own (gradio needs huggingface_hub < 2)
 	$(PYTHON) -m venv .venv-ui
 	.venv-ui/bin/python -m pip install -q --disable-pip-version-check -e ".[test,ui,ui-test]"
-	.venv-ui/bin/python -m pytest tests/test_ui.py
+	.venv-ui/bin/python -m pytest tests/cli/test_ui.py
 
 test-all: $(READY)
 	$(BIN)/python -m pytest -m "slow or not slow"

@@ -21,10 +21,10 @@ NAMES = (
 )
 TESTING = ("pytest", "hypothesis", "fastapi", "uvicorn", "ftfy")
 SMOKE = (
-    "tests/test_erase.py",
-    "tests/test_adapter.py",
-    "tests/test_loader.py",
-    "tests/test_compose.py",
+    "tests/erasure/test_erase.py",
+    "tests/adapters/test_adapter.py",
+    "tests/loaders/test_loader.py",
+    "tests/loaders/test_compose.py",
 )
 
 

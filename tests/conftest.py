@@ -75,11 +75,17 @@ def hub(running_hub, monkeypatch):
 
 def bits(pipe):
     """Every tensor of the pipeline's models, copied."""
-    return {
-        f"{name}.{key}": value.clone()
-        for name in ("text_encoder", "unet", "vae")
-        for key, value in getattr(pipe, name).state_dict().items()
-    }
+    found = {}
+    for name, component in pipe.components.items():
+        if isinstance(component, torch.nn.Module):
+            for key, value in component.state_dict().items():
+                found[f"{name}.{key}"] = value.clone()
+    return found
+
+
+def same(some, others):
+    """Whether two results of `bits` are equal."""
+    return some.keys() == others.keys() and all(torch.equal(some[k], others[k]) for k in some)
 
 
 def assert_same_bits(pipe, before):

@@ -18,7 +18,7 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from diffusers_erasepro import glyphs
+from diffusers_erasepro import Concept, glyphs
 
 SPECIAL = ["<pad>", "<bos>", "<unk>", "<eos>", "<|im_start|>", "<|im_end|>", "[IMG]"]
 CHAT = (
@@ -31,6 +31,8 @@ DEVICE = os.environ.get("ERASEPRO_TEST_DEVICE", "cpu")
 """Where the tests' pipelines live: `ERASEPRO_TEST_DEVICE=cuda make test` runs the same tests on a GPU, in full float32."""
 torch.backends.cudnn.allow_tf32 = False
 VOCABULARY = 800
+PRESERVE = tuple(glyphs.captions(6, seed=0))
+STAR = Concept("star", "circle", ("a {}",), ())
 
 
 @cache

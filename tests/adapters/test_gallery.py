@@ -10,7 +10,7 @@ from PIL import Image
 
 from diffusers_erasepro import ErasureAdapter, ErasureSpec, erase, glyphs
 
-ADAPTERS = Path(__file__).parent.parent / "adapters"
+ADAPTERS = Path(__file__).parents[2] / "adapters"
 READY = sorted(p for p in (ADAPTERS / "glyphs").iterdir() if p.is_dir())
 SPECS = sorted(ADAPTERS.glob("specs/*/spec.toml"))
 

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 import tiny
-from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, glyphs
-from diffusers_erasepro.config.options import READERS, Options
+from conftest import bits, same
+from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase
+from diffusers_erasepro.config.options import Options
+from diffusers_erasepro.config.plan import ALIGNMENTS, READERS
 from diffusers_erasepro.erasure.layerwise import runs_trees
 from diffusers_erasepro.errors import (
     AdapterIntegrityError,
@@ -25,7 +27,10 @@ from diffusers_erasepro.families.pipelines import (
     register,
 )
 from diffusers_erasepro.families.probe import probe
-from diffusers_erasepro.prompts.pairs import ALIGNMENTS, Pair, Prompt, rows_of, text_paths
+from diffusers_erasepro.prompts.alignment import rows_of
+from diffusers_erasepro.prompts.pairs import Pair, Prompt
+from diffusers_erasepro.prompts.tokens import text_paths
+from tiny import PRESERVE, STAR
 
 SHIFT = {
     ("QwenImagePipeline", "text_encoder"): -34,
@@ -35,11 +40,8 @@ SHIFT = {
 }
 """From a position in the encoder to the same in what `encode_prompt` returns: template tokens dropped, or another
 encoder's states put in front."""
-PRESERVE = tuple(glyphs.captions(6, seed=0))
-STAR, RING, HEART = (
-    Concept(t, a, ("a {}",), ())
-    for t, a in (("star", "circle"), ("ring", "square"), ("heart", "drop"))
-)
+RING = Concept("ring", "square", ("a {}",), ())
+HEART = Concept("heart", "drop", ("a {}",), ())
 
 
 LAYERS = {"SanaPipeline": (READERS,), "Lumina2Pipeline": (READERS,)}
@@ -98,15 +100,6 @@ FAST = (
 )
 def case(request):
     return Case(request.param, LAYERS.get(request.param, Options().layers))
-
-
-def bits(pipe):
-    modules = {k: m for k, m in pipe.components.items() if isinstance(m, torch.nn.Module)}
-    return {f"{k}.{n}": v.clone() for k, m in modules.items() for n, v in m.state_dict().items()}
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 @torch.no_grad()

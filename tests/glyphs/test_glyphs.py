@@ -126,7 +126,7 @@ def test_it_draws_what_held_out_captions_say(shipped, judge):
 
 @pytest.mark.slow
 def test_training_resumes_where_it_was(tmp_path):
-    sys.path.insert(0, str(Path(__file__).parent.parent / "tools" / "glyphs"))
+    sys.path.insert(0, str(Path(__file__).parents[2] / "tools" / "glyphs"))
     from train import Parts, Run
 
     run = Run(FIRST, 0, tmp_path, encoder_layers=2, scale=0.002)

@@ -11,14 +11,14 @@ from accelerate.hooks import CpuOffload, add_hook_to_module
 from torch import nn
 
 import tiny
+from conftest import bits, same
 from diffusers_erasepro import ErasureSpec, erasable, erase
 from diffusers_erasepro.erasure.layerwise import states_of, working
 from diffusers_erasepro.errors import AdapterIntegrityError, AdapterStateError, UnknownFamilyError
 from diffusers_erasepro.loaders.verification import THRESHOLDS
-from diffusers_erasepro.prompts.pairs import text_paths
-from test_families import PRESERVE, STAR, bits, same
-from test_quantised import bnb_int8, bnb_nf4
-from tiny import DEVICE
+from diffusers_erasepro.prompts.tokens import text_paths
+from quantisers import bnb_int8, bnb_nf4
+from tiny import DEVICE, PRESERVE, STAR
 
 SPEC = ErasureSpec((STAR,), preserve=PRESERVE)
 FLOAT8, BRAIN, HALF = torch.float8_e4m3fn, torch.bfloat16, torch.float16
