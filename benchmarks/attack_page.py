@@ -21,8 +21,15 @@ from common import (
     prompts_without,
     provenance,
 )
-from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, glyphs
-from diffusers_erasepro.baselines import methods
+from diffusers_erasepro import (
+    Concept,
+    ErasureAdapter,
+    ErasureSpec,
+    baselines,
+    erasable,
+    erase,
+    glyphs,
+)
 from diffusers_erasepro.evaluation.attacks import ATTACKS, Siege, img2img
 from diffusers_erasepro.evaluation.metrics import rate
 
@@ -35,8 +42,8 @@ CONCEPTS = {
 }
 VICTIMS: dict[str, Callable[[Any, ErasureSpec], ErasureAdapter] | None] = {
     "unedited": None,
-    "UCE": methods.uce,
-    "RECE": methods.rece,
+    "UCE": baselines.uce,
+    "RECE": baselines.rece,
     "ours": erase,
     "ours, robust": partial(erase, robust=True),
     "ours, blocks 0 and last": partial(erase, layers=(0, -1)),

@@ -27,7 +27,7 @@ from common import (
     rate,
 )
 from diffusers_erasepro import Concept, ErasureSpec, erase, glyphs
-from diffusers_erasepro.baselines.methods import uce
+from diffusers_erasepro.baselines import uce
 from diffusers_erasepro.erasure.auto_layers import Look
 from diffusers_erasepro.evaluation.metrics import pixel_change
 from diffusers_erasepro.glyphs.world import FIRST, Scene

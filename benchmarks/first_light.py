@@ -31,7 +31,7 @@ from common import (
     wilson,
 )
 from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erase, glyphs
-from diffusers_erasepro.baselines.methods import uce
+from diffusers_erasepro.baselines import uce
 from diffusers_erasepro.evaluation.metrics import ratio
 from diffusers_erasepro.evaluation.plots import save_depth
 from diffusers_erasepro.glyphs.world import WORLDS, World
@@ -467,7 +467,7 @@ def main() -> None:
         "Prompts are held-out phrasings: neither templates nor training use them.",
         "Preserve list of both methods: `glyphs.captions(400, seed=0)`. Ours: the default, which takes neurons for shapes and",
         "styles and blocks 0 and last for the attribute; and these blocks for all.",
-        "UCE: `methods.uce` at its default settings; docs/peers.md holds it beside its authors' code.",
+        "UCE: `baselines.uce` at its default settings; docs/peers.md holds it beside its authors' code.",
         f"Others (n = {args.others}): captions with another shape and none of the concepts. The last column holds captions",
         f"that leave the shape open (n = {args.n // 4}): which one is drawn hangs by a breath, and single flips make the mean.",
         f"So it is, more mildly, where colour, background or artist is open: 'all said' holds the {said} captions that say all.",

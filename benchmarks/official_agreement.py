@@ -20,10 +20,10 @@ from unittest import mock
 
 import torch
 from safetensors.torch import load_file
+from scipy.cluster.vq import kmeans2
 
 from common import provenance
-from diffusers_erasepro import Concept, ErasureSpec, glyphs
-from diffusers_erasepro.baselines import methods
+from diffusers_erasepro import Concept, ErasureSpec, baselines, glyphs
 from diffusers_erasepro.families.pipelines import family_of, reader_paths
 
 SPECS = {
@@ -126,9 +126,7 @@ def official_speed(
     seed: int,
 ) -> Weights:
     def clustered(X: torch.Tensor, **_: Any) -> tuple[None, torch.Tensor]:
-        return None, torch.from_numpy(
-            methods.kmeans2(X.double().numpy(), 3, minit="++", seed=0)[0]
-        ).to(X)
+        return None, torch.from_numpy(kmeans2(X.double().numpy(), 3, minit="++", seed=0)[0]).to(X)
 
     stand_ins = {
         "pandas": {},
@@ -193,17 +191,17 @@ def main() -> None:
         for name, concepts in SPECS.items():
             spec = ErasureSpec(concepts, preserve=glyphs.captions(args.captions, seed=0))
             captions = list(spec.preserve_captions())
-            mine = ours(methods.uce, pipe, spec)
+            mine = ours(baselines.uce, pipe, spec)
             rows = {"UCE": (mine, official_uce(args.uce, pipe, concepts, captions))}
             for rounds in (1, 3):
                 theirs = official_rece(args.rece, pipe, concepts, captions, mine, rounds)
                 rows[f"RECE, {rounds} rounds"] = (
-                    ours(methods.rece, pipe, spec, rounds=rounds),
+                    ours(baselines.rece, pipe, spec, rounds=rounds),
                     theirs,
                 )
             theirs = official_speed(args.speed, pipe, concepts, captions, augment=0, seed=0)
             rows["SPEED, no perturbation"] = (
-                ours(methods.speed, pipe, spec, readers="kv", augment=0),
+                ours(baselines.speed, pipe, spec, readers="kv", augment=0),
                 theirs,
             )
             first, second = (
@@ -211,7 +209,7 @@ def main() -> None:
                 for seed in (0, 1)
             )
             rows["SPEED, 10 perturbations, other noise"] = (
-                ours(methods.speed, pipe, spec, readers="kv"),
+                ours(baselines.speed, pipe, spec, readers="kv"),
                 first,
             )
             rows["official SPEED against itself, another seed"] = (second, first)

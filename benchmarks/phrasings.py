@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from common import draw, erased, kind_of, prompts_with, provenance, rate, wilson
 from diffusers_erasepro import Concept, ErasureSpec, erasable, erase, glyphs
-from diffusers_erasepro.baselines.methods import uce
+from diffusers_erasepro.baselines import uce
 from diffusers_erasepro.glyphs.asking import Pairs
 from diffusers_erasepro.glyphs.captions import phrase
 from diffusers_erasepro.glyphs.world import FIRST

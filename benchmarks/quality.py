@@ -32,7 +32,7 @@ from common import (
 )
 from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, glyphs
 from diffusers_erasepro.adapters.report import NAN
-from diffusers_erasepro.baselines.methods import literal, rece, speed, uce
+from diffusers_erasepro.baselines import literal, rece, speed, uce
 from diffusers_erasepro.errors import IllPosedError
 from diffusers_erasepro.evaluation.metrics import ratio
 from diffusers_erasepro.glyphs.world import WORLDS, World
@@ -263,7 +263,7 @@ def page(
         f"`python benchmarks/quality.py --world {args.world}` wrote this page: {where};",
         f"{args.n} target and {args.n} other images per row, 15 steps, guidance 3, held-out phrasings,",
         "same seeds. Preserve list of every method unless said:",
-        "`glyphs.captions(400, seed=0)`. Peers are `diffusers_erasepro.baselines.methods`; docs/peers.md holds them beside their",
+        "`glyphs.captions(400, seed=0)`. Peers are `diffusers_erasepro.baselines`; docs/peers.md holds them beside their",
         "authors' code.",
         "",
         "## Ours at default settings against the best peer at its best setting",

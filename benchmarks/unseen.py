@@ -16,7 +16,7 @@ from torch import Tensor
 
 from common import provenance
 from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, glyphs
-from diffusers_erasepro.baselines.methods import uce
+from diffusers_erasepro.baselines import uce
 from diffusers_erasepro.erasure.auto_layers import (
     GUIDANCE,
     Look,
@@ -26,7 +26,7 @@ from diffusers_erasepro.erasure.auto_layers import (
     guided,
 )
 from diffusers_erasepro.glyphs.world import FIRST
-from diffusers_erasepro.prompts.pairs import token_ids
+from diffusers_erasepro.prompts.tokens import token_ids
 from first_light import concepts_of
 
 FRAMES = (

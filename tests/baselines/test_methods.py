@@ -6,8 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import assert_same_bits, bits
-from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec
-from diffusers_erasepro.baselines import methods
+from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, baselines
+from diffusers_erasepro.baselines.assembly import COMPRESSION
+from diffusers_erasepro.baselines.closed_form import solve_ridge
+from diffusers_erasepro.baselines.rece import inverse_map
 from diffusers_erasepro.errors import AdapterStateError, ConceptSpecError
 from diffusers_erasepro.linalg.low_rank import LowRank, compress
 
@@ -21,7 +23,7 @@ def spec(preserve):
 
 @pytest.fixture(scope="module")
 def adapters(shipped, spec):
-    return {name: methods.METHODS[name](shipped, spec) for name in (*PEERS, "literal")}
+    return {name: baselines.METHODS[name](shipped, spec) for name in (*PEERS, "literal")}
 
 
 def random(*shape, seed=0):
@@ -31,7 +33,7 @@ def random(*shape, seed=0):
 def test_least_squares_is_a_stationary_point():
     W, X, Y, K = random(5, 8), random(8, 2, seed=1), random(8, 2, seed=2), random(8, 6, seed=3)
     e, p, lamb = 1.5, 0.3, 0.7
-    change = methods._least_squares(X, Y, K, e, p, lamb).dense()
+    change = solve_ridge(X, Y, K, e, p, lamb).dense()
     new = (W + W @ change).requires_grad_()
     loss = (
         e * (new @ X - W @ Y).square().sum()
@@ -44,7 +46,7 @@ def test_least_squares_is_a_stationary_point():
 
 def test_inverse_map_is_a_stationary_point():
     weights, M, regulariser = [random(5, 8), random(9, 8, seed=1)], random(8, 8, seed=2), 0.2
-    Z = methods.inverse_map(sum(W.T @ W for W in weights), M, regulariser).requires_grad_()
+    Z = inverse_map(sum(W.T @ W for W in weights), M, regulariser).requires_grad_()
     loss = sum((W @ M @ Z - W).square().sum() for W in weights) + regulariser * Z.square().sum()
     (slope,) = torch.autograd.grad(loss, Z)
     torch.testing.assert_close(slope, torch.zeros_like(slope), atol=1e-8, rtol=0)
@@ -68,7 +70,7 @@ def test_compress_keeps_its_error_with_the_fewest_directions(seed, error):
 @pytest.mark.parametrize("name", PEERS)
 def test_peers_leave_the_pipeline_as_it_was(pipe, spec, name):
     before = bits(pipe)
-    methods.METHODS[name](pipe, spec)
+    baselines.METHODS[name](pipe, spec)
     assert_same_bits(pipe, before)
 
 
@@ -82,7 +84,7 @@ def test_every_cross_attention_is_edited_and_the_concept_comes_closer(adapters, 
 
 @pytest.mark.parametrize("name", PEERS)
 def test_compression_error_is_reported(adapters, name):
-    assert all(layer.compression <= methods.COMPRESSION for layer in adapters[name].report.layers)
+    assert all(layer.compression <= COMPRESSION for layer in adapters[name].report.layers)
 
 
 @pytest.mark.parametrize("name", PEERS)
@@ -101,7 +103,7 @@ def test_a_peers_file_comes_back_and_verifies_what_it_reached(pipe, adapters, na
 def test_a_round_of_rece_closes_what_the_inverse_map_opens(shipped, spec):
     def revived(rounds):
         """How far the states that revive the target are from what they should give, in units of the target's."""
-        adapter = methods.rece(shipped, spec, rounds=rounds)
+        adapter = baselines.rece(shipped, spec, rounds=rounds)
         edits = adapter.of("unet")
         weights = {
             path: shipped.unet.get_submodule(path).weight.detach().double().cpu() for path in edits
@@ -116,7 +118,7 @@ def test_a_round_of_rece_closes_what_the_inverse_map_opens(shipped, spec):
 
 
 def test_speed_does_not_move_the_empty_prompt_or_what_is_above_its_threshold(shipped, spec):
-    edits = methods.speed(shipped, spec, augment=0, readers="kv").of("unet")
+    edits = baselines.speed(shipped, spec, augment=0, readers="kv").of("unet")
     reading_ids = shipped.tokenizer([""], padding="max_length", return_tensors="pt").input_ids.to(
         shipped.device
     )
@@ -144,10 +146,10 @@ def test_adapters_without_keys_are_added_and_say_so(pipe, adapters, no_cross):
 
 def test_unknown_methods_and_settings_are_named(shipped, spec):
     with pytest.raises(ConceptSpecError, match="no method 'esd'"):
-        methods.method_named("esd")
+        baselines.find_method("esd")
     with pytest.raises(ConceptSpecError, match="lambda_"):
-        methods.uce(shipped, spec, lambda_=1.0)
+        baselines.uce(shipped, spec, lambda_=1.0)
     with pytest.raises(ConceptSpecError, match="regulariser"):
-        methods.rece(shipped, spec, regulariser=-1.0)
+        baselines.rece(shipped, spec, regulariser=-1.0)
     with pytest.raises(ConceptSpecError, match="templates"):
-        methods.uce(shipped, spec, templates=("a star",))
+        baselines.uce(shipped, spec, templates=("a star",))

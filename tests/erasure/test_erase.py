@@ -7,13 +7,12 @@ import pytest
 import torch
 
 from conftest import assert_same_bits, bits
-from diffusers_erasepro import Concept, ErasureSpec, erasable, erase
-from diffusers_erasepro.baselines import methods
+from diffusers_erasepro import Concept, ErasureSpec, baselines, erasable, erase
 from diffusers_erasepro.erasure.layerwise import final_states
 from diffusers_erasepro.erasure.residuals import relative
 from diffusers_erasepro.errors import ConceptSpecError, IllPosedError, UnknownFamilyError
 from diffusers_erasepro.families.pipelines import family_of, reader_paths
-from diffusers_erasepro.prompts.pairs import token_ids
+from diffusers_erasepro.prompts.tokens import token_ids
 
 STAR = Concept("star", anchor="circle")
 
@@ -173,7 +172,7 @@ def test_robust_also_turns_what_the_unedited_encoder_says(pipe, preserve):
     assert_same_bits(pipe, before)
 
 
-@pytest.mark.parametrize("make", [erase, partial(erase, robust=True), methods.uce])
+@pytest.mark.parametrize("make", [erase, partial(erase, robust=True), baselines.uce])
 def test_an_active_erasure_changes_nothing_of_the_next_one(shipped, pipe, preserve, make):
     erasable(pipe).load_erasure_adapter(
         erase(shipped, ErasureSpec((STAR,), preserve=preserve), robust=True)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from conftest import assert_same_bits, bits
 from diffusers_erasepro import Concept, ErasureSpec, erasable, erase, glyphs
-from diffusers_erasepro.baselines.methods import uce
+from diffusers_erasepro.baselines import uce
 from diffusers_erasepro.errors import EvaluationError
 from diffusers_erasepro.evaluation.attacks import (
     ATTACKS,

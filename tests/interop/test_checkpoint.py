@@ -7,8 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from conftest import assert_same_bits, bits
-from diffusers_erasepro import Concept, ErasureSpec
-from diffusers_erasepro.baselines import methods
+from diffusers_erasepro import Concept, ErasureSpec, baselines
 from diffusers_erasepro.errors import AdapterFormatError, BaseModelMismatchError, UnsafeFileError
 from diffusers_erasepro.interop.checkpoint import adapter_from_checkpoint
 
@@ -19,7 +18,7 @@ STAR = Concept("star", anchor="circle")
 def edited(shipped, preserve):
     """The shipped pipeline with UCE's weights in it, as a stranger would publish it."""
     pipe = copy.deepcopy(shipped)
-    adapter = methods.uce(shipped, ErasureSpec((STAR,), preserve=preserve[:40]))
+    adapter = baselines.uce(shipped, ErasureSpec((STAR,), preserve=preserve[:40]))
     for path, edit in adapter.of("unet").items():
         pipe.unet.get_submodule(path).weight.data += edit.dense()
     return pipe

@@ -17,13 +17,13 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm, trange
 
-from ..baselines.methods import inverse_map
+from ..baselines.rece import inverse_map
 from ..config.spec import Concept
 from ..erasure.layerwise import final_states
 from ..errors import EvaluationError
 from ..families.pipelines import component, family_of, reader_paths
 from ..modules.storage import weight_of
-from ..prompts.pairs import token_ids
+from ..prompts.tokens import token_ids
 from .metrics import Estimate, rate
 
 BATCH = 40

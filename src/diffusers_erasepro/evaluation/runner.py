@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from .. import glyphs
 from ..adapters.adapter import ErasureAdapter
-from ..baselines.methods import method_named
+from ..baselines import find_method
 from ..config.spec import Concept, ErasureSpec
 from ..erasure.layerwise import final_states
 from ..errors import EvaluationError
@@ -28,7 +28,7 @@ from ..glyphs.asking import kind_of, prompts_with, prompts_without
 from ..glyphs.world import FIRST, Scene
 from ..linalg.low_rank import LowRank
 from ..loaders.mixin import erasable
-from ..prompts.pairs import token_ids
+from ..prompts.tokens import token_ids
 from .metrics import Estimate, feature_change, frechet, harmonic, mean, pixel_change, rate
 from .second_judge import load_second_judge
 
@@ -242,7 +242,7 @@ def _rows(methods: Mapping[str, Any], controls: bool) -> dict[str, Any]:
         raise EvaluationError("no method to evaluate; give at least one name or adapter")
     for method in methods.values():
         if isinstance(method, str):
-            method_named(method)  # before a picture is drawn
+            find_method(method)  # before a picture is drawn
     return {UNEDITED: None, **methods, **({OTHER: OTHER, SCRAMBLED: SCRAMBLED} if controls else {})}
 
 
@@ -294,12 +294,12 @@ def _adapter(pipe: Any, spec: ErasureSpec, method: Any, suite: Suite) -> Erasure
     if method is None or isinstance(method, ErasureAdapter):
         return method
     if method == OTHER:
-        return method_named("erasepro")(
+        return find_method("erasepro")(
             pipe, ErasureSpec((suite.control(spec),), preserve=spec.preserve)
         )
     if method == SCRAMBLED:
-        return scrambled(method_named("erasepro")(pipe, spec))
-    return method_named(method)(pipe, spec)
+        return scrambled(find_method("erasepro")(pipe, spec))
+    return find_method(method)(pipe, spec)
 
 
 def scrambled(adapter: ErasureAdapter) -> ErasureAdapter:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from ..adapters.adapter import ErasureAdapter, tensor_digest
 from ..adapters.report import NAN
-from ..baselines.methods import assembled
-from ..config.options import Foreign
+from ..baselines.assembly import assemble_adapter
+from ..config.options import OtherMethod
 from ..config.spec import Concept, ErasureSpec
 from ..erasure.layerwise import working
 from ..errors import AdapterFormatError, BaseModelMismatchError, UnsafeFileError
@@ -79,11 +79,11 @@ def adapter_from_checkpoint(
         named = spec or Concept(f"import {digest[:8]}")
         told = ErasureSpec((named,)) if isinstance(named, Concept) else named
         with working(component(base, family.encoders[0][0])) as encoder:
-            adapter = assembled(
+            adapter = assemble_adapter(
                 base,
                 family,
                 told,
-                Foreign("import", {"sha256": digest}),
+                OtherMethod("import", {"sha256": digest}),
                 encoder,
                 edits,
                 error=error,

@@ -1,0 +1,116 @@
+"""The adapter of finished edits, compressed and measured as those of `erase` are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..adapters.adapter import ErasureAdapter
+from ..adapters.report import NAN, LayerReport, Report, frobenius
+from ..config.options import OtherMethod
+from ..config.spec import ErasureSpec
+from ..erasure.residuals import aligned_states, read_residual
+from ..families.encoders import file_name
+from ..families.pipelines import component, reader_paths
+from ..families.types import LAST, PipelineFamily
+from ..linalg.low_rank import LowRank, compress
+from ..modules.fingerprint import fingerprints
+from ..modules.storage import weight_of
+from ..prompts.pairs import ALIGNMENTS, rows_to_measure, rows_to_solve
+
+COMPRESSION = 1e-4
+"""Largest relative error of an edit's low-rank factors."""
+Compressed = dict[str, tuple[LowRank, float]]
+"""Module name -> the factors of its edit, and their relative error."""
+
+
+def assemble_adapter(
+    pipe: Any,
+    family: PipelineFamily,
+    spec: ErasureSpec,
+    made_by: OtherMethod,
+    encoder: Any,
+    edits: Mapping[str, Mapping[str, LowRank]],
+    *,
+    error: float = COMPRESSION,
+) -> ErasureAdapter:
+    """The adapter of finished edits, without keys: beside others it is added, not solved again.
+
+    Args:
+        pipe: The pipeline that the edits belong to.
+        family: Its record.
+        spec: What the edits erase.
+        made_by: Recorded as the adapter's options.
+        encoder: The text encoder to measure with, unedited.
+        edits: Component -> module name -> change of its weight.
+        error: Largest relative error of the low-rank factors.
+    """
+    encoder_name, tokenizer_name, _ = family.encoders[0]
+    compressed: dict[str, Compressed] = {}
+    factors: dict[str, LowRank] = {}
+    layers: list[LayerReport] = []
+    for part, changes in edits.items():
+        root = component(pipe, part)
+        compressed[part] = {path: compress(edit, error) for path, edit in changes.items()}
+        for path, (edit, lost) in compressed[part].items():
+            name = file_name(part, path)
+            factors[name] = edit.to(torch.float32)
+            layers.append(_report_layer(name, edit, weight_of(root, path), lost))
+
+    tokenizer = getattr(pipe, tokenizer_name)
+    alignment = ALIGNMENTS[made_by.alignment]
+    rows = rows_to_solve(spec.concepts, tokenizer, alignment, soft_budget=0)
+    rows |= rows_to_measure(spec.concepts, spec.preserve_captions(), tokenizer, alignment)
+    in_encoder = {path: edit for path, (edit, _) in compressed.get(encoder_name, {}).items()}
+    readers = _edited_readers(pipe, family, compressed.get(family.denoiser, {}))
+    residual: dict[str, Tensor] = {}
+    goals: dict[str, Tensor] = {}
+    for kind in ("exact", "held_out", "kept"):
+        have, goals[kind] = aligned_states(encoder, rows[kind], in_encoder)
+        residual[kind] = read_residual(have, goals[kind], readers)
+
+    unseen = residual["held_out"]
+    return ErasureAdapter(
+        spec,
+        made_by,
+        base={part: fingerprints(component(pipe, part), {}) for part in compressed},
+        edits=factors,
+        keys={},
+        goals={f"{encoder_name}.{LAST}": goals["exact"].float().cpu()},
+        report=Report(
+            float(residual["exact"].max()),
+            float(unseen.max()) if len(unseen) else NAN,
+            float(residual["kept"].mean()),
+            tuple(layers),
+            held_out_mean=float(unseen.mean()) if len(unseen) else NAN,
+        ),
+    )
+
+
+def _edited_readers(
+    pipe: Any, family: PipelineFamily, edits: Compressed
+) -> list[tuple[Tensor, LowRank]]:
+    """Weight and change of every K/V linear that is edited."""
+    denoiser = component(pipe, family.denoiser)
+    return [
+        (weight_of(denoiser, path).detach(), edits[path][0])
+        for path in reader_paths(denoiser, family)
+        if path in edits
+    ]
+
+
+def _report_layer(name: str, edit: LowRank, weight: Tensor, lost: float) -> LayerReport:
+    """A layer's line of the report; what only `erase` measures is not a number."""
+    return LayerReport(
+        name,
+        edit.rank,
+        frobenius(edit) / float(weight.detach().double().norm()),
+        condition=NAN,
+        gap=NAN,
+        constraints=0,
+        dropped=0,
+        compression=lost,
+    )
