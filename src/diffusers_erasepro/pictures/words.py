@@ -1,0 +1,58 @@
+"""Text-To-Concept: any word against any picture, by a map from the judge's trunk to sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from . import judge
+from .encoder import load_encoder, load_tokenizer
+from .world import folder
+
+FRAME = "a picture of {}"
+
+
+@dataclass(frozen=True)
+class Words:
+    """`words(images, texts)` -> cosine `(n, k)` of every picture with every word.
+
+    The map was fitted on the sentences of this world's names, by least squares; the judge's heads
+    take no part in it, and words that nobody fitted it on ("kitty") are read by the encoder.
+    """
+
+    net: judge.JudgeNet
+    map: Tensor
+    """`(769, 384)`, the last row is the offset."""
+
+    @torch.no_grad()
+    def __call__(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Tensor:
+        features = F.pad(self.net.features(judge.pixels(images)), (0, 1), value=1.0)
+        seen = F.normalize(features @ self.map, dim=1)
+        return seen @ sentences([FRAME.format(text) for text in texts]).T
+
+    def best(self, images: Sequence[Image.Image], texts: Sequence[str]) -> list[str]:
+        """For every picture the most similar of the words."""
+        return [texts[i] for i in self(images, texts).argmax(1).tolist()]
+
+
+@torch.no_grad()
+def sentences(texts: Sequence[str]) -> Tensor:
+    """`(n, 384)` unit vectors: the mean over a text's states, as the encoder was trained."""
+    batch = load_tokenizer()(
+        list(texts), padding=True, truncation=True, max_length=32, return_tensors="pt"
+    )
+    states = load_encoder()(**batch).last_hidden_state
+    mask = batch.attention_mask[:, :, None]
+    return F.normalize((states * mask).sum(1) / mask.sum(1), dim=1)
+
+
+def load() -> Words:
+    """The shipped map, on the shipped judge."""
+    weights = load_file(folder() / "words.safetensors")
+    return Words(judge.load().net, weights["map"].float())
