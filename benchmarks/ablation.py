@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers_erasepro.families.variants import sites_of
 from tqdm.auto import tqdm
 
 from common import (
@@ -33,11 +34,10 @@ from diffusers_erasepro.erasure.auto_layers import Look
 from diffusers_erasepro.erasure.covariance import metrics, record_inputs
 from diffusers_erasepro.erasure.residuals import aligned_states, relative
 from diffusers_erasepro.errors import IllPosedError
-from diffusers_erasepro.families.variants import sites_of
 from diffusers_erasepro.glyphs.world import WORLDS, World
 from diffusers_erasepro.modules.fingerprint import fingerprints
 from diffusers_erasepro.modules.linear import base_linear
-from diffusers_erasepro.patching.weights import resolved
+from diffusers_erasepro.patching.weights import resolve_edits
 from diffusers_erasepro.prompts.pairs import ALIGNMENTS, rows_to_solve, text_paths
 from first_light import concepts_of
 
@@ -116,7 +116,7 @@ def apart(pipe: Any, spec: ErasureSpec) -> ErasureAdapter:
     made = replace(whole, edits=edits)
     with torch.no_grad():
         have, goal = aligned_states(
-            path.encoder, rows, resolved(path.encoder, "text_encoder", made)
+            path.encoder, rows, resolve_edits(path.encoder, "text_encoder", made)
         )
     numbers = {
         "listed_residual": float(relative(have, goal).max()),

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erase, glyphs
-from diffusers_erasepro.families.encoders import file_name
+from diffusers_erasepro.families.encoders import stored_name
 from diffusers_erasepro.interop.lora import to_kohya
 from diffusers_erasepro.linalg.low_rank import LowRank
 
@@ -112,7 +112,7 @@ def everywhere(pipe: Any) -> ErasureAdapter:
         for name, module in root.named_modules():
             if isinstance(module, nn.Linear) and any(mark in name for mark in marks):
                 rank, (rows, columns) = 1 + len(edits) % 8, module.weight.shape
-                edits[file_name(part, name)] = LowRank(
+                edits[stored_name(part, name)] = LowRank(
                     torch.randn(rows, rank), torch.randn(rank, columns)
                 )
     return replace(made, edits=edits)

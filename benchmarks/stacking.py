@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from common import provenance
 from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, glyphs
 from diffusers_erasepro.erasure.residuals import aligned_states, relative
-from diffusers_erasepro.families.encoders import module_name
+from diffusers_erasepro.families.encoders import live_name
 from diffusers_erasepro.glyphs.world import WORLDS, World
 from diffusers_erasepro.linalg.low_rank import LowRank, stack
 from diffusers_erasepro.loaders.stacking import combined, kernel
@@ -96,7 +96,7 @@ def drift(pipe: Any, captions: Sequence[str], edits: Mapping[str, LowRank]) -> f
 
 
 def named(encoder: torch.nn.Module, edits: Mapping[str, LowRank]) -> dict[str, LowRank]:
-    return {str(module_name(encoder, k.partition(".")[2])): f for k, f in edits.items()}
+    return {str(live_name(encoder, k.partition(".")[2])): f for k, f in edits.items()}
 
 
 def bits(pipe: Any) -> list[torch.Tensor]:

@@ -92,10 +92,10 @@ def pytest_runtest_call(item: Any) -> Iterator[None]:
 def _state(root: Any) -> str:
     """ "kept": bit for bit; "fused": plus what LoRA layers say they have merged, to rounding; else "other"."""
     from diffusers_erasepro.modules.linear import base_linear
-    from diffusers_erasepro.patching.weights import known, registry_of
+    from diffusers_erasepro.patching.weights import registry_of, track_weights
 
     states = {"kept"}
-    for name, record in known(root).items():
+    for name, record in track_weights(root).items():
         if record is None:
             layer, target = root.get_submodule(name), registry_of(root).weights[name].target  # type: ignore[union-attr]
             merged = sum(

@@ -679,9 +679,9 @@ ROUTES += [
 
 def clean(module: Any) -> Any:
     """A copy without the erasure: what somebody else's checkpoint would hold."""
-    from diffusers_erasepro.patching.weights import originals
+    from diffusers_erasepro.patching.weights import original_weights
 
-    bits, copied = originals(module), copy.deepcopy(module)
+    bits, copied = original_weights(module), copy.deepcopy(module)
     copied.__dict__.pop("_erasepro", None)
     for name, value in bits.items():
         copied.get_submodule(name).weight.data.copy_(value)

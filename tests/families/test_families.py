@@ -17,16 +17,16 @@ from diffusers_erasepro.errors import (
     ConceptSpecError,
     UnknownFamilyError,
 )
-from diffusers_erasepro.families.encode_prompt import arguments
+from diffusers_erasepro.families.encode_prompt import call_arguments
 from diffusers_erasepro.families.encoders import ENCODERS, blocks_of, encoder_family_of
 from diffusers_erasepro.families.pipelines import (
     PIPELINES,
-    component,
     family_of,
+    get_component,
     reader_paths,
     register,
 )
-from diffusers_erasepro.families.probe import probe
+from diffusers_erasepro.families.probe import propose_records
 from diffusers_erasepro.prompts.alignment import rows_of
 from diffusers_erasepro.prompts.pairs import Pair, Prompt
 from diffusers_erasepro.prompts.tokens import text_paths
@@ -105,7 +105,7 @@ def case(request):
 @torch.no_grad()
 def encoded(pipe, prompt):
     """The floats that `encode_prompt` returns for one prompt: sequences `(length, d)` and vectors `(d,)`."""
-    found = pipe.encode_prompt(**arguments(pipe, [prompt], False))
+    found = pipe.encode_prompt(**call_arguments(pipe, [prompt], False))
     flat = [
         x[0] for x in (found if isinstance(found, tuple) else (found,)) if x is not None and len(x)
     ]
@@ -116,7 +116,7 @@ def encoded(pipe, prompt):
 def read(pipe, states):
     """What each of the denoiser's readers makes of the states `(length, d)`, behind the norm if there is one."""
     family = family_of(pipe)
-    denoiser, norm = component(pipe, family.denoiser), family.encoders[0].readings[0].norm
+    denoiser, norm = get_component(pipe, family.denoiser), family.encoders[0].readings[0].norm
     states = denoiser.get_submodule(norm)(states) if norm else states
     return [denoiser.get_submodule(path)(states) for path in reader_paths(denoiser, family)]
 
@@ -252,7 +252,7 @@ def test_stock_lora_loads_it_or_the_adapter_says_no(case, tmp_path):
 
 def test_layers_shared_with_image_tokens_are_left_alone(case):
     family = family_of(case.pipe)
-    readers = reader_paths(component(case.pipe, family.denoiser), family)
+    readers = reader_paths(get_component(case.pipe, family.denoiser), family)
     allowed = (
         *(f"{use.encoder}." for use in family.encoders),
         *(f"{family.denoiser}.{path}" for path in readers),
@@ -432,7 +432,7 @@ def test_kept_prompts_stay_where_an_inner_state_is_read():
 )
 def test_probe_proposes_what_the_record_says(name):
     pipe = tiny.build(name)
-    before, proposal, known = bits(pipe), probe(pipe), family_of(pipe)
+    before, proposal, known = bits(pipe), propose_records(pipe), family_of(pipe)
     assert same(bits(pipe), before) and proposal.pipeline.denoiser == known.denoiser
     assert [u[:2] for u in proposal.pipeline.encoders] == [u[:2] for u in known.encoders]
     for found, use in zip(proposal.pipeline.encoders, known.encoders, strict=True):
@@ -471,10 +471,10 @@ def test_an_unknown_pipeline_works_with_what_probe_proposes(name):
     pipe = (tiny.BUILDERS | {"AllegroPipeline": tiny.allegro})[name]()
     with pytest.raises(
         UnknownFamilyError,
-        match=rf"{name} is not a known pipeline family .*families.probe\(pipe\) .* docs/families",
+        match=rf"{name} is not a known pipeline family .*propose_records\(pipe\) .* docs/families",
     ):
         erase(pipe, ErasureSpec((STAR,), preserve=PRESERVE))
-    proposal = probe(pipe)
+    proposal = propose_records(pipe)
     register(proposal.pipeline, *proposal.encoders)
     erasable(pipe).load_erasure_adapter(erase(pipe, ErasureSpec((STAR,), preserve=PRESERVE)))
     assert pipe.verify_erasure(raise_on_fail=True).residual <= 1e-4

@@ -15,8 +15,8 @@ from diffusers_erasepro.errors import (
     BaseModelMismatchError,
     ConceptSpecError,
 )
-from diffusers_erasepro.families.encode_prompt import plain
-from diffusers_erasepro.patching.rwlock import GATE
+from diffusers_erasepro.families.encode_prompt import tokenize
+from diffusers_erasepro.patching.rwlock import WEIGHTS_LOCK
 from diffusers_erasepro.prompts.pairs import Prompt, span
 from routes import make_kit
 
@@ -27,7 +27,7 @@ from routes import make_kit
 )
 def test_words_of_any_script_have_tokens_of_their_own(shipped, words):
     prompt = Prompt.of("a {} on snow", words)
-    at, _ = span(plain(shipped.tokenizer, [prompt.text]).mark(0, prompt.text, ""), prompt)
+    at, _ = span(tokenize(shipped.tokenizer, [prompt.text]).locate(0, prompt.text, ""), prompt)
     around = shipped.tokenizer("a on snow").input_ids
     assert at and len(shipped.tokenizer(prompt.text).input_ids) >= len(around) + 1
 
@@ -139,7 +139,7 @@ def test_an_interrupt_inside_a_drawing_leaves_the_erasure_on(pipe, no_star):
         pipe("a star", num_inference_steps=2, callback_on_step_end=interrupt)
     assert_same_bits(pipe, before)
     assert (
-        not GATE._drawing
+        not WEIGHTS_LOCK._readers
         and pipe.verify_erasure().ok
         and torch.isfinite(draw(pipe, ["a star"], steps=1)).all()
     )

@@ -6,7 +6,7 @@ import torch
 from diffusers_erasepro import Concept, ErasureSpec, erase
 from diffusers_erasepro.erasure.residuals import aligned_states, relative
 from diffusers_erasepro.errors import ConceptSpecError
-from diffusers_erasepro.families.encoders import module_name
+from diffusers_erasepro.families.encoders import live_name
 from diffusers_erasepro.linalg.low_rank import stack
 from diffusers_erasepro.loaders import stacking as compose
 from diffusers_erasepro.loaders.stacking import combined, kernel
@@ -30,7 +30,7 @@ def three(shipped, preserve):
 def residual(pipe, adapters, edits):
     """Worst over all listed prompts, when `edits` are on."""
     encoder = pipe.text_encoder
-    live = {module_name(encoder, name.partition(".")[2]): f for name, f in edits.items()}
+    live = {live_name(encoder, name.partition(".")[2]): f for name, f in edits.items()}
     pairs = [p for a in adapters for p in pairs_of(a.spec.concepts, "exact")]
     with torch.no_grad():
         have, goal = aligned_states(

@@ -12,7 +12,7 @@ import torch
 from conftest import assert_same_bits, bits
 from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erase
 from diffusers_erasepro.adapters.adapter import write_whole
-from diffusers_erasepro.patching.rwlock import GATE
+from diffusers_erasepro.patching.rwlock import WEIGHTS_LOCK
 from diffusers_erasepro.patching.weights import registry_of
 
 STEPS = tuple(
@@ -76,7 +76,7 @@ def inject(pipe, act, undo, points):
             assert_same_bits(pipe, after)
             undo()
             known, done = state(pipe), done + 1
-        assert not GATE._drawing and GATE._changing is None
+        assert not WEIGHTS_LOCK._readers and WEIGHTS_LOCK._writer is None
     else:
         pytest.fail("more lines than points")
     return i, done

@@ -11,7 +11,7 @@ from diffusers import StableDiffusionPipeline
 from conftest import assert_same_bits, bits, draw
 from diffusers_erasepro import erasable
 from diffusers_erasepro.errors import AdapterStateError
-from diffusers_erasepro.patching.rwlock import Gate
+from diffusers_erasepro.patching.rwlock import ReadWriteLock
 
 
 def fingerprint(pipe, prompt="a red star on snow"):
@@ -104,10 +104,10 @@ def test_switching_from_inside_a_drawing_is_an_error_and_not_a_deadlock(pipe, no
 
 
 def test_the_gate_lets_drawings_share_and_changes_wait():
-    gate, inside, both = Gate(), threading.Barrier(2, timeout=5), []
+    gate, inside, both = ReadWriteLock(), threading.Barrier(2, timeout=5), []
 
     def drawing():
-        with gate.drawing(), gate.drawing():
+        with gate.reading(), gate.reading():
             inside.wait()
             both.append(1)
 
@@ -117,6 +117,6 @@ def test_the_gate_lets_drawings_share_and_changes_wait():
     for thread in threads:
         thread.join()
     assert both == [1, 1]
-    with gate.changing(), gate.changing(), gate.drawing():
-        assert gate._changing == threading.get_ident()
-    assert gate._changing is None and not gate._drawing and not gate._waiting
+    with gate.writing(), gate.writing(), gate.reading():
+        assert gate._writer == threading.get_ident()
+    assert gate._writer is None and not gate._readers and not gate._writers_waiting

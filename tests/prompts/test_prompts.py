@@ -5,7 +5,7 @@ import torch
 
 from diffusers_erasepro import Concept
 from diffusers_erasepro.errors import ConceptSpecError
-from diffusers_erasepro.families.encode_prompt import plain
+from diffusers_erasepro.families.encode_prompt import tokenize
 from diffusers_erasepro.prompts.pairs import (
     ALIGNMENTS,
     Pair,
@@ -24,7 +24,7 @@ def tokenizer(shipped):
 
 
 def mark(tokenizer, prompt):
-    return plain(tokenizer, [prompt.text]).mark(0, prompt.text, "")
+    return tokenize(tokenizer, [prompt.text]).locate(0, prompt.text, "")
 
 
 def marks(tokenizer, p):

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..config.options import Foreign, Options, recorded
 from ..config.spec import ErasureSpec
 from ..errors import AdapterFormatError, AdapterIntegrityError
-from ..families.encoders import ENCODERS, file_name
+from ..families.encoders import ENCODERS, stored_name
 from ..linalg.low_rank import LowRank
 from .header import SCHEMA, metadata, read_header, seal, sorted_metadata
 from .hub import CARD_NAME, WEIGHT_NAME, Origin, checked_name, find, push
@@ -236,7 +236,7 @@ def _attention_rows(edits: Mapping[str, LowRank]) -> dict[str, LowRank]:
                 width = min(
                     edits[first].B.shape[0], edits[first].A.shape[1]
                 )  # an MLP's other side is wider
-                row = file_name(component, f"{family.file_blocks}.0.{family.padding_row}")
+                row = stored_name(component, f"{family.file_blocks}.0.{family.padding_row}")
                 rows[row] = LowRank(torch.zeros(width, 0), torch.zeros(0, width))
     return {k: v for k, v in rows.items() if k not in edits}
 

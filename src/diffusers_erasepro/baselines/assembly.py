@@ -13,8 +13,8 @@ from ..adapters.report import NAN, LayerReport, Report, frobenius
 from ..config.options import OtherMethod
 from ..config.spec import ErasureSpec
 from ..erasure.residuals import aligned_states, read_residual
-from ..families.encoders import file_name
-from ..families.pipelines import component, reader_paths
+from ..families.encoders import stored_name
+from ..families.pipelines import get_component, reader_paths
 from ..families.types import LAST, PipelineFamily
 from ..linalg.low_rank import LowRank, compress
 from ..modules.fingerprint import fingerprints
@@ -53,10 +53,10 @@ def assemble_adapter(
     factors: dict[str, LowRank] = {}
     layers: list[LayerReport] = []
     for part, changes in edits.items():
-        root = component(pipe, part)
+        root = get_component(pipe, part)
         compressed[part] = {path: compress(edit, error) for path, edit in changes.items()}
         for path, (edit, lost) in compressed[part].items():
-            name = file_name(part, path)
+            name = stored_name(part, path)
             factors[name] = edit.to(torch.float32)
             layers.append(_report_layer(name, edit, weight_of(root, path), lost))
 
@@ -76,7 +76,7 @@ def assemble_adapter(
     return ErasureAdapter(
         spec,
         made_by,
-        base={part: fingerprints(component(pipe, part), {}) for part in compressed},
+        base={part: fingerprints(get_component(pipe, part), {}) for part in compressed},
         edits=factors,
         keys={},
         goals={f"{encoder_name}.{LAST}": goals["exact"].float().cpu()},
@@ -94,7 +94,7 @@ def _edited_readers(
     pipe: Any, family: PipelineFamily, edits: Compressed
 ) -> list[tuple[Tensor, LowRank]]:
     """Weight and change of every K/V linear that is edited."""
-    denoiser = component(pipe, family.denoiser)
+    denoiser = get_component(pipe, family.denoiser)
     return [
         (weight_of(denoiser, path).detach(), edits[path][0])
         for path in reader_paths(denoiser, family)

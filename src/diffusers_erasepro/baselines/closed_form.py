@@ -16,7 +16,7 @@ from ..config.options import OtherMethod, check_number
 from ..config.spec import Concept, ErasureSpec
 from ..erasure.layerwise import final_states, working
 from ..errors import ConceptSpecError, UnknownFamilyError
-from ..families.pipelines import component, family_of, reader_paths
+from ..families.pipelines import family_of, get_component, reader_paths
 from ..linalg.low_rank import LowRank
 from ..modules.storage import weight_of
 from ..patching.weights import unedited
@@ -125,10 +125,10 @@ def edit_cross_attention(
             f"{method.name} knows pipelines with one text encoder; "
             f"{type(pipe).__name__} has several"
         )
-    denoiser = component(pipe, family.denoiser)
+    denoiser = get_component(pipe, family.denoiser)
     targets, anchors = target_texts(spec, method.templates)
     captions = spec.preserve_captions() if method.preserve is None else tuple(method.preserve)
-    with unedited(pipe), torch.no_grad(), working(component(pipe, encoder_name)) as encoder:
+    with unedited(pipe), torch.no_grad(), working(get_component(pipe, encoder_name)) as encoder:
         weights = {
             path: weight_of(denoiser, path).detach().double().cpu()
             for path in reader_paths(denoiser, family)

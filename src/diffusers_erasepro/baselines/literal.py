@@ -9,7 +9,7 @@ from ..config.options import READERS
 from ..config.spec import Concept, ErasureSpec
 from ..erasure.erase import erase
 from ..families.encoders import blocks_of
-from ..families.pipelines import component, family_of
+from ..families.pipelines import family_of, get_component
 
 
 def literal(pipe: Any, spec: ErasureSpec | Concept, **options: Any) -> ErasureAdapter:
@@ -20,7 +20,7 @@ def literal(pipe: Any, spec: ErasureSpec | Concept, **options: Any) -> ErasureAd
         spec: As for `erase`.
         options: Options of `erase` that shall differ: `metric`, `layers`, `alignment`, ...
     """
-    encoder = component(pipe, family_of(pipe).encoders[0][0])
+    encoder = get_component(pipe, family_of(pipe).encoders[0][0])
     formula: dict[str, Any] = {
         "variant": "linear",
         "layers": (*range(len(blocks_of(encoder))), READERS),

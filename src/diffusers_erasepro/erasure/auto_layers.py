@@ -16,8 +16,8 @@ from ..adapters.report import Report
 from ..config.options import Options, with_neurons
 from ..config.spec import ErasureSpec
 from ..errors import UnknownFamilyError
-from ..families.pipelines import component, family_of
-from ..patching.weights import resolved
+from ..families.pipelines import family_of, get_component
+from ..patching.weights import resolve_edits
 from ..prompts.pairs import Pair, pairs_of, spread, token_ids
 from .layerwise import edited, final_states
 
@@ -87,7 +87,7 @@ class Look:
             raise UnknownFamilyError(
                 f"layers='auto' looks through a UNet that reads one text encoder; give {type(pipe).__name__} its layers"
             )
-        config: Any = component(pipe, family.denoiser).config
+        config: Any = get_component(pipe, family.denoiser).config
         if config.in_channels != config.out_channels:
             raise UnknownFamilyError(
                 f"layers='auto' cannot draw with a UNet of {config.in_channels} channels in, {config.out_channels} out; erase on "
@@ -219,7 +219,7 @@ def _seen(report: Report) -> tuple[float, float]:
 
 
 def _states(pipe: Any, ids: Tensor) -> Tensor:
-    return final_states(component(pipe, family_of(pipe).encoders[0][0]), ids)
+    return final_states(get_component(pipe, family_of(pipe).encoders[0][0]), ids)
 
 
 def _predict(pipe: Any, latents: Tensor, t: Tensor, states: Tensor) -> Tensor:
@@ -228,7 +228,7 @@ def _predict(pipe: Any, latents: Tensor, t: Tensor, states: Tensor) -> Tensor:
     states = (
         states.expand(len(latents), -1, -1).to(latents).repeat_interleave(family.frames or 1, dim=0)
     )
-    return component(pipe, family.denoiser)(latents, t, encoder_hidden_states=states).sample
+    return get_component(pipe, family.denoiser)(latents, t, encoder_hidden_states=states).sample
 
 
 def _followed(
@@ -236,7 +236,7 @@ def _followed(
 ) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """The way of a drawing by `states`: timestep, latents, its prediction, and what `others` predict on the same latents."""
     family = family_of(pipe)
-    config: Any = component(pipe, family.denoiser).config
+    config: Any = get_component(pipe, family.denoiser).config
     scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
     scheduler.set_timesteps(STEPS)
     frames = () if family.frames is None else (family.frames,)
@@ -256,8 +256,8 @@ def _edited(pipe: Any, adapter: ErasureAdapter) -> Iterator[None]:
     """Inside, the pipeline computes with the adapter's edits; no weight is touched."""
     with ExitStack() as stack:
         for part in adapter.components:
-            root = component(pipe, part)
-            stack.enter_context(edited(root, resolved(root, part, adapter)))
+            root = get_component(pipe, part)
+            stack.enter_context(edited(root, resolve_edits(root, part, adapter)))
         yield
 
 

@@ -18,13 +18,13 @@ from ..config.options import AUTO, READERS, Options, blocks_in, held
 from ..config.spec import Concept, ErasureSpec
 from ..config.template_set import Layers
 from ..errors import ConceptSpecError, IllPosedError
-from ..families.encoders import closing_blocks, file_name
-from ..families.pipelines import component, family_of, reader_paths
+from ..families.encoders import blocks_read, stored_name
+from ..families.pipelines import family_of, get_component, reader_paths
 from ..families.types import PipelineFamily, Reading
 from ..families.variants import Site, sites_of
 from ..linalg.constrained import Edit, solve
 from ..linalg.low_rank import LowRank, stack
-from ..modules.fingerprint import as_it_runs, fingerprints
+from ..modules.fingerprint import fingerprint_with_loras, fingerprints
 from ..modules.linear import base_linear
 from ..modules.storage import effective_weight, weight_of
 from ..patching.weights import unedited
@@ -129,7 +129,7 @@ def instead(error: IllPosedError, make: Callable[[], ErasureAdapter]) -> Erasure
 def _settled(pipe: Any, spec: ErasureSpec, choice: Options) -> Options:
     """`choice` with a recipe for every concept."""
     words, paths = sum(len(c.words) for c in spec.concepts), text_paths(pipe)
-    deep = all(closing_blocks(path.encoder, path.use.readings)[0] > 0 for path in paths)
+    deep = all(blocks_read(path.encoder, path.use.readings)[0] > 0 for path in paths)
     neurons = (
         deep
         and not spec.keep
@@ -165,7 +165,7 @@ def _erase_encoder(
 ) -> ErasureAdapter:
     """The erasure in one text encoder, and in the denoiser's linears that read it if asked for."""
     (name, _, readings), live = path.use, path.encoder
-    closing_at = closing_blocks(live, readings)
+    closing_at = blocks_read(live, readings)
     sites = sites_of(live, _blocks(choice.every_layer, closing_at), choice.variant)
     mlps = asked_for(live, spec, choice, closing_at)
     pairs = pairs_to_solve(spec.concepts, soft_budget=choice.soft_budget)
@@ -178,7 +178,10 @@ def _erase_encoder(
     base = {name: fingerprints(live, {})}
 
     with working(live) as encoder:
-        linears, key = _linears(encoder, sites, mlps.values()), as_it_runs(live, base[name])
+        linears, key = (
+            _linears(encoder, sites, mlps.values()),
+            fingerprint_with_loras(live, base[name]),
+        )
         covariance = choice.metric == "covariance"
         L = (
             metrics_of(encoder, path, spec, linears, key=key, ridge=choice.ridge)
@@ -196,13 +199,13 @@ def _erase_encoder(
         )
 
     layers = [
-        _Layer(file_name(name, s.site), weight_of(live, s.site), s.edit.factors, s)
+        _Layer(stored_name(name, s.site), weight_of(live, s.site), s.edit.factors, s)
         for s in done.steps
     ]
     readers: list[_Layer] = []
     if closing:  # what the encoder leaves open, the denoiser's readers close
         readers = _readers(pipe, family, left, solver)
-        root = component(pipe, family.denoiser)
+        root = get_component(pipe, family.denoiser)
         base[family.denoiser] = fingerprints(root, {})
     return ErasureAdapter(
         spec,
@@ -401,7 +404,7 @@ def _readers(
     (X, Y), (Xs, Ys) = ((have.T, goal.T) for have, goal in (states["exact"], states["soft"]))
     edit = solver(STATES, X, Y - X, Xs, Ys - Xs)
     step = Step(STATES, edit, X.double(), float(((Y - X).norm(dim=0) / Y.norm(dim=0)).mean()))
-    root, shared = component(pipe, family.denoiser), edit.factors
+    root, shared = get_component(pipe, family.denoiser), edit.factors
     weights = {path: effective_weight(root, path) for path in reader_paths(root, family)}
     return [
         _Layer(f"{family.denoiser}.{path}", W, LowRank(W.double() @ shared.B, shared.A), step)

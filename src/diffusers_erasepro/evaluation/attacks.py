@@ -21,7 +21,7 @@ from ..baselines.rece import inverse_map
 from ..config.spec import Concept
 from ..erasure.layerwise import final_states
 from ..errors import EvaluationError
-from ..families.pipelines import component, family_of, reader_paths
+from ..families.pipelines import family_of, get_component, reader_paths
 from ..modules.storage import weight_of
 from ..prompts.tokens import token_ids
 from .metrics import Estimate, rate
@@ -121,7 +121,7 @@ class Attack:
 
 
 def _encoder(pipe: Any) -> Any:
-    return component(pipe, family_of(pipe).encoders[0][0])
+    return get_component(pipe, family_of(pipe).encoders[0][0])
 
 
 def _word(concept: Concept, text: str) -> str:
@@ -310,7 +310,7 @@ def revived_states(siege: Siege, *, regulariser: float = 1e-3) -> Tensor:
     The states are the base encoder's: an edit of the encoder alone does not see them at all.
     """
     family = family_of(siege.base)
-    roots = [component(pipe, family.denoiser) for pipe in (siege.base, siege.victim)]
+    roots = [get_component(pipe, family.denoiser) for pipe in (siege.base, siege.victim)]
     old, new = (
         [weight_of(root, path).detach().cpu().double() for path in reader_paths(roots[0], family)]
         for root in roots

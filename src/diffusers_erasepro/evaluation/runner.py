@@ -23,7 +23,7 @@ from ..baselines import find_method
 from ..config.spec import Concept, ErasureSpec
 from ..erasure.layerwise import final_states
 from ..errors import EvaluationError
-from ..families.pipelines import component, family_of
+from ..families.pipelines import family_of, get_component
 from ..glyphs.asking import kind_of, prompts_with, prompts_without
 from ..glyphs.world import FIRST, Scene
 from ..linalg.low_rank import LowRank
@@ -127,7 +127,7 @@ def _nearest(pipe: Any, concept: Concept, without: Sequence[str], count: int) ->
     field = kind_of(FIRST, concept)
     taken = (*without, *concept.words, concept.anchor)
     words = [w for w in (FIRST.styles if field == "style" else FIRST.shapes) if w not in taken]
-    encoder = component(pipe, family_of(pipe).encoders[0][0])
+    encoder = get_component(pipe, family_of(pipe).encoders[0][0])
     states = final_states(encoder, token_ids(pipe.tokenizer, [concept.target, *words])).flatten(1)
     gaps = (states[1:] - states[0]).norm(dim=1)
     return [words[int(i)] for i in gaps.argsort()[:count]]

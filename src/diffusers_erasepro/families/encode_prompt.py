@@ -20,7 +20,7 @@ from ..errors import AdapterStateError, UnknownFamilyError
 
 
 @dataclass(frozen=True)
-class Mark:
+class PromptSpan:
     """Where a prompt's characters went in its row of tokens."""
 
     offsets: tuple[tuple[int, int] | None, ...]
@@ -33,7 +33,7 @@ class Mark:
 
 
 @dataclass(frozen=True)
-class Recorded:
+class RecordedInputs:
     """One encoder's inputs for some prompts."""
 
     inputs: dict[str, Tensor]
@@ -41,16 +41,16 @@ class Recorded:
     texts: dict[tuple[int, ...], list[tuple[str, Any]]]
     """Ids of a row -> the texts that were tokenized to it, each with its `tokenizers.Encoding`."""
 
-    def mark(self, row: int, prompt: str, wrapping: str) -> Mark | None:
+    def locate(self, row: int, prompt: str, wrapping: str) -> PromptSpan | None:
         """Where `prompt` went in `row`; None if the pipeline rewrote its words. `wrapping` is the empty prompt's text."""
         for text, encoding in self.texts.get(tuple(self.inputs["input_ids"][row].tolist()), ()):
             if (start := _start(text, prompt, wrapping)) is not None:
                 return _mark(encoding, start)
         return None
 
-    def own(self, row: int, prompt: str, wrapping: str) -> list[int]:
+    def prompt_positions(self, row: int, prompt: str, wrapping: str) -> list[int]:
         """Positions of `row` from the first of `prompt` on, padding left out; of a rewritten prompt, all positions."""
-        mark = self.mark(row, prompt, wrapping)
+        mark = self.locate(row, prompt, wrapping)
         if mark is None:
             return list(range(self.inputs["input_ids"].shape[1]))
         return [
@@ -77,21 +77,21 @@ def _start(text: str, prompt: str, wrapping: str) -> int | None:
     return None
 
 
-def _mark(encoding: Any, start: int) -> Mark:
+def _mark(encoding: Any, start: int) -> PromptSpan:
     used = [i for i, on in enumerate(encoding.attention_mask) if on]
     offsets = tuple(
         None if special else (a - start, b - start)
         for (a, b), special in zip(encoding.offsets, encoding.special_tokens_mask, strict=True)
     )
     more = sum(len(e.ids) - sum(e.special_tokens_mask) for e in encoding.overflowing)
-    return Mark(offsets, used[0], used[-1] + 1, len(used) + more)
+    return PromptSpan(offsets, used[0], used[-1] + 1, len(used) + more)
 
 
-def plain(tokenizer: Any, texts: Sequence[str]) -> Recorded:
+def tokenize(tokenizer: Any, texts: Sequence[str]) -> RecordedInputs:
     """As `record`, of a tokenizer alone, padded to its limit."""
     length = tokenizer.model_max_length
     if not texts:
-        return Recorded({"input_ids": torch.zeros(0, length, dtype=torch.long)}, {})
+        return RecordedInputs({"input_ids": torch.zeros(0, length, dtype=torch.long)}, {})
     with _listening(tokenizer) as rows:
         found = tokenizer(
             list(texts),
@@ -100,16 +100,16 @@ def plain(tokenizer: Any, texts: Sequence[str]) -> Recorded:
             truncation=True,
             return_tensors="pt",
         )
-    return Recorded({"input_ids": found.input_ids}, rows)
+    return RecordedInputs({"input_ids": found.input_ids}, rows)
 
 
 class _Enough(Exception):
     """Everything asked for was seen."""
 
 
-def record(
+def record_inputs(
     pipe: Any, texts: Sequence[str], encoder: str, tokenizer: str, *, guidance: bool = False
-) -> Recorded:
+) -> RecordedInputs:
     """What `encoder` receives for `texts`; it does not run.
 
     Args:
@@ -133,7 +133,7 @@ def record(
         if not guidance and sum(len(c["input_ids"]) for c in calls) >= len(texts):
             raise _Enough
 
-    given = arguments(pipe, texts, guidance)
+    given = call_arguments(pipe, texts, guidance)
     handle = module.register_forward_pre_hook(listen, with_kwargs=True)
     try:
         with _listening(getattr(pipe, tokenizer)) as rows, torch.no_grad():
@@ -148,10 +148,10 @@ def record(
         ) from error
     finally:
         handle.remove()
-    return Recorded(_joined(calls[-1:] if guidance else calls, encoder, pipe), rows)
+    return RecordedInputs(_joined(calls[-1:] if guidance else calls, encoder, pipe), rows)
 
 
-def arguments(pipe: Any, texts: Sequence[str], guidance: bool) -> dict[str, Any]:
+def call_arguments(pipe: Any, texts: Sequence[str], guidance: bool) -> dict[str, Any]:
     """Arguments of `encode_prompt`: the defaults of `__call__` where it has the name.
 
     Raises:

@@ -77,7 +77,7 @@ def blocks_path(encoder: nn.Module) -> str:
     raise UnknownFamilyError(f"{type(encoder).__name__} has no block list at {' or '.join(paths)}")
 
 
-def closing_blocks(encoder: nn.Module, readings: Sequence[Reading]) -> list[int]:
+def blocks_read(encoder: nn.Module, readings: Sequence[Reading]) -> list[int]:
     """The blocks whose output a denoiser reads; what lies deeper than the last does not count.
 
     Raises:
@@ -92,7 +92,7 @@ def closing_blocks(encoder: nn.Module, readings: Sequence[Reading]) -> list[int]
     return found
 
 
-def file_name(component_name: str, module_name: str) -> str:
+def stored_name(component_name: str, module_name: str) -> str:
     """Spelling of a module in a file: CLIP blocks always under `text_model.`, which every loader maps."""
     for family in ENCODERS:
         for path in sorted(family.blocks, key=len) if family.file_blocks else ():
@@ -101,7 +101,7 @@ def file_name(component_name: str, module_name: str) -> str:
     return f"{component_name}.{module_name}"
 
 
-def module_name(root: nn.Module, stored: str) -> str | None:
+def live_name(root: nn.Module, stored: str) -> str | None:
     """The live name of a module written by `file_name`, or None if `root` has no such module."""
     for name in (stored, stored.removeprefix("text_model."), f"text_model.{stored}"):
         with suppress(AttributeError):

@@ -234,7 +234,7 @@ def family_of(pipe: object) -> PipelineFamily:
     return find_record(pipe, PIPELINES, "pipelines", "pipeline family")
 
 
-def component(pipe: Any, name: str) -> nn.Module:
+def get_component(pipe: Any, name: str) -> nn.Module:
     """A component of the pipeline that is really there."""
     module = getattr(pipe, name, None)
     if not isinstance(module, nn.Module):  # a deleted one leaves its config entry

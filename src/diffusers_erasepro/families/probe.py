@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .encode_prompt import arguments
+from .encode_prompt import call_arguments
 from .types import LAST, POOLED, EncoderFamily, PipelineFamily, Reading, Use
 
 
@@ -20,7 +20,7 @@ class Proposal(NamedTuple):
 
 
 @torch.no_grad()
-def probe(pipe: Any) -> Proposal:
+def propose_records(pipe: Any) -> Proposal:
     """Propose records for `pipe`: its encoders' blocks and writers by shape, and what `encode_prompt` returns of them.
 
     Readers and the reach of the stock loader cannot be seen from outside; they are left empty.
@@ -41,7 +41,7 @@ def probe(pipe: Any) -> Proposal:
         for n in names
     ]
     try:
-        found = pipe.encode_prompt(**arguments(pipe, ["a star"], False))
+        found = pipe.encode_prompt(**call_arguments(pipe, ["a star"], False))
     finally:
         for handle in handles:
             handle.remove()

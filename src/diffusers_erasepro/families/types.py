@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 
 from ..errors import UnknownFamilyError
-from ..modules.linear import resident
+from ..modules.linear import resident_tensor
 
 POOLED = ("pooler_output", "text_embeds")
 
@@ -81,7 +81,7 @@ class Reading:
         if self.norm is None:
             return self
         module: Any = denoiser().get_submodule(self.norm)
-        return replace(self, through=Norm(resident(module, "weight").detach(), module.eps))
+        return replace(self, through=Norm(resident_tensor(module, "weight").detach(), module.eps))
 
     def of(self, output: Any) -> Tensor:
         """Of the encoder's output: `(n, length, d)`, or `(n, 1, d)` if pooled."""
@@ -157,6 +157,6 @@ def find_record(obj: object, table: Sequence[T], names: str, what: str) -> T:
             return record
     known = ", ".join(n for r in table for n in getattr(r, names))
     raise UnknownFamilyError(
-        f"{mro[0]} is not a known {what} (known: {known}); families.probe(pipe) proposes a record, docs/families.md "
+        f"{mro[0]} is not a known {what} (known: {known}); families.probe.propose_records(pipe) proposes a record, docs/families.md "
         "shows how to add one"
     )

@@ -22,7 +22,7 @@ from ..config.options import OtherMethod
 from ..config.spec import Concept, ErasureSpec
 from ..erasure.layerwise import working
 from ..errors import AdapterFormatError, BaseModelMismatchError, UnsafeFileError
-from ..families.pipelines import component, family_of
+from ..families.pipelines import family_of, get_component
 from ..linalg.low_rank import LowRank
 from ..patching.weights import unedited
 
@@ -56,11 +56,11 @@ def adapter_from_checkpoint(
     parts = [use.encoder for use in family.encoders] + [family.denoiser]
     with unedited(base), torch.no_grad():
         found = {
-            part: _of(part, family.denoiser, states_of(edited), component(base, part))
+            part: _of(part, family.denoiser, states_of(edited), get_component(base, part))
             for part in parts
         }
         changes = {
-            part: _changes(part, component(base, part), states)
+            part: _changes(part, get_component(base, part), states)
             for part, states in found.items()
             if states
         }
@@ -78,7 +78,7 @@ def adapter_from_checkpoint(
         )
         named = spec or Concept(f"import {digest[:8]}")
         told = ErasureSpec((named,)) if isinstance(named, Concept) else named
-        with working(component(base, family.encoders[0][0])) as encoder:
+        with working(get_component(base, family.encoders[0][0])) as encoder:
             adapter = assemble_adapter(
                 base,
                 family,

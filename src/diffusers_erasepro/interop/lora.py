@@ -18,12 +18,12 @@ from ..adapters.report import NAN, LayerReport, Report, frobenius
 from ..config.options import Foreign
 from ..config.spec import ErasureSpec
 from ..errors import AdapterFormatError, UnsafeFileError
-from ..families.encoders import file_name
-from ..families.pipelines import component
+from ..families.encoders import stored_name
+from ..families.pipelines import get_component
 from ..linalg.low_rank import LowRank
 from ..modules.fingerprint import fingerprints
 from ..modules.storage import weight_of
-from ..patching.weights import originals
+from ..patching.weights import original_weights
 
 KOHYA = {"unet": "lora_unet", "text_encoder": "lora_te", "text_encoder_2": "lora_te2"}
 """Component -> prefix; with two text encoders the first is `lora_te1`."""
@@ -117,7 +117,7 @@ def import_lora(
     edits, layers = {}, []
     for name, factors in sorted(pairs.items()):
         part, root, module = places[name]
-        stored, weight = file_name(part, module), weight_of(root, module)
+        stored, weight = stored_name(part, module), weight_of(root, module)
         if weight.ndim != 2 or (factors.B.shape[0], factors.A.shape[1]) != tuple(weight.shape):
             raise AdapterFormatError(
                 f"{path}: {name} does not fit {module} of shape {tuple(weight.shape)}; only linears can be edited"
@@ -127,7 +127,7 @@ def import_lora(
         layers.append(LayerReport(stored, factors.rank, size, NAN, NAN, 0, 0))
     parts = dict.fromkeys(places[name][0] for name in pairs)
     base = {
-        part: fingerprints(component(pipe, part), originals(component(pipe, part)))
+        part: fingerprints(get_component(pipe, part), original_weights(get_component(pipe, part)))
         for part in parts
     }
     return ErasureAdapter(
@@ -146,9 +146,9 @@ def _places(pipe: Any) -> dict[str, tuple[str, nn.Module, str]]:
     found: dict[str, tuple[str, nn.Module, str]] = {}
     for part, prefix in KOHYA.items():
         if isinstance(getattr(pipe, part, None), nn.Module):
-            root = component(pipe, part)
+            root = get_component(pipe, part)
             for module, _ in root.named_modules():
-                stored = file_name(part, module)
+                stored = stored_name(part, module)
                 tail = stored.partition(".")[2].replace(".", "_")
                 names = [
                     stored,

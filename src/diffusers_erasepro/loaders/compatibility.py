@@ -9,10 +9,10 @@ from ..adapters.report import frobenius, most
 from ..config.options import Options
 from ..erasure.residuals import largest
 from ..errors import AdapterIntegrityError, BaseModelMismatchError
-from ..families.pipelines import component, family_of
+from ..families.pipelines import family_of, get_component
 from ..modules.linear import dtype_of
-from ..modules.storage import below_loras, weight_of
-from ..patching.weights import base_fingerprint, resolved, unedited
+from ..modules.storage import weight_of, without_loras
+from ..patching.weights import base_fingerprint, resolve_edits, unedited
 from .stacking import solved
 from .verification import allowed, listed, promised
 
@@ -28,7 +28,7 @@ def fitting(pipe: Any, adapter: ErasureAdapter, *, allow_base_mismatch: bool) ->
     """
     _check_parts(pipe, adapter)
     _check_sizes(pipe, adapter)
-    with below_loras(component(pipe, part) for part in adapter.base):
+    with without_loras(get_component(pipe, part) for part in adapter.base):
         return _fitting(pipe, adapter, allow_base_mismatch=allow_base_mismatch)
 
 
@@ -69,7 +69,7 @@ def _check_parts(pipe: Any, adapter: ErasureAdapter) -> None:
                 f"{', '.join(sorted(read))}. Make it on this pipeline"
             )
     for part in adapter.components:
-        resolved(component(pipe, part), part, adapter)
+        resolve_edits(get_component(pipe, part), part, adapter)
 
 
 def _check_sizes(pipe: Any, adapter: ErasureAdapter) -> None:
@@ -80,8 +80,8 @@ def _check_sizes(pipe: Any, adapter: ErasureAdapter) -> None:
     )
     bound, told = most(limit, len(adapter.spec.concepts))
     for part in adapter.components:
-        root = component(pipe, part)
-        for name, factors in resolved(root, part, adapter).items():
+        root = get_component(pipe, part)
+        for name, factors in resolve_edits(root, part, adapter).items():
             size = frobenius(factors) / float(weight_of(root, name).detach().float().norm())
             if not size <= bound:
                 raise AdapterIntegrityError(
@@ -102,7 +102,7 @@ def _check_promise(pipe: Any, adapter: ErasureAdapter) -> None:
 
 def _made_for(pipe: Any, adapter: ErasureAdapter) -> bool:
     for part, prints in adapter.base.items():
-        root = component(pipe, part)
+        root = get_component(pipe, part)
         if base_fingerprint(root) != prints.get(str(dtype_of(root)).removeprefix("torch.")):
             return False
     return True

@@ -20,10 +20,17 @@ from ..adapters.adapter import ErasureAdapter, read, write_whole
 from ..adapters.lockfile import SUFFIX
 from ..adapters.lockfile import locked as pinned
 from ..errors import AdapterStateError, ConceptSpecError, ErasureVerificationError
-from ..families.pipelines import component, family_of
+from ..families.pipelines import family_of, get_component
 from ..modules.linear import is_compiled
-from ..patching.rwlock import GATE
-from ..patching.weights import Plan, Registry, commit, modules_with_registry, registry_of, staged
+from ..patching.rwlock import WEIGHTS_LOCK
+from ..patching.weights import (
+    Registry,
+    StagedEdit,
+    commit,
+    modules_with_registry,
+    registry_of,
+    stage,
+)
 from .compatibility import fitting
 from .locking import check_call, check_replacement, locks_of, new_lock, opened_by, refuse_locked
 from .stacking import combined, solved
@@ -122,7 +129,7 @@ class ErasureLoaderMixin:
     def set_erasure_adapters(self, adapter_names: str | Sequence[str]) -> None:
         """Switch exactly these on and the others off; their order does not matter."""
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
-        with GATE.changing():
+        with WEIGHTS_LOCK.writing():
             states = self.get_erasure_adapters()
             _known(names, states)
             refuse_locked(
@@ -132,7 +139,7 @@ class ErasureLoaderMixin:
 
     def disable_erasure(self) -> None:
         """Switch all off: the weights are the base, bit for bit."""
-        with GATE.changing():
+        with WEIGHTS_LOCK.writing():
             states = self.get_erasure_adapters()
             resume = tuple(n for n, on in states.items() if on)
             refuse_locked(self, resume, "disable_erasure")
@@ -141,7 +148,7 @@ class ErasureLoaderMixin:
 
     def enable_erasure(self) -> None:
         """Switch on again what `disable_erasure` switched off; all, if nothing was."""
-        with GATE.changing():
+        with WEIGHTS_LOCK.writing():
             states = self.get_erasure_adapters()
             if any(states.values()):
                 return
@@ -153,7 +160,7 @@ class ErasureLoaderMixin:
     @contextmanager
     def erasure_disabled(self) -> Iterator[None]:
         """Inside, nothing is erased; afterwards the same adapters are on as before. Other threads wait to draw."""
-        with GATE.changing():
+        with WEIGHTS_LOCK.writing():
             states = self.get_erasure_adapters()
             self.disable_erasure()
             try:
@@ -164,7 +171,7 @@ class ErasureLoaderMixin:
     def delete_erasure_adapters(self, adapter_names: str | Sequence[str]) -> None:
         """Forget these adapters; the others stay as they are."""
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
-        with GATE.changing():
+        with WEIGHTS_LOCK.writing():
             states, lost = self.get_erasure_adapters(), _lost(self)
             _known([n for n in names if n not in lost], states)
             refuse_locked(self, names, "delete_erasure_adapters")
@@ -174,15 +181,15 @@ class ErasureLoaderMixin:
 
     def unload_erasure_adapters(self) -> None:
         """Forget all adapters: the weights are the base, bit for bit, and no trace is left on the modules."""
-        with GATE.changing():
+        with WEIGHTS_LOCK.writing():
             refuse_locked(self, self.get_erasure_adapters(), "unload_erasure_adapters")
             found = modules_with_registry(self).items()
-            commit([staged(root, name, None, registry=None) for name, (root, _) in found])
+            commit([stage(root, name, None, registry=None) for name, (root, _) in found])
             _note_lost(self, {})
 
     def refit_erasure(self) -> None:
         """Solve the active specs again on the live weights: after a style LoRA or on another base."""
-        with GATE.changing():
+        with WEIGHTS_LOCK.writing():
             states, adapters = self.get_erasure_adapters(), _adapters(self)
             active = [adapters[n] for n, on in states.items() if on]
             if not active:
@@ -218,7 +225,7 @@ class ErasureLoaderMixin:
         """
         given = [prompts] if isinstance(prompts, str) else list(prompts or ())
         with (
-            GATE.changing() if given else GATE.drawing()
+            WEIGHTS_LOCK.writing() if given else WEIGHTS_LOCK.reading()
         ):  # prompts are compared with what the base makes of them
             found = verify(self, prompts=given, images=images, sample=sample)
         if raise_on_fail and not found.ok:
@@ -237,7 +244,7 @@ class ErasureLoaderMixin:
         Raises:
             ErasureLockedError: It opens none.
         """
-        with GATE.changing():
+        with WEIGHTS_LOCK.writing():
             opened = [n for n, lock in locks_of(self).items() if opened_by(lock, token)]
             if not opened:
                 refuse_locked(self, locks_of(self), "this token opens no lock")
@@ -261,7 +268,7 @@ class ErasureLoaderMixin:
             AdapterStateError: An edit lives in a hook (quantised weights), or an erased component has LoRA layers: no
                 file would hold the edit. Nothing was written.
         """
-        with GATE.drawing():
+        with WEIGHTS_LOCK.reading():
             found = modules_with_registry(self)
             if hooked := [
                 n for n, (_, r) in found.items() if any(h.factors for h in r.hooks.values())
@@ -285,7 +292,7 @@ class ErasureLoaderMixin:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         stock = super().__call__  # type: ignore[misc]
-        with GATE.drawing():
+        with WEIGHTS_LOCK.reading():
             check_call(self, inspect.signature(stock).bind_partial(*args, **kwargs).arguments)
             return stock(*args, **kwargs)
 
@@ -308,7 +315,7 @@ def _load(
     allow_base_mismatch: bool,
 ) -> tuple[str, ...]:
     """Load under these names (None for the next free one) beside what is loaded, all or nothing."""
-    with GATE.changing():
+    with WEIGHTS_LOCK.writing():
         loaded = _adapters(pipe)
         new = {_new_name(name, loaded): adapter for name, adapter in made.items()}
         _add(
@@ -402,9 +409,9 @@ def _plan(
     edit: ErasureAdapter | None,
     resume: tuple[str, ...],
     locks: Mapping[str, tuple[bytes, bytes]],
-) -> Plan:
+) -> StagedEdit:
     """What changes in one component."""
-    root = component(pipe, part)
+    root = get_component(pipe, part)
     mine = {n: a for n, a in adapters.items() if part in a.components}
     here = edit if edit and part in edit.components else None
     registry = Registry(
@@ -415,7 +422,7 @@ def _plan(
         {n: lock for n, lock in locks.items() if n in mine},
     )
     known = registry_of(root)
-    plan = staged(root, part, here, registry=registry)
+    plan = stage(root, part, here, registry=registry)
     if is_compiled(getattr(pipe, part)) and len(registry.hooks) > len(known.hooks if known else {}):
         raise AdapterStateError(
             f"{part} is compiled, and a hook added now would be ignored; load the erasure before compiling"

@@ -18,9 +18,9 @@ from ..config.template_set import BLOCKS, Layers
 from ..erasure.erase import erase, instead
 from ..erasure.residuals import anchor_states
 from ..errors import AdapterStateError, IllPosedError
-from ..families.pipelines import component
+from ..families.pipelines import get_component
 from ..linalg.low_rank import LowRank, orthonormal, stack
-from ..modules.storage import below_loras
+from ..modules.storage import without_loras
 from ..patching.weights import base_fingerprint, unedited
 from ..prompts.pairs import ALIGNMENTS, pairs_of, rows_of, text_paths
 
@@ -128,8 +128,8 @@ def _joined(pipe: Any, adapters: Sequence[ErasureAdapter]) -> ErasureAdapter:
     ours = [a for a in adapters if isinstance(a.options, Options)]
     others = [a for a in adapters if isinstance(a.options, Foreign)]
     if len(ours) > 1:
-        with below_loras(
-            component(pipe, part) for a in ours for part in a.base
+        with without_loras(
+            get_component(pipe, part) for a in ours for part in a.base
         ):  # as each of them was solved
             ours = [solved(pipe, ours)]
     return _summed(pipe, ours + others) if others else ours[0]
@@ -165,7 +165,7 @@ def _summed(pipe: Any, adapters: Sequence[ErasureAdapter]) -> ErasureAdapter:
 def _base(pipe: Any, adapters: Sequence[ErasureAdapter]) -> list[str]:
     """Fingerprints of the components that the adapters edit."""
     return [
-        base_fingerprint(component(pipe, part))
+        base_fingerprint(get_component(pipe, part))
         for part in sorted({part for a in adapters for part in a.components})
     ]
 

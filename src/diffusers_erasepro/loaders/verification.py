@@ -21,19 +21,19 @@ from ..config.spec import Concept
 from ..erasure.layerwise import edited
 from ..erasure.residuals import largest, relative, target_states
 from ..errors import AdapterIntegrityError, ConceptSpecError, UnknownFamilyError
-from ..families.pipelines import component, family_of
+from ..families.pipelines import family_of, get_component
 from ..linalg.low_rank import LowRank
 from ..modules.linear import base_linear, dtype_of
-from ..modules.storage import path_of
+from ..modules.storage import forward_of
 from ..patching.weights import (
     EditedWeight,
-    Known,
     Registry,
+    TrackedWeights,
     base_fingerprint,
-    known,
     modules_with_registry,
     registry_of,
-    resolved,
+    resolve_edits,
+    track_weights,
     unedited,
 )
 from ..prompts.pairs import Pair, Prompt, Rows, TextPath, pairs_of, rows_of, text_paths
@@ -61,7 +61,7 @@ READ = ("clip_skip and prompt weighting: states that were not solved for",)
 CALL_STEPS = 2
 MOST_ADMITTED = 0.1
 """No report excuses a larger residual: from there on the target shows in what is drawn."""
-Seen = Mapping[str, Known]
+Seen = Mapping[str, TrackedWeights]
 """Component -> the edited weights that were looked at."""
 
 
@@ -91,7 +91,7 @@ def verify(
     seen = (
         {}
         if sample
-        else {name: known(root) for name, (root, _) in modules_with_registry(pipe).items()}
+        else {name: track_weights(root) for name, (root, _) in modules_with_registry(pipe).items()}
     )
     if sample:
         measured = [
@@ -149,7 +149,10 @@ def promised(pipe: Any, adapter: ErasureAdapter) -> float:
     each: list[float] = []
     for path in _paths(pipe, adapter):
         rows, encoder = _rows(path, adapter), path.encoder
-        with evaluating(encoder), edited(encoder, resolved(encoder, path.use.encoder, adapter)):
+        with (
+            evaluating(encoder),
+            edited(encoder, resolve_edits(encoder, path.use.encoder, adapter)),
+        ):
             have = target_states(encoder, rows, path.use.readings)
         for state, goal in zip(have, _goals(path, adapter), strict=True):
             if state.shape != goal.shape:
@@ -197,8 +200,8 @@ def _read(
                 torch.cat([x, _unedited_states(adapter, use.encoder, y).to(x)]),
                 torch.cat([y, y]),
             )
-        root = component(path.pipe, family.denoiser)
-        edits = resolved(root, family.denoiser, adapter)
+        root = get_component(path.pipe, family.denoiser)
+        edits = resolve_edits(root, family.denoiser, adapter)
         x, y = x.to(dtype_of(root)), y.to(x.device, dtype_of(root))
         found[family.denoiser] = (
             _promised(root, edits, x, y)
@@ -235,7 +238,7 @@ def _readers(
     each = []
     for name, ours in added.items():
         module: Any = base_linear(root.get_submodule(name))
-        out = path_of(root, name)(torch.cat([x, y])).float() - (
+        out = forward_of(root, name)(torch.cat([x, y])).float() - (
             0 if module.bias is None else module.bias.float()
         )
         each.append(relative(out[: len(x)], out[len(x) :] - ours(y.float())))
@@ -253,7 +256,7 @@ def _promised(root: nn.Module, edits: Mapping[str, LowRank], x: Tensor, y: Tenso
 
 
 def _added(
-    root: nn.Module, adapter: ErasureAdapter, edits: Mapping[str, LowRank], seen: Known
+    root: nn.Module, adapter: ErasureAdapter, edits: Mapping[str, LowRank], seen: TrackedWeights
 ) -> dict[str, Callable[[Tensor], Tensor]]:
     """Layer -> what its edit adds to its output: where it was rounded, the bits written less those of the base; else the factors.
 
@@ -281,7 +284,7 @@ def allowed(pipe: Any, adapter: ErasureAdapter) -> float:
     """Largest residual that counts as kept: what rounding explains in this dtype, or what the report admits, up to a limit."""
     own = adapter.report.listed_residual
     dtypes = {
-        dtype_of(component(pipe, part)) for part in {*adapter.components, *adapter.goal_parts}
+        dtype_of(get_component(pipe, part)) for part in {*adapter.components, *adapter.goal_parts}
     }
     return max(
         min(2 * own, MOST_ADMITTED) if own < 1 else 0.0,
@@ -311,7 +314,7 @@ def _called(pipe: Any, adapter: ErasureAdapter, seen: Seen) -> float:
     (path,), received = _paths(pipe, adapter), []
     rows = _rows(path, adapter)
     keep = lambda _, args, kwargs: received.append(kwargs["encoder_hidden_states"])  # noqa: E731
-    handle = component(pipe, family.denoiser).register_forward_pre_hook(keep, with_kwargs=True)
+    handle = get_component(pipe, family.denoiser).register_forward_pre_hook(keep, with_kwargs=True)
     try:
         for pair in pairs:
             pipe(
@@ -334,13 +337,13 @@ def _drawn(
     found: dict[str, dict[str, LowRank]] = {}
     for adapter, part, stored in random.sample(layers, min(count, len(layers))):
         one = replace(adapter, edits={f"{part}.{stored}": adapter.edits[f"{part}.{stored}"]})
-        found.setdefault(part, {}).update(resolved(component(pipe, part), part, one))
+        found.setdefault(part, {}).update(resolve_edits(get_component(pipe, part), part, one))
     return found
 
 
 def _sampled(pipe: Any, part: str, edits: Mapping[str, LowRank]) -> dict[str, float]:
     """Layer -> ||what it adds to its input - what it shall add|| / ||what it shall add||. No prompt is encoded."""
-    root = component(pipe, part)
+    root = get_component(pipe, part)
     return {f"{part}.{n}": _share_left(root, n, factors) for n, factors in edits.items()}
 
 
@@ -353,7 +356,7 @@ def _share_left(root: nn.Module, name: str, factors: LowRank) -> float:
     registry = registry_of(root) or Registry()
     signs = torch.tensor([random.choices((-1.0, 1.0), k=factors.rank)])
     x = (signs.to(factors.A) @ factors.A).to(next(module.parameters()).device, dtype_of(root))
-    live, record = path_of(root, name)(x), registry.weights.get(name)
+    live, record = forward_of(root, name)(x), registry.weights.get(name)
     if record is None or name in registry.hooks:
         wanted = module.forward(x) + factors(x)
     else:
@@ -428,7 +431,7 @@ def _changed(pipe: Any, active: Sequence[ErasureAdapter], seen: Seen) -> list[st
     """Weights, or the base as a whole, that are no longer those the erasure was made for."""
     notes = []
     for name, weights in seen.items():
-        root = component(pipe, name)
+        root = get_component(pipe, name)
         if changed := [weight for weight, record in weights.items() if record is None]:
             notes.append(
                 f"{name} was changed by someone else since the erasure was applied: {', '.join(changed[:3])}"

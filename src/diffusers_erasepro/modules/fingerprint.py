@@ -9,7 +9,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
-from .linear import FUSED, dtype_of, plain_weight, quantisation_of, resident
+from .linear import FUSED, dtype_of, plain_weight, quantisation_of, resident_tensor
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SAMPLES = 256
@@ -38,7 +38,7 @@ def base_parameters(
 def _values(module: nn.Module, name: str) -> Tensor:
     if name == "weight" and isinstance(module, nn.Linear) and quantisation_of(module):
         return plain_weight(module)
-    return resident(module, name)
+    return resident_tensor(module, name)
 
 
 def fingerprint(root: nn.Module, dtype: torch.dtype, originals: Mapping[str, Tensor]) -> str:
@@ -72,7 +72,7 @@ def _sample(flat: Tensor) -> Tensor:
     return flat[:: max(1, flat.numel() // SAMPLES)].cpu().float()
 
 
-def as_it_runs(root: nn.Module, base: Mapping[str, str]) -> str:
+def fingerprint_with_loras(root: nn.Module, base: Mapping[str, str]) -> str:
     """The base's fingerprint, and every LoRA's on top of it: what the component computes with, not what it was made of."""
     digest = hashlib.sha256(repr(sorted(base.items())).encode())
     for path, module in root.named_modules():

@@ -112,7 +112,7 @@ def quantisation_of(linear: nn.Module) -> Quantisation | None:
     return None
 
 
-def resident(module: nn.Module, name: str) -> Tensor:
+def resident_tensor(module: nn.Module, name: str) -> Tensor:
     """A parameter of `module` itself where its values are: below accelerate's offloading, the CPU copy.
 
     Raises:
@@ -137,7 +137,7 @@ def resident(module: nn.Module, name: str) -> Tensor:
 def plain_weight(linear: nn.Module) -> Tensor:
     """`(d_out, d_in)` values of a linear's weight, dequantised if need be."""
     record = quantisation_of(linear)
-    return record.plain(linear) if record else resident(linear, "weight")
+    return record.plain(linear) if record else resident_tensor(linear, "weight")
 
 
 def is_compiled(module: nn.Module) -> bool:

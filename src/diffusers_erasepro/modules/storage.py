@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import AdapterStateError
-from .linear import FUSED, base_linear, plain_weight, quantisation_of, resident
+from .linear import FUSED, base_linear, plain_weight, quantisation_of, resident_tensor
 
 
 def weight_of(root: nn.Module, name: str) -> Tensor:
@@ -31,7 +31,7 @@ def effective_weight(root: nn.Module, name: str) -> Tensor:
 
 
 @contextmanager
-def below_loras(roots: Iterable[nn.Module]) -> Iterator[None]:
+def without_loras(roots: Iterable[nn.Module]) -> Iterator[None]:
     """Inside, PEFT layers compute with their base alone. The flag is set because PEFT's own switch changes what is trained."""
     layers: list[Any] = [
         m for root in roots for m in root.modules() if hasattr(m, "_disable_adapters")
@@ -46,21 +46,21 @@ def below_loras(roots: Iterable[nn.Module]) -> Iterator[None]:
             layer._disable_adapters = was
 
 
-def editable(root: nn.Module, name: str) -> bool:
+def is_editable(root: nn.Module, name: str) -> bool:
     """Whether the weight can be written; if not, the edit has to be a hook."""
     return quantisation_of(base_linear(root.get_submodule(name))) is None
 
 
-def places_of(root: nn.Module, name: str) -> list[Tensor]:
+def storages_of(root: nn.Module, name: str) -> list[Tensor]:
     """Everything to write where the weight of `name` changes: itself first, then its rows in a fused projection."""
-    places = [resident(base_linear(root.get_submodule(name)), "weight").detach()]
+    places = [resident_tensor(base_linear(root.get_submodule(name)), "weight").detach()]
     if found := _fused(root, name):
         linear, rows = found
-        places.append(resident(linear, "weight").detach()[rows])
+        places.append(resident_tensor(linear, "weight").detach()[rows])
     return places
 
 
-def path_of(root: nn.Module, name: str) -> Callable[[Tensor], Tensor]:
+def forward_of(root: nn.Module, name: str) -> Callable[[Tensor], Tensor]:
     """What the linear `name` computes in a call: through PEFT wrappers and hooks, or by its rows of a fused projection."""
     found = _fused(root, name)
     processor = getattr(root.get_submodule(name.rpartition(".")[0]), "processor", None)
@@ -100,7 +100,7 @@ def refuse_tied(root: nn.Module, names: list[str]) -> None:
             )
 
 
-def travelled(bits: Tensor, journey: tuple[torch.dtype, ...]) -> Tensor:
+def cast_through(bits: Tensor, journey: tuple[torch.dtype, ...]) -> Tensor:
     """`bits` after casts to each dtype in turn."""
     for dtype in journey:
         bits = bits.to(dtype)

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from ..adapters.adapter import ErasureAdapter
 from ..errors import AdapterStateError, BaseModelMismatchError
-from ..families.encoders import module_name
+from ..families.encoders import live_name
 from ..linalg.low_rank import LowRank, finite
 from ..modules.fingerprint import fingerprint
 from ..modules.linear import base_linear, dtype_of, unwrapped
-from ..modules.storage import editable, places_of, refuse_tied, travelled
-from .rwlock import GATE
+from ..modules.storage import cast_through, is_editable, refuse_tied, storages_of
+from .rwlock import WEIGHTS_LOCK
 
 ATTRIBUTE = "_erasepro"
 HALF, BRAIN = torch.float16, torch.bfloat16
@@ -35,7 +35,7 @@ JOURNEYS: tuple[tuple[torch.dtype, ...], ...] = (
 """Dtypes a weight may have gone through between two looks; a pipeline that was `.half()` and is float again lost bits."""
 
 
-class Added:
+class EditHook:
     """Forward hook of a linear whose weight cannot be edited: adds B A x, or nothing while `factors` is None."""
 
     def __init__(self) -> None:
@@ -66,10 +66,10 @@ class EditedWeight:
         """The record after the dtype moves that `live` went through; None if someone else changed the values."""
         for journey in JOURNEYS:
             path = (*journey, live.dtype)
-            if torch.equal(travelled(self.target.to(live.device), path), live):
+            if torch.equal(cast_through(self.target.to(live.device), path), live):
                 moved = journey or live.dtype != self.base.dtype
                 return (
-                    EditedWeight(travelled(self.base, path), travelled(self.target, path))
+                    EditedWeight(cast_through(self.base, path), cast_through(self.target, path))
                     if moved
                     else self
                 )
@@ -103,7 +103,7 @@ class Registry:
     locks: dict[str, tuple[bytes, bytes]] = field(default_factory=dict)
     """Locked adapter -> salt and hash of the token that unlocks it."""
     weights: dict[str, EditedWeight] = field(default_factory=dict)
-    hooks: dict[str, Added] = field(default_factory=dict)
+    hooks: dict[str, EditHook] = field(default_factory=dict)
     """Of the linears whose weight cannot be edited; a linear may be in both, if it was cast to 8 bits later."""
 
 
@@ -122,11 +122,11 @@ def modules_with_registry(pipe: Any) -> dict[str, tuple[nn.Module, Registry]]:
     return found
 
 
-Known = Mapping[str, EditedWeight | None]
+TrackedWeights = Mapping[str, EditedWeight | None]
 """Weight -> its record after the dtype moves it went through; None where someone else changed the values."""
 
 
-def known(root: nn.Module) -> Known:
+def track_weights(root: nn.Module) -> TrackedWeights:
     """A look at every weight under our care."""
     return {
         name: _followed(root, name, record)
@@ -135,30 +135,30 @@ def known(root: nn.Module) -> Known:
 
 
 def _followed(root: nn.Module, name: str, record: EditedWeight) -> EditedWeight | None:
-    first, *copies = places_of(root, name)
+    first, *copies = storages_of(root, name)
     return record.followed(first) if all(record.followed(place) for place in copies) else None
 
 
-def originals(root: nn.Module, seen: Known | None = None) -> dict[str, Tensor]:
+def original_weights(root: nn.Module, seen: TrackedWeights | None = None) -> dict[str, Tensor]:
     """Plain module name -> bits without our edit, of every weight under our care; a change by someone else stays in.
 
     `seen`: what `known` gave just now.
     """
     weights = (registry_of(root) or Registry()).weights
-    found = known(root) if seen is None else seen
+    found = track_weights(root) if seen is None else seen
     bits = {
-        n: r.base if r else _written(places_of(root, n)[0], weights[n], None, None)[1]
+        n: r.base if r else _written(storages_of(root, n)[0], weights[n], None, None)[1]
         for n, r in found.items()
     }
     return {name.removeprefix("text_model."): value for name, value in bits.items()}
 
 
-def base_fingerprint(root: nn.Module, seen: Known | None = None) -> str:
+def base_fingerprint(root: nn.Module, seen: TrackedWeights | None = None) -> str:
     """Fingerprint of the component without our edits, in the dtype it lives in; `seen` as for `originals`."""
-    return fingerprint(root, dtype_of(root), originals(root, seen))
+    return fingerprint(root, dtype_of(root), original_weights(root, seen))
 
 
-def resolved(root: nn.Module, component: str, adapter: ErasureAdapter) -> dict[str, LowRank]:
+def resolve_edits(root: nn.Module, component: str, adapter: ErasureAdapter) -> dict[str, LowRank]:
     """The adapter's edits of `component` by live module name.
 
     Raises:
@@ -166,7 +166,7 @@ def resolved(root: nn.Module, component: str, adapter: ErasureAdapter) -> dict[s
     """
     found = {}
     for stored, factors in adapter.of(component).items():
-        name = module_name(root, stored)
+        name = live_name(root, stored)
         shape = (factors.B.shape[0], factors.A.shape[1])
         if name is None:
             raise BaseModelMismatchError(
@@ -186,7 +186,7 @@ def resolved(root: nn.Module, component: str, adapter: ErasureAdapter) -> dict[s
 
 
 @dataclass(frozen=True)
-class Change:
+class WeightChange:
     """Bits on their way into one place."""
 
     place: Tensor
@@ -195,20 +195,20 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Plan:
+class StagedEdit:
     """All that `commit` will do to one component; nothing is touched yet."""
 
     root: nn.Module
     registry: Registry | None
     """The new one; None forgets the component."""
-    changes: list[Change]
-    hooks: dict[Added, tuple[nn.Module, LowRank | None]]
+    changes: list[WeightChange]
+    hooks: dict[EditHook, tuple[nn.Module, LowRank | None]]
     """Hook -> its linear, and what it shall add."""
 
 
-def staged(
+def stage(
     root: nn.Module, component: str, adapter: ErasureAdapter | None, *, registry: Registry | None
-) -> Plan:
+) -> StagedEdit:
     """The plan that makes `adapter` the only edit of the component, and `registry` what is known of it.
 
     The new bits are base + B A, summed in float32 and rounded once. Where someone else changed the weight
@@ -219,20 +219,20 @@ def staged(
     """
     old, edits = (
         registry_of(root) or Registry(),
-        resolved(root, component, adapter) if adapter else {},
+        resolve_edits(root, component, adapter) if adapter else {},
     )
     names = list(dict.fromkeys([*old.weights, *old.hooks, *edits]))
     refuse_tied(root, names)
-    plan = Plan(root, registry, [], {})
+    plan = StagedEdit(root, registry, [], {})
     weights, hooks = {}, dict(old.hooks)
     for name in names:
-        factors, hooked = edits.get(name), name in old.hooks or not editable(root, name)
+        factors, hooked = edits.get(name), name in old.hooks or not is_editable(root, name)
         _check_finite(f"{component}.{name}", factors)
         if hooked:
-            hooks.setdefault(name, Added())
+            hooks.setdefault(name, EditHook())
             plan.hooks[hooks[name]] = (base_linear(root.get_submodule(name)), factors)
         if name in old.weights or not hooked:
-            live = places_of(root, name)[0]
+            live = storages_of(root, name)[0]
             record = old.weights.get(name) or EditedWeight.of(live)
             weights[name], bits = _written(
                 live, record, record.followed(live), None if hooked else factors
@@ -240,7 +240,8 @@ def staged(
             if not record.holds(bits):
                 _check_finite(f"{component}.{name}", bits)
             plan.changes.extend(
-                Change(place, place.clone(), bits.to(place)) for place in places_of(root, name)
+                WeightChange(place, place.clone(), bits.to(place))
+                for place in storages_of(root, name)
             )
     if registry is not None:
         registry.weights, registry.hooks = weights, hooks
@@ -272,7 +273,7 @@ def _check_finite(where: str, values: Tensor | LowRank | None) -> None:
 
 
 @torch.no_grad()
-def commit(plans: Sequence[Plan]) -> None:
+def commit(plans: Sequence[StagedEdit]) -> None:
     """Carry out all plans; an exception or an interrupt on the way puts everything back."""
     before = [
         (plan, registry_of(plan.root), {hook: hook.factors for hook in plan.hooks})
@@ -294,17 +295,17 @@ def commit(plans: Sequence[Plan]) -> None:
         raise
 
 
-def _write(changes: Sequence[Change]) -> None:
+def _write(changes: Sequence[WeightChange]) -> None:
     for change in changes:
         change.place.copy_(change.after)
 
 
-def _put_back(changes: Sequence[Change]) -> None:
+def _put_back(changes: Sequence[WeightChange]) -> None:
     for change in changes:
         change.place.copy_(change.before)
 
 
-def _hang(hooks: Mapping[Added, tuple[nn.Module, LowRank | None]], *, keep: bool) -> None:
+def _hang(hooks: Mapping[EditHook, tuple[nn.Module, LowRank | None]], *, keep: bool) -> None:
     """Set what each hook adds; hang up new ones, take all down if they are not to be kept."""
     for hook, (linear, factors) in hooks.items():
         hook.factors = factors
@@ -330,8 +331,8 @@ def unedited(pipe: Any) -> Iterator[None]:
     if not edited:
         yield
         return
-    with GATE.changing(), torch.no_grad():
-        plans = [staged(root, name, None, registry=None) for name, (root, _) in edited.items()]
+    with WEIGHTS_LOCK.writing(), torch.no_grad():
+        plans = [stage(root, name, None, registry=None) for name, (root, _) in edited.items()]
         factors = {hook: hook.factors for plan in plans for hook in plan.hooks}
         try:
             for plan in plans:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ..config.spec import Concept, Mentions
 from ..errors import ConceptSpecError
-from ..families.encode_prompt import Mark, Recorded, plain, record
-from ..families.pipelines import component, family_of
+from ..families.encode_prompt import PromptSpan, RecordedInputs, record_inputs, tokenize
+from ..families.pipelines import family_of, get_component
 from ..families.types import Use
 
 T = TypeVar("T")
@@ -216,16 +216,18 @@ class TextPath:
     @property
     def encoder(self) -> nn.Module:
         """The live module."""
-        return component(self.pipe, self.use.encoder)
+        return get_component(self.pipe, self.use.encoder)
 
     @property
     def pooled(self) -> bool:
         """Whether the pipeline reads one vector per prompt of it."""
         return any(reading.pooled for reading in self.use.readings)
 
-    def record(self, texts: Sequence[str], *, guidance: bool = False) -> Recorded:
+    def record(self, texts: Sequence[str], *, guidance: bool = False) -> RecordedInputs:
         """What the encoder receives for `texts`."""
-        return record(self.pipe, texts, self.use.encoder, self.use.tokenizer, guidance=guidance)
+        return record_inputs(
+            self.pipe, texts, self.use.encoder, self.use.tokenizer, guidance=guidance
+        )
 
     def tokens(self, texts: Sequence[str]) -> Tokens:
         """Prompts as the encoder receives them."""
@@ -249,9 +251,9 @@ def text_paths(pipe: Any) -> list[TextPath]:
     """
     family = family_of(pipe)
     there = [use for use in family.encoders if getattr(pipe, use.encoder, None) is not None]
-    found = [TextPath(pipe, use.on(partial(component, pipe, family.denoiser))) for use in there]
+    found = [TextPath(pipe, use.on(partial(get_component, pipe, family.denoiser))) for use in there]
     if not found:
-        component(pipe, family.encoders[0].encoder)  # says which is missing
+        get_component(pipe, family.encoders[0].encoder)  # says which is missing
     return found
 
 
@@ -281,10 +283,10 @@ def _templates(concept: Concept, word: str, kind: str, named: Mentions) -> tuple
 
 def token_ids(tokenizer: Any, texts: Sequence[str]) -> Tensor:
     """Ids `(n, length)` of a tokenizer that stands alone, padded to its limit."""
-    return plain(tokenizer, texts).inputs["input_ids"]
+    return tokenize(tokenizer, texts).inputs["input_ids"]
 
 
-def span(mark: Mark, prompt: Prompt) -> tuple[list[int], list[int]]:
+def span(mark: PromptSpan, prompt: Prompt) -> tuple[list[int], list[int]]:
     """Token positions of the concept in `prompt`, and those after the prompt's own (EOS, or the end of a chat template).
 
     The empty concept sits on the token before it, so that "nothing in its place" means what stands there now. Where
@@ -314,7 +316,9 @@ def span(mark: Mark, prompt: Prompt) -> tuple[list[int], list[int]]:
     return at, list(range(last + 1, mark.stop)) or [last]
 
 
-def aligned(pair: Pair, marks: tuple[Mark, Mark], alignment: Alignment) -> list[tuple[int, int]]:
+def aligned(
+    pair: Pair, marks: tuple[PromptSpan, PromptSpan], alignment: Alignment
+) -> list[tuple[int, int]]:
     """`(target position, anchor position)` of every aligned token; the last subject token meets the last anchor token."""
     target, target_end = span(marks[0], pair.target)
     anchor, anchor_end = span(marks[1], pair.anchor)
@@ -339,12 +343,12 @@ def aligned(pair: Pair, marks: tuple[Mark, Mark], alignment: Alignment) -> list[
     return list(dict.fromkeys(found))
 
 
-def _marked(source: Any, prompts: Sequence[Prompt]) -> tuple[Tokens, list[Mark]]:
+def _marked(source: Any, prompts: Sequence[Prompt]) -> tuple[Tokens, list[PromptSpan]]:
     """Tokens and marks of `prompts`; `source` is a text path, or a tokenizer that stands alone."""
     found = _recorded(source, ["", *(p.text for p in prompts)])
     marks = []
     for i, prompt in enumerate(prompts, 1):
-        mark = found.mark(i, prompt.text, found.text(0))
+        mark = found.locate(i, prompt.text, found.text(0))
         if mark is None:
             raise ConceptSpecError(
                 f"the pipeline rewrites {prompt.text!r} to {found.text(i)!r} before it is tokenized; write the concept "
@@ -418,7 +422,9 @@ def kept_rows(captions: Sequence[str], source: Any) -> Rows:
     """Captions as rows whose every token, from the prompt's first to the end, is its own anchor."""
     found = _recorded(source, ["", *captions])
     columns = [
-        (i, t) for i, text in enumerate(captions) for t in found.own(i + 1, text, found.text(0))
+        (i, t)
+        for i, text in enumerate(captions)
+        for t in found.prompt_positions(i + 1, text, found.text(0))
     ]
     row, at = torch.tensor(columns, dtype=torch.long).reshape(-1, 2).T
     tokens = _tokens(found)[1:]
@@ -432,9 +438,9 @@ def spread(items: Sequence[T], most: int | None) -> list[T]:
     return [items[i * len(items) // most] for i in range(most)]
 
 
-def _recorded(source: Any, texts: Sequence[str]) -> Recorded:
-    return source.record(texts) if isinstance(source, TextPath) else plain(source, texts)
+def _recorded(source: Any, texts: Sequence[str]) -> RecordedInputs:
+    return source.record(texts) if isinstance(source, TextPath) else tokenize(source, texts)
 
 
-def _tokens(found: Recorded) -> Tokens:
+def _tokens(found: RecordedInputs) -> Tokens:
     return Tokens(found.inputs["input_ids"], found.inputs.get("attention_mask"))
