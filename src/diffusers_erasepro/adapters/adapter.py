@@ -17,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from ..config.options import Foreign, Options, recorded
+from ..config.options import Options, OtherMethod, read_options
+from ..config.plan import Plan, Recipe
 from ..config.spec import ErasureSpec
 from ..errors import AdapterFormatError, AdapterIntegrityError
 from ..families.encoders import ENCODERS, stored_name
@@ -35,7 +36,7 @@ class ErasureAdapter:
     """A finished erasure: what to add to which layer, and all that is needed to make or check it again."""
 
     spec: ErasureSpec
-    options: Options | Foreign
+    options: Options | OtherMethod
     base: Mapping[str, Mapping[str, str]]
     """Component -> dtype -> fingerprint of the weights it was made for."""
     edits: Mapping[str, LowRank]
@@ -45,8 +46,15 @@ class ErasureAdapter:
     goals: Mapping[str, Tensor]
     """Encoder -> `(n, d)` states the exact positions shall have."""
     report: Report
+    plan: Plan = None  # type: ignore[assignment]
+    """Where each concept is edited, and which positions are held there."""
     origin: Origin | None = field(default=None, compare=False)
     """The file it was loaded from, with its commit and sha256."""
+
+    def __post_init__(self) -> None:
+        if self.plan is None and isinstance(self.options, OtherMethod):
+            recipe = Recipe((), self.options.alignment)
+            object.__setattr__(self, "plan", Plan.uniform(self.spec.concepts, recipe))
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -91,6 +99,7 @@ class ErasureAdapter:
             "schema": SCHEMA,
             "spec": self.spec.to_dict(),
             "options": self.options.to_dict(),
+            "plan": self.plan.to_dict(),
             "base": {k: dict(v) for k, v in self.base.items()},
             "ranks": {k: f.rank for k, f in self.edits.items()},
             "report": self.report.to_dict(),
@@ -325,7 +334,8 @@ def _build(header: dict[str, Any], tensors: dict[str, Tensor]) -> ErasureAdapter
     }
     adapter = ErasureAdapter(
         spec=ErasureSpec.from_dict(header["spec"]),
-        options=recorded(header["options"]),
+        options=read_options(header["options"]),
+        plan=Plan.from_dict(header["plan"]),
         base=base,
         edits=edits,
         keys={k.removeprefix(KEYS): v for k, v in tensors.items() if k.startswith(KEYS)},

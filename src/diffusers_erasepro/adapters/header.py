@@ -14,12 +14,13 @@ from safetensors import SafetensorError, safe_open
 
 from ..errors import AdapterFormatError, AdapterIntegrityError, UnsafeFileError
 
-SCHEMA = 1
+SCHEMA = 2
+"""2: "plan" beside "options", which lost "variant" and "each"."""
 HEADER_LIMIT = 8 * 2**20
 TENSOR_LIMIT = 4096
 DTYPES_READ = ("F32", "F16", "BF16")
 """Of tensors; names as in the file."""
-ENTRIES = {"schema", "spec", "options", "base", "ranks", "report", "sha256", "seal"}
+ENTRIES = {"schema", "spec", "options", "plan", "base", "ranks", "report", "sha256", "seal"}
 """Of our header. Files of before the seal have none."""
 NOT_WEIGHTS = {b"version ": "a Git-LFS pointer", b"<!doctyp": "a web page", b"<html": "a web page"}
 
@@ -41,7 +42,8 @@ def read_header(path: Path) -> dict[str, Any]:
         )
     if header.get("schema") != SCHEMA:
         raise AdapterFormatError(
-            f"{path} has schema {header.get('schema')!r}, this version reads {SCHEMA}; upgrade the package"
+            f"{path} has schema {header.get('schema')!r}, this version reads {SCHEMA}; "
+            f"{_cure(header)}"
         )
     if unknown := set(header) - ENTRIES:
         raise AdapterFormatError(
@@ -52,6 +54,19 @@ def read_header(path: Path) -> dict[str, Any]:
             f"{path}: the header's seal is not that of its content; fetch the file again"
         )
     return header
+
+
+def _cure(header: Mapping[str, Any]) -> str:
+    """What to do about a file of another schema."""
+    if not isinstance(header.get("schema"), int) or header["schema"] >= SCHEMA:
+        return "upgrade the package"
+    concepts = header.get("spec", {}).get("concepts", [])
+    what = "--spec SPEC.toml"
+    if len(concepts) == 1:
+        target = concepts[0].get("target", "")
+        anchor = concepts[0].get("anchor", "")
+        what = f"--target {target!r} --anchor {anchor!r}"
+    return f"make it again: erasepro erase MODEL {what} -o FOLDER"
 
 
 def seal(header: Mapping[str, Any]) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..erasure.layerwise import Step
 from ..errors import IllPosedError
+from ..linalg.constrained import Solution
 from ..linalg.low_rank import LowRank
 
 NAN = float("nan")
@@ -24,12 +24,13 @@ class LayerReport:
     rank: int
     edit_size: float
     """||D||_F / ||W||_F"""
-    condition: float
-    """Of the whitened keys, over the directions kept."""
+    condition: float | None
+    """Of the whitened keys, over the directions kept; None where no constraints were solved."""
     gap: float
     """Mean ||anchor - target|| / ||anchor|| at the exact positions before this edit."""
-    constraints: int
-    dropped: int
+    constraints: int | None
+    """Exact ones; None where no constraints were solved."""
+    dropped: int | None
     """Constraints that were duplicates of others."""
     compression: float = 0.0
     """What the low rank costs: relative error where the factors stand for a full matrix, share of the soft part that
@@ -92,37 +93,62 @@ class Report:
 
 def frobenius(factors: LowRank) -> float:
     """||B A||_F without forming the matrix."""
-    B, A = factors.B.double(), factors.A.double()
+    B = factors.B.double()
+    A = factors.A.double()
     return float(((B.T @ B) * (A @ A.T)).sum().clamp_min(0).sqrt())
 
 
-def most(limit: float, concepts: int) -> tuple[float, str]:
-    """How large an edit of so many concepts may be, if one's may be `limit`, and that in words.
+@dataclass(frozen=True)
+class SizeLimit:
+    """How large an edit may be. Edits that have nothing in common add in squares."""
 
-    Edits that have nothing in common add in squares.
-    """
-    return limit * math.sqrt(
-        concepts
-    ), f"max_edit_size={limit:g}" + f" times the root of {concepts} concepts" * (concepts > 1)
+    one: float
+    """||D||_F / ||W||_F allowed for one concept."""
+    concepts: int = 1
+
+    @property
+    def all(self) -> float:
+        """What so many concepts may take together."""
+        return self.one * math.sqrt(self.concepts)
+
+    def __str__(self) -> str:
+        shared = f" times the root of {self.concepts} concepts" if self.concepts > 1 else ""
+        return f"max_edit_size={self.one:g}{shared}"
 
 
 def layer_report(
-    name: str, weight: Tensor, factors: LowRank, step: Step, *, limit: float, concepts: int = 1
+    name: str,
+    weight: Tensor,
+    factors: LowRank,
+    solution: Solution | None,
+    *,
+    gap: float,
+    limit: SizeLimit,
 ) -> LayerReport:
     """The report of one layer.
 
     Raises:
-        IllPosedError: The edit is larger than `most(limit, concepts)` times the weight.
+        IllPosedError: The edit is larger than `limit` allows.
     """
-    size, edit = frobenius(factors) / float(weight.detach().double().norm()), step.edit
-    bound, told = most(limit, concepts)
-    if size > bound:
+    size = frobenius(factors) / float(weight.detach().double().norm())
+    if size > limit.all:
+        condition = "" if solution is None else f", condition {solution.condition:.1e}"
         raise IllPosedError(
-            f"{name}: the edit is {size:.3g} times the weight, at most {told} is allowed (rank {factors.rank}, condition "
-            f"{edit.condition:.1e}); edit an earlier block as well, use fewer templates, or raise max_edit_size"
+            f"{name}: the edit is {size:.3g} times the weight, at most {limit} is allowed "
+            f"(rank {factors.rank}{condition}); edit an earlier block as well, use fewer "
+            "templates, or raise max_edit_size"
         )
+    if solution is None:
+        return LayerReport(name, factors.rank, size, None, gap, None, None)
     return LayerReport(
-        name, factors.rank, size, edit.condition, step.gap, edit.constraints, edit.dropped, edit.cut
+        name,
+        factors.rank,
+        size,
+        solution.condition,
+        gap,
+        solution.constraints,
+        solution.dropped,
+        solution.cut,
     )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..adapters.adapter import ErasureAdapter
 from ..adapters.report import NAN, LayerReport, Report, frobenius
 from ..config.options import OtherMethod
+from ..config.plan import ALIGNMENTS
 from ..config.spec import ErasureSpec
 from ..erasure.residuals import aligned_states, read_residual
 from ..families.encoders import stored_name
@@ -19,7 +20,7 @@ from ..families.types import LAST, PipelineFamily
 from ..linalg.low_rank import LowRank, compress
 from ..modules.fingerprint import fingerprints
 from ..modules.storage import weight_of
-from ..prompts.pairs import ALIGNMENTS, rows_to_measure, rows_to_solve
+from ..prompts.alignment import rows_to_measure, rows_to_solve
 
 COMPRESSION = 1e-4
 """Largest relative error of an edit's low-rank factors."""

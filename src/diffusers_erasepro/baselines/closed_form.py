@@ -14,13 +14,14 @@ from torch import Tensor
 from ..adapters.adapter import ErasureAdapter
 from ..config.options import OtherMethod, check_number
 from ..config.spec import Concept, ErasureSpec
-from ..erasure.layerwise import final_states, working
+from ..erasure.float32 import in_float32
+from ..erasure.states import final_states
 from ..errors import ConceptSpecError, UnknownFamilyError
 from ..families.pipelines import family_of, get_component, reader_paths
 from ..linalg.low_rank import LowRank
 from ..modules.storage import weight_of
 from ..patching.weights import unedited
-from ..prompts.pairs import token_ids
+from ..prompts.tokens import token_ids
 from .assembly import assemble_adapter
 
 BARE_WORD = ("{}",)
@@ -128,7 +129,7 @@ def edit_cross_attention(
     denoiser = get_component(pipe, family.denoiser)
     targets, anchors = target_texts(spec, method.templates)
     captions = spec.preserve_captions() if method.preserve is None else tuple(method.preserve)
-    with unedited(pipe), torch.no_grad(), working(get_component(pipe, encoder_name)) as encoder:
+    with unedited(pipe), torch.no_grad(), in_float32(get_component(pipe, encoder_name)) as encoder:
         weights = {
             path: weight_of(denoiser, path).detach().double().cpu()
             for path in reader_paths(denoiser, family)

@@ -1,25 +1,17 @@
-"""How to erase: every choice of the method as one validated record that the adapter keeps."""
+"""How to erase, as it was asked for: one validated record that the adapter keeps."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..erasure.sites.neurons import PLACES
 from ..errors import ConceptSpecError
-from ..families.variants import VARIANTS
-from ..prompts.pairs import ALIGNMENTS, Alignment
+from .plan import ALIGNMENTS, BLOCKS, NEURONS, READERS, Layers, Plan, Recipe
 from .spec import Concept
-from .template_set import BLOCKS, Layers, Recipe
 
 METRICS = ("covariance", "identity")
-READERS = "kv"
-"""The name that stands for the denoiser's K/V linears among `layers`."""
-NEURONS = tuple(PLACES)
-"""The names that stand for idle neurons of the first block, and of the last that is read."""
 AUTO: Layers = ("auto",)
 """Let the noise predictions choose the layers."""
 
@@ -28,10 +20,11 @@ AUTO: Layers = ("auto",)
 class Options:
     """The choices `erase` takes as keywords; `erase` documents them."""
 
-    variant: str = "block"
-    layers: Layers | None = None
+    layers: Layers | Mapping[str, Layers] | None = None
+    """For all concepts, or by target; None, or a target left out, is what the concept's kind asks
+    for."""
     metric: str = "covariance"
-    alignment: str | None = None
+    alignment: str | Mapping[str, str] | None = None
     ridge: float = 0.01
     soft_weight: float = 0.003
     soft_budget: int = 96
@@ -39,111 +32,69 @@ class Options:
     max_rank: int | None = None
     max_edit_size: float = 10.0
     robust: bool = False
-    each: tuple[tuple[str, Layers, str], ...] = ()
-    """Target, layers and alignment of each concept, where they differ; then `layers` and `alignment` are None."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(
-            self, "layers", self.layers if self.layers is None else _tuple(self.layers)
-        )
-        object.__setattr__(
-            self,
-            "each",
-            tuple((target, _tuple(layers), held) for target, layers, held in self.each),
-        )
-        _one_of("variant", self.variant, tuple(VARIANTS))
-        _one_of("metric", self.metric, METRICS)
+        object.__setattr__(self, "layers", _layers(self.layers))
+        if isinstance(self.alignment, Mapping):
+            object.__setattr__(self, "alignment", dict(self.alignment))
+        check_choice("metric", self.metric, METRICS)
         for name in ("ridge", "soft_weight", "rtol", "max_edit_size"):
-            number(name, getattr(self, name))
+            check_number(name, getattr(self, name))
         if not isinstance(self.robust, bool):
             raise ConceptSpecError(f"robust must be True or False, got {self.robust!r}")
-        for name, least in (("soft_budget", 0), ("max_rank", 1)):
-            value = getattr(self, name)
-            if (name, value) != ("max_rank", None) and (type(value) is not int or value < least):
-                raise ConceptSpecError(
-                    f"{name} must be a whole number of at least {least}, got {value!r}"
-                )
-        for layers in ([] if self.layers in (None, AUTO) else [self.layers]) + [
-            layers for _, layers, _ in self.each
-        ]:
-            _check_layers(layers)
-        for alignment in ([] if self.alignment is None else [self.alignment]) + [
-            held for _, _, held in self.each
-        ]:
-            _one_of("alignment", alignment, tuple(ALIGNMENTS))
-        if self.takes_neurons and self.variant != "block":
-            raise ConceptSpecError(
-                f"neurons among the layers go with variant='block', got {self.variant!r}"
-            )
+        _check_count("soft_budget", self.soft_budget, least=0)
+        if self.max_rank is not None:
+            _check_count("max_rank", self.max_rank, least=1)
+        for layers in _values(self.layers):
+            if layers != AUTO or isinstance(self.layers, Mapping):
+                _check_layers(layers)
+        for alignment in _values(self.alignment):
+            check_choice("alignment", alignment, tuple(ALIGNMENTS))
 
     @classmethod
-    def of(cls, choices: dict[str, Any]) -> Options:
+    def of(cls, choices: Mapping[str, Any]) -> Options:
         """Options from keywords; an unknown one is an error that lists the known."""
         if unknown := sorted(set(choices) - set(cls.__dataclass_fields__)):
             known = ", ".join(cls.__dataclass_fields__)
             raise ConceptSpecError(f"unknown option {unknown[0]!r} (known: {known})")
         return cls(**choices)
 
-    def settled(self, concepts: Sequence[Concept], *, neurons: bool) -> Options:
-        """What is left open decided, per concept by its kind; without `neurons`, encoder blocks stand in for them."""
-        recipes = {c.target: self._settled(c, neurons=neurons) for c in concepts}
-        if len(alike := {*recipes.values()}) == 1:
-            (recipe,) = alike
-            return replace(self, layers=recipe.layers, alignment=recipe.alignment, each=())
-        return replace(
-            self,
-            layers=None,
-            alignment=None,
-            each=tuple((t, r.layers, r.alignment) for t, r in recipes.items()),
-        )
+    def resolve(self, concepts: Sequence[Concept], *, neurons: bool) -> Plan:
+        """What is left open decided, per concept by its kind.
 
-    def _settled(self, concept: Concept, *, neurons: bool) -> Recipe:
-        if found := self._each.get(concept.target):
-            return found
-        usual = concept.recipe if neurons and self.variant == "block" else BLOCKS
-        if self.layers is not None:
-            usual = Recipe(self.layers)
-        return usual if self.alignment is None else replace(usual, alignment=self.alignment)
+        Args:
+            concepts: Of the spec.
+            neurons: Without, encoder blocks stand in where a kind would take neurons.
 
-    def recipe(self, concept: Concept) -> Recipe:
-        """Of settled options: where a concept is edited, and which positions are held."""
-        if self.layers is None or self.alignment is None:
-            return self._each[concept.target]
-        return Recipe(self.layers, self.alignment)
+        Raises:
+            ConceptSpecError: Layers or an alignment are given for a target that the spec lacks.
+        """
+        targets = [concept.target for concept in concepts]
+        for name in ("layers", "alignment"):
+            given = getattr(self, name)
+            stray = sorted(set(given) - set(targets)) if isinstance(given, Mapping) else []
+            if stray:
+                raise ConceptSpecError(
+                    f"{name} are given for {stray[0]!r}, which is no target of the spec "
+                    f"(targets: {', '.join(map(repr, targets))})"
+                )
+        return Plan(tuple((c.target, self._recipe(c, neurons=neurons)) for c in concepts))
 
-    def alignment_of(self, concept: Concept) -> Alignment:
-        """Of settled options: which positions of its prompts are held."""
-        return ALIGNMENTS[self.recipe(concept).alignment]
-
-    @cached_property
-    def _each(self) -> dict[str, Recipe]:
-        return {target: Recipe(layers, alignment) for target, layers, alignment in self.each}
-
-    @property
-    def every_layer(self) -> Layers:
-        """The layers of all concepts, as far as they are settled."""
-        return tuple(
-            dict.fromkeys(
-                [*(self.layers or ()), *(x for _, layers, _ in self.each for x in layers)]
-            )
-        )
-
-    @property
-    def edits_readers(self) -> bool:
-        """Whether the denoiser's K/V linears are edited too."""
-        return READERS in self.every_layer or self.robust
-
-    @property
-    def takes_neurons(self) -> bool:
-        """Whether idle neurons are given to the words."""
-        return with_neurons(self.every_layer)
+    def _recipe(self, concept: Concept, *, neurons: bool) -> Recipe:
+        usual = concept.recipe if neurons else BLOCKS
+        layers = _of(self.layers, concept.target)
+        alignment = _of(self.alignment, concept.target)
+        if layers is not None:
+            usual = Recipe(layers)
+        return usual if alignment is None else Recipe(usual.layers, alignment)
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain data for the file's header; keywords of `erase` again."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
-class Foreign:
+class OtherMethod:
     """How an adapter was made that is not `erase`'s: recorded, and never solved again."""
 
     method: str
@@ -151,17 +102,15 @@ class Foreign:
     alignment: str = "last_subject"
     """Where its listed residual is measured."""
 
-    @property
-    def takes_neurons(self) -> bool:
-        """Only `erase` gives neurons away."""
-        return False
-
-    def alignment_of(self, concept: Concept) -> Alignment:
-        """The same for every concept."""
-        return ALIGNMENTS[self.alignment]
-
     def to_dict(self) -> dict[str, Any]:
+        """Plain data for the file's header."""
         return asdict(self)
+
+
+def read_options(data: Mapping[str, Any]) -> Options | OtherMethod:
+    """What `to_dict` of either wrote; fields of a later version are left out."""
+    kind: type[Options] | type[OtherMethod] = OtherMethod if "method" in data else Options
+    return kind(**{k: v for k, v in data.items() if k in kind.__dataclass_fields__})
 
 
 def blocks_in(layers: Layers, count: int) -> list[int]:
@@ -170,29 +119,55 @@ def blocks_in(layers: Layers, count: int) -> list[int]:
     for block in asked:
         if not -count <= block < count:
             raise ConceptSpecError(
-                f"unknown layer {block}: the text encoder has blocks 0 to {count - 1} (or -1 for the last)"
+                f"unknown layer {block}: the text encoder has blocks 0 to {count - 1} "
+                "(or -1 for the last)"
             )
     return sorted({b % count for b in asked})
 
 
-def held(options: Options | Foreign, concepts: Sequence[Concept]) -> dict[str, Alignment]:
-    """By word, which positions of its prompts are held."""
-    return {word: options.alignment_of(concept) for concept in concepts for word in concept.words}
+def check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
+    """Raise ConceptSpecError unless `value` is one of `known`."""
+    if value not in known:
+        raise ConceptSpecError(f"{name} {value!r} is not known (known: {', '.join(known)})")
 
 
-def recorded(data: Mapping[str, Any]) -> Options | Foreign:
-    """What `to_dict` of either wrote; fields of a later version are left out."""
-    kind: type[Options] | type[Foreign] = Foreign if "method" in data else Options
-    return kind(**{k: v for k, v in data.items() if k in kind.__dataclass_fields__})
+def check_number(name: str, value: object) -> None:
+    """Raise ConceptSpecError unless `value` is a finite number of at least 0."""
+    numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not numeric or not math.isfinite(value) or value < 0:  # type: ignore[arg-type, operator]
+        raise ConceptSpecError(f"{name} must be a finite number of at least 0, got {value!r}")
 
 
-def with_neurons(layers: Layers) -> bool:
-    """Whether idle neurons are among `layers`."""
-    return any(name in layers for name in NEURONS)
+def _check_count(name: str, value: object, *, least: int) -> None:
+    if type(value) is not int or value < least:
+        raise ConceptSpecError(
+            f"{name} must be a whole number of at least {least}, got {value!r}"
+        )
+
+
+def _layers(given: Any) -> Layers | dict[str, Layers] | None:
+    """As a tuple, or a table of tuples; a single layer may stand alone."""
+    if given is None:
+        return None
+    if isinstance(given, Mapping):
+        return {target: _tuple(layers) for target, layers in given.items()}
+    return _tuple(given)
 
 
 def _tuple(layers: Any) -> Layers:
     return (layers,) if isinstance(layers, (int, str)) else tuple(layers)
+
+
+def _values(given: Any) -> list[Any]:
+    """What is given: one value, a table's values, or nothing."""
+    if given is None:
+        return []
+    return [*given.values()] if isinstance(given, Mapping) else [given]
+
+
+def _of(given: Any, target: str) -> Any:
+    """What is given for one target."""
+    return given.get(target) if isinstance(given, Mapping) else given
 
 
 def _check_layers(layers: Layers) -> None:
@@ -204,21 +179,6 @@ def _check_layers(layers: Layers) -> None:
     for layer in layers:
         if type(layer) is not int and layer not in (*NEURONS, READERS):
             raise ConceptSpecError(
-                f"unknown layer {layer!r}; layers are encoder blocks (0, 1, ..., -1), {names}, or 'auto' alone"
+                f"unknown layer {layer!r}; layers are encoder blocks (0, 1, ..., -1), {names}, "
+                "or 'auto' alone"
             )
-
-
-def _one_of(name: str, value: object, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ConceptSpecError(f"{name} {value!r} is not known (known: {', '.join(known)})")
-
-
-def number(name: str, value: object) -> None:
-    """Raise ConceptSpecError unless `value` is a finite number of at least 0."""
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or not math.isfinite(value)
-        or value < 0
-    ):
-        raise ConceptSpecError(f"{name} must be a finite number of at least 0, got {value!r}")

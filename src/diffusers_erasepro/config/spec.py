@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from ..errors import ConceptSpecError
-from .template_set import BLOCKS, TEMPLATES, Recipe, TemplateSet
+from .plan import BLOCKS, Recipe
+from .template_set import TEMPLATES, TemplateSet
 
 AUTO_ANCHOR = "auto"
 MAX_CONCEPTS = 10_000

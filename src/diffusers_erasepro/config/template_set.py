@@ -4,21 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-Layers = tuple[int | str, ...]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Where a concept is edited, and which token positions are held there."""
-
-    layers: Layers
-    """As in `erase`."""
-    alignment: str = "last_subject+eos"
-    """One of `prompts.ALIGNMENTS`."""
-
-
-BLOCKS = Recipe((0, -1))
-"""The first block and the last: every encoder has them."""
+from .plan import BLOCKS, Recipe
 
 
 @dataclass(frozen=True)

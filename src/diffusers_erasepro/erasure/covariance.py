@@ -15,15 +15,13 @@ from tqdm.auto import tqdm
 from ..config.spec import ErasureSpec
 from ..errors import ConceptSpecError
 from ..families.types import LAST, Reading
-from ..families.variants import Site
 from ..linalg.constrained import cholesky
-from ..modules.linear import base_linear
-from ..prompts.pairs import TextPath, Tokens
-from .layerwise import reading
+from ..prompts.tokens import TextPath, Tokens
+from .sites.protocol import STATES
+from .states import reading_states
 
 CACHE_BYTES = 2 << 30
 """Of CLIP-L's fc2 one matrix takes 75 MB."""
-STATES = "states"
 _cache: OrderedDict[tuple[Hashable, str], Tensor] = OrderedDict()
 
 
@@ -75,7 +73,7 @@ def _recorded(
     sums: dict[str, Tensor] = {}
     batches = [batch.trimmed() for batch in tokens.split()]
     for batch in tqdm(batches, desc="statistics", leave=False, delay=2):
-        with record_inputs(sites) as seen, reading(encoder, [states]) as read:
+        with record_inputs(sites) as seen, reading_states(encoder, [states]) as read:
             (seen[STATES],) = read(batch)
         for name, x in seen.items():
             flat = (x[:, 0] if x.shape[1] == 1 else x[batch.read]).cpu().double()
@@ -190,14 +188,13 @@ def _enough(captions: Sequence[str], rows: int, linears: Mapping[str, nn.Module]
 
 
 def kept_inputs(
-    encoder: nn.Module, path: TextPath, spec: ErasureSpec, sites: Sequence[Site]
+    encoder: nn.Module, path: TextPath, spec: ErasureSpec, linears: Mapping[str, nn.Module]
 ) -> dict[str, Tensor]:
     """What every site, and "states", receives at all positions of the prompts to keep; nothing there may change."""
     if not spec.keep:
         return {}
     tokens, states = path.tokens(spec.keep), path.use.readings[0]
-    linears = {site.linear: base_linear(encoder.get_submodule(site.linear)) for site in sites}
-    with record_inputs(linears) as seen, reading(encoder, [states]) as read:
+    with record_inputs(linears) as seen, reading_states(encoder, [states]) as read:
         (seen[STATES],) = read(tokens)
     return {
         name: (x[tokens.read].T if x.shape[1] > 1 else x[:, 0].T).cpu() for name, x in seen.items()

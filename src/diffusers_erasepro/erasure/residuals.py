@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from ..families.encoders import encoder_family_of
 from ..families.types import LAST, Reading
 from ..linalg.low_rank import LowRank
-from ..prompts.pairs import Rows
-from .layerwise import edited, states_of
+from ..prompts.alignment import Rows
+from .states import edited, states_of
 
 
 def target_states(encoder: nn.Module, rows: Rows, readings: Sequence[Reading]) -> list[Tensor]:

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm, trange
 
 from ..baselines.rece import inverse_map
 from ..config.spec import Concept
-from ..erasure.layerwise import final_states
+from ..erasure.states import final_states
 from ..errors import EvaluationError
 from ..families.pipelines import family_of, get_component, reader_paths
 from ..modules.storage import weight_of

@@ -1,4 +1,4 @@
-"""Pictures of erasures: rows of images with their prompts, before and after."""
+"""Figures of erasures: rows of images with their prompts, and edit sizes by depth."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def save_grid(
     *,
     title: str = "",
 ) -> Path:
-    """One column per prompt, one row per state of the pipeline; the prompt stands above its column."""
+    """One column per prompt, one row per state of the pipeline; prompts stand above."""
     figure, axes = plt.subplots(
         len(rows), len(prompts), figsize=(1.55 * len(prompts), 1.6 * len(rows) + 0.7), squeeze=False
     )
@@ -44,7 +44,7 @@ def save_depth(
     label: str = "block, shallow to deep",
     log: bool = False,
 ) -> Path:
-    """Relative edit size ||D|| / ||W|| by block, or by what `label` says; one line per name."""
+    """Relative edit size |D| / |W| by block, or by what `label` says; one line per name."""
     figure, axis = plt.subplots(figsize=(5, 3.2))
     for name, values in sizes.items():
         axis.plot(range(len(values)), values, marker="o", label=name)

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from ..erasure.layerwise import final_states
-from ..prompts.pairs import token_ids
+from ..erasure.states import final_states
+from ..prompts.tokens import token_ids
 from .judge import JudgeNet, to_pixels
 
 SPACE = 64

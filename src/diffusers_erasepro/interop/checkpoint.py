@@ -20,7 +20,7 @@ from ..adapters.report import NAN
 from ..baselines.assembly import assemble_adapter
 from ..config.options import OtherMethod
 from ..config.spec import Concept, ErasureSpec
-from ..erasure.layerwise import working
+from ..erasure.float32 import in_float32
 from ..errors import AdapterFormatError, BaseModelMismatchError, UnsafeFileError
 from ..families.pipelines import family_of, get_component
 from ..linalg.low_rank import LowRank
@@ -78,7 +78,7 @@ def adapter_from_checkpoint(
         )
         named = spec or Concept(f"import {digest[:8]}")
         told = ErasureSpec((named,)) if isinstance(named, Concept) else named
-        with working(get_component(base, family.encoders[0][0])) as encoder:
+        with in_float32(get_component(base, family.encoders[0][0])) as encoder:
             adapter = assemble_adapter(
                 base,
                 family,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..adapters.adapter import ErasureAdapter
 from ..adapters.header import metadata, sorted_metadata
 from ..adapters.report import NAN, LayerReport, Report, frobenius
-from ..config.options import Foreign
+from ..config.options import OtherMethod
 from ..config.spec import ErasureSpec
 from ..errors import AdapterFormatError, UnsafeFileError
 from ..families.encoders import stored_name
@@ -132,7 +132,7 @@ def import_lora(
     }
     return ErasureAdapter(
         spec,
-        Foreign(IMPORT, {"strength": strength}),
+        OtherMethod(IMPORT, {"strength": strength}),
         base,
         edits,
         {},

@@ -13,8 +13,8 @@ from .low_rank import LowRank, finite, orthonormal, stack
 
 
 @dataclass(frozen=True)
-class Edit:
-    """A solved layer: the factors and what the solve has to say for itself."""
+class Solution:
+    """A solved layer: the factors, and how well posed the solve was."""
 
     factors: LowRank
     constraints: int
@@ -29,6 +29,40 @@ class Edit:
     """Share of the soft part, in the Frobenius norm, that `max_rank` left out."""
 
 
+@dataclass(frozen=True)
+class Soft:
+    """Columns that are met by weighted least squares only."""
+
+    X: Tensor
+    """`(d_in, ns)` keys."""
+    R: Tensor
+    """`(d_out, ns)` what should be added there."""
+    weight: float = 0.03
+    """mu: against the metric; larger meets them better and drifts more."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Tolerances of the solve, all relative."""
+
+    rtol: float = 1e-7
+    """Directions of the whitened X below `rtol` of the largest count as duplicates."""
+    soft_rtol: float = 1e-3
+    """The same for the singular values of the soft part; larger gives a smaller file."""
+    max_rank: int | None = None
+    """Upper bound of the rank of D; at least the number of constraints."""
+    max_residual: float = 1e-3
+    """A larger residual means that nearly equal keys ask for different things."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What messages call the layer, and the columns of X."""
+
+    layer: str = "layer"
+    columns: tuple[str, ...] = ()
+
+
 def solve(
     X: Tensor,
     R: Tensor,
@@ -36,102 +70,106 @@ def solve(
     *,
     L: Tensor | None = None,
     K: Tensor | None = None,
-    Xs: Tensor | None = None,
-    Rs: Tensor | None = None,
-    mu: float = 0.03,
-    rtol: float = 1e-7,
-    soft_rtol: float = 1e-3,
-    max_rank: int | None = None,
-    max_residual: float = 1e-3,
-    where: str = "layer",
-    names: Sequence[str] = (),
-) -> Edit:
+    soft: Soft | None = None,
+    limits: Limits = Limits(),
+    labels: Labels = Labels(),
+) -> Solution:
     """Minimise  tr(D C D') + mu ||D Xs - Rs||^2 / ns   subject to   D X = R  and  D K = 0.
 
-    K joins X with nothing to add. With C = L L' the rows of D L lie in the span of the whitened keys
-    L^-1 [X Xs] = Q [x xs], so that D = M Q' L^-1 and only the small M is left to find. With
+    K joins X with nothing to add. With C = L L' the rows of D L lie in the span of the whitened
+    keys L^-1 [X Xs] = Q [x xs], so that D = M Q' L^-1 and only the small M is left to find. With
     H = I + mu xs xs'/ns = Lh Lh' and Lh^-1 x = U S V':
 
         G = (x' H^-1 x)^-1 x' H^-1 = V S^-1 U' Lh^-1
         M = M0 + (R - M0 x) G,   M0 = mu Rs xs' H^-1 / ns            (the soft prompts alone)
           = R G + M0 (I - x G)
 
-    The first term has rank <= n; the second vanishes on X, so truncating it leaves the constraint exact.
-    Without C, Xs this is the paper's closed form  R (X'X)^-1 X'.
+    The first term has rank <= n; the second vanishes on X, so truncating it leaves the constraint
+    exact. Without C and soft columns this is the closed form  R (X'X)^-1 X'  of ErasePro
+    (arXiv 2508.04472).
 
     Args:
         X: `(d_in, n)` what the layer receives at the constrained positions.
         R: `(d_out, n)` what must be added to its output there.
-        C: `(d_in, d_in)` the metric; None is the identity. Directions with little C are cheap to change.
+        C: `(d_in, d_in)` the metric; None is the identity. Directions with little C are cheap to
+            change.
         L: Its lower Cholesky factor, where that is known already; then C is not looked at.
         K: `(d_in, k)` keys where nothing may change.
-        Xs: `(d_in, ns)` keys met by least squares only.
-        Rs: `(d_out, ns)` what should be added there.
-        mu: Weight of the soft term against the metric; larger meets it better and drifts more.
-        rtol: Directions of the whitened X below `rtol` of the largest count as duplicates.
-        soft_rtol: The same for the singular values of the soft part; larger gives a smaller file.
-        max_rank: Upper bound of the rank of D; at least the number of constraints.
-        max_residual: A larger residual means that nearly equal keys ask for different things.
-        where: Name of the layer, for messages.
-        names: Names of the columns of X, for messages.
+        soft: Columns Xs, Rs met by least squares only, and their weight mu.
+        limits: Tolerances.
+        labels: For messages.
 
     Raises:
-        IllPosedError: Values that are not finite, more constraints than dimensions, constraints that contradict.
+        IllPosedError: Values that are not finite, more constraints than dimensions, constraints
+            that contradict.
     """
-    check_finite(where, X=X, R=R, K=K, Xs=Xs, Rs=Rs)
-    X, R = X.double(), R.double()
-    room = None if max_rank is None else max_rank - X.shape[1]
+    where = labels.layer
+    soft = soft if soft is not None and soft.X.shape[1] > 0 else None
+    check_finite(where, X=X, R=R, K=K)
+    if soft is not None:
+        check_finite(where, Xs=soft.X, Rs=soft.R)
+    X = X.double()
+    R = R.double()
+    room = None if limits.max_rank is None else limits.max_rank - X.shape[1]
     if room is not None and room < 0:
         raise IllPosedError(
-            f"{where}: max_rank={max_rank} is less than the {X.shape[1]} exact constraints; allow at least as many"
+            f"{where}: max_rank={limits.max_rank} is less than the {X.shape[1]} exact "
+            "constraints; allow at least as many"
         )
     if K is not None:
-        X, R = torch.cat([X, K.double()], 1), torch.cat([R, R.new_zeros(len(R), K.shape[1])], 1)
+        X = torch.cat([X, K.double()], 1)
+        R = torch.cat([R, R.new_zeros(len(R), K.shape[1])], 1)
     d_in, n = X.shape
     if n > d_in:
         raise IllPosedError(
-            f"{where}: {n} constraints on {d_in} input dimensions; use fewer exact templates or concepts"
+            f"{where}: {n} constraints on {d_in} input dimensions; use fewer exact templates or "
+            "concepts"
         )
-    soft = Xs is not None and Rs is not None and Xs.shape[1] > 0
-    keys = torch.cat([X, Xs.double()], 1) if soft else X  # type: ignore[union-attr]
-    L = L if L is not None or C is None else cholesky(C, where)
+    keys = X if soft is None else torch.cat([X, soft.X.double()], 1)
+    if L is None and C is not None:
+        L = cholesky(C, where)
 
-    Q, small = torch.linalg.qr(
-        keys if L is None else torch.linalg.solve_triangular(L, keys, upper=False)
-    )
-    span = (
-        Q.T if L is None else torch.linalg.solve_triangular(L.T, Q, upper=True).T
-    )  # (k, d_in): Q' L^-1
-    x, xs = small[:, :n], small[:, n:]
-    weight = mu / max(1, xs.shape[1])
+    whitened = keys if L is None else torch.linalg.solve_triangular(L, keys, upper=False)
+    Q, small = torch.linalg.qr(whitened)
+    # (k, d_in): Q' L^-1
+    span = Q.T if L is None else torch.linalg.solve_triangular(L.T, Q, upper=True).T
+    x = small[:, :n]
+    xs = small[:, n:]
+    weight = 0.0 if soft is None else soft.weight / max(1, xs.shape[1])
     Lh = torch.linalg.cholesky(torch.eye(len(x), dtype=x.dtype) + weight * xs @ xs.T)
 
     U, S, Vh = torch.linalg.svd(
         torch.linalg.solve_triangular(Lh, x, upper=False), full_matrices=False
     )
-    kept = rtol * S[0] < S
-    U, S, V = U[:, kept], S[kept], Vh[kept].T
+    kept = limits.rtol * S[0] < S
+    U = U[:, kept]
+    S = S[kept]
+    V = Vh[kept].T
     G = V / S @ torch.linalg.solve_triangular(Lh.T, U, upper=True).T  # (n, k)
 
-    parts, cut = [LowRank(R, G @ span)], 0.0
-    if soft:
+    parts = [LowRank(R, G @ span)]
+    cut = 0.0
+    asked = R
+    if soft is not None:
+        Rs = soft.R.double()
         rows = torch.cholesky_solve(weight * xs, Lh).T  # (ns, k), so that M0 = Rs rows
-        rest = LowRank(Rs.double(), (rows - (rows @ x) @ G) @ span)  # type: ignore[union-attr]
-        kept, cut = shortened(orthonormal(rest, rtol=soft_rtol), room)
-        parts.append(kept)
+        rest = LowRank(Rs, (rows - (rows @ x) @ G) @ span)
+        short, cut = shortened(orthonormal(rest, rtol=limits.soft_rtol), room)
+        parts.append(short)
+        asked = torch.cat([R, Rs], 1)
     factors = orthonormal(stack(parts), rtol=1e-12)
 
-    asked = torch.cat([R, Rs.double()], 1) if soft else R  # type: ignore[union-attr]
     least = 1e-6 * asked.norm(dim=0).max() + 1e-300  # a column may ask for nothing
     gap = (factors.B @ (factors.A @ X) - R).norm(dim=0) / R.norm(dim=0).clamp_min(least)
-    if gap.max() > max_residual:
-        pair = _pair(x, int(gap.argmax()), names)
+    if gap.max() > limits.max_residual:
+        pair = _pair(x, int(gap.argmax()), labels.columns)
         raise IllPosedError(
-            f"{where}: {n} constraints, {n - len(S)} of them nearly duplicates that contradict, such as {pair}: "
-            f"residual {float(gap.max()):.1e}, at most {max_residual:g}; remove near-duplicate templates or concepts, or "
-            f"lower rtol={rtol:g}"
+            f"{where}: {n} constraints, {n - len(S)} of them nearly duplicates that contradict, "
+            f"such as {pair}: residual {float(gap.max()):.1e}, at most {limits.max_residual:g}; "
+            "remove near-duplicate templates or concepts, or lower "
+            f"rtol={limits.rtol:g}"
         )
-    return Edit(
+    return Solution(
         factors=factors,
         constraints=n,
         dropped=n - len(S),

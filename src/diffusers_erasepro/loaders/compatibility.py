@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..adapters.adapter import ErasureAdapter
-from ..adapters.report import frobenius, most
+from ..adapters.report import SizeLimit, frobenius
 from ..config.options import Options
 from ..erasure.residuals import largest
 from ..errors import AdapterIntegrityError, BaseModelMismatchError
@@ -78,14 +78,14 @@ def _check_sizes(pipe: Any, adapter: ErasureAdapter) -> None:
         if isinstance(adapter.options, Options)
         else Options().max_edit_size
     )
-    bound, told = most(limit, len(adapter.spec.concepts))
+    bound = SizeLimit(limit, len(adapter.spec.concepts))
     for part in adapter.components:
         root = get_component(pipe, part)
         for name, factors in resolve_edits(root, part, adapter).items():
             size = frobenius(factors) / float(weight_of(root, name).detach().float().norm())
-            if not size <= bound:
+            if not size <= bound.all:
                 raise AdapterIntegrityError(
-                    f"{part}.{name} would change by {size:.3g} times its weight, at most {told} is allowed; "
+                    f"{part}.{name} would change by {size:.3g} times its weight, at most {bound} is allowed; "
                     "fetch the adapter again from its author"
                 )
 

@@ -12,17 +12,19 @@ from torch import Tensor
 
 from ..adapters.adapter import ErasureAdapter
 from ..adapters.report import worst
-from ..config.options import Foreign, Options, with_neurons
+from ..config.options import Options, OtherMethod
+from ..config.plan import ALIGNMENTS, Layers
 from ..config.spec import ErasureSpec
-from ..config.template_set import BLOCKS, Layers
-from ..erasure.erase import erase, instead
+from ..erasure.erase import erase, fall_back
 from ..erasure.residuals import anchor_states
 from ..errors import AdapterStateError, IllPosedError
 from ..families.pipelines import get_component
 from ..linalg.low_rank import LowRank, orthonormal, stack
 from ..modules.storage import without_loras
 from ..patching.weights import base_fingerprint, unedited
-from ..prompts.pairs import ALIGNMENTS, pairs_of, rows_of, text_paths
+from ..prompts.alignment import rows_of
+from ..prompts.pairs import pairs_of
+from ..prompts.tokens import text_paths
 
 SOLVED = 64
 SUM = "sum"
@@ -56,31 +58,32 @@ def joint_options(adapters: Sequence[ErasureAdapter], *, neurons: bool = True) -
     Raises:
         AdapterStateError: They differ, or one is not `erase`'s.
     """
-    own: list[tuple[str, Layers, str]] = []
+    layers: dict[str, Layers] = {}
+    alignments: dict[str, str] = {}
     rest: list[dict[str, Any]] = []
     robust = False
     for adapter in adapters:
         options = adapter.options
-        if isinstance(options, Foreign):
+        if isinstance(options, OtherMethod):
             raise AdapterStateError(
-                f"an adapter by {options.method!r} cannot be solved again; make it anew on this pipeline"
+                f"an adapter by {options.method!r} cannot be solved again; make it anew on this "
+                "pipeline"
             )
-        recipes = {c.target: options.recipe(c) for c in adapter.spec.concepts}
-        own += [
-            (t, r.layers if neurons or not with_neurons(r.layers) else BLOCKS.layers, r.alignment)
-            for t, r in recipes.items()
-        ]
+        plan = adapter.plan if neurons else adapter.plan.without_neurons()
+        for target, recipe in plan.recipes:
+            layers[target] = recipe.layers
+            alignments[target] = recipe.alignment
         robust |= options.robust
-        rest.append(
-            options.to_dict() | {"layers": None, "alignment": None, "each": None, "robust": None}
-        )
+        own = {"layers": None, "alignment": None, "robust": None}
+        rest.append(options.to_dict() | own)
     for name, value in rest[0].items():
-        if any(r[name] != value for r in rest):
-            values = [r[name] for r in rest]
+        values = [r[name] for r in rest]
+        if any(other != value for other in values):
             raise AdapterStateError(
-                f"adapters made with different {name} {values} cannot be solved together; make them alike"
+                f"adapters made with different {name} {values} cannot be solved together; make "
+                "them alike"
             )
-    return rest[0] | {"each": own, "robust": robust}
+    return rest[0] | {"layers": layers, "alignment": alignments, "robust": robust}
 
 
 def solved(
@@ -95,9 +98,9 @@ def solved(
     try:
         return erase(pipe, spec, measure=measure, **joint_options(adapters, neurons=not spec.keep))
     except IllPosedError as error:
-        if not any(a.options.takes_neurons for a in adapters):
+        if not any(a.plan.assigns_neurons for a in adapters):
             raise
-        return instead(
+        return fall_back(
             error,
             lambda: erase(pipe, spec, measure=measure, **joint_options(adapters, neurons=False)),
         )
@@ -126,7 +129,7 @@ def combined(pipe: Any, adapters: Sequence[ErasureAdapter]) -> ErasureAdapter | 
 def _joined(pipe: Any, adapters: Sequence[ErasureAdapter]) -> ErasureAdapter:
     """Ours solved together, the others added to that."""
     ours = [a for a in adapters if isinstance(a.options, Options)]
-    others = [a for a in adapters if isinstance(a.options, Foreign)]
+    others = [a for a in adapters if isinstance(a.options, OtherMethod)]
     if len(ours) > 1:
         with without_loras(
             get_component(pipe, part) for a in ours for part in a.base
@@ -138,7 +141,7 @@ def _joined(pipe: Any, adapters: Sequence[ErasureAdapter]) -> ErasureAdapter:
 def _summed(pipe: Any, adapters: Sequence[ErasureAdapter]) -> ErasureAdapter:
     """The sum of the edits, which says so; `verify_erasure` measures what it leaves."""
     warnings.warn(SUMMED, stacklevel=2)
-    spec, made_by = joint_spec(adapters), Foreign(SUM)
+    spec, made_by = joint_spec(adapters), OtherMethod(SUM)
     goals: dict[str, Tensor] = {}
     with unedited(pipe), torch.no_grad():
         for path in text_paths(pipe):
@@ -186,7 +189,7 @@ def kernel(adapters: Sequence[ErasureAdapter]) -> dict[str, LowRank]:
     Raises:
         AdapterStateError: One gives neurons away: two that were made apart may give away the same.
     """
-    if any(a.options.takes_neurons for a in adapters):
+    if any(a.plan.assigns_neurons for a in adapters):
         raise AdapterStateError(
             "adapters with neurons among their layers may have given away the same ones; combine them on the text encoder"
         )
@@ -209,7 +212,7 @@ def _kernel(name: str, adapters: Sequence[ErasureAdapter]) -> LowRank:
 
 def _keys(adapter: ErasureAdapter, name: str) -> Tensor:
     """`(d_in, n)`; all K/V linears share the keys of the encoder they read."""
-    if isinstance(adapter.options, Foreign):
+    if isinstance(adapter.options, OtherMethod):
         raise AdapterStateError(
             f"an adapter by {adapter.options.method!r} holds no keys; it can only be added"
         )

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ..adapters.adapter import ErasureAdapter
-from ..config.options import Foreign, Options, held
+from ..config.options import Options, OtherMethod
 from ..config.spec import Concept
-from ..erasure.layerwise import edited
 from ..erasure.residuals import largest, relative, target_states
+from ..erasure.states import edited
 from ..errors import AdapterIntegrityError, ConceptSpecError, UnknownFamilyError
 from ..families.pipelines import family_of, get_component
 from ..linalg.low_rank import LowRank
@@ -36,7 +36,9 @@ from ..patching.weights import (
     track_weights,
     unedited,
 )
-from ..prompts.pairs import Pair, Prompt, Rows, TextPath, pairs_of, rows_of, text_paths
+from ..prompts.alignment import Rows, rows_of
+from ..prompts.pairs import Pair, Prompt, pairs_of
+from ..prompts.tokens import TextPath, text_paths
 from .locking import missing
 from .stacking import SUM, SUMMED
 
@@ -170,7 +172,7 @@ def _paths(pipe: Any, adapter: ErasureAdapter) -> list[TextPath]:
 
 def _rows(path: TextPath, adapter: ErasureAdapter) -> Rows:
     concepts = adapter.spec.concepts
-    return rows_of(pairs_of(concepts, "exact"), path, held(adapter.options, concepts))
+    return rows_of(pairs_of(concepts, "exact"), path, adapter.plan.alignments(concepts))
 
 
 def _goals(path: TextPath, adapter: ErasureAdapter) -> list[Tensor]:
@@ -369,7 +371,7 @@ def _told(pipe: Any, adapter: ErasureAdapter, text: str) -> float:
     (concept, pair), each = _pair_in(text, adapter.spec.concepts), []
     for path in _paths(pipe, adapter):
         rows, readings = (
-            rows_of([pair], path, adapter.options.alignment_of(concept)),
+            rows_of([pair], path, adapter.plan.alignment_of(concept)),
             path.use.readings,
         )
         anchors = Rows(rows.anchor, rows.target, rows.row, rows.anchor_at, rows.target_at)
@@ -419,7 +421,7 @@ def _unsure(pipe: Any, active: Sequence[ErasureAdapter]) -> list[str]:
         for n, a in loaded.items()
         if a.imported
     ]
-    return [*notes, *([SUMMED] if any(a.options == Foreign(SUM) for a in active) else [])]
+    return [*notes, *([SUMMED] if any(a.options == OtherMethod(SUM) for a in active) else [])]
 
 
 def _off(pipe: Any) -> list[str]:

@@ -9,7 +9,7 @@ from itertools import takewhile
 import torch
 from torch import Tensor
 
-from .pairs import Tokens, joined
+from .tokens import Tokens, join_tokens
 
 Ids = tuple[int, ...]
 UNSEEN = torch.finfo(torch.float32).min
@@ -33,7 +33,7 @@ class Batch:
 def as_rows(targets: Tokens, anchors: Tokens, length: int | None = None) -> Batch:
     """Every prompt a row, an anchor once; cut to `length` where one is given, which is allowed where attention is causal."""
     distinct, of = anchors.unique()
-    tokens = joined([targets, distinct]).trimmed()
+    tokens = join_tokens([targets, distinct]).trimmed()
     tokens = tokens if length is None else tokens.cut(length)
     at = torch.arange(tokens.ids.numel()).reshape(tokens.ids.shape)
     row = torch.arange(len(tokens))

@@ -1,1 +1,1 @@
-"""The kinds of edit, one class each."""
+"""The kinds of edit, one class each, and the list of them that a plan comes to."""

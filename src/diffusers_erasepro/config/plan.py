@@ -1,0 +1,123 @@
+"""What a request was resolved to, per concept: where it is edited, and which positions are held."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .spec import Concept
+
+Layers = tuple[int | str, ...]
+READERS = "kv"
+"""The name that stands for the denoiser's K/V linears among `layers`."""
+NEURONS = ("neurons", "eos_neurons")
+"""The names that stand for idle neurons of the first block, and of the last that is read."""
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Which target positions are sent to which anchor positions."""
+
+    whole_subject: bool = False
+    """Every subject token, or the last one only."""
+    suffix: bool = False
+    """The words that follow the subject."""
+    eos: bool = True
+    """What follows the prompt: EOS, or the end of a chat template."""
+    padding: bool = False
+
+
+ALIGNMENTS = {
+    "last_subject": Alignment(eos=False),
+    "last_subject+eos": Alignment(),
+    "subject": Alignment(whole_subject=True, eos=False),
+    "subject+eos": Alignment(whole_subject=True),
+    "subject_to_eos": Alignment(whole_subject=True, suffix=True),
+    "all": Alignment(whole_subject=True, suffix=True, padding=True),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Where a concept is edited, and which token positions are held there."""
+
+    layers: Layers
+    """As in `erase`."""
+    alignment: str = "last_subject+eos"
+    """One of `ALIGNMENTS`."""
+
+
+BLOCKS = Recipe((0, -1))
+"""The first block and the last: every encoder has them."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The recipe of every concept, by its target."""
+
+    recipes: tuple[tuple[str, Recipe], ...]
+
+    @classmethod
+    def uniform(cls, concepts: Sequence[Concept], recipe: Recipe) -> Plan:
+        """The same recipe for every concept."""
+        return cls(tuple((concept.target, recipe) for concept in concepts))
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Mapping[str, Any]]) -> Plan:
+        """What `to_dict` wrote."""
+        return cls(
+            tuple(
+                (target, Recipe(tuple(recipe["layers"]), recipe["alignment"]))
+                for target, recipe in data.items()
+            )
+        )
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Plain data for the file's header."""
+        return {
+            target: {"layers": list(recipe.layers), "alignment": recipe.alignment}
+            for target, recipe in self.recipes
+        }
+
+    def recipe_of(self, concept: Concept) -> Recipe:
+        """The recipe of one concept."""
+        return dict(self.recipes)[concept.target]
+
+    def alignment_of(self, concept: Concept) -> Alignment:
+        """Which positions of a concept's prompts are held."""
+        return ALIGNMENTS[self.recipe_of(concept).alignment]
+
+    def alignments(self, concepts: Iterable[Concept]) -> dict[str, Alignment]:
+        """By word, which positions of the prompts that name it are held."""
+        found = {}
+        for concept in concepts:
+            found |= dict.fromkeys(concept.words, self.alignment_of(concept))
+        return found
+
+    def concepts_at(self, layer: int | str, concepts: Iterable[Concept]) -> list[Concept]:
+        """The concepts that name `layer` among theirs."""
+        return [c for c in concepts if layer in self.recipe_of(c).layers]
+
+    @property
+    def layers(self) -> Layers:
+        """The layers of all concepts."""
+        found: dict[int | str, None] = {}
+        for _, recipe in self.recipes:
+            found |= dict.fromkeys(recipe.layers)
+        return tuple(found)
+
+    @property
+    def assigns_neurons(self) -> bool:
+        """Whether idle neurons are assigned to words."""
+        return any(name in NEURONS for name in self.layers)
+
+    def without_neurons(self) -> Plan:
+        """The same plan with `BLOCKS` wherever neurons are asked for; positions stay."""
+        kept = []
+        for target, recipe in self.recipes:
+            named = any(name in NEURONS for name in recipe.layers)
+            layers = BLOCKS.layers if named else recipe.layers
+            kept.append((target, Recipe(layers, recipe.alignment)))
+        return Plan(tuple(kept))

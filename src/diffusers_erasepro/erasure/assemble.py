@@ -1,0 +1,166 @@
+"""From a finished walk to the adapter and its report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..adapters.adapter import ErasureAdapter
+from ..adapters.report import (
+    NAN,
+    EncoderReport,
+    LayerReport,
+    Report,
+    SizeLimit,
+    layer_report,
+    worst,
+)
+from ..families.encoders import stored_name
+from ..families.pipelines import family_of, get_component
+from ..linalg.low_rank import LowRank, stack
+from ..modules.fingerprint import fingerprints
+from ..modules.storage import weight_of
+from .layerwise import Step, Walk
+from .residuals import read_residual
+from .sites.planning import Planning
+from .sites.protocol import STATES
+from .sites.readers import ReaderSite
+
+NOT_ADDABLE = (
+    "two adapters with neurons may have given away the same ones: load_erasure_adapter solves them "
+    "together, stock load_lora_weights would add them up"
+)
+
+
+def assemble_adapter(planning: Planning, done: Walk) -> ErasureAdapter:
+    """The adapter of one text encoder.
+
+    Raises:
+        IllPosedError: An edit is larger than the options allow.
+    """
+    name = planning.path.use.encoder
+    base = {name: dict(planning.base)}
+    edits: dict[str, list[LowRank]] = {}
+    keys: dict[str, Tensor] = {}
+    for step in done.steps:
+        part = step.site.component
+        if part not in base:
+            base[part] = fingerprints(get_component(planning.pipe, part), {})
+        for linear, factors in step.edits.factors.items():
+            edits.setdefault(stored_name(part, linear), []).append(factors)
+        for linear, key in step.keys.items():
+            stored = f"{name}.{STATES}" if linear == STATES else stored_name(part, linear)
+            keys[stored] = key.T.float().cpu()
+    goals = {}
+    for reading, (_, goal) in zip(planning.path.use.readings, done.states["exact"], strict=True):
+        goals[f"{name}.{reading}"] = goal.float().cpu()
+    return ErasureAdapter(
+        planning.spec,
+        planning.options,
+        base=base,
+        edits={stored: stack(found).to(torch.float32) for stored, found in edits.items()},
+        keys=keys,
+        goals=goals,
+        report=_report(planning, done),
+        plan=planning.plan,
+    )
+
+
+def merge_encoders(parts: Sequence[ErasureAdapter]) -> ErasureAdapter:
+    """One adapter for all encoders."""
+
+    def merged(name: str) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for part in parts:
+            found |= getattr(part, name)
+        return found
+
+    first = parts[0]
+    return ErasureAdapter(
+        first.spec,
+        first.options,
+        base=merged("base"),
+        edits=merged("edits"),
+        keys=merged("keys"),
+        goals=merged("goals"),
+        report=worst([part.report for part in parts]),
+        plan=first.plan,
+    )
+
+
+def notes_of(pipe: Any, adapter: ErasureAdapter) -> tuple[str, ...]:
+    """What was left out, and which routes do not see the whole edit."""
+    family = family_of(pipe)
+    notes = []
+    for use in family.encoders:
+        if getattr(pipe, use.encoder, None) is None:
+            notes.append(f"{use.encoder} is None and was skipped: the pipeline reads nothing of it")
+    for part in adapter.components:
+        if part not in family.stock:
+            notes.append(
+                f"stock load_lora_weights does not reach {part}: load with load_erasure_adapter"
+            )
+    if adapter.plan.assigns_neurons:
+        notes.append(NOT_ADDABLE)
+    return tuple(notes)
+
+
+def _report(planning: Planning, done: Walk) -> Report:
+    """What the walk found at the readings, or at the edited readers of them."""
+    residuals = _residuals(planning, done)
+    exact = residuals["exact"]
+    unseen = residuals.get("held_out", torch.zeros(0))
+    kept = residuals.get("kept", torch.zeros(0))
+    numbers: dict[str, Any] = {
+        "listed_residual": float(exact.max()),
+        "held_out_residual": float(unseen.max()) if len(unseen) else NAN,
+        "held_out_mean": float(unseen.mean()),
+        "drift": float(kept.mean()),
+    }
+    use = planning.path.use
+    encoder = EncoderReport(use.encoder, tuple(map(str, use.readings)), **numbers)
+    layers: list[LayerReport] = []
+    for step in done.steps:
+        layers += _layer_reports(planning, step)
+    return Report(**numbers, encoders=(encoder,), layers=tuple(layers))
+
+
+def _residuals(planning: Planning, done: Walk) -> dict[str, Tensor]:
+    """Per kind of prompts, relative residuals at all readings."""
+    closed: list[tuple[Tensor, LowRank]] = []
+    for step in done.steps:
+        if isinstance(step.site, ReaderSite):
+            weights = step.site.weights
+            closed = [(weights[path], f) for path, f in step.edits.factors.items()]
+    readings = planning.path.use.readings
+    found = {}
+    for kind, pairs in done.states.items():
+        each = []
+        for reading, (have, goal) in zip(readings, pairs, strict=True):
+            each.append(read_residual(have, goal, () if reading.pooled else closed))
+        found[kind] = torch.cat(each)
+    return found
+
+
+def _layer_reports(planning: Planning, step: Step) -> list[LayerReport]:
+    """One per linear that a step edited."""
+    limit = SizeLimit(planning.options.max_edit_size, len(planning.spec.concepts))
+    root = get_component(planning.pipe, step.site.component)
+    weights: Mapping[str, Tensor] = getattr(step.site, "weights", {})
+    found = []
+    for linear, factors in step.edits.factors.items():
+        weight = weights[linear] if linear in weights else weight_of(root, linear)
+        found.append(
+            layer_report(
+                stored_name(step.site.component, linear),
+                weight,
+                factors,
+                step.edits.solution,
+                gap=step.gap,
+                limit=limit,
+            )
+        )
+    return found

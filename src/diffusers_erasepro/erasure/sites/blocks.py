@@ -1,0 +1,135 @@
+"""Encoder blocks: the linear that writes the residual stream last sends the block's output to the anchor's.
+
+That the stream itself must meet the anchor's, and not each linear's own output, is our reading of
+ErasePro (arXiv 2508.04472).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from ...config.options import blocks_in
+from ...config.plan import Recipe
+from ...errors import ConceptSpecError, UnknownFamilyError
+from ...families.encoders import blocks_path, blocks_read, encoder_family_of
+from ...linalg.constrained import Labels, Limits, Soft, Solution, solve
+from ...prompts.alignment import Rows
+from .planning import Planning
+from .protocol import ByKind, Edits
+
+Solver = Callable[[ByKind, ByKind], Solution]
+"""Keys and gaps per kind of prompts, `(k, d)` each, to the solution."""
+
+
+@dataclass(frozen=True)
+class LinearSite:
+    """One linear D of which is solved so that the gap of `output` closes."""
+
+    component: str
+    linear: str
+    output: str
+    positions: Mapping[str, Rows]
+    solver: Solver
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The linear itself."""
+        return (self.linear,)
+
+    def solve(self, inputs: Mapping[str, ByKind], gap: ByKind) -> Edits:
+        """The smallest edit of the linear that adds the gap at the exact positions."""
+        keys = inputs[self.linear]
+        solution = self.solver(keys, gap)
+        return Edits({self.linear: solution.factors}, {self.linear: keys["exact"].T}, solution)
+
+    def apply(
+        self, output: Tensor, inputs: Mapping[str, Tensor], edits: Edits
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The edit is added at every position, as the edited weight would add it."""
+        factors = edits.factors[self.linear]
+        return output + factors(inputs[self.linear]), {}
+
+
+def block_sites(planning: Planning) -> list[LinearSite]:
+    """The blocks that the plan names, shallow to deep."""
+    sites = []
+    for block in planned_blocks(planning):
+        path = f"{blocks_path(planning.live)}.{block}"
+        writer = writer_of(planning.live, path)
+        sites.append(site_at(planning, block, linear=f"{path}.{writer}", output=path))
+    return sites
+
+
+def site_at(planning: Planning, block: int, *, linear: str, output: str) -> LinearSite:
+    """The site of one linear of a block, for the concepts that ask for the block."""
+    asking = [
+        concept
+        for concept in planning.spec.concepts
+        if block in blocks_of_recipe(planning, planning.plan.recipe_of(concept))
+    ]
+    positions = planning.positions_of(asking)
+    name = planning.path.use.encoder
+    return LinearSite(
+        name, linear, output, positions, covariance_solver(planning, linear, positions)
+    )
+
+
+def covariance_solver(planning: Planning, name: str, positions: Mapping[str, Rows]) -> Solver:
+    """`solve` with the options' numbers, in the metric of what the linear `name` usually receives."""
+    options = planning.options
+    columns = [planning.pairs["exact"][i] for i in positions["exact"].row]
+    # a concept weighs the same in any company
+    weight = options.soft_weight * len({pair.word for pair in columns})
+    limits = Limits(rtol=options.rtol, max_rank=options.max_rank)
+    labels = Labels(name, tuple(pair.target.text for pair in columns))
+
+    def solver(keys: ByKind, gap: ByKind) -> Solution:
+        return solve(
+            keys["exact"].T,
+            gap["exact"].T,
+            L=planning.metrics.get(name),
+            K=planning.kept.get(name),
+            soft=Soft(keys["soft"].T, gap["soft"].T, weight),
+            limits=limits,
+            labels=labels,
+        )
+
+    return solver
+
+
+def planned_blocks(planning: Planning) -> list[int]:
+    """All blocks that some concept asks for, shallow to deep."""
+    found: set[int] = set()
+    for _, recipe in planning.plan.recipes:
+        found |= {*blocks_of_recipe(planning, recipe)}
+    return sorted(found)
+
+
+def blocks_of_recipe(planning: Planning, recipe: Recipe) -> list[int]:
+    """The blocks to edit, counted from the last that is read; who edits it edits every block that is."""
+    closing = blocks_read(planning.live, planning.path.use.readings)
+    blocks = blocks_in(recipe.layers, closing[-1] + 1)
+    return sorted({*blocks, *closing}) if closing[-1] in blocks else blocks
+
+
+def writer_of(encoder: nn.Module, block: str) -> str:
+    """The linear of a block that writes the residual stream last.
+
+    Raises:
+        ConceptSpecError: A norm follows every linear.
+        UnknownFamilyError: The record names a linear that is not there.
+    """
+    writer = encoder_family_of(encoder).writer
+    if writer is None:
+        raise ConceptSpecError(
+            f"layers: in {type(encoder).__name__} a norm follows every linear, so no edit of one "
+            "reaches an arbitrary state; use layers='kv', the denoiser's linears that read it"
+        )
+    if f"{block}.{writer}" not in {name for name, _ in encoder.named_modules()}:
+        raise UnknownFamilyError(
+            f"{type(encoder).__name__} has no {writer} in its blocks; see docs/families.md"
+        )
+    return writer

@@ -1,0 +1,53 @@
+"""From a plan to the list of sites that the walk solves, shallow to deep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from ...modules.fingerprint import fingerprint_with_loras
+from ...modules.linear import base_linear
+from ..covariance import kept_inputs, metrics_of
+from .blocks import block_sites
+from .neurons import neuron_sites
+from .planning import Planning
+from .protocol import STATES, EditSite
+from .readers import reader_sites
+
+
+def plan_edits(planning: Planning) -> list[EditSite]:
+    """Every edit of the plan. Of sites with one output, the earlier solves first."""
+    return with_metrics(
+        planning,
+        [
+            *neuron_sites(planning),
+            *block_sites(planning),
+            *reader_sites(planning),
+        ],
+    )
+
+
+def with_metrics(planning: Planning, sites: list[EditSite]) -> list[EditSite]:
+    """`sites`, once the metrics of what they receive are known."""
+    linears = linears_of(planning.encoder, sites)
+    encoder = planning.encoder
+    path = planning.path
+    if planning.options.metric == "covariance":
+        key = fingerprint_with_loras(planning.live, planning.base)
+        ridge = planning.options.ridge
+        found = metrics_of(encoder, path, planning.spec, linears, key=key, ridge=ridge)
+        planning.metrics.update(found)
+    planning.kept.update(kept_inputs(encoder, path, planning.spec, linears))
+    return sites
+
+
+def linears_of(encoder: nn.Module, sites: Sequence[EditSite]) -> dict[str, nn.Module]:
+    """The linears whose inputs the sites see."""
+    found = {}
+    for site in sites:
+        for name in site.inputs:
+            module = None if name == STATES else base_linear(encoder.get_submodule(name))
+            if hasattr(module, "in_features"):
+                found[name] = module
+    return found

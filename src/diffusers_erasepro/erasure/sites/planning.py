@@ -1,0 +1,89 @@
+"""What the kinds of edit are planned from: the request, the prompts, and the metrics of the base."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from ...config.options import Options
+from ...config.plan import Plan
+from ...config.spec import Concept, ErasureSpec
+from ...errors import ConceptSpecError
+from ...prompts.alignment import Rows, rows_of
+from ...prompts.pairs import Pair, pairs_to_solve
+from ...prompts.tokens import TextPath
+
+
+@dataclass(frozen=True)
+class Planning:
+    """One text encoder of a pipeline, and what shall be erased from it."""
+
+    pipe: Any
+    path: TextPath
+    encoder: nn.Module
+    """Runs in float32; its weights are the live encoder's."""
+    spec: ErasureSpec
+    options: Options
+    plan: Plan
+    pairs: Mapping[str, Sequence[Pair]]
+    """Per kind, "exact" and "soft"."""
+    rows: Mapping[str, Rows]
+    """Of `pairs`, aligned as each concept's recipe says."""
+    base: Mapping[str, str]
+    """Dtype -> fingerprint of the live encoder."""
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+    """By linear, or "states": the Cholesky factor of its metric. Filled once every site is known,
+    in one pass over the captions."""
+    kept: dict[str, Tensor] = field(default_factory=dict)
+    """By linear, or "states": its inputs at the prompts in `keep`. Filled with the metrics."""
+
+    @classmethod
+    def of(
+        cls,
+        pipe: Any,
+        path: TextPath,
+        encoder: nn.Module,
+        spec: ErasureSpec,
+        options: Options,
+        plan: Plan,
+        base: Mapping[str, str],
+    ) -> Planning:
+        """The prompts of the spec, tokenized and aligned for one encoder."""
+        pairs = pairs_to_solve(spec.concepts, soft_budget=options.soft_budget)
+        alignments = plan.alignments(spec.concepts)
+        with naming_encoder(path):
+            rows = {kind: rows_of(found, path, alignments) for kind, found in pairs.items()}
+        return cls(pipe, path, encoder, spec, options, plan, pairs, rows, base)
+
+    @property
+    def live(self) -> nn.Module:
+        """The pipeline's own encoder."""
+        return self.path.encoder
+
+    def positions_of(self, concepts: Sequence[Concept]) -> Mapping[str, Rows]:
+        """The aligned positions of prompts that name one of `concepts`."""
+        if len(concepts) == len(self.spec.concepts):
+            return self.rows
+        words = words_of(concepts)
+        return {kind: rows.naming(words, self.pairs[kind]) for kind, rows in self.rows.items()}
+
+
+def words_of(concepts: Sequence[Concept]) -> set[str]:
+    """Targets and synonyms."""
+    words: set[str] = set()
+    for concept in concepts:
+        words |= {*concept.words}
+    return words
+
+
+@contextmanager
+def naming_encoder(path: TextPath) -> Iterator[None]:
+    """Inside, an error about the spec says which text encoder it met."""
+    try:
+        yield
+    except ConceptSpecError as error:
+        raise ConceptSpecError(f"{path.use.encoder}: {error}") from error

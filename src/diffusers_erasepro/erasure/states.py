@@ -1,0 +1,117 @@
+"""What a denoiser reads of a text encoder: its states, taken from a running encoder."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..families.encoders import blocks_of
+from ..families.types import LAST, Reading
+from ..linalg.low_rank import LowRank
+from ..modules.linear import base_linear, device_of, is_compiled
+from ..prompts.tokens import Tokens
+
+
+def hidden_of(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """The hidden states of a block's output."""
+    return output if isinstance(output, Tensor) else output[0]
+
+
+@contextmanager
+def reading_states(
+    encoder: nn.Module, readings: Sequence[Reading]
+) -> Iterator[Callable[[Tokens], list[Tensor]]]:
+    """Inside, the function given runs tokens and returns what the denoiser reads.
+
+    Per reading `(n, length, d)`, or `(n, 1, d)` if pooled; of trees, what is pooled is
+    `(n, length, d)` too, a vector at every position. Inner states are taken from the blocks:
+    transformers notes its `hidden_states` before other hooks have changed them.
+    """
+    seen: dict[Reading, Tensor] = {}
+    blocks = blocks_of(encoder)
+    last_hidden = any(reading.index == -1 for reading in readings)
+
+    def keep(which: Reading) -> Callable[..., None]:
+        return lambda _, __, output: seen.__setitem__(which, hidden_of(output))
+
+    def read(tokens: Tokens) -> list[Tensor]:
+        output = run_encoder(encoder, tokens, last_hidden=last_hidden)
+        found = []
+        for reading in readings:
+            if reading.inner:
+                states = seen.pop(reading)
+            elif reading.pooled and tokens.positions is not None:
+                states = reading.everywhere(encoder, output)
+            else:
+                states = reading.of(output)
+            found.append(reading.received(states))
+        return found
+
+    handles = []
+    try:
+        for reading in readings:
+            if reading.inner:
+                block = blocks[reading.block(len(blocks))]
+                handles.append(block.register_forward_hook(keep(reading)))
+        yield read
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def run_encoder(encoder: Any, tokens: Tokens, *, last_hidden: bool) -> Any:
+    """The encoder's output, without what no pipeline reads: caches and logits."""
+    device = device_of(encoder)
+    spared = {"use_cache": False, "logits_to_keep": 1}
+    known = inspect.signature(encoder.forward).parameters
+    arguments: dict[str, Any] = {k: v for k, v in spared.items() if k in known}
+    if tokens.mask is not None:
+        arguments["attention_mask"] = tokens.mask.to(device)
+    if tokens.positions is not None:
+        arguments["position_ids"] = tokens.positions.to(device)
+    if last_hidden:
+        arguments["output_hidden_states"] = True
+    # compiled code sees no new hook
+    eager = torch.compiler.set_stance("force_eager") if is_compiled(encoder) else nullcontext()
+    with eager:
+        return encoder(tokens.ids.to(device), **arguments)
+
+
+@contextmanager
+def edited(root: nn.Module, edits: Mapping[str, LowRank]) -> Iterator[None]:
+    """Inside, each named linear of `root` also adds its edit's `B A x`; the weights stay as they are."""
+
+    def add(factors: LowRank) -> Callable[..., Tensor]:
+        return lambda _, args, out: out + factors(args[0])
+
+    handles = []
+    try:
+        for name, factors in edits.items():
+            handles.append(
+                base_linear(root.get_submodule(name)).register_forward_hook(add(factors))
+            )
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def states_of(encoder: Any, tokens: Tokens, readings: Sequence[Reading]) -> list[Tensor]:
+    """What the denoiser reads, per reading `(n, length, d)`, or `(n, 1, d)` if pooled."""
+    with reading_states(encoder, readings) as read:
+        return [
+            torch.cat(same) for same in zip(*(read(part) for part in tokens.split()), strict=True)
+        ]
+
+
+def final_states(encoder: Any, ids: Tensor) -> Tensor:
+    """Last hidden states `(n, length, d)` of plain token ids."""
+    if not len(ids):
+        return next(encoder.parameters()).new_zeros(0, ids.shape[1], encoder.config.hidden_size)
+    return states_of(encoder, Tokens(ids), [LAST])[0]

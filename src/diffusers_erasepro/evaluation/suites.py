@@ -1,0 +1,215 @@
+"""Suites: the prompts of an evaluation, what they should show, and the judges of the images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .. import glyphs
+from ..config.spec import Concept, ErasureSpec
+from ..erasure.states import final_states
+from ..errors import EvaluationError
+from ..families.pipelines import family_of, get_component
+from ..glyphs.concept_prompts import kind_of, prompts_with, prompts_without
+from ..glyphs.world import FIRST, Scene
+from ..prompts.tokens import token_ids
+from .detectors import load_second_judge
+
+KINDS = ("target", "general", "near", "other")
+"""Of prompts: held-out phrasings of the target; other phrasings and synonyms; the concept's nearest
+neighbours; anything else."""
+NEIGHBOURS = 3
+"""Words per concept that are its nearest neighbours."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A prompt, and what its image should show."""
+
+    text: str
+    expected: Mapping[str, str | bool]
+    """Field -> what the text asks for."""
+    concept: Concept | None = None
+    """The erased concept it asks for, if it does."""
+    field: str = ""
+    """The field of `expected` in which that concept would be seen."""
+
+
+Cases = dict[str, list[Case]]
+"""Kind of `KINDS` -> cases."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What to generate, and who judges what it shows."""
+
+    name: str
+    needs: str
+    """Weights and detectors, with versions and thresholds."""
+    cases: Callable[[Any, ErasureSpec, int, int], Cases] | None = None
+    """`(pipe, spec, n, seed)` -> the cases; None where the suite cannot run here."""
+    judge: Callable[[], Any] | None = None
+    """Makes the judge: `judge(images)` -> field -> answers; `judge.features(images)` -> `(n, width)`."""
+    second: Callable[[], Any] | None = None
+    """Makes an independent detector with the same answers; ACC_e2 is what it sees of the target."""
+    controls: tuple[Concept, ...] = ()
+    """For the row "other concept erased": the first that has nothing to do with the spec. No case
+    asks for it."""
+
+    def control(self, spec: ErasureSpec) -> Concept:
+        """What "other concept erased" erases beside `spec`.
+
+        Raises:
+            EvaluationError: Every control is a target or an anchor of the spec.
+        """
+        words = {concept.anchor for concept in spec.concepts}
+        for concept in spec.concepts:
+            words |= {*concept.words}
+        for control in self.controls:
+            if not words & {control.target, control.anchor}:
+                return control
+        raise EvaluationError(
+            f"every control of the suite {self.name!r} is among the spec's concepts; "
+            "erase fewer at once"
+        )
+
+
+def find_suite(name: str) -> Suite:
+    """The suite of that name.
+
+    Raises:
+        EvaluationError: There is none, or what it needs is not here.
+    """
+    if name not in SUITES:
+        raise EvaluationError(f"no suite {name!r} (known: {', '.join(SUITES)})")
+    if SUITES[name].cases is None:
+        raise EvaluationError(f"the suite {name!r} needs what is not here: {SUITES[name].needs}")
+    return SUITES[name]
+
+
+def glyph_cases(pipe: Any, spec: ErasureSpec, n: int, seed: int) -> Cases:
+    """Cases of the glyph world, about `n` per kind.
+
+    Args:
+        pipe: Its text encoder says which words are nearest to a concept.
+        spec: What is erased.
+        n: Cases per kind; each concept has its share.
+        seed: Of the captions.
+    """
+    share = math.ceil(n / len(spec.concepts))
+    control = SUITES["glyphs"].control(spec)
+    targets = [concept.target for concept in spec.concepts]
+    cases: Cases = {kind: [] for kind in KINDS}
+    for concept in spec.concepts:
+        cases["target"] += _target_cases(concept, share, seed)
+        cases["general"] += _general_cases(concept, share)
+        for word in nearest_words(pipe, concept, [*targets, control.target], NEIGHBOURS):
+            count = math.ceil(share / NEIGHBOURS)
+            cases["near"] += _near_cases(word, spec, count, seed)
+    others = prompts_without([*spec.concepts, control], n, seed=seed, held_out=True)
+    cases["other"] = [Case(text, _expected(scene)) for text, scene in others]
+    return cases
+
+
+def _target_cases(concept: Concept, n: int, seed: int) -> list[Case]:
+    """Held-out phrasings that name the target."""
+    field = kind_of(FIRST, concept)
+    pairs = prompts_with(replace(concept, synonyms=()), n, seed=seed, held_out=True)
+    return [Case(text, _expected(scene), concept, field) for text, scene in pairs]
+
+
+def _general_cases(concept: Concept, n: int) -> list[Case]:
+    """The concept's own held-out phrasings, with its words from the last synonym on."""
+    field = kind_of(FIRST, concept)
+    cases = []
+    for i in range(n):
+        word = concept.words[-1 - i % len(concept.words)]
+        phrasing = concept.held_out[i % len(concept.held_out)]
+        expected = True if field == "attribute" else word
+        cases.append(Case(phrasing.format(word), {field: expected}, concept, field))
+    return cases
+
+
+def _near_cases(word: str, spec: ErasureSpec, n: int, seed: int) -> list[Case]:
+    """Held-out phrasings that name `word` and nothing that is erased."""
+    cases = []
+    for text, scene in prompts_with(Concept(word), n, seed=seed, held_out=True):
+        if not any(_names(concept, text) for concept in spec.concepts):
+            cases.append(Case(text, _expected(scene)))
+    return cases
+
+
+def _names(concept: Concept, text: str) -> bool:
+    return any(word in text for word in concept.words)
+
+
+def _expected(scene: Scene) -> dict[str, str | bool]:
+    """Field -> what the image should show; fields that the caption leaves open are left out."""
+    fields = ("shape", "style", "color", "background")
+    expected: dict[str, str | bool] = {}
+    for field in fields:
+        if (word := getattr(scene, field)) is not None:
+            expected[field] = word
+    expected["attribute"] = scene.attribute is not None
+    return expected
+
+
+def nearest_words(pipe: Any, concept: Concept, without: Sequence[str], count: int) -> list[str]:
+    """The words of the concept's kind whose states lie nearest to its own.
+
+    For the attribute, shapes stand in.
+
+    Args:
+        pipe: Whose text encoder is asked.
+        concept: Its own words and its anchor are no neighbours.
+        without: Further words that are none.
+        count: How many.
+    """
+    taken = (*without, *concept.words, concept.anchor)
+    kind = FIRST.styles if kind_of(FIRST, concept) == "style" else FIRST.shapes
+    words = [word for word in kind if word not in taken]
+    encoder = get_component(pipe, family_of(pipe).encoders[0][0])
+    states = final_states(encoder, token_ids(pipe.tokenizer, [concept.target, *words])).flatten(1)
+    gaps = (states[1:] - states[0]).norm(dim=1)
+    return [words[int(i)] for i in gaps.argsort()[:count]]
+
+
+SUITES = {
+    suite.name: suite
+    for suite in (
+        Suite(
+            "glyphs",
+            "nothing: pipeline and judge are in the package",
+            glyph_cases,
+            glyphs.load_judge,
+            load_second_judge,
+            controls=(
+                Concept("drop", "bolt"),
+                Concept("arrow", "diamond"),
+                Concept("crescent", "square"),
+            ),
+        ),
+        Suite(
+            "instances",
+            "Stable Diffusion 1.4, CLIP ViT-L/14; Snoopy, Mickey, SpongeBob, Pikachu, Hello Kitty; "
+            "80 x 10",
+        ),
+        Suite(
+            "styles",
+            "Stable Diffusion 1.4, CLIP ViT-L/14; Van Gogh, Picasso, Monet, Gauguin, Caravaggio; "
+            "30 templates x 10",
+        ),
+        Suite(
+            "nudity-i2p",
+            "Stable Diffusion 1.4, NudeNet 3.4.2 at threshold 0.6; the 4703 prompts of "
+            "AIML-TUDA/i2p",
+        ),
+        Suite(
+            "coco",
+            "Stable Diffusion 1.4, CLIP ViT-L/14, Inception features; 30k captions of COCO 2014 "
+            "val",
+        ),
+    )
+}

@@ -1,0 +1,229 @@
+"""Which token positions of a target prompt are sent to which of its anchor prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config.plan import Alignment
+from ..config.spec import Concept
+from ..errors import ConceptSpecError
+from ..families.encode_prompt import PromptSpan
+from .pairs import Pair, Prompt, pairs_of, pairs_to_solve, spread
+from .tokens import TextPath, Tokens, record_texts, tokens_of
+
+MEASURED = {"held_out": 64, "kept": 8}
+"""Prompts that the report's residual and drift are measured on, at most."""
+
+
+Held = Alignment | Mapping[str, Alignment]
+"""Which positions are held: of all prompts alike, or by the word they name."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Prompt pairs as tokens, and the positions to align: column k is row `row[k]`."""
+
+    target: Tokens
+    anchor: Tokens
+    row: Tensor
+    """`(k,)`"""
+    target_at: Tensor
+    """`(k,)`"""
+    anchor_at: Tensor
+    """`(k,)`"""
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    @property
+    def length(self) -> int:
+        """Tokens up to the last aligned one."""
+        return 1 + max([0, *self.target_at.tolist(), *self.anchor_at.tolist()])
+
+    @property
+    def needed(self) -> Tensor:
+        """`(2, n)` tokens of each target, and of each anchor, up to the last aligned one."""
+        none = torch.zeros(len(self), dtype=torch.long)
+        return torch.stack(
+            [
+                none.scatter_reduce(0, self.row, at + 1, "amax")
+                for at in (self.target_at, self.anchor_at)
+            ]
+        )
+
+    def subjects(self) -> Rows:
+        """Only the first position of each row: of rows aligned at the last subject token, that token."""
+        return self.only(self._first)
+
+    def ends(self) -> Rows:
+        """All but that: of rows aligned at the last subject token and at EOS, EOS."""
+        return self.only(~self._first)
+
+    @property
+    def _first(self) -> Tensor:
+        return self.row.diff(prepend=torch.tensor([-1])) > 0
+
+    def only(self, some: Tensor) -> Rows:
+        """Of the positions, those marked in `some` `(k,)`."""
+        return replace(
+            self, row=self.row[some], target_at=self.target_at[some], anchor_at=self.anchor_at[some]
+        )
+
+    def naming(self, words: Set[str], pairs: Sequence[Pair]) -> Rows:
+        """Of the positions, those in rows that name one of `words`; these are rows of `pairs`."""
+        mine = torch.tensor([pair.word in words for pair in pairs], dtype=torch.bool)
+        return self.only(mine[self.row])
+
+    @property
+    def target_ids(self) -> Tensor:
+        """`(n, length)`"""
+        return self.target.ids
+
+    @property
+    def anchor_ids(self) -> Tensor:
+        """`(n, length)`"""
+        return self.anchor.ids
+
+
+def span(mark: PromptSpan, prompt: Prompt) -> tuple[list[int], list[int]]:
+    """Token positions of the concept in `prompt`, and those after the prompt's own (EOS, or the end of a chat template).
+
+    The empty concept sits on the token before it, so that "nothing in its place" means what stands there now. Where
+    nothing follows the prompt, its last token stands for the end: it has read everything.
+
+    Raises:
+        ConceptSpecError: The concept lies past the tokenizer's limit, or has no token.
+    """
+    inside = [(i, mark.offsets[i]) for i in range(mark.first, mark.stop)]
+    words = [(i, at) for i, at in inside if at is not None and at[1] > at[0]]
+    leading = next((i for i, at in inside if at is not None), mark.first + 1) - 1
+    before = max([leading, *(i for i, at in words if at[1] <= prompt.start)])
+    at = [i for i, at in words if at[0] < prompt.stop and at[1] > prompt.start]
+    last = max([before, *(i for i, at in words if at[0] < len(prompt.text))])
+    if prompt.start == prompt.stop:
+        at = [max(before, mark.first)]
+    covered = max([0, *(stop for _, (_, stop) in words)])
+    if mark.needed > mark.stop - mark.first and covered < prompt.stop:
+        raise ConceptSpecError(
+            f"concept truncated in {prompt.text[:60]!r}: it needs {mark.needed} tokens, the tokenizer allows "
+            f"{mark.stop - mark.first}; use a shorter template"
+        )
+    if not at:
+        raise ConceptSpecError(
+            f"{prompt.text[prompt.start : prompt.stop]!r} has no token of its own in {prompt.text!r}"
+        )
+    return at, list(range(last + 1, mark.stop)) or [last]
+
+
+def aligned(
+    pair: Pair, marks: tuple[PromptSpan, PromptSpan], alignment: Alignment
+) -> list[tuple[int, int]]:
+    """`(target position, anchor position)` of every aligned token; the last subject token meets the last anchor token."""
+    target, target_end = span(marks[0], pair.target)
+    anchor, anchor_end = span(marks[1], pair.anchor)
+    found = [(target[-1], anchor[-1])]
+    if alignment.whole_subject:
+        found = [(t, anchor[min(i, len(anchor) - 1)]) for i, t in enumerate(target[:-1])] + found
+    if alignment.suffix:
+        found += list(
+            zip(
+                range(target[-1] + 1, target_end[0]),
+                range(anchor[-1] + 1, anchor_end[0]),
+                strict=False,
+            )
+        )
+    if alignment.eos:
+        found += list(zip(target_end, anchor_end, strict=False))
+    if alignment.padding:
+        last = len(marks[0].offsets)
+        found += list(
+            zip(range(target_end[-1] + 1, last), range(anchor_end[-1] + 1, last), strict=False)
+        )
+    return list(dict.fromkeys(found))
+
+
+def _marked(source: Any, prompts: Sequence[Prompt]) -> tuple[Tokens, list[PromptSpan]]:
+    """Tokens and marks of `prompts`; `source` is a text path, or a tokenizer that stands alone."""
+    found = record_texts(source, ["", *(p.text for p in prompts)])
+    marks = []
+    for i, prompt in enumerate(prompts, 1):
+        mark = found.locate(i, prompt.text, found.text(0))
+        if mark is None:
+            raise ConceptSpecError(
+                f"the pipeline rewrites {prompt.text!r} to {found.text(i)!r} before it is tokenized; write the concept "
+                "and its templates that way"
+            )
+        marks.append(mark)
+    return tokens_of(found)[1:], marks
+
+
+def rows_of(pairs: Sequence[Pair], source: Any, held: Held) -> Rows:
+    """Token rows and aligned positions of `pairs`.
+
+    Args:
+        pairs: What is said, and what it shall mean.
+        source: The `TextPath` that reads them, or a tokenizer that stands alone.
+        held: Which positions; a pooled vector's, the end of the prompt, is always among them.
+
+    Raises:
+        ConceptSpecError: A target and its anchor are the same tokens, or two pairs ask different things of one prompt.
+    """
+    pooled = isinstance(source, TextPath) and source.pooled
+    tokens, marks = _marked(source, [p.target for p in pairs] + [p.anchor for p in pairs])
+    targets, anchors = tokens[: len(pairs)], tokens[len(pairs) :]
+    asked: dict[tuple[int, ...], str] = {}
+    columns: list[tuple[int, int, int]] = []
+    for i, pair in enumerate(pairs):
+        # first, as truncation makes different prompts the same tokens
+        alignment = held[pair.word] if isinstance(held, Mapping) else held
+        alignment = replace(alignment, eos=True) if pooled else alignment
+        positions = aligned(pair, (marks[i], marks[len(pairs) + i]), alignment)
+        if torch.equal(targets.ids[i], anchors.ids[i]):
+            raise ConceptSpecError(
+                f"{pair.target.text!r} and {pair.anchor.text!r} are the same tokens; nothing to erase"
+            )
+        key = tuple(targets.ids[i].tolist())
+        if asked.setdefault(key, pair.anchor.text) != pair.anchor.text:
+            raise ConceptSpecError(
+                f"{pair.target.text!r} is sent to {asked[key]!r} and to {pair.anchor.text!r}; keep one"
+            )
+        columns += [(i, t, a) for t, a in positions]
+    row, target_at, anchor_at = torch.tensor(columns, dtype=torch.long).reshape(-1, 3).T
+    return Rows(targets, anchors, row, target_at, anchor_at)
+
+
+def rows_to_solve(
+    concepts: Sequence[Concept], source: Any, held: Held, *, soft_budget: int
+) -> dict[str, Rows]:
+    """Rows of `pairs_to_solve`."""
+    pairs = pairs_to_solve(concepts, soft_budget=soft_budget)
+    return {kind: rows_of(found, source, held) for kind, found in pairs.items()}
+
+
+def rows_to_measure(
+    concepts: Sequence[Concept], captions: Sequence[str], source: Any, held: Held
+) -> dict[str, Rows]:
+    """Rows of "held_out" prompts and of "kept" captions: a sample, evenly spread. Either may be empty."""
+    unseen = spread(pairs_of(concepts, "held_out"), MEASURED["held_out"])
+    return {
+        "held_out": rows_of(unseen, source, held),
+        "kept": kept_rows(spread(captions, MEASURED["kept"]), source),
+    }
+
+
+def kept_rows(captions: Sequence[str], source: Any) -> Rows:
+    """Captions as rows whose every token, from the prompt's first to the end, is its own anchor."""
+    found = record_texts(source, ["", *captions])
+    columns = [
+        (i, t)
+        for i, text in enumerate(captions)
+        for t in found.prompt_positions(i + 1, text, found.text(0))
+    ]
+    row, at = torch.tensor(columns, dtype=torch.long).reshape(-1, 2).T
+    tokens = tokens_of(found)[1:]
+    return Rows(tokens, tokens, row, at, at)

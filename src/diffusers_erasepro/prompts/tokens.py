@@ -1,0 +1,146 @@
+"""Prompts as token ids, each text encoder called as its pipeline calls it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from ..families.encode_prompt import RecordedInputs, record_inputs, tokenize
+from ..families.pipelines import family_of, get_component
+from ..families.types import Use
+
+BATCH_TOKENS = 4096
+"""Of one forward pass; the memory of long rows and wide encoders stays bounded."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Prompts as a text encoder receives them."""
+
+    ids: Tensor
+    """`(n, length)`"""
+    mask: Tensor | None = None
+    """`(n, length)` attention mask, if the pipeline gives one: then it reads no other position. Of trees
+    `(n, 1, length, length)`, what is added to the attention scores."""
+    positions: Tensor | None = None
+    """`(n, length)` of trees, as in their prompts."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, at: slice) -> Tokens:
+        return Tokens(self.ids[at], None if self.mask is None else self.mask[at])
+
+    def cut(self, length: int) -> Tokens:
+        """Their first `length` positions."""
+        return Tokens(self.ids[:, :length], None if self.mask is None else self.mask[:, :length])
+
+    def trimmed(self) -> Tokens:
+        """Without the last positions, where the mask hides them in every row."""
+        return self.cut(int(self.read.any(0).nonzero().max()) + 1) if self.read.any() else self
+
+    def unique(self) -> tuple[Tokens, Tensor]:
+        """Each row once, and where `(n,)` each row went."""
+        ids, to = torch.unique(self.ids, dim=0, return_inverse=True)
+        if self.mask is None:
+            return Tokens(ids), to
+        return Tokens(
+            ids, torch.zeros(ids.shape, dtype=self.mask.dtype).index_copy(0, to, self.mask)
+        ), to
+
+    def split(self) -> Iterator[Tokens]:
+        """Batches of about `BATCH_TOKENS` tokens."""
+        size = max(1, BATCH_TOKENS // self.ids.shape[1])
+        return (self[i : i + size] for i in range(0, len(self), size))
+
+    @property
+    def read(self) -> Tensor:
+        """`(n, length)`, true where the denoiser reads: everywhere, if there is no mask."""
+        return (
+            torch.ones_like(self.ids, dtype=torch.bool) if self.mask is None else self.mask.bool()
+        )
+
+
+def join_tokens(parts: Sequence[Tokens]) -> Tokens:
+    """One after the other; shorter rows get positions that the mask hides."""
+    length = max(p.ids.shape[1] for p in parts)
+
+    def even(rows: Sequence[Tensor]) -> Tensor:
+        return torch.cat([nn.functional.pad(x, (0, length - x.shape[1])) for x in rows])
+
+    masks = [p.mask for p in parts if p.mask is not None]
+    return Tokens(even([p.ids for p in parts]), even(masks) if masks else None)
+
+
+_EMPTY: WeakKeyDictionary[Any, dict[tuple[type, str], Tokens]] = WeakKeyDictionary()
+"""Per tokenizer, pipeline class and encoder."""
+
+
+@dataclass(frozen=True)
+class TextPath:
+    """One text encoder, called as its pipeline calls it."""
+
+    pipe: Any
+    use: Use
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The live module."""
+        return get_component(self.pipe, self.use.encoder)
+
+    @property
+    def pooled(self) -> bool:
+        """Whether the pipeline reads one vector per prompt of it."""
+        return any(reading.pooled for reading in self.use.readings)
+
+    def record(self, texts: Sequence[str], *, guidance: bool = False) -> RecordedInputs:
+        """What the encoder receives for `texts`."""
+        return record_inputs(
+            self.pipe, texts, self.use.encoder, self.use.tokenizer, guidance=guidance
+        )
+
+    def tokens(self, texts: Sequence[str]) -> Tokens:
+        """Prompts as the encoder receives them."""
+        return tokens_of(self.record(texts))
+
+    def empty(self) -> Tokens:
+        """The unconditional prompt, as guidance encodes it where `encode_prompt` does so; that runs the encoder, so once."""
+        known = _EMPTY.setdefault(getattr(self.pipe, self.use.tokenizer), {})
+        key = (type(self.pipe), self.use.encoder)
+        if key not in known:
+            known[key] = tokens_of(self.record([""], guidance=True))[-1:]
+        return known[key]
+
+
+def text_paths(pipe: Any) -> list[TextPath]:
+    """The text encoders of a pipeline that are there.
+
+    Raises:
+        UnknownFamilyError: The pipeline has no record.
+        AdapterStateError: None of its encoders is there.
+    """
+    family = family_of(pipe)
+    there = [use for use in family.encoders if getattr(pipe, use.encoder, None) is not None]
+    found = [TextPath(pipe, use.on(partial(get_component, pipe, family.denoiser))) for use in there]
+    if not found:
+        get_component(pipe, family.encoders[0].encoder)  # says which is missing
+    return found
+
+
+def token_ids(tokenizer: Any, texts: Sequence[str]) -> Tensor:
+    """Ids `(n, length)` of a tokenizer that stands alone, padded to its limit."""
+    return tokenize(tokenizer, texts).inputs["input_ids"]
+
+
+def record_texts(source: Any, texts: Sequence[str]) -> RecordedInputs:
+    return source.record(texts) if isinstance(source, TextPath) else tokenize(source, texts)
+
+
+def tokens_of(found: RecordedInputs) -> Tokens:
+    return Tokens(found.inputs["input_ids"], found.inputs.get("attention_mask"))
