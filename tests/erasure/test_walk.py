@@ -1,25 +1,23 @@
 """One pass that solves on the way equals the slow way: edit a weight, run the whole encoder again, and so on."""
 
 import copy
+from itertools import pairwise
 
 import pytest
 import torch
+from diffusers_erasepro.families.variants import sites_of
 
 from diffusers_erasepro import Concept
+from diffusers_erasepro.config.plan import ALIGNMENTS
 from diffusers_erasepro.erasure.covariance import record_inputs
-from diffusers_erasepro.erasure.layerwise import edited, states_of, walk
+from diffusers_erasepro.erasure.layerwise import walk
 from diffusers_erasepro.erasure.residuals import aligned_states, relative, target_states
+from diffusers_erasepro.erasure.states import edited, states_of
 from diffusers_erasepro.families.types import LAST
-from diffusers_erasepro.families.variants import sites_of
 from diffusers_erasepro.linalg.constrained import solve
 from diffusers_erasepro.modules.linear import base_linear
-from diffusers_erasepro.prompts.pairs import (
-    ALIGNMENTS,
-    pairs_of,
-    rows_of,
-    rows_to_measure,
-    rows_to_solve,
-)
+from diffusers_erasepro.prompts.alignment import rows_of, rows_to_measure, rows_to_solve
+from diffusers_erasepro.prompts.pairs import pairs_of
 
 CONCEPTS = (Concept("star", "circle"), Concept("crescent", "square"))
 BLOCKS = [0, 2, 5]
@@ -116,14 +114,13 @@ def test_rows_cut_after_the_last_aligned_position_give_the_states_of_whole_ones(
     assert relative(cut, whole[exact.row, exact.target_at]).max() < 1e-5
 
 
-def test_the_gap_shrinks_with_depth(shipped, rows):
-    gaps = [
-        s.gap
-        for s in walk(
-            shipped.text_encoder, rows, sites_of(shipped.text_encoder, BLOCKS, "block"), plain
-        ).steps
-    ]
-    assert gaps[0] > 10 * gaps[1] and gaps[0] > 10 * gaps[2]
+@pytest.mark.parametrize("blocks", [BLOCKS, range(6)])
+def test_the_gap_shrinks_with_every_block(shipped, rows, blocks):
+    encoder = shipped.text_encoder
+    gaps = [s.gap for s in walk(encoder, rows, sites_of(encoder, blocks, "block"), plain).steps]
+    assert gaps[0] > 10 * gaps[1]
+    for shallower, deeper in pairwise(gaps):
+        assert shallower > 1.2 * deeper
 
 
 def hooks(module):
