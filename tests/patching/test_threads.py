@@ -97,26 +97,28 @@ def test_switching_from_inside_a_drawing_is_an_error_and_not_a_deadlock(pipe, no
     def switch(*_):
         pipe.disable_erasure()
 
-    with pytest.raises(AdapterStateError, match="from inside a drawing"):
+    with pytest.raises(AdapterStateError, match="from inside a call"):
         pipe("a star", num_inference_steps=1, callback_on_step_end=switch)
     assert pipe.verify_erasure().ok
     pipe.disable_erasure()
 
 
-def test_the_gate_lets_drawings_share_and_changes_wait():
-    gate, inside, both = ReadWriteLock(), threading.Barrier(2, timeout=5), []
+def test_readers_share_the_lock_and_a_writer_may_read():
+    lock = ReadWriteLock()
+    inside = threading.Barrier(2, timeout=5)
+    both = []
 
-    def drawing():
-        with gate.reading(), gate.reading():
+    def read():
+        with lock.reading(), lock.reading():
             inside.wait()
             both.append(1)
 
-    threads = [threading.Thread(target=drawing) for _ in range(2)]
+    threads = [threading.Thread(target=read) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert both == [1, 1]
-    with gate.writing(), gate.writing(), gate.reading():
-        assert gate._writer == threading.get_ident()
-    assert gate._writer is None and not gate._readers and not gate._writers_waiting
+    with lock.writing(), lock.writing(), lock.reading():
+        assert lock._writer == threading.get_ident()
+    assert lock._writer is None and not lock._readers and not lock._writers_waiting

@@ -1,7 +1,7 @@
 """What a pipeline hands to a tokenizer and a text encoder, recorded from its own `encode_prompt`.
 
-Chat templates, system prompts, cleaning, padding and masks are each pipeline's own business; what is recorded needs
-no second description of them.
+Chat templates, system prompts, cleaning, padding and masks are each pipeline's own business; what
+is recorded needs no second description of them.
 """
 
 from __future__ import annotations
@@ -17,14 +17,19 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import AdapterStateError, UnknownFamilyError
+from ..modules.linear import unwrapped
+
+TokenizedTexts = dict[tuple[int, ...], list[tuple[str, Any]]]
+"""Ids of a row -> the texts that were tokenized to it, each with its `tokenizers.Encoding`."""
 
 
 @dataclass(frozen=True)
 class PromptSpan:
-    """Where a prompt's characters went in its row of tokens."""
+    """Where a prompt's characters are in its row of tokens."""
 
     offsets: tuple[tuple[int, int] | None, ...]
-    """Per position the prompt's characters `[start, stop)`, negative in front of the prompt; None for special tokens."""
+    """Per position the prompt's characters `[start, stop)`, negative in front of the prompt; None
+    for special tokens."""
     first: int
     stop: int
     """Positions `[first, stop)` are not padding."""
@@ -38,61 +43,72 @@ class RecordedInputs:
 
     inputs: dict[str, Tensor]
     """Argument of the encoder's forward -> `(n, length)`."""
-    texts: dict[tuple[int, ...], list[tuple[str, Any]]]
-    """Ids of a row -> the texts that were tokenized to it, each with its `tokenizers.Encoding`."""
+    texts: TokenizedTexts
 
     def locate(self, row: int, prompt: str, wrapping: str) -> PromptSpan | None:
-        """Where `prompt` went in `row`; None if the pipeline rewrote its words. `wrapping` is the empty prompt's text."""
-        for text, encoding in self.texts.get(tuple(self.inputs["input_ids"][row].tolist()), ()):
-            if (start := _start(text, prompt, wrapping)) is not None:
-                return _mark(encoding, start)
+        """Where `prompt` is in `row`; None if the pipeline rewrote its words.
+
+        `wrapping` is the text that the tokenizer was given for the empty prompt.
+        """
+        for text, encoding in self._tokenized(row):
+            start = _find_prompt(text, prompt, wrapping)
+            if start is not None:
+                return _span_of(encoding, start)
         return None
 
     def prompt_positions(self, row: int, prompt: str, wrapping: str) -> list[int]:
-        """Positions of `row` from the first of `prompt` on, padding left out; of a rewritten prompt, all positions."""
-        mark = self.locate(row, prompt, wrapping)
-        if mark is None:
+        """Positions of `row` from the first of `prompt` on, without padding.
+
+        Of a prompt that the pipeline rewrote, all positions.
+        """
+        span = self.locate(row, prompt, wrapping)
+        if span is None:
             return list(range(self.inputs["input_ids"].shape[1]))
-        return [
-            i for i in range(mark.first, mark.stop) if (at := mark.offsets[i]) is None or at[1] > 0
-        ]
+        positions = []
+        for position in range(span.first, span.stop):
+            characters = span.offsets[position]
+            if characters is None or characters[1] > 0:
+                positions.append(position)
+        return positions
 
     def text(self, row: int) -> str:
         """What the tokenizer was given for `row`."""
-        found = self.texts.get(tuple(self.inputs["input_ids"][row].tolist()))
+        found = self._tokenized(row)
         return found[0][0] if found else ""
 
+    def _tokenized(self, row: int) -> Sequence[tuple[str, Any]]:
+        ids = tuple(self.inputs["input_ids"][row].tolist())
+        return self.texts.get(ids, ())
 
-def _start(text: str, prompt: str, wrapping: str) -> int | None:
+
+def _find_prompt(text: str, prompt: str, wrapping: str) -> int | None:
     """Where `prompt` begins in `text`, case aside, if the rest of `text` is `wrapping`."""
     if len(text) != len(prompt) + len(wrapping):
         return None
-    for k in range(len(wrapping) + 1):
-        if (
-            text.startswith(wrapping[:k])
-            and text.endswith(wrapping[k:])
-            and text[k : k + len(prompt)].lower() == prompt.lower()
-        ):
-            return k
+    for start in range(len(wrapping) + 1):
+        middle = text[start : start + len(prompt)]
+        wrapped = text.startswith(wrapping[:start]) and text.endswith(wrapping[start:])
+        if wrapped and middle.lower() == prompt.lower():
+            return start
     return None
 
 
-def _mark(encoding: Any, start: int) -> PromptSpan:
+def _span_of(encoding: Any, start: int) -> PromptSpan:
+    """The span of a prompt that begins at character `start` of the text of `encoding`."""
+    offsets: list[tuple[int, int] | None] = []
+    for (a, b), special in zip(encoding.offsets, encoding.special_tokens_mask, strict=True):
+        offsets.append(None if special else (a - start, b - start))
     used = [i for i, on in enumerate(encoding.attention_mask) if on]
-    offsets = tuple(
-        None if special else (a - start, b - start)
-        for (a, b), special in zip(encoding.offsets, encoding.special_tokens_mask, strict=True)
-    )
-    more = sum(len(e.ids) - sum(e.special_tokens_mask) for e in encoding.overflowing)
-    return PromptSpan(offsets, used[0], used[-1] + 1, len(used) + more)
+    overflow = sum(len(e.ids) - sum(e.special_tokens_mask) for e in encoding.overflowing)
+    return PromptSpan(tuple(offsets), used[0], used[-1] + 1, len(used) + overflow)
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str]) -> RecordedInputs:
-    """As `record`, of a tokenizer alone, padded to its limit."""
+    """As `record_inputs`, of a tokenizer without a pipeline, padded to its limit."""
     length = tokenizer.model_max_length
     if not texts:
         return RecordedInputs({"input_ids": torch.zeros(0, length, dtype=torch.long)}, {})
-    with _listening(tokenizer) as rows:
+    with _recording_texts(tokenizer) as rows:
         found = tokenizer(
             list(texts),
             padding="max_length",
@@ -103,8 +119,8 @@ def tokenize(tokenizer: Any, texts: Sequence[str]) -> RecordedInputs:
     return RecordedInputs({"input_ids": found.input_ids}, rows)
 
 
-class _Enough(Exception):
-    """Everything asked for was seen."""
+class _Complete(Exception):
+    """Everything that was asked for is recorded; ends `encode_prompt` early."""
 
 
 def record_inputs(
@@ -115,30 +131,33 @@ def record_inputs(
     Args:
         pipe: Any pipeline with `encode_prompt`, called with the defaults of its `__call__`.
         texts: Prompts.
-        encoder, tokenizer: Names of its components.
-        guidance: Ask for the negative prompt as well, and take what was encoded last (the encoder runs).
+        encoder: Name of a component.
+        tokenizer: Name of the component that tokenizes for it.
+        guidance: Ask for the negative prompt as well, and take what was encoded last. The encoder
+            runs then.
 
     Raises:
-        UnknownFamilyError: `encode_prompt` calls this encoder not at all, or in a way not known here.
+        UnknownFamilyError: `encode_prompt` does not call this encoder, or calls it in a way that
+            is not known here.
         AdapterStateError: `encode_prompt` does not run.
     """
     module = getattr(pipe, encoder)
-    accepted = inspect.signature(getattr(module, "_orig_mod", module).forward)
+    signature = inspect.signature(unwrapped(module).forward)
     calls: list[dict[str, Tensor]] = []
 
-    def listen(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        heard = accepted.bind(*args, **kwargs).arguments
-        heard |= heard.pop("kwargs", {})
-        calls.append({k: v.detach().cpu() for k, v in heard.items() if isinstance(v, Tensor)})
-        if not guidance and sum(len(c["input_ids"]) for c in calls) >= len(texts):
-            raise _Enough
+    def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        received = signature.bind(*args, **kwargs).arguments
+        received |= received.pop("kwargs", {})
+        calls.append({k: v.detach().cpu() for k, v in received.items() if isinstance(v, Tensor)})
+        if not guidance and sum(len(call["input_ids"]) for call in calls) >= len(texts):
+            raise _Complete
 
-    given = call_arguments(pipe, texts, guidance)
-    handle = module.register_forward_pre_hook(listen, with_kwargs=True)
+    arguments = call_arguments(pipe, texts, guidance)
+    handle = module.register_forward_pre_hook(keep, with_kwargs=True)
     try:
-        with _listening(getattr(pipe, tokenizer)) as rows, torch.no_grad():
-            pipe.encode_prompt(**given)
-    except _Enough:
+        with _recording_texts(getattr(pipe, tokenizer)) as rows, torch.no_grad():
+            pipe.encode_prompt(**arguments)
+    except _Complete:
         pass
     except torch.OutOfMemoryError:
         raise
@@ -148,7 +167,8 @@ def record_inputs(
         ) from error
     finally:
         handle.remove()
-    return RecordedInputs(_joined(calls[-1:] if guidance else calls, encoder, pipe), rows)
+    inputs = _concatenate(calls[-1:] if guidance else calls, encoder, type(pipe).__name__)
+    return RecordedInputs(inputs, rows)
 
 
 def call_arguments(pipe: Any, texts: Sequence[str], guidance: bool) -> dict[str, Any]:
@@ -160,15 +180,13 @@ def call_arguments(pipe: Any, texts: Sequence[str], guidance: bool) -> dict[str,
     device = pipe._execution_device
     if device.type == "meta":
         raise AdapterStateError(
-            f"{type(pipe).__name__} would run on the meta device: one of its parts is offloaded and others are not, or has no "
-            "weights; offload the whole pipeline, or erase before offloading"
+            f"{type(pipe).__name__} would run on the meta device: one of its parts is offloaded "
+            "and others are not, or has no weights; offload the whole pipeline, or erase before "
+            "offloading"
         )
-    drawn = {
-        n: p.default
-        for n, p in inspect.signature(pipe.__call__).parameters.items()
-        if p.default is not p.empty
-    }
-    ours = {
+    parameters = inspect.signature(pipe.__call__).parameters
+    values = {n: p.default for n, p in parameters.items() if p.default is not p.empty}
+    values |= {
         "prompt": list(texts),
         "device": device,
         "do_classifier_free_guidance": guidance,
@@ -176,40 +194,48 @@ def call_arguments(pipe: Any, texts: Sequence[str], guidance: bool) -> dict[str,
         "num_videos_per_prompt": 1,
     }
     accepted = inspect.signature(pipe.encode_prompt).parameters
-    return {name: (drawn | ours)[name] for name in accepted if name in drawn | ours}
+    return {name: values[name] for name in accepted if name in values}
 
 
-def _joined(calls: list[dict[str, Tensor]], encoder: str, pipe: Any) -> dict[str, Tensor]:
-    name = type(pipe).__name__
+def _concatenate(
+    calls: Sequence[dict[str, Tensor]], encoder: str, pipeline: str
+) -> dict[str, Tensor]:
+    """The inputs of all calls of an encoder, one row per prompt."""
     if not calls:
         raise UnknownFamilyError(
-            f"{name}.encode_prompt never calls {encoder}; see docs/families.md"
+            f"{pipeline}.encode_prompt never calls {encoder}; see docs/families.md"
         )
     if odd := sorted(set(calls[0]) - {"input_ids", "attention_mask"}):
         raise UnknownFamilyError(
-            f"{name}.encode_prompt hands {', '.join(odd)} to {encoder}, which is not known here"
+            f"{pipeline}.encode_prompt hands {', '.join(odd)} to {encoder}, which is not known here"
         )
-    if len({c["input_ids"].shape[1] for c in calls}) > 1:
+    if len({call["input_ids"].shape[1] for call in calls}) > 1:
         raise UnknownFamilyError(
-            f"{name}.encode_prompt gives {encoder} rows of several lengths, which is not known here"
+            f"{pipeline}.encode_prompt gives {encoder} rows of several lengths, which is not known "
+            "here"
         )
-    return {key: torch.cat([c[key] for c in calls]) for key in calls[0]}
+    joined = {}
+    for key in calls[0]:
+        joined[key] = torch.cat([call[key] for call in calls])
+    return joined
 
 
 @contextmanager
-def _listening(tokenizer: Any) -> Iterator[dict[tuple[int, ...], list[tuple[str, Any]]]]:
-    """Inside, every row the tokenizer makes is noted. Its class is swapped, as calls look there, not at the instance."""
+def _recording_texts(tokenizer: Any) -> Iterator[TokenizedTexts]:
+    """Inside, every text that the tokenizer tokenizes is noted under the row it makes.
+
+    The tokenizer's class is swapped, as a call looks for `__call__` there, not at the instance.
+    """
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # below a processor
-    rows: dict[tuple[int, ...], list[tuple[str, Any]]] = defaultdict(list)
+    rows: TokenizedTexts = defaultdict(list)
     stock = type(tokenizer)
 
     def call(self: Any, text: Any = None, *args: Any, **kwargs: Any) -> Any:
         found = stock.__call__(self, text, *args, **kwargs)
         if found.encodings is None:
             raise UnknownFamilyError(f"{stock.__name__} gives no offsets; load its fast version")
-        for one, encoding in zip(
-            [text] if isinstance(text, str) else text, found.encodings, strict=True
-        ):
+        texts = [text] if isinstance(text, str) else text
+        for one, encoding in zip(texts, found.encodings, strict=True):
             rows[tuple(encoding.ids)].append((one, encoding))
         return found
 

@@ -56,10 +56,15 @@ ENCODERS: list[EncoderFamily] = [
         linears=LLAMA,
     ),
 ]
+"""Shipped records; `pipelines.register` puts others in front of them."""
 
 
 def encoder_family_of(encoder: object) -> EncoderFamily:
-    """The record of a text encoder."""
+    """The record of a text encoder.
+
+    Raises:
+        UnknownFamilyError: It has none.
+    """
     return find_record(encoder, ENCODERS, "classes", "text-encoder family")
 
 
@@ -69,16 +74,24 @@ def blocks_of(encoder: nn.Module) -> nn.ModuleList:
 
 
 def blocks_path(encoder: nn.Module) -> str:
+    """The path of the block list inside a text encoder.
+
+    Raises:
+        UnknownFamilyError: It is at none of the record's paths.
+    """
     names = {name for name, _ in encoder.named_modules()}
     paths = encoder_family_of(encoder).blocks
     for path in paths:
         if path in names:
             return path
-    raise UnknownFamilyError(f"{type(encoder).__name__} has no block list at {' or '.join(paths)}")
+    raise UnknownFamilyError(
+        f"{type(encoder).__name__} has no block list at {' or '.join(paths)}; "
+        "docs/families.md shows how to write its record"
+    )
 
 
 def blocks_read(encoder: nn.Module, readings: Sequence[Reading]) -> list[int]:
-    """The blocks whose output a denoiser reads; what lies deeper than the last does not count.
+    """The blocks whose output a denoiser reads; what lies deeper than the last has no effect.
 
     Raises:
         UnknownFamilyError: The encoder has fewer blocks than the pipeline reads.
@@ -87,22 +100,24 @@ def blocks_read(encoder: nn.Module, readings: Sequence[Reading]) -> list[int]:
     found = sorted({reading.block(count) for reading in readings})
     if not 0 <= found[0] <= found[-1] < count:
         raise UnknownFamilyError(
-            f"{type(encoder).__name__} has {count} blocks, too few to read {', '.join(map(str, readings))}"
+            f"{type(encoder).__name__} has {count} blocks, too few to read "
+            f"{', '.join(map(str, readings))}"
         )
     return found
 
 
-def stored_name(component_name: str, module_name: str) -> str:
-    """Spelling of a module in a file: CLIP blocks always under `text_model.`, which every loader maps."""
-    for family in ENCODERS:
-        for path in sorted(family.blocks, key=len) if family.file_blocks else ():
-            if component_name.startswith("text_encoder") and module_name.startswith(path + "."):
-                return f"{component_name}.{family.file_blocks}{module_name[len(path) :]}"
-    return f"{component_name}.{module_name}"
+def stored_name(component: str, module: str) -> str:
+    """A module's name in a file; CLIP blocks are under `text_model.`, which every loader maps."""
+    if component.startswith("text_encoder"):
+        for family in ENCODERS:
+            for path in sorted(family.blocks, key=len) if family.file_blocks else ():
+                if module.startswith(f"{path}."):
+                    return f"{component}.{family.file_blocks}{module.removeprefix(path)}"
+    return f"{component}.{module}"
 
 
 def live_name(root: nn.Module, stored: str) -> str | None:
-    """The live name of a module written by `file_name`, or None if `root` has no such module."""
+    """The name in `root` of a module that a file calls `stored`; None if `root` has no such one."""
     for name in (stored, stored.removeprefix("text_model."), f"text_model.{stored}"):
         with suppress(AttributeError):
             root.get_submodule(name)

@@ -14,16 +14,16 @@ from .encoders import ENCODERS
 from .types import LAST, EncoderFamily, PipelineFamily, Reading, Use, find_record
 
 NEXT_TO_LAST = Reading("hidden_states", -2)
-POOLER, PROJECTED = Reading("pooler_output"), Reading("text_embeds")
+POOLER = Reading("pooler_output")
+PROJECTED = Reading("text_embeds")
 CLIP_UNET = r"\.attn2\.to_[kv]$"
-SPATIAL_UNET = (
-    r"\.attentions\..+" + CLIP_UNET
-)  # the attn2 of motion modules attends to frames, not to text
+SPATIAL_UNET = r"\.attentions\..+" + CLIP_UNET
+"""The attn2 of motion modules attends to frames, not to text."""
 CONTEXT = r"^context_embedder$"
 CAPTION = r"^caption_projection\.linear_1$"
 
 
-def _one(*readings: Reading) -> tuple[Use, ...]:
+def _single_encoder(*readings: Reading) -> tuple[Use, ...]:
     return (Use("text_encoder", "tokenizer", readings),)
 
 
@@ -37,14 +37,14 @@ PIPELINES: list[PipelineFamily] = [
             "StableDiffusionControlNetImg2ImgPipeline",
             "StableDiffusionControlNetInpaintPipeline",
         ),
-        encoders=_one(LAST),
+        encoders=_single_encoder(LAST),
         denoiser="unet",
         readers=CLIP_UNET,
         stock=("unet", "text_encoder"),
     ),
     PipelineFamily(
         pipelines=("AnimateDiffPipeline",),
-        encoders=_one(LAST),
+        encoders=_single_encoder(LAST),
         denoiser="unet",
         readers=SPATIAL_UNET,
         stock=("unet", "text_encoder"),
@@ -104,36 +104,35 @@ PIPELINES: list[PipelineFamily] = [
     ),
     PipelineFamily(
         pipelines=("Flux2Pipeline",),
-        encoders=_one(*(Reading("hidden_states", i) for i in (10, 20, 30))),
+        encoders=_single_encoder(*(Reading("hidden_states", i) for i in (10, 20, 30))),
         denoiser="transformer",
         stock=("transformer",),
     ),
     PipelineFamily(
         pipelines=("Flux2KleinPipeline", "Flux2KleinInpaintPipeline"),
-        encoders=_one(*(Reading("hidden_states", i) for i in (9, 18, 27))),
+        encoders=_single_encoder(*(Reading("hidden_states", i) for i in (9, 18, 27))),
         denoiser="transformer",
         stock=("transformer",),
     ),
-    PipelineFamily(
-        pipelines=(
-            "SanaPipeline",
-            "SanaSprintPipeline",
-        ),  # a ControlNet would read the prompt beside the denoiser
-        encoders=_one(LAST),
+    PipelineFamily(  # no ControlNet: it would read the prompt beside the denoiser
+        pipelines=("SanaPipeline", "SanaSprintPipeline"),
+        encoders=_single_encoder(LAST),
         denoiser="transformer",
         readers=CAPTION,
         stock=("transformer",),
     ),
     PipelineFamily(  # Gemma-2 as Sana, and a norm in between
         pipelines=("Lumina2Pipeline",),
-        encoders=_one(replace(NEXT_TO_LAST, norm="time_caption_embed.caption_embedder.0")),
+        encoders=_single_encoder(
+            replace(NEXT_TO_LAST, norm="time_caption_embed.caption_embedder.0")
+        ),
         denoiser="transformer",
         readers=r"^time_caption_embed\.caption_embedder\.1$",
         stock=("transformer",),
     ),
     PipelineFamily(
         pipelines=("PixArtAlphaPipeline", "PixArtSigmaPipeline"),
-        encoders=_one(LAST),
+        encoders=_single_encoder(LAST),
         denoiser="transformer",
         readers=CAPTION,
     ),
@@ -144,7 +143,7 @@ PIPELINES: list[PipelineFamily] = [
             "ChromaImg2ImgPipeline",
             "ChromaInpaintPipeline",
         ),
-        encoders=_one(LAST),
+        encoders=_single_encoder(LAST),
         denoiser="transformer",
         readers=CONTEXT,
         stock=("transformer",),
@@ -156,7 +155,7 @@ PIPELINES: list[PipelineFamily] = [
             "QwenImageInpaintPipeline",
             "QwenImageControlNetPipeline",
         ),
-        encoders=_one(Reading("hidden_states", -1)),
+        encoders=_single_encoder(Reading("hidden_states", -1)),
         denoiser="transformer",
         stock=("transformer",),
     ),
@@ -167,7 +166,7 @@ PIPELINES: list[PipelineFamily] = [
             "ZImageInpaintPipeline",
             "ZImageControlNetPipeline",
         ),
-        encoders=_one(NEXT_TO_LAST),
+        encoders=_single_encoder(NEXT_TO_LAST),
         denoiser="transformer",
         stock=("transformer",),
     ),
@@ -188,20 +187,20 @@ PIPELINES: list[PipelineFamily] = [
             "WanVideoToVideoPipeline",
             "WanVACEPipeline",
         ),
-        encoders=_one(LAST),
+        encoders=_single_encoder(LAST),
         denoiser="transformer",
         stock=("transformer",),
     ),
     PipelineFamily(
         pipelines=("MochiPipeline",),
-        encoders=_one(LAST),
+        encoders=_single_encoder(LAST),
         denoiser="transformer",
         readers=r"^time_embed\.(caption_proj|pooler\.to_(kv|q))$",
         stock=("transformer",),
     ),
     PipelineFamily(
         pipelines=("LTXPipeline", "LTXImageToVideoPipeline", "LTXConditionPipeline"),
-        encoders=_one(LAST),
+        encoders=_single_encoder(LAST),
         denoiser="transformer",
         readers=CAPTION,
         stock=("transformer",),
@@ -212,14 +211,17 @@ PIPELINES: list[PipelineFamily] = [
             "CogVideoXImageToVideoPipeline",
             "CogVideoXVideoToVideoPipeline",
         ),
-        encoders=_one(LAST),
+        encoders=_single_encoder(LAST),
         denoiser="transformer",
         readers=r"^patch_embed\.text_proj$",
         stock=("transformer",),
     ),
 ]
-"""Linears that text and image tokens share (Flux single blocks, CogVideoX, Z-Image) match no `readers`: an edit of
-them would touch image tokens. There the encoders carry the erasure."""
+"""Shipped records; `register` puts others in front of them.
+
+Linears that text and image tokens share (Flux single blocks, CogVideoX, Z-Image) match no
+`readers`: an edit of them would touch image tokens. There the encoders carry the erasure.
+"""
 
 
 def register(*records: EncoderFamily | PipelineFamily) -> None:
@@ -230,12 +232,20 @@ def register(*records: EncoderFamily | PipelineFamily) -> None:
 
 
 def family_of(pipe: object) -> PipelineFamily:
-    """The record of a pipeline, found by its class or a base class."""
+    """The record of a pipeline, found by its class or a base class.
+
+    Raises:
+        UnknownFamilyError: It has none.
+    """
     return find_record(pipe, PIPELINES, "pipelines", "pipeline family")
 
 
 def get_component(pipe: Any, name: str) -> nn.Module:
-    """A component of the pipeline that is really there."""
+    """A component of the pipeline, below a `torch.compile` wrapper.
+
+    Raises:
+        AdapterStateError: The pipeline was loaded without it.
+    """
     module = getattr(pipe, name, None)
     if not isinstance(module, nn.Module):  # a deleted one leaves its config entry
         raise AdapterStateError(
@@ -245,6 +255,6 @@ def get_component(pipe: Any, name: str) -> nn.Module:
 
 
 def reader_paths(denoiser: nn.Module, family: PipelineFamily) -> list[str]:
-    """Module names of the linears that read the text states, PEFT wrappers looked through."""
+    """Module names of the linears that read the text states; PEFT wrappers keep those names."""
     pattern = re.compile(family.readers or r"(?!)")
     return [name for name, _ in denoiser.named_modules() if pattern.search(name)]

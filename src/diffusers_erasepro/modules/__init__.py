@@ -1,1 +1,1 @@
-"""Linear layers as they are found: quantised, offloaded, fused; where their bits live; their fingerprint."""
+"""Linear layers as a model has them: quantised, offloaded, fused; their bits; their fingerprint."""

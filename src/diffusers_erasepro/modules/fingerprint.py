@@ -13,26 +13,30 @@ from .linear import FUSED, dtype_of, plain_weight, quantisation_of, resident_ten
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SAMPLES = 256
-"""Values looked at per parameter; a fine-tune changes all of them, and hashing every weight would cost seconds."""
+"""Values sampled per parameter. A fine-tune changes all of them, and hashing every value would
+take seconds."""
+HEX_DIGITS = 32
 
 
 def base_parameters(
     root: nn.Module, originals: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, Tensor]]:
-    """Parameters by stock name: additions of PEFT and fused copies left out, edited weights replaced by `originals`."""
+    """Parameters by stock name, without what PEFT added and without fused copies.
+
+    Args:
+        root: A component.
+        originals: Module name -> the weight `(d_out, d_in)` to take in place of the edited one.
+    """
     for path, module in root.named_modules():
         plain = path.replace(".base_layer", "").removeprefix("text_model.")
         if "lora_" in path or plain.rpartition(".")[2] in FUSED:
             continue
-        for (
-            name,
-            value,
-        ) in (
-            module._parameters.items()
-        ):  # its own; `named_parameters` takes as long as all the rest
-            if value is not None:
-                given = originals.get(plain) if name == "weight" else None
-                yield f"{plain}.{name}", _values(module, name) if given is None else given
+        # its own only: `named_parameters` takes as long as all the rest
+        for name, value in module._parameters.items():
+            if value is None:
+                continue
+            original = originals.get(plain) if name == "weight" else None
+            yield f"{plain}.{name}", _values(module, name) if original is None else original
 
 
 def _values(module: nn.Module, name: str) -> Tensor:
@@ -42,7 +46,7 @@ def _values(module: nn.Module, name: str) -> Tensor:
 
 
 def fingerprint(root: nn.Module, dtype: torch.dtype, originals: Mapping[str, Tensor]) -> str:
-    """Sha256 over names, shapes and an even sample of every parameter, rounded to `dtype`."""
+    """SHA-256 over names, shapes and an even sample of every parameter, rounded to `dtype`."""
     return fingerprints(root, originals, {"": dtype})[""]
 
 
@@ -51,20 +55,26 @@ def fingerprints(
     originals: Mapping[str, Tensor],
     dtypes: Mapping[str, torch.dtype] | None = None,
 ) -> dict[str, str]:
-    """One fingerprint per dtype the weights may be loaded in; narrower than the live one cannot be undone."""
+    """One fingerprint per dtype that the weights may be loaded in.
+
+    Without `dtypes`, these are all of `DTYPES` for a float32 model, and its own for another:
+    rounding cannot be undone.
+    """
     live = dtype_of(root)
     dtypes = dtypes or {n: d for n, d in DTYPES.items() if live == torch.float32 or d == live}
     parameters = sorted(base_parameters(root, originals), key=lambda item: item[0])
     headers = [f"{name}{tuple(value.shape)}".encode() for name, value in parameters]
     samples = [_sample(value.detach().reshape(-1)) for _, value in parameters]
     ends = [0, *accumulate(map(len, samples))]
-    values, found = torch.cat(samples), {}
-    for key, dtype in dtypes.items():  # rounded all at once: there are hundreds of parameters
-        digest, rounded = hashlib.sha256(), values.to(dtype).float().numpy()
+    values = torch.cat(samples)  # rounded all at once: there are hundreds of parameters
+    found = {}
+    for key, dtype in dtypes.items():
+        digest = hashlib.sha256()
+        rounded = values.to(dtype).float().numpy()
         for header, start, end in zip(headers, ends, ends[1:], strict=False):
             digest.update(header)
             digest.update(rounded[start:end].tobytes())
-        found[key] = digest.hexdigest()[:32]
+        found[key] = digest.hexdigest()[:HEX_DIGITS]
     return found
 
 
@@ -73,21 +83,14 @@ def _sample(flat: Tensor) -> Tensor:
 
 
 def fingerprint_with_loras(root: nn.Module, base: Mapping[str, str]) -> str:
-    """The base's fingerprint, and every LoRA's on top of it: what the component computes with, not what it was made of."""
+    """A fingerprint of what the component computes: its `base` fingerprints, and every LoRA."""
     digest = hashlib.sha256(repr(sorted(base.items())).encode())
     for path, module in root.named_modules():
         if hasattr(module, "active_adapters") and hasattr(module, "scaling"):  # a PEFT layer
-            digest.update(
-                repr(
-                    (
-                        path,
-                        module.active_adapters,
-                        sorted(module.scaling.items()),
-                        module.disable_adapters,
-                    )
-                ).encode()
-            )
+            scaling = sorted(module.scaling.items())
+            state = (path, module.active_adapters, scaling, module.disable_adapters)
+            digest.update(repr(state).encode())
         elif "lora_" in path:
             for _, value in module.named_parameters(recurse=False):
                 digest.update(value.detach().float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:32]
+    return digest.hexdigest()[:HEX_DIGITS]

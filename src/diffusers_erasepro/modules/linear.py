@@ -1,4 +1,7 @@
-"""Linears as they are found: quantised, cast to 8 bits, offloaded, fused. One record per quantisation."""
+"""A linear as a model has it: wrapped, quantised, cast to 8 bits, offloaded, fused.
+
+Each quantisation is one record of `QUANTISATIONS`.
+"""
 
 from __future__ import annotations
 
@@ -24,29 +27,35 @@ class Quantisation:
     """The weight `(d_out, d_in)` of a linear as floats."""
 
 
-def _nf4(linear: Any) -> Tensor:
-    """On CPUs with bfloat16 products a layer packs its weight anew in its first call, and rounds the scales: so do we, before it
-    and after it (bitsandbytes 0.50)."""
+def _dequantise_nf4(linear: Any) -> Tensor:
+    """The floats that a 4-bit layer computes with.
+
+    On CPUs with bfloat16 products the layer packs its weight anew in its first call, and rounds the
+    scales (bitsandbytes 0.50). So do we, before that call and after it.
+    """
     from bitsandbytes import functional as bnb
 
-    weight, state = linear.weight.data, copy.copy(linear.weight.quant_state)
+    weight = linear.weight.data
+    state = copy.copy(linear.weight.quant_state)
     if getattr(state, "packing_format_for_cpu", False):
-        scales, state.original_nested = state.absmax.T.reshape(-1).float(), False
+        scales = state.absmax.T.reshape(-1).float()
+        state.original_nested = False
         weight, state = bnb._convert_weight_packed_for_cpu_inverse(weight, state)
         state.absmax = scales
     elif getattr(linear, "support_avx512bf16_for_cpu", False) and weight.device.type == "cpu":
         if state.nested:
-            state.absmax, state.nested = (
-                bnb.dequantize_blockwise(state.absmax, state.state2) + state.offset,
-                False,
-            )
+            state.absmax = bnb.dequantize_blockwise(state.absmax, state.state2) + state.offset
+            state.nested = False
         state.absmax = state.absmax.to(torch.bfloat16).float()
     return bnb.dequantize_4bit(weight, state)
 
 
-def _int8(linear: Any) -> Tensor:
-    weight, state = linear.weight, getattr(linear, "state", None)
-    scale = weight.SCB if weight.SCB is not None else state.SCB if state else None
+def _dequantise_int8(linear: Any) -> Tensor:
+    weight = linear.weight
+    state = getattr(linear, "state", None)
+    scale = weight.SCB
+    if scale is None and state:
+        scale = state.SCB
     if scale is None:
         raise AdapterStateError(
             "this 8-bit weight is not quantised yet; move the model to its device first"
@@ -54,7 +63,7 @@ def _int8(linear: Any) -> Tensor:
     return weight.data.float() * (scale.float() / 127)[:, None].to(weight.device)
 
 
-def _gguf(linear: Any) -> Tensor:
+def _dequantise_gguf(linear: Any) -> Tensor:
     from diffusers.quantizers.gguf.utils import dequantize_gguf_tensor
 
     return dequantize_gguf_tensor(linear.weight).as_subclass(Tensor)
@@ -62,9 +71,9 @@ def _gguf(linear: Any) -> Tensor:
 
 QUANTISATIONS = (
     Quantisation("torchao", ("TorchAOBaseTensor",), lambda linear: linear.weight.dequantize()),
-    Quantisation("bitsandbytes 4 bit", ("Params4bit",), _nf4),
-    Quantisation("bitsandbytes 8 bit", ("Int8Params",), _int8),
-    Quantisation("GGUF", ("GGUFParameter",), _gguf),
+    Quantisation("bitsandbytes 4 bit", ("Params4bit",), _dequantise_nf4),
+    Quantisation("bitsandbytes 8 bit", ("Int8Params",), _dequantise_int8),
+    Quantisation("GGUF", ("GGUFParameter",), _dequantise_gguf),
     Quantisation(
         "8-bit floats",
         ("float8_e4m3fn", "float8_e5m2"),
@@ -78,7 +87,8 @@ FUSED = {
     "to_qkv": ("to_q", "to_k", "to_v"),
     "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj"),
 }
-"""Fused linear -> the linears whose rows it copies, in `Attention.fuse_projections` (diffusers 0.42)."""
+"""Fused linear -> the linears whose rows it copies, in `Attention.fuse_projections`
+(diffusers 0.42)."""
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
@@ -88,7 +98,9 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 def base_linear(module: nn.Module) -> nn.Module:
     """The linear below a PEFT wrapper."""
-    return module.get_base_layer() if hasattr(module, "get_base_layer") else module  # type: ignore[operator]
+    if hasattr(module, "get_base_layer"):
+        return module.get_base_layer()  # type: ignore[operator]
+    return module
 
 
 def quantisation_of(linear: nn.Module) -> Quantisation | None:
@@ -100,20 +112,22 @@ def quantisation_of(linear: nn.Module) -> Quantisation | None:
     weight = getattr(linear, "weight", None)
     if weight is None:
         raise AdapterStateError(f"{type(linear).__name__} has no weight to edit")
-    names = {c.__name__ for c in type(weight).__mro__} | {str(weight.dtype).removeprefix("torch.")}
+    names = {c.__name__ for c in type(weight).__mro__}
+    names.add(str(weight.dtype).removeprefix("torch."))
     for record in QUANTISATIONS:
         if names & set(record.weights):
             return record
     if not weight.is_floating_point() or weight.itemsize < 2:
-        known = ", ".join(r.name for r in QUANTISATIONS)
+        known = ", ".join(record.name for record in QUANTISATIONS)
         raise AdapterStateError(
-            f"a {type(linear).__name__} of {weight.dtype} cannot be edited or hooked (known: {known})"
+            f"a {type(linear).__name__} of {weight.dtype} cannot be edited or hooked "
+            f"(known: {known})"
         )
     return None
 
 
 def resident_tensor(module: nn.Module, name: str) -> Tensor:
-    """A parameter of `module` itself where its values are: below accelerate's offloading, the CPU copy.
+    """A parameter of `module` itself where its values are: the CPU copy where it is offloaded.
 
     Raises:
         AdapterStateError: There are no values to edit: on disk, or on the meta device.
@@ -121,15 +135,14 @@ def resident_tensor(module: nn.Module, name: str) -> Tensor:
     value = getattr(module, name)
     if not value.is_meta:
         return value
-    kept = getattr(getattr(module, "_hf_hook", None), "weights_map", None)
-    if kept is not None:
-        one, again = kept[name], kept[name]
-        if (
-            one.data_ptr() == again.data_ptr()
-        ):  # from the disk every look gives other memory, and an edit would be lost
-            return one
+    offloaded = getattr(getattr(module, "_hf_hook", None), "weights_map", None)
+    if offloaded is not None:
+        values = offloaded[name]
+        if values.data_ptr() == offloaded[name].data_ptr():
+            return values  # from the disk each access gives other memory; an edit would be lost
+    where = "the meta device" if offloaded is None else "disk"
     raise AdapterStateError(
-        f"the {name} of a {type(module).__name__} is on {'disk' if kept is not None else 'the meta device'}; "
+        f"the {name} of a {type(module).__name__} is on {where}; "
         "load the erasure before offloading, or offload to the CPU"
     )
 
@@ -148,15 +161,17 @@ def is_compiled(module: nn.Module) -> bool:
 
 
 def dtype_of(root: nn.Module) -> torch.dtype:
-    """The dtype `root` lives in; weights stored in 8 bits do not count."""
-    return next(
-        (p.dtype for p in root.parameters() if p.is_floating_point() and p.itemsize > 1),
-        torch.float32,
-    )
+    """The dtype of `root`; weights stored in 8 bits do not count."""
+    for parameter in root.parameters():
+        if parameter.is_floating_point() and parameter.itemsize > 1:
+            return parameter.dtype
+    return torch.float32
 
 
 def device_of(root: nn.Module) -> torch.device:
-    """Where `root` computes; offloaded weights lie elsewhere, or nowhere."""
-    hooks = (getattr(module, "_hf_hook", None) for module in root.modules())
-    devices = (getattr(hook, "execution_device", None) for hook in hooks)
-    return torch.device(next((d for d in devices if d is not None), next(root.parameters()).device))
+    """Where `root` computes; offloaded weights are elsewhere, or nowhere."""
+    for module in root.modules():
+        device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+    return next(root.parameters()).device

@@ -1,8 +1,8 @@
-"""Where the bits of a linear's weight live: the parameter below PEFT, its copy in a fused projection, the offload map."""
+"""Where the bits of a linear's weight are: below PEFT, in fused copies, in the offload map."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,28 +14,30 @@ from .linear import FUSED, base_linear, plain_weight, quantisation_of, resident_
 
 
 def weight_of(root: nn.Module, name: str) -> Tensor:
-    """`(d_out, d_in)` values of the linear `name`, below any PEFT wrapper, dequantised if need be."""
+    """`(d_out, d_in)` values of the linear `name`, below any PEFT wrapper, dequantised."""
     return plain_weight(base_linear(root.get_submodule(name)))
 
 
 def effective_weight(root: nn.Module, name: str) -> Tensor:
-    """`weight_of`, and what the PEFT adapters that are active now add to it; on the CPU, which solves."""
+    """`weight_of`, plus what active PEFT adapters add to it; `(d_out, d_in)`, on the CPU."""
     layer: Any = root.get_submodule(name)
     weight = weight_of(root, name).detach().cpu()
     if not hasattr(layer, "get_delta_weight") or layer.disable_adapters:
         return weight
-    active = [
-        n for n in layer.active_adapters if n in layer.lora_A and n not in layer.merged_adapters
-    ]
-    return weight + sum(layer.get_delta_weight(n).detach().cpu() for n in active)
+    unmerged = [n for n in layer.active_adapters if n not in layer.merged_adapters]
+    deltas = [layer.get_delta_weight(n).detach().cpu() for n in unmerged if n in layer.lora_A]
+    return weight + sum(deltas)
 
 
 @contextmanager
 def without_loras(roots: Iterable[nn.Module]) -> Iterator[None]:
-    """Inside, PEFT layers compute with their base alone. The flag is set because PEFT's own switch changes what is trained."""
-    layers: list[Any] = [
-        m for root in roots for m in root.modules() if hasattr(m, "_disable_adapters")
-    ]
+    """Inside, PEFT layers compute with their base alone.
+
+    Their flag is set directly, because PEFT's own switch changes what is trained.
+    """
+    layers: list[Any] = []
+    for root in roots:
+        layers.extend(module for module in root.modules() if hasattr(module, "_disable_adapters"))
     before = [layer._disable_adapters for layer in layers]
     try:
         for layer in layers:
@@ -52,39 +54,47 @@ def is_editable(root: nn.Module, name: str) -> bool:
 
 
 def storages_of(root: nn.Module, name: str) -> list[Tensor]:
-    """Everything to write where the weight of `name` changes: itself first, then its rows in a fused projection."""
-    places = [resident_tensor(base_linear(root.get_submodule(name)), "weight").detach()]
-    if found := _fused(root, name):
-        linear, rows = found
-        places.append(resident_tensor(linear, "weight").detach()[rows])
-    return places
+    """Every tensor `(d_out, d_in)` to write where the weight of `name` changes.
+
+    The weight itself comes first, then its rows in a fused projection.
+    """
+    storages = [resident_tensor(base_linear(root.get_submodule(name)), "weight").detach()]
+    if fused := _fused_copy(root, name):
+        linear, rows = fused
+        storages.append(resident_tensor(linear, "weight").detach()[rows])
+    return storages
 
 
 def forward_of(root: nn.Module, name: str) -> Callable[[Tensor], Tensor]:
-    """What the linear `name` computes in a call: through PEFT wrappers and hooks, or by its rows of a fused projection."""
-    found = _fused(root, name)
+    """What the linear `name` computes in a call of the model.
+
+    That is through PEFT wrappers and hooks, or by its rows of a fused projection.
+    """
+    fused = _fused_copy(root, name)
     processor = getattr(root.get_submodule(name.rpartition(".")[0]), "processor", None)
-    if found and "Fused" in type(processor).__name__:
-        linear, rows = found
+    if fused and "Fused" in type(processor).__name__:
+        linear, rows = fused
         return lambda x: linear(x)[..., rows]
     return root.get_submodule(name)
 
 
-def _fused(root: nn.Module, name: str) -> tuple[nn.Module, slice] | None:
-    """The fused linear that holds a copy of `name`, and its rows there."""
+def _fused_copy(root: nn.Module, name: str) -> tuple[nn.Module, slice] | None:
+    """The fused linear that has a copy of `name`, and its rows there."""
     above, _, leaf = name.rpartition(".")
     attention = root.get_submodule(above)
     for fused, parts in FUSED.items():
         linear = getattr(attention, fused, None)
-        if leaf in parts and linear is not None:
-            widths = [base_linear(getattr(attention, part)).out_features for part in parts]
-            start = sum(widths[: parts.index(leaf)])  # type: ignore[arg-type]
-            return linear, slice(start, start + widths[parts.index(leaf)])  # type: ignore[operator]
+        if linear is None or leaf not in parts:
+            continue
+        widths: list[Any] = [base_linear(getattr(attention, part)).out_features for part in parts]
+        index = parts.index(leaf)
+        start = sum(widths[:index])
+        return linear, slice(start, start + widths[index])
     return None
 
 
-def refuse_tied(root: nn.Module, names: list[str]) -> None:
-    """No weight of `names` may serve another module too: an edit of one would be an edit of both.
+def refuse_tied(root: nn.Module, names: Sequence[str]) -> None:
+    """No weight of `names` may serve another module too: an edit of one would edit both.
 
     Raises:
         AdapterStateError: Two modules share a parameter.
@@ -93,15 +103,16 @@ def refuse_tied(root: nn.Module, names: list[str]) -> None:
     for name, value in root.named_parameters(remove_duplicate=False):
         owners.setdefault(id(value), []).append(name)
     for name in names:
-        shared = owners.get(id(getattr(base_linear(root.get_submodule(name)), "weight", None)), [])
+        weight = getattr(base_linear(root.get_submodule(name)), "weight", None)
+        shared = owners.get(id(weight), [])
         if len(shared) > 1:
             raise AdapterStateError(
                 f"{' and '.join(shared)} share one weight; untie them before editing {name}"
             )
 
 
-def cast_through(bits: Tensor, journey: tuple[torch.dtype, ...]) -> Tensor:
-    """`bits` after casts to each dtype in turn."""
-    for dtype in journey:
+def cast_through(bits: Tensor, dtypes: Sequence[torch.dtype]) -> Tensor:
+    """`bits` after a cast to each dtype in turn."""
+    for dtype in dtypes:
         bits = bits.to(dtype)
     return bits

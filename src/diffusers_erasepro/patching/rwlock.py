@@ -1,4 +1,4 @@
-"""Who may touch the weights: many drawings at once, or one change."""
+"""Who may touch the weights: many threads that read them, or one that writes."""
 
 from __future__ import annotations
 
@@ -11,70 +11,74 @@ from ..errors import AdapterStateError
 
 
 class ReadWriteLock:
-    """A readers-writer lock: a change waits for the drawings under way, and drawings wait for the change.
+    """A writer waits for the readers at work, and readers wait for the writer.
 
-    Both are re-entrant within a thread, and a thread that changes may draw. The other way round cannot be granted
-    (other threads may be drawing), so it is an error and not a deadlock.
+    Both sides are re-entrant within a thread, and a thread that writes may read. A thread that
+    reads cannot begin to write, since other threads may be reading; that is an error, not a
+    deadlock.
     """
 
     def __init__(self) -> None:
-        self._free = threading.Condition()
+        self._released = threading.Condition()
         self._readers: Counter[int] = Counter()
         """Thread -> how often it is inside `reading`."""
         self._writer: int | None = None
+        """Thread that is inside `writing`."""
         self._depth = 0
+        """How often it is."""
         self._writers_waiting = 0
-        """Changes in line; a new drawing lets them go first, or a busy server could never switch."""
-
-    def _may_read(self, me: int) -> bool:
-        inside = self._writer == me or self._readers[me] > 0
-        return inside or (self._writer is None and not self._writers_waiting)
+        """They go before new readers, or a busy server could never switch an erasure."""
 
     @contextmanager
     def reading(self) -> Iterator[None]:
         """Inside, no other thread changes a weight."""
         me = threading.get_ident()
-        with self._free:
-            self._free.wait_for(lambda: self._may_read(me))
+        with self._released:
+            self._released.wait_for(lambda: self._may_read(me))
             self._readers[me] += 1
         try:
             yield
         finally:
-            with self._free:
+            with self._released:
                 self._readers[me] -= 1
                 self._readers += Counter()  # drops the zeros
-                self._free.notify_all()
+                self._released.notify_all()
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Inside, no other thread draws or changes.
+        """Inside, no other thread reads or writes.
 
         Raises:
-            AdapterStateError: This thread is drawing.
+            AdapterStateError: This thread is reading.
         """
         me = threading.get_ident()
-        with self._free:
+        with self._released:
             if self._writer != me and self._readers[me]:
                 raise AdapterStateError(
-                    "an erasure cannot be switched from inside a drawing; do it before or after the call"
+                    "an erasure cannot be switched from inside a call of the pipeline; do it "
+                    "before or after the call"
                 )
             self._writers_waiting += 1
             try:
-                self._free.wait_for(
-                    lambda: (
-                        self._writer == me or (self._writer is None and not self._readers.total())
-                    )
-                )
-                self._writer, self._depth = me, self._depth + 1
+                self._released.wait_for(lambda: self._may_write(me))
+                self._writer = me
+                self._depth += 1
             finally:
                 self._writers_waiting -= 1
         try:
             yield
         finally:
-            with self._free:
+            with self._released:
                 self._depth -= 1
                 self._writer = me if self._depth else None
-                self._free.notify_all()
+                self._released.notify_all()
+
+    def _may_read(self, me: int) -> bool:
+        inside = self._writer == me or self._readers[me] > 0
+        return inside or (self._writer is None and not self._writers_waiting)
+
+    def _may_write(self, me: int) -> bool:
+        return self._writer == me or (self._writer is None and not self._readers.total())
 
 
 WEIGHTS_LOCK = ReadWriteLock()

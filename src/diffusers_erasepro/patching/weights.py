@@ -1,7 +1,9 @@
-"""The registry of edited weights: base bits kept once, one rounded sum on top, exact restore.
+"""Edits of a component's weights: base bits kept once, one rounded sum on top, exact restore.
 
-State sits on the component (an attribute of the text encoder or denoiser), not on the pipeline: pipelines made
-by `from_pipe` share it, and a replaced component loses it, as it loses the edit.
+`stage` computes the new bits and touches nothing, `commit` writes them, or puts everything back.
+What is known of a component's edits is an attribute of the component (the text encoder or the
+denoiser), not of the pipeline: pipelines made by `from_pipe` share it, and a replaced component
+loses it, as it loses the edit.
 """
 
 from __future__ import annotations
@@ -24,33 +26,33 @@ from ..modules.storage import cast_through, is_editable, refuse_tied, storages_o
 from .rwlock import WEIGHTS_LOCK
 
 ATTRIBUTE = "_erasepro"
-HALF, BRAIN = torch.float16, torch.bfloat16
-JOURNEYS: tuple[tuple[torch.dtype, ...], ...] = (
+CASTS: tuple[tuple[torch.dtype, ...], ...] = (
     (),
-    (HALF,),
-    (BRAIN,),
-    (HALF, BRAIN),
-    (BRAIN, HALF),
+    (torch.float16,),
+    (torch.bfloat16,),
+    (torch.float16, torch.bfloat16),
+    (torch.bfloat16, torch.float16),
 )
-"""Dtypes a weight may have gone through between two looks; a pipeline that was `.half()` and is float again lost bits."""
+"""Dtypes a weight may have gone through since it was last seen; a pipeline that was `.half()` and
+is float again lost bits."""
 
 
 class EditHook:
-    """Forward hook of a linear whose weight cannot be edited: adds B A x, or nothing while `factors` is None."""
+    """Forward hook of a linear whose weight cannot be edited: adds B A x, or nothing for None."""
 
     def __init__(self) -> None:
         self.factors: LowRank | None = None
 
-    def __call__(self, _: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
-        return out if self.factors is None else out + self.factors(args[0]).to(out)
+    def __call__(self, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return output if self.factors is None else output + self.factors(args[0]).to(output)
 
 
 @dataclass(frozen=True)
 class EditedWeight:
-    """One weight under our care."""
+    """What was written to one weight; all bits are `(d_out, d_in)`, on the CPU."""
 
     base: Tensor
-    """The bits before any edit, on the CPU."""
+    """The bits before any edit."""
     target: Tensor
     """The bits last written."""
     last: tuple[LowRank, Tensor] | None = None
@@ -62,21 +64,19 @@ class EditedWeight:
         bits = live.cpu().clone()
         return cls(bits, bits)
 
-    def followed(self, live: Tensor) -> EditedWeight | None:
-        """The record after the dtype moves that `live` went through; None if someone else changed the values."""
-        for journey in JOURNEYS:
-            path = (*journey, live.dtype)
-            if torch.equal(cast_through(self.target.to(live.device), path), live):
-                moved = journey or live.dtype != self.base.dtype
-                return (
-                    EditedWeight(cast_through(self.base, path), cast_through(self.target, path))
-                    if moved
-                    else self
-                )
+    def follow_casts(self, live: Tensor) -> EditedWeight | None:
+        """The record after the casts that `live` went through; None if its values were changed."""
+        for casts in CASTS:
+            dtypes = (*casts, live.dtype)
+            if not torch.equal(cast_through(self.target.to(live.device), dtypes), live):
+                continue
+            if not casts and live.dtype == self.base.dtype:
+                return self
+            return EditedWeight(cast_through(self.base, dtypes), cast_through(self.target, dtypes))
         return None
 
-    def holds(self, bits: Tensor) -> bool:
-        """Whether these are the bits of the base or of the last edit, which were looked at before."""
+    def is_known(self, bits: Tensor) -> bool:
+        """Whether these are the bits of the base or of the last edit, which are finite."""
         return bits is self.base or (self.last is not None and bits is self.last[1])
 
     def with_edit(self, factors: LowRank | None) -> EditedWeight:
@@ -104,7 +104,8 @@ class Registry:
     """Locked adapter -> salt and hash of the token that unlocks it."""
     weights: dict[str, EditedWeight] = field(default_factory=dict)
     hooks: dict[str, EditHook] = field(default_factory=dict)
-    """Of the linears whose weight cannot be edited; a linear may be in both, if it was cast to 8 bits later."""
+    """Of the linears whose weight cannot be edited. A linear may be in both, if it was cast to
+    8 bits later."""
 
 
 def registry_of(root: nn.Module) -> Registry | None:
@@ -116,46 +117,59 @@ def modules_with_registry(pipe: Any) -> dict[str, tuple[nn.Module, Registry]]:
     """Component name -> (module, registry), for components that have one."""
     found = {}
     for name, module in vars(pipe).items():
-        root = unwrapped(module) if isinstance(module, nn.Module) else None
-        if root is not None and (registry := registry_of(root)) is not None:
+        if not isinstance(module, nn.Module):
+            continue
+        root = unwrapped(module)
+        registry = registry_of(root)
+        if registry is not None:
             found[name] = (root, registry)
     return found
 
 
 TrackedWeights = Mapping[str, EditedWeight | None]
-"""Weight -> its record after the dtype moves it went through; None where someone else changed the values."""
+"""Weight -> its record after the casts it went through; None where its values were changed by
+something else."""
 
 
 def track_weights(root: nn.Module) -> TrackedWeights:
-    """A look at every weight under our care."""
-    return {
-        name: _followed(root, name, record)
-        for name, record in (registry_of(root) or Registry()).weights.items()
-    }
+    """Compare every edited weight with what was last written to it."""
+    registry = registry_of(root) or Registry()
+    return {name: _track(root, name, record) for name, record in registry.weights.items()}
 
 
-def _followed(root: nn.Module, name: str, record: EditedWeight) -> EditedWeight | None:
-    first, *copies = storages_of(root, name)
-    return record.followed(first) if all(record.followed(place) for place in copies) else None
+def _track(root: nn.Module, name: str, record: EditedWeight) -> EditedWeight | None:
+    weight, *copies = storages_of(root, name)
+    if all(record.follow_casts(bits) for bits in copies):
+        return record.follow_casts(weight)
+    return None
 
 
-def original_weights(root: nn.Module, seen: TrackedWeights | None = None) -> dict[str, Tensor]:
-    """Plain module name -> bits without our edit, of every weight under our care; a change by someone else stays in.
+def original_weights(root: nn.Module, tracked: TrackedWeights | None = None) -> dict[str, Tensor]:
+    """Stock module name -> bits without our edit, of every edited weight.
 
-    `seen`: what `known` gave just now.
+    Where something else changed the values, its change stays in.
+
+    Args:
+        root: A component.
+        tracked: What `track_weights` gave just now; None to look again.
     """
-    weights = (registry_of(root) or Registry()).weights
-    found = track_weights(root) if seen is None else seen
-    bits = {
-        n: r.base if r else _written(storages_of(root, n)[0], weights[n], None, None)[1]
-        for n, r in found.items()
-    }
-    return {name.removeprefix("text_model."): value for name, value in bits.items()}
+    records = (registry_of(root) or Registry()).weights
+    found = {}
+    for name, record in (track_weights(root) if tracked is None else tracked).items():
+        if record:
+            bits = record.base
+        else:
+            _, bits = _edit_weight(storages_of(root, name)[0], records[name], None, None)
+        found[name.removeprefix("text_model.")] = bits
+    return found
 
 
-def base_fingerprint(root: nn.Module, seen: TrackedWeights | None = None) -> str:
-    """Fingerprint of the component without our edits, in the dtype it lives in; `seen` as for `originals`."""
-    return fingerprint(root, dtype_of(root), original_weights(root, seen))
+def base_fingerprint(root: nn.Module, tracked: TrackedWeights | None = None) -> str:
+    """Fingerprint of the component without our edits, in its dtype.
+
+    `tracked` as for `original_weights`.
+    """
+    return fingerprint(root, dtype_of(root), original_weights(root, tracked))
 
 
 def resolve_edits(root: nn.Module, component: str, adapter: ErasureAdapter) -> dict[str, LowRank]:
@@ -167,29 +181,29 @@ def resolve_edits(root: nn.Module, component: str, adapter: ErasureAdapter) -> d
     found = {}
     for stored, factors in adapter.of(component).items():
         name = live_name(root, stored)
-        shape = (factors.B.shape[0], factors.A.shape[1])
         if name is None:
             raise BaseModelMismatchError(
-                f"{component} has no layer {stored}, which the adapter edits; load it on its base model"
+                f"{component} has no layer {stored}, which the adapter edits; load it on its base "
+                "model"
             )
         linear: Any = base_linear(root.get_submodule(name))
-        have = (linear.out_features, linear.in_features)
-        if have != shape:
+        shape = (linear.out_features, linear.in_features)
+        expected = (factors.B.shape[0], factors.A.shape[1])
+        if shape != expected:
             raise BaseModelMismatchError(
-                f"{component}.{name} is {have}, the adapter was made for {shape}"
+                f"{component}.{name} is {shape}, the adapter was made for {expected}; load it on "
+                "its base model"
             )
         found[name] = factors
     return found
 
 
-# ------------------------------------------------------------------------------------------------ staging
-
-
 @dataclass(frozen=True)
 class WeightChange:
-    """Bits on their way into one place."""
+    """New bits of one tensor."""
 
-    place: Tensor
+    storage: Tensor
+    """The live tensor, which `commit` writes to."""
     before: Tensor
     after: Tensor
 
@@ -209,115 +223,116 @@ class StagedEdit:
 def stage(
     root: nn.Module, component: str, adapter: ErasureAdapter | None, *, registry: Registry | None
 ) -> StagedEdit:
-    """The plan that makes `adapter` the only edit of the component, and `registry` what is known of it.
+    """The change that makes `adapter` the only edit of the component, and `registry` its registry.
 
-    The new bits are base + B A, summed in float32 and rounded once. Where someone else changed the weight
-    meanwhile (a fused LoRA, say), only our difference is exchanged and their change stays.
+    The new bits are base + B A, summed in float32 and rounded once. Where something else changed
+    the weight meanwhile (a fused LoRA, say), only our difference is exchanged and that change
+    stays.
 
     Raises:
         AdapterStateError: A weight would not be finite, is tied to another, or cannot be reached.
     """
-    old, edits = (
-        registry_of(root) or Registry(),
-        resolve_edits(root, component, adapter) if adapter else {},
-    )
+    old = registry_of(root) or Registry()
+    edits = resolve_edits(root, component, adapter) if adapter else {}
     names = list(dict.fromkeys([*old.weights, *old.hooks, *edits]))
     refuse_tied(root, names)
-    plan = StagedEdit(root, registry, [], {})
-    weights, hooks = {}, dict(old.hooks)
+    staged = StagedEdit(root, registry, [], {})
+    weights = {}
+    hooks = dict(old.hooks)
     for name in names:
-        factors, hooked = edits.get(name), name in old.hooks or not is_editable(root, name)
-        _check_finite(f"{component}.{name}", factors)
+        where = f"{component}.{name}"
+        factors = edits.get(name)
+        if factors is not None:
+            _refuse_not_finite(where, factors.A, factors.B)
+        hooked = name in old.hooks or not is_editable(root, name)
         if hooked:
-            hooks.setdefault(name, EditHook())
-            plan.hooks[hooks[name]] = (base_linear(root.get_submodule(name)), factors)
+            hook = hooks.setdefault(name, EditHook())
+            staged.hooks[hook] = (base_linear(root.get_submodule(name)), factors)
         if name in old.weights or not hooked:
-            live = storages_of(root, name)[0]
+            storages = storages_of(root, name)
+            live = storages[0]
             record = old.weights.get(name) or EditedWeight.of(live)
-            weights[name], bits = _written(
-                live, record, record.followed(live), None if hooked else factors
-            )
-            if not record.holds(bits):
-                _check_finite(f"{component}.{name}", bits)
-            plan.changes.extend(
-                WeightChange(place, place.clone(), bits.to(place))
-                for place in storages_of(root, name)
-            )
+            in_weight = None if hooked else factors
+            weights[name], bits = _edit_weight(live, record, record.follow_casts(live), in_weight)
+            if not record.is_known(bits):
+                _refuse_not_finite(where, bits)
+            for storage in storages:
+                staged.changes.append(WeightChange(storage, storage.clone(), bits.to(storage)))
     if registry is not None:
-        registry.weights, registry.hooks = weights, hooks
-    return plan
+        registry.weights = weights
+        registry.hooks = hooks
+    return staged
 
 
-def _written(
-    live: Tensor, record: EditedWeight, followed: EditedWeight | None, factors: LowRank | None
+def _edit_weight(
+    live: Tensor, record: EditedWeight, tracked: EditedWeight | None, factors: LowRank | None
 ) -> tuple[EditedWeight, Tensor]:
-    """The record and the live bits of a weight once it holds `factors` as its only edit of ours."""
-    made = (followed or record).with_edit(factors)
-    if followed:
-        return made, made.target
-    ours = (made.target.float() - record.target.float()).to(live.device)
-    return made, (live.float() + ours).to(live.dtype)
+    """The record and the live bits of a weight once `factors` are its only edit of ours."""
+    edited = (tracked or record).with_edit(factors)
+    if tracked:
+        return edited, edited.target
+    difference = (edited.target.float() - record.target.float()).to(live.device)
+    return edited, (live.float() + difference).to(live.dtype)
 
 
-def _check_finite(where: str, values: Tensor | LowRank | None) -> None:
-    tensors = (
-        [values.A, values.B] if isinstance(values, LowRank) else [] if values is None else [values]
-    )
+def _refuse_not_finite(where: str, *tensors: Tensor) -> None:
     if not all(finite(t.float()) for t in tensors):
         raise AdapterStateError(
             f"{where} would hold values that are not finite; nothing was changed"
         )
 
 
-# ------------------------------------------------------------------------------------------------ writing
-
-
 @torch.no_grad()
-def commit(plans: Sequence[StagedEdit]) -> None:
-    """Carry out all plans; an exception or an interrupt on the way puts everything back."""
-    before = [
-        (plan, registry_of(plan.root), {hook: hook.factors for hook in plan.hooks})
-        for plan in plans
-    ]
+def commit(staged: Sequence[StagedEdit]) -> None:
+    """Carry out all of it; an exception or an interrupt on the way puts everything back."""
+    registries = [registry_of(edit.root) for edit in staged]
+    factors = _hook_factors(staged)
     try:
-        for plan in plans:
-            _write(plan.changes)
-            _hang(plan.hooks, keep=plan.registry is not None)
-            _remember(plan.root, plan.registry)
+        for edit in staged:
+            _write(edit.changes)
+            _set_hooks(edit.hooks, keep=edit.registry is not None)
+            _set_registry(edit.root, edit.registry)
     except BaseException:
-        for plan, registry, factors in before:
-            _put_back(plan.changes)
-            _hang(
-                {h: (linear, factors[h]) for h, (linear, _) in plan.hooks.items()},
-                keep=registry is not None,
-            )
-            _remember(plan.root, registry)
+        for edit, registry in zip(staged, registries, strict=True):
+            _roll_back(edit.changes)
+            hooks = {hook: (linear, factors[hook]) for hook, (linear, _) in edit.hooks.items()}
+            _set_hooks(hooks, keep=registry is not None)
+            _set_registry(edit.root, registry)
         raise
+
+
+def _hook_factors(staged: Sequence[StagedEdit]) -> dict[EditHook, LowRank | None]:
+    """What every hook adds now."""
+    found = {}
+    for edit in staged:
+        for hook in edit.hooks:
+            found[hook] = hook.factors
+    return found
 
 
 def _write(changes: Sequence[WeightChange]) -> None:
     for change in changes:
-        change.place.copy_(change.after)
+        change.storage.copy_(change.after)
 
 
-def _put_back(changes: Sequence[WeightChange]) -> None:
+def _roll_back(changes: Sequence[WeightChange]) -> None:
     for change in changes:
-        change.place.copy_(change.before)
+        change.storage.copy_(change.before)
 
 
-def _hang(hooks: Mapping[EditHook, tuple[nn.Module, LowRank | None]], *, keep: bool) -> None:
-    """Set what each hook adds; hang up new ones, take all down if they are not to be kept."""
+def _set_hooks(hooks: Mapping[EditHook, tuple[nn.Module, LowRank | None]], *, keep: bool) -> None:
+    """Set what each hook adds; register new ones, or remove all if they are not to be kept."""
     for hook, (linear, factors) in hooks.items():
         hook.factors = factors
-        hanging = [key for key, value in linear._forward_hooks.items() if value is hook]
-        if keep and not hanging:
+        registered = [key for key, value in linear._forward_hooks.items() if value is hook]
+        if keep and not registered:
             linear.register_forward_hook(hook)
         if not keep:
-            for key in hanging:
+            for key in registered:
                 del linear._forward_hooks[key]
 
 
-def _remember(root: nn.Module, registry: Registry | None) -> None:
+def _set_registry(root: nn.Module, registry: Registry | None) -> None:
     if registry is not None:
         setattr(root, ATTRIBUTE, registry)
     elif hasattr(root, ATTRIBUTE):
@@ -326,22 +341,22 @@ def _remember(root: nn.Module, registry: Registry | None) -> None:
 
 @contextmanager
 def unedited(pipe: Any) -> Iterator[None]:
-    """Inside, every edited weight is without our edit; afterwards the bits are those from before."""
-    edited = {n: (root, r) for n, (root, r) in modules_with_registry(pipe).items() if r.applied}
-    if not edited:
+    """Inside, every edited weight is without our edit; afterwards the bits are those of before."""
+    roots = {name: root for name, (root, r) in modules_with_registry(pipe).items() if r.applied}
+    if not roots:
         yield
         return
     with WEIGHTS_LOCK.writing(), torch.no_grad():
-        plans = [stage(root, name, None, registry=None) for name, (root, _) in edited.items()]
-        factors = {hook: hook.factors for plan in plans for hook in plan.hooks}
+        staged = [stage(root, name, None, registry=None) for name, root in roots.items()]
+        factors = _hook_factors(staged)
         try:
-            for plan in plans:
-                _write(plan.changes)
-                for hook in plan.hooks:
-                    hook.factors = None
+            for edit in staged:
+                _write(edit.changes)
+            for hook in factors:
+                hook.factors = None
             yield
         finally:
             for hook, value in factors.items():
                 hook.factors = value
-            for plan in plans:
-                _put_back(plan.changes)
+            for edit in staged:
+                _roll_back(edit.changes)
