@@ -15,13 +15,15 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
-from scenes import SIZE, Pictures, paste, plain
+from scenes import Pictures, paste, plain
 from torch import Tensor
 from tqdm import tqdm
 
+from diffusers_erasepro.pictures.judge import SIZE
+
 BATCH = 32
 RATE = 1.2e-3
-SAVE_EVERY = 400
+STEPS_KEPT = 400
 """Steps between checkpoints."""
 
 
@@ -36,7 +38,8 @@ def main() -> None:
     pictures = Pictures(args.folder)
     vae = started(args.folder / "vae").train()
     optimizer = torch.optim.AdamW(vae.parameters(), betas=(0.9, 0.99))
-    began, step = time.monotonic(), 0
+    began = time.monotonic()
+    step = 0
     bar = tqdm(total=round(args.seconds), unit="s")
     while (past := (time.monotonic() - began) / args.seconds) < 1:
         for group in optimizer.param_groups:
@@ -51,7 +54,7 @@ def main() -> None:
         step += 1
         bar.update(round(past * args.seconds) - bar.n)
         bar.set_postfix(step=step, loss=f"{value.item():.4f}")
-        if step % SAVE_EVERY == 0:
+        if step % STEPS_KEPT == 0:
             vae.save_pretrained(args.folder / "vae")
     vae.save_pretrained(args.folder / "vae")
 

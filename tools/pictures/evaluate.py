@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 from diffusers_erasepro import pictures
 from diffusers_erasepro.pictures import Caption
+from diffusers_erasepro.pictures.judge import SIZE
 
 BATCH = 32
-SIZE = 64
 COLUMNS = 16
 
 
@@ -78,8 +78,7 @@ def main() -> None:
         images = draw([caption.text for caption in asked], "pairs")
         results["pairs"] = of_pairs(asked, images)
     if args.each:
-        words = [(word, thing) for thing in pictures.THINGS for word in pictures.synonyms(thing)]
-        asked_words = [pair for pair in words for _ in range(args.each)]
+        asked_words = synonyms_of_all() * args.each
         images = draw([f"a picture of a {word}" for word, _ in asked_words], "synonyms")
         results["synonyms"] = of_synonyms(asked_words, images)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -91,6 +90,14 @@ def main() -> None:
     print(json.dumps({k: v for k, v in results.items() if k != "synonyms"}, indent=1))
     if args.each:
         print("synonyms", results["synonyms"]["share"], "n =", results["synonyms"]["n"])
+
+
+def synonyms_of_all() -> list[tuple[str, str]]:
+    """Every synonym with its thing."""
+    pairs = []
+    for thing in pictures.THINGS:
+        pairs += [(word, thing) for word in pictures.synonyms(thing)]
+    return pairs
 
 
 def of_captions(asked: Sequence[Caption], images: Sequence[Image.Image]) -> dict[str, Any]:
@@ -118,12 +125,14 @@ def of_captions(asked: Sequence[Caption], images: Sequence[Image.Image]) -> dict
 
 def of_pairs(asked: Sequence[Caption], images: Sequence[Image.Image]) -> dict[str, Any]:
     """Each half of a two-thing picture, cut out and enlarged, asked for its own thing."""
-    halves = [half(image, side) for image in images for side in (0, 1)]
-    named = [thing for caption in asked for thing in caption.things]
-    said = pictures.load_judge()(halves)["thing"]
-    right = [a == b for a, b in zip(said, named, strict=True)]
-    both = [left and other for left, other in zip(right[::2], right[1::2], strict=True)]
-    return {"each": share(right), "both": share(both), "n": len(asked)}
+    judge = pictures.load_judge()
+    right = []
+    for side in (0, 1):
+        said = judge([half(image, side) for image in images])["thing"]
+        named = [caption.things[side] for caption in asked]
+        right.append([a == b for a, b in zip(said, named, strict=True)])
+    both = [left and other for left, other in zip(*right, strict=True)]
+    return {"each": share(right[0] + right[1]), "both": share(both), "n": len(asked)}
 
 
 def half(image: Image.Image, side: int) -> Image.Image:
@@ -138,9 +147,7 @@ def half(image: Image.Image, side: int) -> Image.Image:
     return column.crop((0, top, width, top + width)).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
 
 
-def of_synonyms(
-    asked: Sequence[tuple[str, str]], images: Sequence[Image.Image]
-) -> dict[str, Any]:
+def of_synonyms(asked: Sequence[tuple[str, str]], images: Sequence[Image.Image]) -> dict[str, Any]:
     """Share of pictures of a synonym that show its thing, in all and by word."""
     said = pictures.load_judge()(images)["thing"]
     words: dict[str, dict[str, Any]] = {}

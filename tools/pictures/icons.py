@@ -33,7 +33,7 @@ SETS = {
     "emojione": "EmojiOne",
     "fxemoji": "Firefox",
 }
-SIZE = 72
+WIDTH = 72
 PISTOL_BY = ("noto-v1", "emojione", "fxemoji")
 """These still draw a revolver under the name "pistol"; the others draw a water pistol."""
 PISTOL_WORDS = ("gun", "handgun", "revolver", "weapon")
@@ -50,7 +50,8 @@ def main() -> None:
     emojis = read(packages, "emojibase-data", "en/data.json")
     keywords = {emoji["label"]: emoji.get("tags", []) for emoji in emojis}
     names = chosen(args.things)
-    rgba, entries = [], []
+    rgba = []
+    entries = []
     for name in tqdm(names, "things"):
         for source, drawing in drawings(icons, name).items():
             rgba.append(rendered(drawing))
@@ -84,7 +85,7 @@ def drawings(icons: dict[str, dict], name: str) -> dict[str, str]:
 
 def key(name: str) -> str:
     """How the sets spell a CLDR name."""
-    plain = re.sub(r"[’'.]", "", name.lower())
+    plain = re.sub(r"[\u2019'.]", "", name.lower())
     return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
 
 
@@ -103,11 +104,11 @@ def svg(icons: dict, name: str) -> str | None:
 
 def rendered(drawing: str) -> np.ndarray:
     """`(72, 72, 4)` uint8, in the middle of a transparent square."""
-    png = resvg_py.svg_to_bytes(svg_string=drawing, width=SIZE, height=SIZE)
+    png = resvg_py.svg_to_bytes(svg_string=drawing, width=WIDTH, height=WIDTH)
     image = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
-    image.thumbnail((SIZE, SIZE))
-    square = Image.new("RGBA", (SIZE, SIZE), (0, 0, 0, 0))
-    square.paste(image, ((SIZE - image.width) // 2, (SIZE - image.height) // 2))
+    image.thumbnail((WIDTH, WIDTH))
+    square = Image.new("RGBA", (WIDTH, WIDTH), (0, 0, 0, 0))
+    square.paste(image, ((WIDTH - image.width) // 2, (WIDTH - image.height) // 2))
     return np.asarray(square)
 
 

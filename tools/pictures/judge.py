@@ -19,12 +19,12 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from safetensors.torch import save_file
-from scenes import SIZE, Pictures, paste, plain, things_of
+from scenes import Pictures, paste, plain, things_of
 from torch import Tensor
 from tqdm import tqdm
 
 from diffusers_erasepro.pictures.captions import BACKGROUNDS, STYLES
-from diffusers_erasepro.pictures.judge import JudgeNet, load
+from diffusers_erasepro.pictures.judge import SIZE, JudgeNet, shipped_judge
 from diffusers_erasepro.pictures.words import sentences
 
 BATCH = 96
@@ -62,7 +62,8 @@ class Samples:
         rows = torch.randint(len(self.pictures.rgba), (n,))
         colors = torch.randint(len(BACKGROUNDS), (n,))
         size = self.rng.choice((44, 48, 52, 56, 60))
-        top, left = (self.rng.randint(0, SIZE - size) for _ in range(2))
+        top = self.rng.randint(0, SIZE - size)
+        left = self.rng.randint(0, SIZE - size)
         canvas = plain(colors.tolist())
         paste(canvas, self.pictures.rgba[rows], size, top, left)
         return Sample(canvas / 127.5 - 1, (self.thing[rows], self.hand[rows], colors))
@@ -89,7 +90,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
     samples = Samples(args.folder, args.seed)
     if args.words:
-        net = load().net
+        net = shipped_judge().net
     else:
         net = trained(samples, args.seconds)
         torch.save(net.state_dict(), args.folder / "judge.pt")
@@ -102,7 +103,8 @@ def trained(samples: Samples, seconds: float) -> JudgeNet:
     """A judge trained from scratch for so many seconds."""
     net = JudgeNet(len(samples.things))
     optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0.02)
-    began, step = time.monotonic(), 0
+    began = time.monotonic()
+    step = 0
     bar = tqdm(total=round(seconds), unit="s")
     while (past := (time.monotonic() - began) / seconds) < 1:
         for group in optimizer.param_groups:

@@ -39,9 +39,9 @@ def main() -> None:
     for caption in captions:
         both = set.intersection(*(set(hands[thing]) for thing in caption.things))
         scenes.append(pictures.scene(caption, sorted(both), rng))
-    latents = encoded(pictures, scenes, args.folder / "vae")
+    latents = encoded_scenes(pictures, scenes, args.folder / "vae")
     # "" is the text of classifier-free guidance
-    states, masks = read([scene.caption.text for scene in scenes] + [""])
+    states, masks = encoded_texts([scene.caption.text for scene in scenes] + [""])
     scale = 1 / latents.float().std().item()
     kept = {"latents": latents, "states": states, "masks": masks, "scale": scale}
     torch.save(kept, args.folder / "latents.pt")
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 @torch.no_grad()
-def encoded(pictures: Pictures, scenes: list[Scene], autoencoder: Path) -> Tensor:
+def encoded_scenes(pictures: Pictures, scenes: list[Scene], autoencoder: Path) -> Tensor:
     """`(n, 8, 8, 8)` half-precision means of the autoencoder's posterior."""
     vae = AutoencoderKL.from_pretrained(autoencoder).float().eval()
     latents = []
@@ -60,12 +60,13 @@ def encoded(pictures: Pictures, scenes: list[Scene], autoencoder: Path) -> Tenso
 
 
 @torch.no_grad()
-def read(texts: list[str]) -> tuple[Tensor, Tensor]:
+def encoded_texts(texts: list[str]) -> tuple[Tensor, Tensor]:
     """`(n, 32, 384)` half-precision last hidden states, `(n, 32)` which positions are text."""
     folder = encoder_folder()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     encoder = BertModel.from_pretrained(folder, add_pooling_layer=False).eval()
-    states, masks = [], []
+    states = []
+    masks = []
     for start in tqdm(range(0, len(texts), BATCH), "texts"):
         batch = tokenizer(
             texts[start : start + BATCH],

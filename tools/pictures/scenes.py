@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffusers_erasepro.pictures.captions import BACKGROUNDS, Caption
+from diffusers_erasepro.pictures.judge import SIZE
 
-SIZE = 64
 COLORS = {
     "white": (255, 255, 255),
     "black": (30, 30, 40),

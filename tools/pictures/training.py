@@ -72,11 +72,13 @@ class Training:
     """A denoiser on its way: weights, their average, the optimizer, and how long it has run."""
 
     def __init__(self, model: nn.Module, checkpoint: Path, *, start: Path | None) -> None:
-        self.model, self.checkpoint = model, checkpoint
+        self.model = model
+        self.checkpoint = checkpoint
         self.optimizer = torch.optim.AdamW(
             model.parameters(), betas=(0.9, 0.99), weight_decay=0.01, fused=True
         )
-        self.step, self.seconds = 0, 0.0
+        self.step = 0
+        self.seconds = 0.0
         if start and not checkpoint.exists():
             model.load_state_dict(load_file(start))
         self.average = copy.deepcopy(model).requires_grad_(False)
@@ -88,7 +90,8 @@ class Training:
         self.model.load_state_dict(kept["model"])
         self.average.load_state_dict(kept["average"])
         self.optimizer.load_state_dict(kept["optimizer"])
-        self.step, self.seconds = kept["step"], kept["seconds"]
+        self.step = kept["step"]
+        self.seconds = kept["seconds"]
 
     def save(self) -> None:
         """Replaces the checkpoint in one move, so that a kill leaves a whole one."""

@@ -43,9 +43,9 @@ def load_pipeline(kind: Literal["unet", "dit"]) -> Any:
     Raises:
         ErasureError: The distribution or the text encoder is missing, or there is no such kind.
     """
-    from .pipelines import load
+    from .pipelines import assembled
 
-    return load(kind)
+    return assembled(kind)
 
 
 def load_judge() -> Judge:
@@ -54,9 +54,9 @@ def load_judge() -> Judge:
     Raises:
         ErasureError: The distribution is missing.
     """
-    from .judge import load
+    from .judge import shipped_judge
 
-    return load()
+    return shipped_judge()
 
 
 def load_words() -> Callable[..., Any]:
@@ -65,14 +65,12 @@ def load_words() -> Callable[..., Any]:
     Raises:
         ErasureError: The distribution or the text encoder is missing.
     """
-    from .words import load
+    from .words import shipped_words
 
-    return load()
+    return shipped_words()
 
 
-def captions(
-    n: int, seed: int = 0, held_out: bool = False, *, two: float = 0.0
-) -> list[Caption]:
+def captions(n: int, seed: int = 0, held_out: bool = False, *, two: float = 0.0) -> list[Caption]:
     """Captions of this world's things, with what each says that a picture of it shows.
 
     Args:

@@ -1,4 +1,4 @@
-"""Captions of scenes: one or two things, perhaps a hand, perhaps a background, in many phrasings."""
+"""Captions of scenes: one or two things, maybe a hand, maybe a background, in many phrasings."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def _caption(
     shown, hands = _shown(rng, things, names, two)
     hand = rng.choice(hands) if rng.random() < HAND_SHARE else None
     background = rng.choice(BACKGROUNDS) if rng.random() < BACKGROUND_SHARE else None
-    text = _said(rng, shown, hand, background, phrasing)
+    text = _spoken(rng, shown, hand, background, phrasing)
     if rng.random() < LONG_SHARE:
         text = _longer(rng, text, phrasing.asides)
     return Caption(text, shown, hand, background)
@@ -192,7 +192,7 @@ def _shown(
             return (left, right), both
 
 
-def _said(
+def _spoken(
     rng: random.Random,
     shown: tuple[str, ...],
     hand: str | None,

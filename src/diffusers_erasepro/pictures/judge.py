@@ -69,28 +69,25 @@ class Judge:
     things: tuple[str, ...]
 
     def __call__(self, images: Sequence[Image.Image]) -> dict[str, list[str | None]]:
-        return {
-            name: [answers[i] if p >= SURE[name] else None for p, i in self._best(chances)]
-            for (name, answers), chances in zip(
-                self._heads().items(), self.chances(images).values(), strict=True
-            )
-        }
+        answers = {"thing": self.things, "hand": STYLES, "background": BACKGROUNDS}
+        chances = self.chances(images)
+        return {name: _said(chances[name], answers[name], SURE[name]) for name in answers}
 
+    @torch.no_grad()
     def chances(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
-        """Probabilities `(n, answers)` of every head."""
-        with torch.no_grad():
-            logits = self.net(pixels(images))
-        return {
-            name: said.softmax(1) for name, said in zip(self._heads(), logits, strict=True)
-        }
+        """Probabilities `(n, answers)` of things, hands, backgrounds."""
+        thing, hand, background = self.net(pixels(images))
+        logits = {"thing": thing, "hand": hand, "background": background}
+        return {name: said.softmax(1) for name, said in logits.items()}
 
-    def _heads(self) -> dict[str, tuple[str, ...]]:
-        return {"thing": self.things, "hand": STYLES, "background": BACKGROUNDS}
 
-    @staticmethod
-    def _best(chances: Tensor) -> list[tuple[float, int]]:
-        best = chances.max(1)
-        return list(zip(best.values.tolist(), best.indices.tolist(), strict=True))
+def _said(chances: Tensor, answers: Sequence[str], sure: float) -> list[str | None]:
+    """Every picture's likeliest answer, or None where it is not likely enough."""
+    best = chances.max(1)
+    return [
+        answers[at] if chance >= sure else None
+        for chance, at in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    ]
 
 
 def pixels(images: Sequence[Image.Image]) -> Tensor:
@@ -111,7 +108,7 @@ def pixels(images: Sequence[Image.Image]) -> Tensor:
     return torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def load() -> Judge:
+def shipped_judge() -> Judge:
     """The shipped judge."""
     known = things()
     net = JudgeNet(len(known))

@@ -21,7 +21,7 @@ from .encoder import load_encoder, load_tokenizer
 from .world import folder
 
 
-def load(kind: str) -> Any:
+def assembled(kind: str) -> Any:
     """The pipeline of this kind, in float32, without a progress bar."""
     if kind not in KINDS:
         known = ", ".join(map(repr, KINDS))

@@ -52,7 +52,7 @@ def sentences(texts: Sequence[str]) -> Tensor:
     return F.normalize((states * mask).sum(1) / mask.sum(1), dim=1)
 
 
-def load() -> Words:
+def shipped_words() -> Words:
     """The shipped map, on the shipped judge."""
     weights = load_file(folder() / "words.safetensors")
-    return Words(judge.load().net, weights["map"].float())
+    return Words(judge.shipped_judge().net, weights["map"].float())

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..errors import ErasureError
 
-PACKAGE = "diffusers_erasepro_pictures"
+DISTRIBUTION = "diffusers_erasepro_pictures"
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def folder() -> Path:
     Raises:
         ErasureError: It is not installed.
     """
-    found = importlib.util.find_spec(PACKAGE)
+    found = importlib.util.find_spec(DISTRIBUTION)
     if found is None or found.origin is None:
         raise ErasureError(
             "the pictures world is not installed; `pip install diffusers-erasepro-pictures`, or "
