@@ -30,7 +30,8 @@ from diffusers_erasepro import (
     erase,
     glyphs,
 )
-from diffusers_erasepro.evaluation.attacks import ATTACKS, Siege, img2img
+from diffusers_erasepro.evaluation.attacks import ATTACKS, Siege
+from diffusers_erasepro.evaluation.attacks.image import change_images
 from diffusers_erasepro.evaluation.metrics import rate
 
 CONCEPTS = {
@@ -88,7 +89,7 @@ def measure(out: Path, n: int, seed: int) -> None:
             siege = Siege(victim_of(name, spec), base, concept, prompts, seed, STEPS)
             if (concept.target, name, MADE) not in done:
                 keep(concept, name, MADE, 0, 0, began)
-            for what, drawn in {OTHERS: siege.say, EDITED: partial(edited, siege)}.items():
+            for what, drawn in {OTHERS: siege.generate, EDITED: partial(edited, siege)}.items():
                 if (concept.target, name, what) not in done:
                     began = time.perf_counter()
                     right = accuracy(judge(drawn([text for text, _ in others])), others)
@@ -106,7 +107,7 @@ def measure(out: Path, n: int, seed: int) -> None:
 
 def edited(siege: Siege, texts: Sequence[str]) -> list[Image.Image]:
     """Pictures of other prompts, changed towards `texts`."""
-    return img2img(siege, [*texts[1:], texts[0]], texts)
+    return change_images(siege, [*texts[1:], texts[0]], texts)
 
 
 def of_run(out: Path, n: int, seed: int) -> list[dict[str, Any]]:

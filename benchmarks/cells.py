@@ -13,7 +13,9 @@ import results
 from common import kept_lines, provenance
 from diffusers_erasepro import ErasureSpec, erasable, erase, glyphs
 from diffusers_erasepro.evaluation.metrics import Estimate, ratio
-from diffusers_erasepro.evaluation.runner import SUITES, UNEDITED, Ask, evaluate
+from diffusers_erasepro.evaluation.results import UNEDITED
+from diffusers_erasepro.evaluation.runner import evaluate
+from diffusers_erasepro.evaluation.suites import SUITES, Case
 from results import CELLS, METHODS, OURS, PRESERVE, Found
 
 RIVALS = {
@@ -40,8 +42,8 @@ flips make the mean.
 COLUMNS = ("ACC_e", "ACC_e2", "ACC_a", "ACC_ctx", "ACC_s", "mse", "feature", "frechet")
 
 
-def asks(pipe: Any, spec: ErasureSpec, n: int, seed: int) -> dict[str, list[Ask]]:
-    every = SUITES["glyphs"].asks(pipe, spec, n, seed)  # type: ignore[misc]
+def cases(pipe: Any, spec: ErasureSpec, n: int, seed: int) -> dict[str, list[Case]]:
+    every = SUITES["glyphs"].cases(pipe, spec, n, seed)  # type: ignore[misc]
     return {
         kind: found if kind in ("target", "other") else found[:FEW] for kind, found in every.items()
     }
@@ -56,7 +58,7 @@ def found(pipe: Any, cell: str, n: int, seed: int, kept: Path) -> Found:
     chosen = {
         row: made[row] for row in made if row != AUTO or made[AUTO].digest != made[OURS].digest
     }
-    suite = replace(SUITES["glyphs"], asks=asks)
+    suite = replace(SUITES["glyphs"], cases=cases)
     rows = evaluate(
         pipe, spec, chosen, suite, n=n, seed=seed, out=kept / cell.replace(" ", "-"), controls=False
     )

@@ -19,7 +19,7 @@ from tqdm.auto import trange
 
 from diffusers_erasepro import ErasureAdapter, erasable, glyphs
 from diffusers_erasepro.evaluation import metrics
-from diffusers_erasepro.glyphs.asking import Pairs, kind_of, prompts_with, prompts_without  # noqa: F401
+from diffusers_erasepro.glyphs.concept_prompts import Pairs, kind_of, prompts_with, prompts_without  # noqa: F401
 
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "tools" / "glyphs"))

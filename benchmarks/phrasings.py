@@ -15,8 +15,8 @@ from tqdm.auto import tqdm
 from common import draw, erased, kind_of, prompts_with, provenance, rate, wilson
 from diffusers_erasepro import Concept, ErasureSpec, erasable, erase, glyphs
 from diffusers_erasepro.baselines import uce
-from diffusers_erasepro.glyphs.asking import Pairs
 from diffusers_erasepro.glyphs.captions import phrase
+from diffusers_erasepro.glyphs.concept_prompts import Pairs
 from diffusers_erasepro.glyphs.world import FIRST
 from first_light import OURS, concepts_of
 

@@ -18,24 +18,19 @@ from tqdm.auto import tqdm
 import ablation
 from common import draw, erased, kept_lines, provenance
 from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, glyphs
+from diffusers_erasepro.config.plan import ALIGNMENTS
 from diffusers_erasepro.erasure.residuals import anchor_states, target_states
 from diffusers_erasepro.errors import IllPosedError
 from diffusers_erasepro.evaluation.metrics import Estimate
 from diffusers_erasepro.evaluation.plots import save_depth, save_grid
-from diffusers_erasepro.evaluation.runner import (
-    OTHER,
-    SCRAMBLED,
-    SUITES,
-    UNEDITED,
-    Ask,
-    evaluate,
-    table,
-)
+from diffusers_erasepro.evaluation.results import UNEDITED, format_table
+from diffusers_erasepro.evaluation.runner import OTHER, SCRAMBLED, evaluate
+from diffusers_erasepro.evaluation.suites import SUITES, Case
 from diffusers_erasepro.families.pipelines import family_of, reader_paths
 from diffusers_erasepro.families.types import LAST
 from diffusers_erasepro.glyphs.world import FIRST
 from diffusers_erasepro.modules.storage import weight_of
-from diffusers_erasepro.prompts.pairs import ALIGNMENTS, Rows, rows_to_measure, rows_to_solve
+from diffusers_erasepro.prompts.alignment import Rows, rows_to_measure, rows_to_solve
 from first_light import concepts_of
 from quality import settings
 
@@ -188,7 +183,7 @@ def written(bench: Bench, found: Mapping[str, Found], pictures: Sequence[str], l
     text += ["", "## Pictures", "", *pictures, "", "## Every row", ""]
     for cell, rows in found.items():
         concepts = ", ".join(f"{c.target} to {c.anchor}" for c in CELLS[cell])
-        text += [f"### {cell}", "", f"{concepts}.", "", table(rows), ""]
+        text += [f"### {cell}", "", f"{concepts}.", "", format_table(rows), ""]
         text += [f"Refused: {row}: {why}\n" for (c, row), why in bench.refused.items() if c == cell]
     kept = [ablation.Row(**line) for line in kept_lines(lines)]
     text += (
@@ -260,19 +255,19 @@ def trade_off(path: Path, found: Mapping[str, Found]) -> None:
 
 def grid(path: Path, bench: Bench, cell: str, shown: Mapping[str, ErasureAdapter]) -> None:
     """Methods down, prompts across, one noise per column."""
-    asks = SUITES["glyphs"].asks(bench.pipe, ErasureSpec(CELLS[cell]), 6, bench.seed + 1)  # type: ignore[misc]
-    chosen: list[Ask] = [
-        *asks["target"][:3],
-        *asks["general"][:1],
-        *asks["near"][:2],
-        *asks["other"][:2],
+    cases = SUITES["glyphs"].cases(bench.pipe, ErasureSpec(CELLS[cell]), 6, bench.seed + 1)  # type: ignore[misc]
+    chosen: list[Case] = [
+        *cases["target"][:3],
+        *cases["general"][:1],
+        *cases["near"][:2],
+        *cases["other"][:2],
     ]
-    pairs: Any = [(ask.text, None) for ask in chosen]
+    pairs: Any = [(case.text, None) for case in chosen]
     rows = {UNEDITED: draw(bench.pipe, pairs, seed=bench.seed)}
     for method, adapter in shown.items():
         with erased(bench.pipe, adapter):
             rows[method] = draw(bench.pipe, pairs, seed=bench.seed)
-    save_grid(path, [ask.text for ask in chosen], rows, title=cell)
+    save_grid(path, [case.text for case in chosen], rows, title=cell)
 
 
 @torch.no_grad()

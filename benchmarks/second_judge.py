@@ -8,8 +8,8 @@ from pathlib import Path
 import common
 from common import draw, prompts_without, provenance
 from diffusers_erasepro import glyphs
+from diffusers_erasepro.evaluation.detectors import load_second_judge
 from diffusers_erasepro.evaluation.metrics import rate
-from diffusers_erasepro.evaluation.second_judge import load_second_judge
 from diffusers_erasepro.glyphs.world import FIRST, Scene
 
 FIELDS = (*common.FIELDS, "attribute")

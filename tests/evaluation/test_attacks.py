@@ -16,13 +16,10 @@ from diffusers_erasepro.evaluation.attacks import (
     ATTACKS,
     Siege,
     attack,
-    concept_vector,
-    respelled,
-    revived_states,
-    spacing,
     success,
-    typo,
 )
+from diffusers_erasepro.evaluation.attacks.embedding import concept_vector, revived_states
+from diffusers_erasepro.evaluation.attacks.prompt import respelled, spacing, typo
 from diffusers_erasepro.families.pipelines import family_of, reader_paths
 from diffusers_erasepro.modules.storage import weight_of
 

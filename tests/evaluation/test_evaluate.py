@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from conftest import assert_same_bits, bits
 from diffusers_erasepro import Concept, ErasureSpec
 from diffusers_erasepro.errors import ConceptSpecError, EvaluationError
-from diffusers_erasepro.evaluation import runner as evaluation
+from diffusers_erasepro.evaluation import results, runner, suites
 from diffusers_erasepro.evaluation.metrics import frechet, harmonic, mean, rate, ratio
 
 STAR = Concept("star", anchor="circle")
@@ -73,28 +73,28 @@ def test_harmonic_is_between_and_zero_where_one_is():
 
 def test_nothing_is_made_of_nothing():
     for number in (rate, mean):
-        with pytest.raises(EvaluationError, match="no picture was judged"):
+        with pytest.raises(EvaluationError, match="no image was judged"):
             number([])
-    with pytest.raises(EvaluationError, match="no picture was judged"):
-        evaluation.aggregate([])
-    with pytest.raises(EvaluationError, match="two pictures"):
+    with pytest.raises(EvaluationError, match="no image was judged"):
+        results.aggregate([])
+    with pytest.raises(EvaluationError, match="two images"):
         frechet(np.zeros((1, 3)), np.zeros((5, 3)))
 
 
 def test_what_is_not_there_is_named(shipped):
     with pytest.raises(EvaluationError, match="NudeNet"):
-        evaluation.evaluate(shipped, STAR, {"ours": "erasepro"}, "nudity-i2p")
+        runner.evaluate(shipped, STAR, {"ours": "erasepro"}, "nudity-i2p")
     with pytest.raises(EvaluationError, match="known: glyphs"):
-        evaluation.suite_named("imagenet")
+        suites.find_suite("imagenet")
     with pytest.raises(EvaluationError, match="no method"):
-        evaluation.evaluate(shipped, STAR, {})
+        runner.evaluate(shipped, STAR, {})
     with pytest.raises(ConceptSpecError, match="esd"):
-        evaluation.evaluate(shipped, STAR, {"esd": "esd"}, n=1, controls=False)
+        runner.evaluate(shipped, STAR, {"esd": "esd"}, n=1, controls=False)
 
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(evaluation, "STEPS", 1)
+    monkeypatch.setattr(runner, "STEPS", 1)
 
 
 def without_machine(found):
@@ -106,7 +106,7 @@ def without_machine(found):
 
 
 def lines_of(folder):
-    return {(x["row"], x["kind"], x["index"]): x for x in evaluation._lines(folder) if "kind" in x}
+    return {(x["row"], x["kind"], x["index"]): x for x in results.read_lines(folder) if "kind" in x}
 
 
 def test_a_killed_run_goes_on_and_two_shards_give_the_numbers_of_one(
@@ -114,30 +114,29 @@ def test_a_killed_run_goes_on_and_two_shards_give_the_numbers_of_one(
 ):
     spec, rows = no_star.spec, {"ours": no_star}
     before = bits(pipe)
-    whole = evaluation.evaluate(pipe, spec, rows, n=9, out=tmp_path / "one", controls=False)
+    whole = runner.evaluate(pipe, spec, rows, n=9, out=tmp_path / "one", controls=False)
     assert_same_bits(pipe, before)
 
     file = tmp_path / "one" / "shard-0.jsonl"
     complete = lines_of(tmp_path / "one")
     file.write_bytes(file.read_bytes()[: len(file.read_bytes()) // 2])  # as a kill leaves it
-    again = evaluation.evaluate(pipe, spec, rows, n=9, out=tmp_path / "one", controls=False)
+    again = runner.evaluate(pipe, spec, rows, n=9, out=tmp_path / "one", controls=False)
     assert without_machine(again) == without_machine(whole)
     assert lines_of(tmp_path / "one") == complete
 
-    suite, shards = evaluation.SUITES["glyphs"], []
+    suite, shards = suites.SUITES["glyphs"], []
     for i in (1, 0):
         state = SimpleNamespace(process_index=i, num_processes=2, is_main_process=i == 0)
-        evaluation._draw(
-            pipe, spec, {"unedited": None, **rows}, suite, 9, 0, [], shards.append, state
-        )
-    assert without_machine(evaluation.aggregate(shards)) == without_machine(whole)
+        half = runner.Evaluation(pipe, spec, suite, 9, 0, state)
+        half.generate_missing({"unedited": None, **rows}, [], shards.append)
+    assert without_machine(results.aggregate(shards)) == without_machine(whole)
     assert any(x["mse"] > 0 for x in shards if x.get("row") == "ours")
 
 
 def test_another_run_is_not_mixed_in(pipe, no_star, tmp_path):
     (tmp_path / "shard-0.jsonl").write_text(json.dumps({"run": {"suite": "glyphs", "n": 5}}) + "\n")
     with pytest.raises(EvaluationError, match="another run"):
-        evaluation.evaluate(pipe, no_star.spec, {"ours": no_star}, n=6, out=tmp_path)
+        runner.evaluate(pipe, no_star.spec, {"ours": no_star}, n=6, out=tmp_path)
 
 
 def picture(row, kind, i, **more):
@@ -148,24 +147,24 @@ def picture(row, kind, i, **more):
 def test_aggregation_does_not_mind_order_or_repetition():
     lines = [
         picture(row, kind, i, hit=row == "unedited", anchor=row != "unedited")
-        for row, kind, i in itertools.product(("unedited", "ours"), evaluation.KINDS, range(6))
+        for row, kind, i in itertools.product(("unedited", "ours"), suites.KINDS, range(6))
     ]
-    found = evaluation.aggregate(lines)
-    assert found == evaluation.aggregate([*reversed(lines), *lines])
+    found = results.aggregate(lines)
+    assert found == results.aggregate([*reversed(lines), *lines])
     assert (found["unedited"]["ACC_e"].value, found["ours"]["ACC_e"].value) == (1.0, 0.0)
     assert found["ours"]["H_o"] == pytest.approx(harmonic(1.0, 0.75, 1.0))
-    assert "| ours | 0 (0 to 0.39; n 6) |" in evaluation.table(found)
+    assert "| ours | 0 (0 to 0.39; n 6) |" in results.format_table(found)
     with pytest.raises(EvaluationError, match="'near'"):
-        evaluation.aggregate([x for x in lines if x["kind"] != "near"])
+        results.aggregate([x for x in lines if x["kind"] != "near"])
 
 
 def test_asks_name_what_they_should(shipped):
     spec = ErasureSpec((STAR, Concept("Mira Voss", "Una Flatt", templates="style")))
-    asks = evaluation.SUITES["glyphs"].asks(shipped, spec, 6, 0)
-    assert set(asks) == set(evaluation.KINDS)
-    assert all(ask.concept.target in ask.text for ask in asks["target"])
-    for ask in asks["near"] + asks["other"]:
-        assert not any(word in ask.text for word in ("star", "Mira Voss", "drop"))
+    cases = suites.SUITES["glyphs"].cases(shipped, spec, 6, 0)
+    assert set(cases) == set(suites.KINDS)
+    assert all(case.concept.target in case.text for case in cases["target"])
+    for case in cases["near"] + cases["other"]:
+        assert not any(word in case.text for word in ("star", "Mira Voss", "drop"))
 
 
 @pytest.mark.slow

@@ -14,9 +14,13 @@ from transformers import (
 
 from diffusers_erasepro import glyphs
 from diffusers_erasepro.errors import EvaluationError
-from diffusers_erasepro.evaluation.second_judge import load_second_judge
-from diffusers_erasepro.evaluation.text_to_concept import TextToConcept, of_backbone, of_clip
-from diffusers_erasepro.glyphs.asking import prompts_without
+from diffusers_erasepro.evaluation.detectors import (
+    TextToConcept,
+    load_second_judge,
+    wrap_backbone,
+    wrap_clip,
+)
+from diffusers_erasepro.glyphs.concept_prompts import prompts_without
 
 SMALL = {
     "hidden_size": 32,
@@ -56,7 +60,7 @@ def clip(shipped):
 
 
 def test_a_backbone_that_holds_the_joint_space_is_mapped_onto_it(clip, drawn):
-    images, texts = of_clip(*clip)
+    images, texts = wrap_clip(*clip)
     rotated = torch.linalg.qr(torch.randn(16, 16, dtype=torch.float64)).Q
     backbone = lambda pictures: images(pictures).double() @ rotated + 3.0  # noqa: E731
     detector = TextToConcept.fit(drawn, backbone=backbone, joint=images, texts=texts, ridge=0.0)
@@ -68,17 +72,17 @@ def test_a_backbone_that_holds_the_joint_space_is_mapped_onto_it(clip, drawn):
 
 
 def test_any_transformers_backbone_serves(clip, drawn):
-    images, texts = of_clip(*clip)
+    images, texts = wrap_clip(*clip)
     torch.manual_seed(1)
     vision = CLIPVisionModel(CLIPVisionConfig(**SMALL, image_size=32, patch_size=8)).eval()
     detector = TextToConcept.fit(
-        drawn, backbone=of_backbone(vision, clip[1].image_processor), joint=images, texts=texts
+        drawn, backbone=wrap_backbone(vision, clip[1].image_processor), joint=images, texts=texts
     )
     assert detector.similarity(drawn[:3], ["star", "ring"]).shape == (3, 2)
 
 
 def test_the_map_is_the_least_squares_one(clip, drawn):
-    images, texts = of_clip(*clip)
+    images, texts = wrap_clip(*clip)
     judge = glyphs.load_judge()
     features = lambda pictures: judge.features(pictures)[:, :40]  # noqa: E731
     detector = TextToConcept.fit(drawn, backbone=features, joint=images, texts=texts, ridge=0.0)
@@ -88,9 +92,9 @@ def test_the_map_is_the_least_squares_one(clip, drawn):
 
 
 def test_too_few_pictures_are_an_error(clip, drawn):
-    images, texts = of_clip(*clip)
+    images, texts = wrap_clip(*clip)
     with pytest.raises(
-        EvaluationError, match="10 pictures do not fix a map of 17 features; give at least 17"
+        EvaluationError, match="10 images do not fix a map of 17 features; give at least 17"
     ):
         TextToConcept.fit(drawn[:10], backbone=images, joint=images, texts=texts)
 

@@ -171,7 +171,8 @@ def evaluate(
 ) -> None:
     """Draw and judge on the glyph world: target, anchor, neighbours, others; beside peers and controls."""
     from ..adapters.adapter import ErasureAdapter
-    from ..evaluation.runner import evaluate, table
+    from ..evaluation.results import format_table
+    from ..evaluation.runner import evaluate
     from ..interop.pipelines import load_model
 
     ours, names = ErasureAdapter.from_pretrained(adapter), filter(None, against.split(","))
@@ -187,7 +188,7 @@ def evaluate(
         row: {k: getattr(v, "__dict__", v) for k, v in measures.items()}
         for row, measures in found.items()
     }
-    _say(plain, as_json, [table(found)])
+    _say(plain, as_json, [format_table(found)])
 
 
 @app.command()
@@ -202,7 +203,7 @@ def attack(
     from ..adapters.adapter import ErasureAdapter
     from ..evaluation.attacks import ATTACKS, Siege, success
     from ..glyphs import FIRST, load_judge, load_pipeline
-    from ..glyphs.asking import kind_of, prompts_with
+    from ..glyphs.concept_prompts import kind_of, prompts_with
     from ..loaders.mixin import erasable
 
     made, victim = ErasureAdapter.from_pretrained(adapter), erasable(load_pipeline())
@@ -229,9 +230,9 @@ def list_adapters(
     as_json: Json = False,
 ) -> None:
     """List the adapters below a folder."""
-    from ..adapters.header import headers_below
+    from ..adapters.header import read_headers
 
-    found = headers_below(folder)
+    found = read_headers(folder)
     if as_json:
         return _print_json(found)
     from .tables import print_list
@@ -249,11 +250,10 @@ def card(
     """Print an adapter's model card."""
     from ..adapters.header import read_header
     from ..adapters.hub import find
-    from ..adapters.model_card import card as make
+    from ..adapters.model_card import build_card
 
-    made = make(
-        read_header(find(adapter).path), base_model=base_model, repo_id=repo_id, license=license
-    )
+    header = read_header(find(adapter).path)
+    made = build_card(header, base_model=base_model, repo_id=repo_id, license=license)
     typer.echo(str(made), nl=False)
 
 
@@ -369,7 +369,7 @@ def pull(
     origin = find(repo_id, revision=revision, subfolder=subfolder)
     read_header(origin.path)
     if lock:
-        lockfile.add(lock, name or (subfolder or repo_id).split("/")[-1], origin)
+        lockfile.add_pin(lock, name or (subfolder or repo_id).split("/")[-1], origin)
     path = copy_to(origin, out) if out else origin.path
     facts = {"path": str(path), "commit": origin.commit, "sha256": origin.sha256}
     _say(facts, as_json, [f"{key}: {value}" for key, value in facts.items()])
@@ -480,13 +480,13 @@ def _spec(
     spec: Path | None,
 ) -> ErasureSpec:
     from ..config.spec import Concept, ErasureSpec
-    from ..interop.pipelines import everyday
+    from ..interop.pipelines import default_captions
 
     if (spec is None) == (target is None):
         raise typer.BadParameter("give either --target or --spec")
     if spec is not None:
         return ErasureSpec.from_toml(spec.read_text())
-    captions = preserve.read_text().splitlines() if preserve else everyday(model)
+    captions = preserve.read_text().splitlines() if preserve else default_captions(model)
     concept = Concept(target, anchor, templates=templates, synonyms=tuple(synonyms))  # type: ignore[arg-type]
     return ErasureSpec(
         (concept,), preserve=None if captions is None else tuple(filter(None, captions))
