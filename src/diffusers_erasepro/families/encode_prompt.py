@@ -104,7 +104,7 @@ def _span_of(encoding: Any, start: int) -> PromptSpan:
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str]) -> RecordedInputs:
-    """As `record_inputs`, of a tokenizer without a pipeline, padded to its limit."""
+    """As `record_encoder_inputs`, of a tokenizer without a pipeline, padded to its limit."""
     length = tokenizer.model_max_length
     if not texts:
         return RecordedInputs({"input_ids": torch.zeros(0, length, dtype=torch.long)}, {})
@@ -123,7 +123,7 @@ class _Complete(Exception):
     """Everything that was asked for is recorded; ends `encode_prompt` early."""
 
 
-def record_inputs(
+def record_encoder_inputs(
     pipe: Any, texts: Sequence[str], encoder: str, tokenizer: str, *, guidance: bool = False
 ) -> RecordedInputs:
     """What `encoder` receives for `texts`; it does not run.

@@ -36,10 +36,10 @@ def base_parameters(
             if value is None:
                 continue
             original = originals.get(plain) if name == "weight" else None
-            yield f"{plain}.{name}", _values(module, name) if original is None else original
+            yield f"{plain}.{name}", _live_values(module, name) if original is None else original
 
 
-def _values(module: nn.Module, name: str) -> Tensor:
+def _live_values(module: nn.Module, name: str) -> Tensor:
     if name == "weight" and isinstance(module, nn.Linear) and quantisation_of(module):
         return plain_weight(module)
     return resident_tensor(module, name)

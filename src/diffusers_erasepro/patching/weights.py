@@ -134,10 +134,10 @@ something else."""
 def track_weights(root: nn.Module) -> TrackedWeights:
     """Compare every edited weight with what was last written to it."""
     registry = registry_of(root) or Registry()
-    return {name: _track(root, name, record) for name, record in registry.weights.items()}
+    return {name: _track_weight(root, name, record) for name, record in registry.weights.items()}
 
 
-def _track(root: nn.Module, name: str, record: EditedWeight) -> EditedWeight | None:
+def _track_weight(root: nn.Module, name: str, record: EditedWeight) -> EditedWeight | None:
     weight, *copies = storages_of(root, name)
     if all(record.follow_casts(bits) for bits in copies):
         return record.follow_casts(weight)

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from ..families.encode_prompt import RecordedInputs, record_inputs, tokenize
+from ..families.encode_prompt import RecordedInputs, record_encoder_inputs, tokenize
 from ..families.pipelines import family_of, get_component
 from ..families.types import Use
 
@@ -101,7 +101,7 @@ class TextPath:
 
     def record(self, texts: Sequence[str], *, guidance: bool = False) -> RecordedInputs:
         """What the encoder receives for `texts`."""
-        return record_inputs(
+        return record_encoder_inputs(
             self.pipe, texts, self.use.encoder, self.use.tokenizer, guidance=guidance
         )
 
