@@ -3,9 +3,11 @@
 import pytest
 
 from diffusers_erasepro import Concept, ErasureSpec, erase
+from diffusers_erasepro.config.plan import ALIGNMENTS
 from diffusers_erasepro.erasure.residuals import aligned_states, relative
 from diffusers_erasepro.errors import ConceptSpecError
-from diffusers_erasepro.prompts.pairs import ALIGNMENTS, Pair, Prompt, rows_of
+from diffusers_erasepro.prompts.alignment import rows_of
+from diffusers_erasepro.prompts.pairs import Pair, Prompt
 
 CANDIDATES = ("circle", "heart", "ring", "a star shape")
 

@@ -13,14 +13,14 @@ from diffusers_erasepro.erasure.auto_layers import (
     ENOUGH,
     NEARLY,
     STRONGER,
-    Look,
-    choices,
     least_drift,
     least_residual,
-    spread,
+    trials,
 )
+from diffusers_erasepro.erasure.noise_predictions import NoisePredictions
 from diffusers_erasepro.errors import ConceptSpecError, IllPosedError
 from diffusers_erasepro.glyphs.clips import captioned_clips
+from diffusers_erasepro.prompts.pairs import spread
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +29,9 @@ def spec(preserve):
 
 
 @pytest.fixture(scope="module")
-def look(shipped, spec):
+def predictions(shipped, spec):
     with torch.no_grad():
-        return Look.at(shipped, spec)
+        return NoisePredictions.of(shipped, spec)
 
 
 @pytest.fixture(scope="module")
@@ -51,20 +51,23 @@ def chosen(adapter):
     return {"layers": adapter.options.layers, "alignment": adapter.options.alignment}
 
 
-def test_no_edit_leaves_the_whole_target_and_moves_nothing(look, no_star):
+def test_no_edit_leaves_the_whole_target_and_moves_nothing(predictions, no_star):
     with torch.no_grad():
-        assert look.compare(scaled(no_star, 0.0)) == pytest.approx((1.0, 0.0), abs=1e-6)
+        assert predictions.compare(scaled(no_star, 0.0)) == pytest.approx((1.0, 0.0), abs=1e-6)
 
 
-def test_half_an_edit_leaves_more_of_the_target(look, no_star):
+def test_half_an_edit_leaves_more_of_the_target(predictions, no_star):
     with torch.no_grad():
-        (half, _), (whole, drift) = look.compare(scaled(no_star, 0.5)), look.compare(no_star)
+        (half, _), (whole, drift) = (
+            predictions.compare(scaled(no_star, 0.5)),
+            predictions.compare(no_star),
+        )
     assert whole < ENOUGH < half < 1 and 0 < drift < 0.1
 
 
-def test_the_empty_prompt_counts(look, no_star):
+def test_the_empty_prompt_counts(predictions, no_star):
     """Guidance reads it in every picture, so what moves only there is drift."""
-    moved = replace(look, kept=[(t, x, k, e + 1) for t, x, k, e in look.kept])
+    moved = replace(predictions, kept=[(t, x, k, e + 1) for t, x, k, e in predictions.kept])
     with torch.no_grad():
         assert moved.compare(scaled(no_star, 0.0))[1] > 0.1
 
@@ -75,16 +78,18 @@ def test_auto_chooses_by_the_denoiser_and_records_the_choice(shipped, spec, auto
 
 
 def test_auto_moves_least_of_all_it_offers_on_captions_that_its_metric_has_not_seen(
-    shipped, spec, look, auto
+    shipped, spec, predictions, auto
 ):
-    unseen = replace(spec, preserve=tuple(t for t in spec.preserve if t not in look.captions))
-    lent = set(look.captions) & set(spec.preserve)
+    unseen = replace(
+        spec, preserve=tuple(t for t in spec.preserve if t not in predictions.captions)
+    )
+    lent = set(predictions.captions) & set(spec.preserve)
     assert len(unseen.preserve) == len(spec.preserve) - len(lent) and 0 < len(lent) < len(
-        look.captions
+        predictions.captions
     )
     enough = {}
     for chain in ({}, *CHAINS):
-        adapter = look.judged(erase(shipped, unseen, measure=False, **chain))
+        adapter = predictions.judge(erase(shipped, unseen, measure=False, **chain))
         if adapter.report.denoiser_residual <= ENOUGH:
             enough[adapter.options.layers] = adapter.report.denoiser_drift
     assert len(enough) > 2
@@ -141,10 +146,10 @@ def test_soft_prompts_weigh_more_until_a_chain_erases_enough_or_that_helps_no_mo
     no_star, left, tried
 ):
     choice, reports, weights, spec = Options.of({"layers": "auto"}), {}, [], no_star.spec
-    for chosen in choices(spec, choice, no_star.options, reports):
-        times = round(chosen.soft_weight / choice.soft_weight)
+    for trial in trials(spec, choice, no_star.plan, reports):
+        times = round(trial.soft_weight / choice.soft_weight)
         weights.append(times)
-        reports[chosen] = replace(
+        reports[trial] = replace(
             no_star.report, denoiser_residual=left[STRONGER.index(times)], denoiser_drift=0.0
         )
     assert list(dict.fromkeys(weights)) == tried and len(weights) == len(tried) * (1 + len(CHAINS))
@@ -159,6 +164,6 @@ def test_auto_erases_a_motion_that_leaks_by_default():
     )
     spec = ErasureSpec((Concept("rising", "resting", templates="unsafe"),), preserve=captions)
     with torch.no_grad():
-        leaks, _ = Look.at(pipe, spec).compare(erase(pipe, spec))
+        leaks, _ = NoisePredictions.of(pipe, spec).compare(erase(pipe, spec))
     auto = erase(pipe, spec, layers="auto")
     assert leaks > NEARLY >= auto.report.denoiser_residual and auto.report.listed_residual < 1e-5

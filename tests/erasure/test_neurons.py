@@ -11,15 +11,20 @@ from peft import LoraConfig, get_peft_model
 import tiny
 from conftest import assert_same_bits, bits
 from diffusers_erasepro import Concept, ErasureSpec, erasable, erase
-from diffusers_erasepro.erasure.auto_layers import Look
-from diffusers_erasepro.erasure.layerwise import final_states
+from diffusers_erasepro.config.plan import ALIGNMENTS, Recipe
+from diffusers_erasepro.erasure.noise_predictions import NoisePredictions
 from diffusers_erasepro.erasure.sites import neurons
-from diffusers_erasepro.erasure.sites.neurons import EXACT, PLACES, solve_neurons, weights
+from diffusers_erasepro.erasure.sites.neurons import EXACT, PLACES, word_gaps
+from diffusers_erasepro.erasure.states import final_states
 from diffusers_erasepro.errors import AdapterStateError, ConceptSpecError, IllPosedError
+from diffusers_erasepro.linalg import neuron_pairs
 from diffusers_erasepro.linalg.constrained import cholesky
+from diffusers_erasepro.linalg.neuron_pairs import MlpWeights, WordGap, solve_neurons
 from diffusers_erasepro.loaders import stacking as compose
 from diffusers_erasepro.loaders.stacking import joint_options, joint_spec, kernel
-from diffusers_erasepro.prompts.pairs import ALIGNMENTS, pairs_of, rows_of, token_ids
+from diffusers_erasepro.prompts.alignment import rows_of
+from diffusers_erasepro.prompts.pairs import pairs_of
+from diffusers_erasepro.prompts.tokens import token_ids
 
 STAR, RING, CROSS = (
     Concept(*names) for names in (("star", "circle"), ("ring", "diamond"), ("cross", "square"))
@@ -54,6 +59,14 @@ def mlp():
     return W1, b1, W2, z, cholesky(z.T @ z / len(z)), cholesky(heard.T @ heard / len(z))
 
 
+def solve(words, gaps, mlp, weights=None, L2=None):
+    """`solve_neurons` for words of one row each."""
+    W1, b1, W2, _, L1, usual = mlp
+    weights = weights or [ONE] * len(words)
+    rows = [WordGap(*row) for row in zip(words, gaps, weights, strict=True)]
+    return solve_neurons(rows, MlpWeights(W1, b1, W2, gelu), L1, usual if L2 is None else L2)
+
+
 def after(x, W1, b1, W2, edits):
     detector, writer = edits
     return gelu(x @ (W1 + detector.dense()).T + b1) @ (W2 + writer.dense()).T
@@ -61,10 +74,10 @@ def after(x, W1, b1, W2, edits):
 
 def answer(x, word, mlp):
     """What the pairs write at `x` in direction of the word's gap, in units of what they write at the word."""
-    W1, b1, W2, _, L1, L2 = mlp
+    W1, b1, W2, *_ = mlp
     gap = torch.ones(1, 8, dtype=torch.float64)
-    with_gap = solve_neurons([word], [gap], [ONE], W1, b1, W2, gelu, L1, L2)
-    without = solve_neurons([word], [0 * gap], [ONE], W1, b1, W2, gelu, L1, L2)
+    with_gap = solve([word], [gap], mlp)
+    without = solve([word], [0 * gap], mlp)
     return (after(x, W1, b1, W2, with_gap) - after(x, W1, b1, W2, without)).mean(-1)
 
 
@@ -77,24 +90,23 @@ def test_the_word_gets_all_that_it_lacks_and_a_tenth_of_it_a_hundredth(mlp):
 
 def test_a_neuron_that_others_tell_is_given_away_for_free(mlp):
     """Neurons 0 to 9 say what 10 to 19 say, and the rest writes much: the pair comes from these, and not both of one kind."""
-    W1, b1, W2, z, L1, _ = mlp
+    W1, b1, W2, z, *_ = mlp
     W1[:10], b1[:10], W2[:, 20:] = W1[10:20], b1[10:20], 100 * W2[:, 20:]
     heard = gelu(z @ W1.T + b1)
     M = heard.T @ heard / len(z) + 1e-9 * torch.eye(64, dtype=torch.float64)
     word, none = torch.eye(8, dtype=torch.float64)[:1], torch.zeros(1, 8, dtype=torch.float64)
-    edits = solve_neurons([word], [none], [ONE], W1, b1, W2, gelu, L1, cholesky(M))
+    edits = solve([word], [none], mlp, L2=cholesky(M))
     moved = after(z, W1, b1, W2, edits) - heard @ W2.T
     assert moved.norm() < 1e-4 * (heard @ W2.T).norm()
 
 
 def test_words_do_not_answer_for_each_other(mlp):
-    W1, b1, W2, _, L1, L2 = mlp
+    W1, b1, W2, *_ = mlp
     words = [torch.eye(8, dtype=torch.float64)[i : i + 1] for i in (0, 1)]
     gaps = [torch.full((1, 8), s, dtype=torch.float64) for s in (1.0, -1.0)]
     none = [0 * g for g in gaps]
-    made, bare = (
-        solve_neurons(words, r, [ONE, ONE], W1, b1, W2, gelu, L1, L2) for r in (gaps, none)
-    )
+    made = solve(words, gaps, mlp)
+    bare = solve(words, none, mlp)
     for word, gap in zip(words, gaps, strict=True):
         torch.testing.assert_close(
             after(word, W1, b1, W2, made) - after(word, W1, b1, W2, bare), gap, rtol=0, atol=0.05
@@ -104,22 +116,24 @@ def test_words_do_not_answer_for_each_other(mlp):
 
 def test_an_exact_prompt_counts_as_many_soft_ones(mlp):
     """Two phrasings lack opposite things: what is written meets each by its weight."""
-    W1, b1, W2, _, L1, L2 = mlp
+    W1, b1, W2, *_ = mlp
     word = torch.eye(8, dtype=torch.float64)[:1].repeat(2, 1)
     gap = torch.tensor([[1.0], [-1.0]], dtype=torch.float64).expand(2, 8)
-    (w,) = weights({"exact": ["star"], "soft": ["star"]})
-    made, bare = (solve_neurons([word], [r], [w], W1, b1, W2, gelu, L1, L2) for r in (gap, 0 * gap))
+    halves = {"exact": word[:1], "soft": word[1:]}
+    lacking = {"exact": gap[:1], "soft": gap[1:]}
+    (row,) = word_gaps({"exact": ["star"], "soft": ["star"]}, halves, lacking)
+    w = row.weights
+    made = solve([word], [gap], mlp, [w])
+    bare = solve([word], [0 * gap], mlp, [w])
     written = (after(word[:1], W1, b1, W2, made) - after(word[:1], W1, b1, W2, bare)).mean()
     assert w.tolist() == pytest.approx([EXACT / (EXACT + 1), 1 / (EXACT + 1)])
     assert float(written) == pytest.approx(float(w[0] - w[1]), abs=1e-9)
 
 
 def test_more_words_than_idle_neurons(mlp):
-    W1, b1, W2, z, L1, L2 = mlp
+    z = mlp[3]
     with pytest.raises(IllPosedError, match="5 words need 10 of them, 5 of 64 may be given away"):
-        solve_neurons(
-            [z[i : i + 1] for i in range(5)], [z[:1]] * 5, [ONE] * 5, W1, b1, W2, gelu, L1, L2
-        )
+        solve([z[i : i + 1] for i in range(5)], [z[:1]] * 5, mlp)
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +153,7 @@ def test_at_eos_others_move_less_and_no_more_of_a_style_reaches_the_noise_predic
     in_blocks = erase(shipped, spec, **BLOCKS)
     with torch.no_grad():
         (r, d), (r0, d0) = (
-            Look.at(shipped, spec).compare(adapter) for adapter in (at_eos, in_blocks)
+            NoisePredictions.of(shipped, spec).compare(adapter) for adapter in (at_eos, in_blocks)
         )
     assert at_eos.report.listed_residual < 1e-5
     assert d < d0 and r < r0
@@ -219,24 +233,24 @@ def test_together_each_keeps_its_layers_and_its_positions(shipped, preserve, giv
     joint = erase(
         shipped, joint_spec([given, at_eos, cross]), **joint_options([given, at_eos, cross])
     )
-    assert {target: (layers, held) for target, layers, held in joint.options.each} == {
-        "star": (("neurons", -1), "last_subject+eos"),
-        "Mira Voss": (("eos_neurons", -1), "last_subject+eos"),
-        "cross": ((0, -1), "subject"),
+    assert dict(joint.plan.recipes) == {
+        "star": Recipe(("neurons", -1), "last_subject+eos"),
+        "Mira Voss": Recipe(("eos_neurons", -1), "last_subject+eos"),
+        "cross": Recipe((0, -1), "subject"),
     }
     assert joint.report.listed_residual < 1e-5
     asked = [
         (layer.name.split("layers.")[1][:9], layer.constraints) for layer in joint.report.layers
     ]
     assert asked == [
-        ("0.mlp.fc1", 1),
-        ("0.mlp.fc2", 1),
+        ("0.mlp.fc1", None),
+        ("0.mlp.fc2", None),
         ("0.mlp.fc2", 2),
-        ("5.mlp.fc1", 1),
-        ("5.mlp.fc2", 1),
+        ("5.mlp.fc1", None),
+        ("5.mlp.fc2", None),
         ("5.mlp.fc2", 6),
     ]
-    assert erase(shipped, spec, **joint_options([cross])).options == cross.options
+    assert erase(shipped, spec, **joint_options([cross])).plan == cross.plan
 
 
 def test_a_refit_holds_under_a_lora_on_the_same_mlp(pipe, given):
@@ -262,7 +276,6 @@ def test_every_clip_encoder_has_them(dtype):
 @pytest.mark.parametrize(
     ("options", "spec", "message"),
     [
-        ({"variant": "linear"}, {}, "go with variant='block'"),
         ({}, {"keep": ("",)}, "not exactly kept; leave keep out"),
     ],
 )
@@ -275,7 +288,7 @@ def test_a_block_gives_its_neurons_away_once():
     pipe = tiny.build("StableDiffusionPipeline")
     pipe.text_encoder = tiny.clip(layers=1)
     spec = ErasureSpec((STAR, VOSS))
-    assert erase(pipe, spec, metric="identity", measure=False).options.layers == (0, -1)
+    assert erase(pipe, spec, metric="identity", measure=False).plan.layers == (0, -1)
     with pytest.raises(
         ConceptSpecError, match=r"first block of CLIPTextModel is the last that is read"
     ):
@@ -308,9 +321,10 @@ def test_where_neurons_are_not_for_all_blocks_are(
         third = erase(shipped, spec, measure=False)
     else:
         monkeypatch.setattr(neurons, "SPARE", 400)  # 1 of them may go
+        monkeypatch.setattr(neuron_pairs, "SPARE", 400)
         monkeypatch.setattr(compose, "_solved", OrderedDict())
         third = erase(shipped, ErasureSpec((CROSS,), preserve=preserve), measure=False)
-    assert third.options.layers == (0, -1)
+    assert third.plan.layers == (0, -1)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         pipe.load_erasure_adapters({"star": given, "voss": at_eos, "cross": third})

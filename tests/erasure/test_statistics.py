@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffusers_erasepro.erasure.covariance import metrics, record_inputs, second_moments
-from diffusers_erasepro.prompts.pairs import Tokens, token_ids
+from diffusers_erasepro.prompts.tokens import Tokens, token_ids
 
 FIRST, LAST = "encoder.layers.0.mlp.fc2", "encoder.layers.5.mlp.fc2"
 

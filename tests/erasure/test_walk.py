@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from diffusers_erasepro.families.variants import sites_of
+from diffusers_erasepro.erasure.sites.blocks import LinearSite, writer_of
 
 from diffusers_erasepro import Concept
 from diffusers_erasepro.config.plan import ALIGNMENTS
@@ -13,6 +13,7 @@ from diffusers_erasepro.erasure.covariance import record_inputs
 from diffusers_erasepro.erasure.layerwise import walk
 from diffusers_erasepro.erasure.residuals import aligned_states, relative, target_states
 from diffusers_erasepro.erasure.states import edited, states_of
+from diffusers_erasepro.families.encoders import blocks_path, encoder_family_of
 from diffusers_erasepro.families.types import LAST
 from diffusers_erasepro.linalg.constrained import solve
 from diffusers_erasepro.modules.linear import base_linear
@@ -23,8 +24,29 @@ CONCEPTS = (Concept("star", "circle"), Concept("crescent", "square"))
 BLOCKS = [0, 2, 5]
 
 
-def plain(site, X, R, Xs, Rs):
-    return solve(X, R, where=site)
+def plain(keys, gap):
+    return solve(keys["exact"].T, gap["exact"].T)
+
+
+def sites_of(encoder, rows, kind, solver=plain):
+    """The writer of each block for the block's output, or every linear for its own."""
+    places = []
+    for block in BLOCKS:
+        path = f"{blocks_path(encoder)}.{block}"
+        if kind == "block":
+            places.append((f"{path}.{writer_of(encoder, path)}", path))
+        else:
+            linears = [f"{path}.{leaf}" for leaf in encoder_family_of(encoder).linears]
+            places += [(name, name) for name in linears]
+    positions = {kind: rows[kind] for kind in ("exact", "soft")}
+    return [LinearSite("text_encoder", *place, positions, solver) for place in places]
+
+
+def edits_of(steps):
+    found = {}
+    for step in steps:
+        found |= step.edits.factors
+    return found
 
 
 @pytest.fixture
@@ -46,7 +68,7 @@ def slow_walk(encoder, rows, sites):
             (original, rows.anchor_ids, rows.anchor_at),
         ):
             stream = {}
-            handle = model.get_submodule(site.closes).register_forward_hook(
+            handle = model.get_submodule(site.output).register_forward_hook(
                 lambda _, __, out, stream=stream: stream.update(
                     out=out if isinstance(out, torch.Tensor) else out[0]
                 )
@@ -69,24 +91,20 @@ def slow_walk(encoder, rows, sites):
 
 @pytest.mark.parametrize("variant", ["block", "linear"])
 def test_one_pass_equals_editing_layer_by_layer(shipped, rows, variant):
-    sites = sites_of(shipped.text_encoder, BLOCKS, variant)
-    steps = walk(shipped.text_encoder, rows, sites, plain).steps
+    sites = sites_of(shipped.text_encoder, rows, variant)
+    steps = walk(shipped.text_encoder, rows, sites).steps
     slow = slow_walk(shipped.text_encoder, rows["exact"], sites)
-    assert [s.site for s in steps] == list(slow)
-    for step in steps:
-        D, reference = step.edit.factors.dense(), slow[step.site]
-        scale = slow[
-            steps[0].site
-        ].norm()  # later edits undo rounding of earlier ones, so compare on the chain's scale
-        assert (D - reference).norm() / scale < 1e-4, step.site
+    edits = edits_of(steps)
+    assert list(edits) == list(slow)
+    # later edits undo rounding of earlier ones, so compare on the chain's scale
+    scale = slow[steps[0].site.linear].norm()
+    for name, factors in edits.items():
+        assert (factors.dense() - slow[name]).norm() / scale < 1e-4, name
 
 
 def test_targets_meet_their_anchors_where_the_denoiser_reads(shipped, rows):
     encoder = shipped.text_encoder
-    edits = {
-        s.site: s.edit.factors
-        for s in walk(encoder, rows, sites_of(encoder, BLOCKS, "block"), plain).steps
-    }
+    edits = edits_of(walk(encoder, rows, sites_of(encoder, rows, "block")).steps)
     assert relative(*aligned_states(encoder, rows["exact"], edits)).max() < 1e-5
 
 
@@ -95,8 +113,8 @@ def test_the_states_a_walk_ends_with_are_those_of_the_edited_encoder(shipped, pr
     alignment = ALIGNMENTS["last_subject+eos"]
     rows = rows_to_solve(CONCEPTS, shipped.tokenizer, alignment, soft_budget=40)
     rows |= rows_to_measure(CONCEPTS, preserve, shipped.tokenizer, alignment)
-    done = walk(encoder, rows, sites_of(encoder, BLOCKS, "block"), plain)
-    edits = {s.site: s.edit.factors for s in done.steps}
+    done = walk(encoder, rows, sites_of(encoder, rows, "block"))
+    edits = edits_of(done.steps)
     assert done.states.keys() == {"exact", "soft", "held_out", "kept"}
     for kind, [(have, goal)] in done.states.items():  # anchors run once, against rows run apart
         slow_have, slow_goal = (x.cpu() for x in aligned_states(encoder, rows[kind], edits))
@@ -131,10 +149,11 @@ def test_hooks_are_gone_also_when_the_solver_raises(shipped, rows):
     def fail(*_):
         raise RuntimeError("stop")
 
-    before, sites = hooks(shipped.text_encoder), sites_of(shipped.text_encoder, BLOCKS, "block")
+    encoder = shipped.text_encoder
+    before = hooks(encoder)
     with pytest.raises(RuntimeError, match="stop"):
-        walk(shipped.text_encoder, rows, sites, fail)
-    walk(shipped.text_encoder, rows, sites, plain)
+        walk(encoder, rows, sites_of(encoder, rows, "block", fail))
+    walk(encoder, rows, sites_of(encoder, rows, "block"))
     with pytest.raises(ZeroDivisionError), edited(shipped.text_encoder, {}):
         _ = 1 / 0
     assert hooks(shipped.text_encoder) == before

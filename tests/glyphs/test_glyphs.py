@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from diffusers_erasepro import glyphs
 from diffusers_erasepro.config.template_set import TEMPLATES
-from diffusers_erasepro.glyphs.captions import HELD_OUT, captioned_scenes, phrase
+from diffusers_erasepro.glyphs.captions import HELD_OUT_PHRASINGS, captioned_scenes, phrase
 from diffusers_erasepro.glyphs.render import DISTANCES, PATTERNS, image
 from diffusers_erasepro.glyphs.world import FIRST, SECOND, WORLDS, sample_scene
 
@@ -54,7 +54,7 @@ def test_captions_follow_their_seed():
 
 def test_held_out_phrasings_are_nowhere_else():
     rng = np.random.default_rng(0)
-    frames = [frame.split("{glyph}")[0].strip(" ,:") for frame in HELD_OUT]
+    frames = [frame.split("{glyph}")[0].strip(" ,:") for frame in HELD_OUT_PHRASINGS]
     frames = [f for f in frames if f]
     training = [phrase(FIRST, sample_scene(FIRST, rng), rng) for _ in range(3000)]
     solved = [t for s in TEMPLATES.values() for t in (*s.exact, *s.soft)]

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusers_erasepro.errors import IllPosedError
-from diffusers_erasepro.linalg.constrained import solve
+from diffusers_erasepro.linalg.constrained import Labels, Limits, Soft, solve
 
 DOUBLE = torch.float64
 
@@ -26,6 +26,12 @@ def problem(d_in=12, d_out=7, n=3, ns=5, seed=0):
     }
 
 
+def solved(*, X, R, Xs=None, Rs=None, mu=0.0, where="layer", names=(), C=None, K=None, **limits):
+    """`solve` of a problem written flat."""
+    soft = None if Xs is None else Soft(Xs, Rs, mu)
+    return solve(X, R, C, K=K, soft=soft, limits=Limits(**limits), labels=Labels(where, names))
+
+
 def objective(D, *, C, Xs, Rs, mu, **_):
     return torch.trace(D @ C @ D.T) + mu / Xs.shape[1] * (D @ Xs - Rs).square().sum()
 
@@ -43,7 +49,7 @@ def slow_solution(*, X, R, C, Xs, Rs, mu):
 @pytest.mark.parametrize(("n", "ns"), [(1, 1), (3, 5), (6, 20), (12, 3)])
 def test_equals_the_dense_kkt_solution(n, ns, seed):
     p = problem(n=n, ns=ns, seed=seed)
-    D = solve(**p, soft_rtol=0).factors.dense()
+    D = solved(**p, soft_rtol=0).factors.dense()
     torch.testing.assert_close(D, slow_solution(**p), atol=1e-8, rtol=1e-8)
 
 
@@ -53,7 +59,7 @@ def test_constraint_is_met_exactly_and_rank_is_bounded(n, ns, seed):
     p = problem(n=n, ns=max(ns, 1), seed=seed)
     if ns == 0:
         p |= {"Xs": None, "Rs": None}
-    edit = solve(**p)
+    edit = solved(**p)
     torch.testing.assert_close(edit.factors.dense() @ p["X"], p["R"], atol=1e-9, rtol=1e-9)
     assert edit.residual < 1e-9
     assert edit.factors.rank <= n + ns
@@ -61,7 +67,7 @@ def test_constraint_is_met_exactly_and_rank_is_bounded(n, ns, seed):
 
 def test_gradient_vanishes_on_the_constraint():
     p = problem()
-    D = solve(**p, soft_rtol=0).factors.dense().requires_grad_()
+    D = solved(**p, soft_rtol=0).factors.dense().requires_grad_()
     (slope,) = torch.autograd.grad(objective(D, **p), D)
     feasible = torch.eye(12, dtype=DOUBLE) - p["X"] @ torch.linalg.pinv(
         p["X"]
@@ -72,7 +78,7 @@ def test_gradient_vanishes_on_the_constraint():
 @pytest.mark.parametrize("seed", range(10))
 def test_no_feasible_change_is_cheaper(seed):
     p = problem()
-    D = solve(**p, soft_rtol=0).factors.dense()
+    D = solved(**p, soft_rtol=0).factors.dense()
     other = torch.randn(D.shape, generator=torch.Generator().manual_seed(seed), dtype=DOUBLE)
     other = other @ (torch.eye(12, dtype=DOUBLE) - p["X"] @ torch.linalg.pinv(p["X"]))
     assert objective(D + 0.1 * other, **p) > objective(D, **p)
@@ -81,7 +87,7 @@ def test_no_feasible_change_is_cheaper(seed):
 def test_keys_to_leave_alone_are_left_alone_at_the_least_cost():
     p = problem()
     K = torch.randn(12, 4, generator=torch.Generator().manual_seed(1), dtype=DOUBLE)
-    edit = solve(**p, K=K, soft_rtol=0)
+    edit = solved(**p, K=K, soft_rtol=0)
     D = edit.factors.dense()
     assert (D @ K).norm() < 1e-9 * D.norm()
     zero = torch.zeros(7, 4, dtype=DOUBLE)
@@ -100,10 +106,10 @@ def test_identity_metric_is_the_papers_formula():
 
 def test_cutting_the_soft_part_leaves_the_constraint_exact():
     p = problem(ns=9)
-    full, cut = solve(**p, soft_rtol=0), solve(**p, max_rank=5)
+    full, cut = solved(**p, soft_rtol=0), solved(**p, max_rank=5)
     assert cut.factors.rank == 5 < full.factors.rank
     torch.testing.assert_close(cut.factors.dense() @ p["X"], p["R"], atol=1e-9, rtol=1e-9)
-    exact = solve(**p, max_rank=3).factors.dense()
+    exact = solved(**p, max_rank=3).factors.dense()
     lost = (full.factors.dense() - cut.factors.dense()).norm() / (
         full.factors.dense() - exact
     ).norm()
@@ -112,19 +118,19 @@ def test_cutting_the_soft_part_leaves_the_constraint_exact():
 
 def test_a_rank_below_the_constraints_is_an_error_with_both_numbers():
     with pytest.raises(IllPosedError, match="max_rank=2 is less than the 3 exact constraints"):
-        solve(**problem(), max_rank=2)
+        solved(**problem(), max_rank=2)
 
 
 def test_repeated_constraints_count_once():
     p = problem()
     p |= {"X": torch.cat([p["X"], p["X"]], 1), "R": torch.cat([p["R"], p["R"]], 1)}
-    edit = solve(**p)
+    edit = solved(**p)
     assert (edit.constraints, edit.dropped) == (6, 3)
     assert edit.residual < 1e-9
 
 
 def test_the_same_input_gives_the_same_bytes():
-    first, second = solve(**problem()).factors, solve(**problem()).factors
+    first, second = solved(**problem()).factors, solved(**problem()).factors
     assert torch.equal(first.A, second.A) and torch.equal(first.B, second.B)
 
 
@@ -134,7 +140,7 @@ def test_factors_survive_half_precision_on_near_duplicates():
     X = torch.randn(64, 4, generator=g, dtype=DOUBLE)
     X = torch.cat([X, X + 1e-4 * torch.randn(64, 4, generator=g, dtype=DOUBLE)], 1)
     R = (torch.randn(32, 64, generator=g, dtype=DOUBLE)) @ X
-    f = solve(X, R, rtol=1e-10).factors
+    f = solved(X=X, R=R, rtol=1e-10).factors
     rounded = f.B.half().double() @ f.A.half().double()
     assert (rounded @ X - R).norm() / R.norm() < 2e-3
 
@@ -146,7 +152,7 @@ def test_values_that_are_not_finite_are_named(name, value):
     p[name] = p[name].clone()
     p[name][0, 0] = value
     with pytest.raises(IllPosedError, match=rf"block 3: {name} has 1 values that are not finite"):
-        solve(**p, where="block 3")
+        solved(**p, where="block 3")
 
 
 def test_more_constraints_than_dimensions_is_an_error_with_both_numbers():
@@ -158,4 +164,4 @@ def test_contradicting_duplicates_are_an_error():
     p = problem(n=2)
     p["X"] = p["X"][:, :1].repeat(1, 2)
     with pytest.raises(IllPosedError, match=r"contradict, such as 'a .*' and 'a .*': residual"):
-        solve(**p, names=("a star", "a spark"))
+        solved(**p, names=("a star", "a spark"))

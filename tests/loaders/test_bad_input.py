@@ -13,7 +13,8 @@ from torch import nn
 import tiny
 from conftest import bits, same
 from diffusers_erasepro import ErasureSpec, erasable, erase
-from diffusers_erasepro.erasure.layerwise import states_of, working
+from diffusers_erasepro.erasure.float32 import in_float32
+from diffusers_erasepro.erasure.states import states_of
 from diffusers_erasepro.errors import AdapterIntegrityError, AdapterStateError, UnknownFamilyError
 from diffusers_erasepro.loaders.verification import THRESHOLDS
 from diffusers_erasepro.prompts.tokens import text_paths
@@ -67,7 +68,7 @@ def test_a_16_bit_encoder_runs_as_its_float32_copy_would_and_is_not_copied(name,
             {id(x) for x in (*encoder.parameters(), *encoder.buffers())},
         )
         whole = states_of(copy.deepcopy(encoder).float(), tokens, path.use.readings)
-        with working(encoder) as twin:
+        with in_float32(encoder) as twin:
             for _ in range(2):
                 states = states_of(twin, tokens, path.use.readings)
                 assert all(torch.equal(a, b) for a, b in zip(states, whole, strict=True))
@@ -77,7 +78,7 @@ def test_a_16_bit_encoder_runs_as_its_float32_copy_would_and_is_not_copied(name,
 
 def test_one_block_at_a_time_is_float32():
     encoder = tiny.build("FluxPipeline").text_encoder_2.to(BRAIN)
-    with working(encoder) as twin:
+    with in_float32(encoder) as twin:
         wide = []
         for block in twin.encoder.block:  # after the hooks that widen
             block.register_forward_pre_hook(

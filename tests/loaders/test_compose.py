@@ -4,13 +4,15 @@ import pytest
 import torch
 
 from diffusers_erasepro import Concept, ErasureSpec, erase
+from diffusers_erasepro.config.plan import ALIGNMENTS
 from diffusers_erasepro.erasure.residuals import aligned_states, relative
 from diffusers_erasepro.errors import ConceptSpecError
 from diffusers_erasepro.families.encoders import live_name
 from diffusers_erasepro.linalg.low_rank import stack
 from diffusers_erasepro.loaders import stacking as compose
 from diffusers_erasepro.loaders.stacking import combined, kernel
-from diffusers_erasepro.prompts.pairs import ALIGNMENTS, pairs_of, rows_of
+from diffusers_erasepro.prompts.alignment import rows_of
+from diffusers_erasepro.prompts.pairs import pairs_of
 
 
 @pytest.fixture(scope="module")

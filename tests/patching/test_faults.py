@@ -11,7 +11,7 @@ import torch
 
 from conftest import assert_same_bits, bits
 from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erase
-from diffusers_erasepro.adapters.adapter import write_whole
+from diffusers_erasepro.adapters.file import write_atomically
 from diffusers_erasepro.patching.rwlock import WEIGHTS_LOCK
 from diffusers_erasepro.patching.weights import registry_of
 
@@ -154,7 +154,7 @@ def save_and_die(target, content, at):
         real = os.fsync
         os.fsync = lambda handle: (sys.audit("fsync"), real(handle), sys.audit("fsync"))
         sys.addaudithook(audit)
-        write_whole(target, content)
+        write_atomically(target, content)
         sys.audit("done")
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL

@@ -4,18 +4,11 @@ import pytest
 import torch
 
 from diffusers_erasepro import Concept
+from diffusers_erasepro.config.plan import ALIGNMENTS
 from diffusers_erasepro.errors import ConceptSpecError
 from diffusers_erasepro.families.encode_prompt import tokenize
-from diffusers_erasepro.prompts.pairs import (
-    ALIGNMENTS,
-    Pair,
-    Prompt,
-    aligned,
-    pairs_of,
-    rows_of,
-    rows_to_solve,
-    span,
-)
+from diffusers_erasepro.prompts.alignment import aligned, rows_of, rows_to_solve, span
+from diffusers_erasepro.prompts.pairs import Pair, Prompt, pairs_of
 
 
 @pytest.fixture

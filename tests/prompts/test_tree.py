@@ -1,4 +1,4 @@
-"""Prompts run as trees are the prompts: each position sees its own beginning, and is where the batch says."""
+"""Prompts run_encoder as trees are the prompts: each position sees its own beginning, and is where the batch says."""
 
 import copy
 
@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusers_erasepro import Concept, ErasureSpec, erase
-from diffusers_erasepro.erasure.layerwise import final_states, run
-from diffusers_erasepro.prompts.pairs import Tokens
+from diffusers_erasepro.erasure.states import final_states, run_encoder
 from diffusers_erasepro.prompts.prefix_tree import as_rows, as_trees
+from diffusers_erasepro.prompts.tokens import Tokens
 
 LENGTH = 9
 PROMPTS = st.lists(
@@ -89,7 +89,9 @@ def test_the_encoder_gives_the_states_of_prompts_run_apart(shipped):
         encoder.set_attn_implementation(implementation)
         with torch.no_grad():
             states = (
-                run(encoder, batch.tokens, last_hidden=False).last_hidden_state.flatten(0, 1).cpu()
+                run_encoder(encoder, batch.tokens, last_hidden=False)
+                .last_hidden_state.flatten(0, 1)
+                .cpu()
             )
         for half, at, lengths in (
             (targets, batch.target_at, needed[0]),
