@@ -54,7 +54,7 @@ def flow_loss(model: nn.Module, batch: Batch) -> Tensor:
 def main() -> None:
     args = arguments(__doc__, rate=6e-4)
     torch.manual_seed(args.seed)
-    training = Training(dit(), args.folder / "dit.pt", start=args.start)
+    training = Training(dit(), args.folder / "dit.pt", args)
     training.run(Scenes(args.folder / "latents.pt"), flow_loss, args)
 
 

@@ -101,8 +101,13 @@ def synonyms_of_all() -> list[tuple[str, str]]:
 
 
 def of_captions(asked: Sequence[Caption], images: Sequence[Image.Image]) -> dict[str, Any]:
-    """Share of pictures that show what the caption names, and how often the judge abstains."""
-    said = pictures.load_judge()(images)
+    """Share of pictures that show what the caption names, by the judge's likeliest answer.
+
+    "surely right" counts its abstentions as wrong.
+    """
+    judge = pictures.load_judge()
+    likeliest = judge.likeliest(images)
+    said = judge(images)
     truth = {
         "thing": [caption.things[0] for caption in asked],
         "hand": [caption.hand for caption in asked],
@@ -110,11 +115,12 @@ def of_captions(asked: Sequence[Caption], images: Sequence[Image.Image]) -> dict
     }
     results = {}
     for name, named in truth.items():
-        pairs = [(a, b) for a, b in zip(said[name], named, strict=True) if b is not None]
+        asked_for = [at for at, answer in enumerate(named) if answer is not None]
         results[name] = {
-            "right": share([a == b for a, b in pairs]),
-            "abstained": share([a is None for a, _ in pairs]),
-            "n": len(pairs),
+            "right": share([likeliest[name][at] == named[at] for at in asked_for]),
+            "surely right": share([said[name][at] == named[at] for at in asked_for]),
+            "abstained": share([said[name][at] is None for at in asked_for]),
+            "n": len(asked_for),
         }
     # the second detector chooses among the same names, by words alone
     best = pictures.load_words().best(images, pictures.THINGS)
@@ -128,7 +134,7 @@ def of_pairs(asked: Sequence[Caption], images: Sequence[Image.Image]) -> dict[st
     judge = pictures.load_judge()
     right = []
     for side in (0, 1):
-        said = judge([half(image, side) for image in images])["thing"]
+        said = judge.likeliest([half(image, side) for image in images])["thing"]
         named = [caption.things[side] for caption in asked]
         right.append([a == b for a, b in zip(said, named, strict=True)])
     both = [left and other for left, other in zip(*right, strict=True)]
@@ -149,7 +155,7 @@ def half(image: Image.Image, side: int) -> Image.Image:
 
 def of_synonyms(asked: Sequence[tuple[str, str]], images: Sequence[Image.Image]) -> dict[str, Any]:
     """Share of pictures of a synonym that show its thing, in all and by word."""
-    said = pictures.load_judge()(images)["thing"]
+    said = pictures.load_judge().likeliest(images)["thing"]
     words: dict[str, dict[str, Any]] = {}
     for (word, thing), answer in zip(asked, said, strict=True):
         entry = words.setdefault(word, {"thing": thing, "said": []})

@@ -64,7 +64,7 @@ def encoded_texts(texts: list[str]) -> tuple[Tensor, Tensor]:
     """`(n, 32, 384)` half-precision last hidden states, `(n, 32)` which positions are text."""
     folder = encoder_folder()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    encoder = BertModel.from_pretrained(folder, add_pooling_layer=False).eval()
+    encoder = BertModel.from_pretrained(folder).eval()
     states = []
     masks = []
     for start in tqdm(range(0, len(texts), BATCH), "texts"):

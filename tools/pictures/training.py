@@ -62,6 +62,7 @@ def arguments(description: str, *, rate: float) -> argparse.Namespace:
     parser.add_argument("folder", type=Path, help="holds latents.pt, takes the checkpoint")
     parser.add_argument("--seconds", type=float, default=6000, help="of training, resumed ones too")
     parser.add_argument("--start", type=Path, help="safetensors to begin from without a checkpoint")
+    parser.add_argument("--only", default="", help="train weights with this in their name alone")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=rate)
     parser.add_argument("--seed", type=int, default=0)
@@ -71,16 +72,19 @@ def arguments(description: str, *, rate: float) -> argparse.Namespace:
 class Training:
     """A denoiser on its way: weights, their average, the optimizer, and how long it has run."""
 
-    def __init__(self, model: nn.Module, checkpoint: Path, *, start: Path | None) -> None:
+    def __init__(self, model: nn.Module, checkpoint: Path, args: argparse.Namespace) -> None:
         self.model = model
         self.checkpoint = checkpoint
+        for name, weight in model.named_parameters():
+            weight.requires_grad_(args.only in name)
+        self.trained = [weight for weight in model.parameters() if weight.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            model.parameters(), betas=(0.9, 0.99), weight_decay=0.01, fused=True
+            self.trained, betas=(0.9, 0.99), weight_decay=0.01, fused=True
         )
         self.step = 0
         self.seconds = 0.0
-        if start and not checkpoint.exists():
-            model.load_state_dict(load_file(start))
+        if args.start and not checkpoint.exists():
+            model.load_state_dict(load_file(args.start))
         self.average = copy.deepcopy(model).requires_grad_(False)
         if checkpoint.exists():
             self._resume()
@@ -89,7 +93,9 @@ class Training:
         kept = torch.load(self.checkpoint)
         self.model.load_state_dict(kept["model"])
         self.average.load_state_dict(kept["average"])
-        self.optimizer.load_state_dict(kept["optimizer"])
+        # moments of other weights than those trained now are of no use
+        if len(kept["optimizer"]["param_groups"][0]["params"]) == len(self.trained):
+            self.optimizer.load_state_dict(kept["optimizer"])
         self.step = kept["step"]
         self.seconds = kept["seconds"]
 
@@ -132,7 +138,7 @@ class Training:
         value = loss(self.model, batch)
         self.optimizer.zero_grad()
         value.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(self.trained, 1.0)
         self.optimizer.step()
         self.step += 1
         decay = min(DECAY, (1 + self.step) / (10 + self.step))

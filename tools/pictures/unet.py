@@ -60,7 +60,7 @@ class VelocityLoss:
 def main() -> None:
     args = arguments(__doc__, rate=2e-4)
     torch.manual_seed(args.seed)
-    training = Training(unet(), args.folder / "unet.pt", start=args.start)
+    training = Training(unet(), args.folder / "unet.pt", args)
     training.run(Scenes(args.folder / "latents.pt"), VelocityLoss(), args)
 
 

@@ -63,6 +63,6 @@ def load_tokenizer() -> PromptTokenizer:
 
 def load_encoder() -> BertModel:
     """The encoder, which masks padding also where a pipeline asks its configuration."""
-    encoder = BertModel.from_pretrained(encoder_folder(), add_pooling_layer=False).float().eval()
+    encoder = BertModel.from_pretrained(encoder_folder()).float().eval()
     encoder.config.use_attention_mask = True
     return encoder

@@ -69,9 +69,13 @@ class Judge:
     things: tuple[str, ...]
 
     def __call__(self, images: Sequence[Image.Image]) -> dict[str, list[str | None]]:
-        answers = {"thing": self.things, "hand": STYLES, "background": BACKGROUNDS}
         chances = self.chances(images)
-        return {name: _said(chances[name], answers[name], SURE[name]) for name in answers}
+        return {name: self._answers(name, chances[name], SURE[name]) for name in chances}
+
+    def likeliest(self, images: Sequence[Image.Image]) -> dict[str, list[str | None]]:
+        """The same without abstaining."""
+        chances = self.chances(images)
+        return {name: self._answers(name, chances[name], 0.0) for name in chances}
 
     @torch.no_grad()
     def chances(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
@@ -80,14 +84,12 @@ class Judge:
         logits = {"thing": thing, "hand": hand, "background": background}
         return {name: said.softmax(1) for name, said in logits.items()}
 
-
-def _said(chances: Tensor, answers: Sequence[str], sure: float) -> list[str | None]:
-    """Every picture's likeliest answer, or None where it is not likely enough."""
-    best = chances.max(1)
-    return [
-        answers[at] if chance >= sure else None
-        for chance, at in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-    ]
+    def _answers(self, name: str, chances: Tensor, least: float) -> list[str | None]:
+        """Every picture's likeliest answer, None where it is not likely enough."""
+        known = {"thing": self.things, "hand": STYLES, "background": BACKGROUNDS}[name]
+        best = chances.max(1)
+        pairs = zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        return [known[at] if chance >= least else None for chance, at in pairs]
 
 
 def pixels(images: Sequence[Image.Image]) -> Tensor:
