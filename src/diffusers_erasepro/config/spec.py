@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from ..errors import ConceptSpecError
+from .mentions import Mentions, mentions, same_words, spelling
 from .plan import BLOCKS, Recipe
 from .template_set import TEMPLATES, TemplateSet
 
@@ -63,31 +64,6 @@ def _template(template: str, what: str) -> str:
     if template.count("{}") != 1 or template.count("{") != 1 or template.count("}") != 1:
         raise ConceptSpecError(f"{what} needs exactly one '{{}}' for the concept, got {template!r}")
     return template
-
-
-def same_words(a: str, b: str) -> bool:
-    """Whether two texts are the same to a reader: case and spacing aside."""
-    return a.casefold().split() == b.casefold().split()
-
-
-def mentions(text: str, concept: str) -> bool:
-    """Whether `text` holds the words of `concept` in a row, case and punctuation aside."""
-    return text in Mentions([concept])
-
-
-class Mentions:
-    """The texts that mention one of some concepts: `text in Mentions(words)`."""
-
-    def __init__(self, words: Iterable[str]) -> None:
-        self._words = [_plain(word) for word in words]
-
-    def __contains__(self, text: str) -> bool:
-        plain = _plain(text)
-        return any(word in plain for word in self._words)
-
-
-def _plain(text: str) -> str:
-    return f" {' '.join(''.join(c if c.isalnum() else ' ' for c in text.casefold()).split())} "
 
 
 @dataclass(frozen=True)
@@ -241,10 +217,10 @@ class ErasureSpec:
             object.__setattr__(self, "preserve", _captions(self.preserve, "preserve"))
         object.__setattr__(self, "keep", _captions(self.keep, "keep"))
         check_together(concepts)
-        targets = {tuple(w.casefold().split()) for c in concepts for w in c.words}
+        targets = {spelling(w) for c in concepts for w in c.words}
         for name in ("preserve", "keep"):
             for i, caption in enumerate(getattr(self, name) or ()):
-                if tuple(caption.casefold().split()) in targets:
+                if spelling(caption) in targets:
                     raise ConceptSpecError(
                         f"{name}[{i}] is {caption!r}, which is also a target; a concept cannot be kept and erased"
                     )
@@ -339,10 +315,10 @@ def toml_value(value: str | Sequence[str]) -> str:
 
 def check_together(concepts: Sequence[Concept]) -> None:
     """Raise ConceptSpecError where concepts contradict: one target twice, or a target that is another's anchor."""
-    anchors: dict[tuple[str, ...], tuple[str, str]] = {}
+    anchors: dict[str, tuple[str, str]] = {}
     for concept in concepts:
         for word in concept.words:
-            key = tuple(word.casefold().split())
+            key = spelling(word)
             if key in anchors:
                 first = anchors[key][1]
                 raise ConceptSpecError(
@@ -350,7 +326,7 @@ def check_together(concepts: Sequence[Concept]) -> None:
                 )
             anchors[key] = (word, concept.anchor)
     for concept in concepts:
-        key = tuple(concept.anchor.casefold().split())
+        key = spelling(concept.anchor)
         if key in anchors:
             raise ConceptSpecError(
                 f"{concept.target!r} -> {concept.anchor!r} -> {anchors[key][1]!r}: the anchor {concept.anchor!r} is "

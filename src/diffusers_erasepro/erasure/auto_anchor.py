@@ -1,4 +1,5 @@
-"""What to leave in a target's place where the user does not say: the nearest broader concept by text features."""
+"""What to leave in a target's place where the user does not say: the nearest broader concept by
+text features."""
 
 from __future__ import annotations
 
@@ -9,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..config.mentions import Mentions
 from ..config.plan import ALIGNMENTS, BLOCKS, Alignment
-from ..config.spec import AUTO_ANCHOR, Concept, ErasureSpec, Mentions
+from ..config.spec import AUTO_ANCHOR, Concept, ErasureSpec
 from ..errors import ConceptSpecError
 from ..prompts.alignment import rows_of
 from ..prompts.pairs import Pair, Prompt

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..adapters.adapter import ErasureAdapter
 from ..adapters.report import worst
+from ..config.mentions import spelling
 from ..config.options import Options, OtherMethod
 from ..config.plan import ALIGNMENTS, Layers
 from ..config.spec import ErasureSpec
@@ -40,10 +41,8 @@ def joint_spec(adapters: Sequence[ErasureAdapter]) -> ErasureSpec:
     """All concepts in one spec, preserve captions united; contradictions between adapters raise ConceptSpecError."""
     concepts = tuple(c for a in adapters for c in a.spec.concepts)
     given = [a.spec.preserve for a in adapters if a.spec.preserve is not None]
-    words = {" ".join(w.casefold().split()) for c in concepts for w in c.words}
-    captions = dict.fromkeys(
-        t for captions in given for t in captions if " ".join(t.casefold().split()) not in words
-    )
+    words = {spelling(w) for c in concepts for w in c.words}
+    captions = dict.fromkeys(t for captions in given for t in captions if spelling(t) not in words)
     keep = tuple(dict.fromkeys(text for a in adapters for text in a.spec.keep))
     return ErasureSpec(concepts, preserve=tuple(captions) if given else None, keep=keep)
 

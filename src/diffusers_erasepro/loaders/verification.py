@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ..adapters.adapter import ErasureAdapter
+from ..config.mentions import find_mention
 from ..config.options import Options, OtherMethod
 from ..config.spec import Concept
 from ..erasure.residuals import largest, relative, target_states
@@ -387,11 +388,12 @@ def _pair_in(text: str, concepts: Sequence[Concept]) -> tuple[Concept, Pair]:
     """The first concept named in `text`, and the text with its anchor instead."""
     for concept in concepts:
         for word in sorted(concept.words, key=len, reverse=True):
-            at = text.casefold().find(word.casefold())
-            if at >= 0:
-                anchor = text[:at] + concept.anchor + text[at + len(word) :]
+            found = find_mention(text, word)
+            if found is not None:
+                at, stop = found
+                anchor = text[:at] + concept.anchor + text[stop:]
                 return concept, Pair(
-                    Prompt(text, at, at + len(word)), Prompt(anchor, at, at + len(concept.anchor))
+                    Prompt(text, at, stop), Prompt(anchor, at, at + len(concept.anchor))
                 )
     known = ", ".join(repr(w) for c in concepts for w in c.words)
     raise ConceptSpecError(f"prompt {text!r} names none of the erased concepts ({known})")

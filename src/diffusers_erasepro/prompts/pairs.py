@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ..config.spec import Concept, Mentions
+from ..config.mentions import Mentions
+from ..config.spec import Concept
 
 T = TypeVar("T")
 
