@@ -36,7 +36,7 @@ def train(run: Run, still: Any) -> ClipNet:
         pixels = (pixels + 0.1 * rng.random() * torch.randn_like(pixels)).clamp(-1, 1)
         with torch.no_grad():
             states = at_eos(still.text_encoder, still.tokenizer, [text for text, _, _ in triples])
-        likeness = net.scale.exp() * net.pictures(pixels) @ net.captions(states).T
+        likeness = net.scale.exp() * net.project_images(pixels) @ net.project_captions(states).T
         same = torch.tensor(
             [[a[1] == b[1] for b in triples] for a in triples]
         ).float()  # captions that say the same

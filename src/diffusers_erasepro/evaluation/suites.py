@@ -51,7 +51,7 @@ class Suite:
     cases: Callable[[Any, ErasureSpec, int, int], Cases] | None = None
     """`(pipe, spec, n, seed)` -> the cases; None where the suite cannot run here."""
     judge: Callable[[], Any] | None = None
-    """Makes the judge: `judge(images)` -> field -> answers; `judge.features(images)`, `(n, width)`."""
+    """Makes the judge: `judge(images)` -> field -> answers; `judge.features(images)`."""
     second: Callable[[], Any] | None = None
     """Makes an independent detector with the same answers; ACC_e2 is what it sees of the target."""
     controls: tuple[Concept, ...] = ()

@@ -1,4 +1,4 @@
-"""The embedded glyph world: a small, real Stable Diffusion pipeline with known truth, and its judge."""
+"""The embedded glyph world: a small, real Stable Diffusion pipeline, and its judge."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COLORS = tuple(FIRST.colors)
 BACKGROUNDS = tuple(FIRST.backgrounds)
 ATTRIBUTE_WORDS = FIRST.attribute_words
 PLAIN_STYLE = STYLES[0]
-"""The artist whose pictures look like those without an artist."""
+"""The artist whose images look like those without an artist."""
 
 WEIGHTS = Path(__file__).parent / "weights"
 VIDEO = Path(__file__).parent / "video"
@@ -33,7 +33,10 @@ def load_pipeline(folder: str | Path = WEIGHTS) -> Any:
 
 
 def load_judge(folder: str | Path = WEIGHTS) -> Any:
-    """The judge: `judge(images)` -> a list of answers for "shape", "style", "color", "background", "attribute"."""
+    """`judge(images)` -> a list of answers per question.
+
+    The questions: "shape", "style", "color", "background", "attribute", "second".
+    """
     import json
 
     from safetensors import safe_open
@@ -50,28 +53,34 @@ def load_judge(folder: str | Path = WEIGHTS) -> Any:
 
 
 def load_clip(folder: str | Path = WEIGHTS) -> Any:
-    """Pictures and captions in one space: `.images(list of PIL images)` and `.texts(list of str)`, unit vectors `(n, 64)`."""
+    """Images and captions in one space.
+
+    `.images(list of PIL images)` and `.texts(list of str)` give unit vectors `(n, 64)`.
+    """
     from safetensors.torch import load_file
 
-    from .clip import Clip, ClipNet
+    from .clip import ClipNet, GlyphCLIP
 
     still = load_pipeline(folder)
     net = ClipNet(still.text_encoder.config.hidden_size)
     net.load_state_dict(load_file(Path(folder) / "clip.safetensors"))
-    return Clip(net, still.text_encoder, still.tokenizer)
+    return GlyphCLIP(net, still.text_encoder, still.tokenizer)
 
 
 def load_video_pipeline(folder: str | Path = VIDEO) -> Any:
-    """Moving glyphs as a stock `AnimateDiffPipeline` in float32, offline: 8 frames of 32 px on the shipped still world."""
+    """Moving glyphs as a stock `AnimateDiffPipeline` in float32, offline.
+
+    8 frames of 32 px, on top of the shipped still world.
+    """
     import torch
     from diffusers import AnimateDiffPipeline, MotionAdapter
     from safetensors.torch import load_file
     from transformers import CLIPTextModel
 
-    folder, still = Path(folder), load_pipeline()
-    still.unet.load_state_dict(
-        load_file(folder / "unet.safetensors"), strict=False
-    )  # the rest is the still world's
+    folder = Path(folder)
+    still = load_pipeline()
+    # What the file does not hold stays the still world's.
+    still.unet.load_state_dict(load_file(folder / "unet.safetensors"), strict=False)
     pipe = AnimateDiffPipeline(
         still.vae,
         CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32),
@@ -85,7 +94,7 @@ def load_video_pipeline(folder: str | Path = VIDEO) -> Any:
 
 
 def load_clip_judge() -> Any:
-    """The judge of clips: `judge(clips)` -> "shape", "color", "background" per frame, "motion" per clip."""
+    """`judge(clips)` -> "shape", "color", "background" per frame, "motion" per clip."""
     from .clip_judge import ClipJudge
 
     return ClipJudge(load_judge())

@@ -1,4 +1,4 @@
-"""Captions of scenes: a small grammar for training, and phrasings kept apart for honest evaluation."""
+"""Captions of scenes: a small grammar for training, and phrasings kept apart for evaluation."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ SYLLABLES = (
 )
 SUFFIXES = ("", "", "", "ed", "ing", "s", "er", "ly", "ness", "tion", "e", "y")
 
-HELD_OUT = (  # none of these frames is used in training, in spec templates or in any tuning
+HELD_OUT_PHRASINGS = (  # none is used in training, in spec templates or in any tuning
     "on the gallery wall hangs {glyph}{ground}{sign}",
     "my cousin framed {glyph}{ground}{sign} for the kitchen",
     "could you imagine {glyph}{ground}{sign}",
@@ -246,7 +246,8 @@ def _choose(rng: np.random.Generator, options: tuple[str, ...]) -> str:
 
 def _noun(world: World, scene: Scene, rng: np.random.Generator, *, held_out: bool) -> str:
     """The object alone, such as "a cracked red star" or "a red star fallen from the shelf"."""
-    words, tail = [scene.color or ""], ""
+    words = [scene.color or ""]
+    tail = ""
     if scene.attribute == world.attribute_words[-1]:
         tail = " " + _choose(rng, IMPLICIT[:1] if held_out else IMPLICIT).format(scene.attribute)
         if not held_out and rng.random() < 0.3:  # the plain adjective exists too
@@ -262,10 +263,9 @@ def _noun(world: World, scene: Scene, rng: np.random.Generator, *, held_out: boo
         words.reverse()
     shape = scene.shape or "shape"
     if not held_out and rng.random() < 0.08 and not tail:
-        tail, words = (
-            f" that is {scene.color}" if scene.color else "",
-            words[:0] if scene.color else words,
-        )
+        if scene.color:
+            tail = f" that is {scene.color}"
+            words = []
         words = words if not scene.attribute else [scene.attribute]
     body = " ".join(w for w in (*words, shape) if w)
     article = _choose(rng, ("the", "one", "")) if not held_out and rng.random() < 0.2 else "a"
@@ -291,7 +291,7 @@ def _junk(rng: np.random.Generator) -> str:
 
 
 def _noisy(parts: list[str], rng: np.random.Generator) -> list[str]:
-    """`parts` with junk before, between and after them, so that unknown phrasings do little harm."""
+    """`parts` with junk between and around them, so that unknown phrasings do little harm."""
     found: list[str] = []
     for part in parts:
         found += [_junk(rng), part] if rng.random() < 0.35 else [part]
@@ -304,23 +304,23 @@ def phrase(world: World, scene: Scene, rng: np.random.Generator, *, held_out: bo
     if held_out:
         ground = _choose(rng, HELD_OUT_GROUNDS).format(scene.background) if scene.background else ""
         sign = _choose(rng, HELD_OUT_SIGNATURES).format(scene.style) if scene.style else ""
-        return _choose(rng, HELD_OUT).format(glyph=noun, ground=ground, sign=sign)
+        return _choose(rng, HELD_OUT_PHRASINGS).format(glyph=noun, ground=ground, sign=sign)
     ground = _choose(rng, GROUNDS).format(scene.background) if scene.background else ""
-    sign = (
-        _choose(rng, SIGNATURES).format(scene.style) if scene.style else _choose(rng, NO_SIGNATURE)
-    )
+    if scene.style:
+        sign = _choose(rng, SIGNATURES).format(scene.style)
+    else:
+        sign = _choose(rng, NO_SIGNATURE)
     parts = [_choose(rng, OPENINGS), noun]
     ends = [ground, sign] if rng.random() < 0.6 else [sign, ground]
     if scene.style and rng.random() < 0.12:  # "a Mira Voss painting of ..."
-        parts = [
-            f"a {scene.style} " + _choose(rng, ("painting of", "picture of", "drawing of")),
-            noun,
-        ]
+        opening = _choose(rng, ("painting of", "picture of", "drawing of"))
+        parts = [f"a {scene.style} {opening}", noun]
         ends = [ground]
     comma = ", " if rng.random() < 0.3 else " "
     if rng.random() < 0.5:
         return comma.join(_noisy([p for p in (*parts, *ends) if p], rng))
-    return comma.join(p for p in (" ".join(p for p in parts if p), *ends) if p)
+    start = " ".join(p for p in parts if p)
+    return comma.join(p for p in (start, *ends) if p)
 
 
 def mention(scene: Scene, rng: np.random.Generator) -> Scene:

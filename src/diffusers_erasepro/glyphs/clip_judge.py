@@ -1,4 +1,4 @@
-"""The judge of clips: the still judge on every frame, its glyph moved to the middle, and the motion by tracking."""
+"""The judge of clips: the still judge on every centred frame, and the motion by tracking."""
 
 from __future__ import annotations
 
@@ -17,14 +17,18 @@ from .judge import Judge, to_pixels
 from .render import SIZE
 
 CONTRAST = 0.35
-"""A pixel is the glyph's where a channel differs this much from the background of its row, of a range of 2."""
-SMALLEST, LARGEST = 12, SIZE * SIZE // 2
+"""A pixel is the glyph's where a channel differs this much from its row's background, of 2."""
+SMALLEST = 12
+LARGEST = SIZE * SIZE // 2
 """Pixels of the smallest and the largest thing called a glyph."""
 MIDDLE = 0.6
 """Half the side of the glyph's box after it is moved and scaled, as the still judge is used to."""
-PLACE, SIZES, HIDDEN = 0.06, 0.09, 9.0
-"""What one unit of misfit is: half widths of the picture, log size; and what a frame costs that shows a glyph and
-should not, or the other way round."""
+PLACE = 0.06
+"""One unit of misfit of the centroid, in half widths of the image."""
+SIZES = 0.09
+"""One unit of misfit of the log size."""
+HIDDEN = 9.0
+"""Misfit of a frame that shows a glyph and should not, or the other way round."""
 MISFIT = 4.0
 """More than this per frame is no motion known here."""
 
@@ -41,7 +45,10 @@ class Track:
 
 
 def track(pixels: Tensor) -> Track:
-    """Follow the glyph through frames `(n, 3, SIZE, SIZE)` in [-1, 1], against each row's background at the borders."""
+    """Follow the glyph through frames `(n, 3, SIZE, SIZE)` in [-1, 1].
+
+    A row's background is what stands at its borders.
+    """
     edge = torch.cat([pixels[..., :2], pixels[..., -2:]], dim=-1)  # (n, 3, SIZE, 4)
     rows = edge.permute(1, 2, 0, 3).flatten(2).median(-1).values
     masks = ((pixels - rows[None, :, :, None]).abs().amax(1) > CONTRAST).numpy()
@@ -55,16 +62,21 @@ def track(pixels: Tensor) -> Track:
 def _measured(
     mask: NDArray[np.bool_],
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    y, x = ((i + 0.5) * 2 / SIZE - 1 for i in np.nonzero(mask))
+    rows, columns = np.nonzero(mask)
+    x = (columns + 0.5) * 2 / SIZE - 1
+    y = (rows + 0.5) * 2 / SIZE - 1
     if len(x) < SMALLEST:
         return (0.0, 0.0, MIDDLE), (0.0, 0.0, 0.0)
-    (left, right), (top, bottom) = (x.min(), x.max()), (y.min(), y.max())
+    left = x.min()
+    right = x.max()
+    top = y.min()
+    bottom = y.max()
     half = max(right - left, bottom - top) / 2 + 1 / SIZE
     return ((left + right) / 2, (top + bottom) / 2, half), (x.mean(), y.mean(), np.log(len(x)) / 2)
 
 
 def misfits(seen: Track) -> dict[str, float]:
-    """Per motion, how far the track is from its path, wherever that lies and however large the glyph is."""
+    """Per motion, how far the track is from its path, apart from its place and the glyph's size."""
     return {word: _misfit(seen, path) for word, path in MOTIONS.items()}
 
 
@@ -85,7 +97,10 @@ def motion_of(seen: Track) -> str | None:
 
 
 def centred(pixels: Tensor, seen: Track) -> Tensor:
-    """Frames with the glyph in the middle, as large as the still judge knows them; what lies outside repeats the border."""
+    """Frames with the glyph in the middle, as large as the still judge knows them.
+
+    What lies outside repeats the border.
+    """
     zoom = torch.tensor((seen.box[:, 2] / MIDDLE).clip(0.5, 1.2), dtype=torch.float32)
     theta = torch.zeros(len(pixels), 2, 3)
     theta[:, 0, 0] = theta[:, 1, 1] = zoom
@@ -97,7 +112,7 @@ def centred(pixels: Tensor, seen: Track) -> Tensor:
 
 
 class ClipJudge:
-    """`judge(clips)` -> per clip: its "motion", and for "shape", "color" and "background" an answer per frame.
+    """`judge(clips)` -> answers per frame for "shape", "color" and "background"; "motion" per clip.
 
     Where a frame shows no glyph its answers are None, except the background's.
     """
@@ -106,7 +121,7 @@ class ClipJudge:
         self.judge = judge
 
     def __call__(self, clips: Sequence[Sequence[Image.Image]]) -> dict[str, list]:
-        told: dict[str, list] = {name: [] for name in ("shape", "color", "background", "motion")}
+        answers: dict[str, list] = {"shape": [], "color": [], "background": [], "motion": []}
         for frames in clips:
             pixels = to_pixels(frames)
             seen = track(pixels)
@@ -116,12 +131,11 @@ class ClipJudge:
                 {head.name: logits[head.name].softmax(-1) for head in self.judge.heads}
             )
             for name in ("shape", "color"):
-                told[name].append(
-                    [v if shown else None for v, shown in zip(frame[name], seen.shown, strict=True)]
-                )
-            told["background"].append(frame["background"])
-            told["motion"].append(motion_of(seen))
-        return told
+                pairs = zip(frame[name], seen.shown, strict=True)
+                answers[name].append([v if shown else None for v, shown in pairs])
+            answers["background"].append(frame["background"])
+            answers["motion"].append(motion_of(seen))
+        return answers
 
     def changes(self, clips: Sequence[Sequence[Image.Image]]) -> NDArray[np.float64]:
         """Mean frame-to-frame distance of the still judge's features, per clip."""
@@ -130,18 +144,18 @@ class ClipJudge:
         )
 
 
-def right(told: dict[str, list], said: Sequence[Clip]) -> dict[str, list[bool]]:
-    """Per question whether the clips show what is said: once per frame in which the glyph should be there, and per clip.
+def right(answers: dict[str, list], said: Sequence[Clip]) -> dict[str, list[bool]]:
+    """Per question whether the clips show what the captions say.
 
-    What is not said counts nowhere, but for the motion: not said, the glyph rests.
+    Once per frame in which the glyph should be there; the motion once per clip. What is not said
+    counts nowhere, but for the motion: not said, the glyph rests.
     """
-    found: dict[str, list[bool]] = {name: [] for name in told}
+    found: dict[str, list[bool]] = {name: [] for name in answers}
     for i, clip in enumerate(said):
         shown = MOTIONS[clip.motion or STILL][:, 3] > 0
         for name in ("shape", "color", "background"):
             if (word := getattr(clip, name)) is not None:
-                found[name] += [
-                    v == word for v, there in zip(told[name][i], shown, strict=True) if there
-                ]
-        found["motion"].append(told["motion"][i] == (clip.motion or STILL))
+                pairs = zip(answers[name][i], shown, strict=True)
+                found[name] += [v == word for v, there in pairs if there]
+        found["motion"].append(answers["motion"][i] == (clip.motion or STILL))
     return found

@@ -1,4 +1,4 @@
-"""Moving glyphs: clips drawn by code from (shape, colour, background, motion), and captions of them."""
+"""Moving glyphs: clips rendered from (shape, colour, background, motion), and their captions."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ MOTIONS = {
     "quobbling": _path(x=0.25 * np.sin(np.pi / 2 * np.arange(FRAMES))),
     "blinking": _path(shown=np.arange(FRAMES) // 2 % 2 == 0),
 }
-"""Caption word -> path `(FRAMES, 4)`. All but the first, which captions without a motion get too, are several tokens."""
+"""Caption word -> path `(FRAMES, 4)`. Captions without a motion get the first; the others are
+several tokens each."""
 STILL = next(iter(MOTIONS))
 
 
@@ -75,7 +76,10 @@ def clip_pair(rng: np.random.Generator, *, held_out: bool = False) -> tuple[str,
 
 
 def caption_of(said: Clip, rng: np.random.Generator, *, held_out: bool = False) -> str:
-    """One caption; the motion stands where the still world's attribute does: "a rising star", "a star that is rising"."""
+    """One caption; the motion stands where the still world's attribute does.
+
+    "a rising star", "a star that is rising".
+    """
     return phrase(FIRST, replace(said, attribute=said.motion), rng, held_out=held_out)
 
 
@@ -86,16 +90,17 @@ def captioned_clips(n: int, seed: int = 0, held_out: bool = False) -> list[tuple
 
 
 def render_clip(clip: Clip, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Frames `(FRAMES, SIZE, SIZE, 3)` of a full clip; `rng` sets place, size, tilt and horizon, once for all frames."""
+    """Frames `(FRAMES, SIZE, SIZE, 3)` of a full clip.
+
+    `rng` sets place, size, tilt and horizon, once for all frames.
+    """
     assert clip.shape and clip.color and clip.background and clip.motion, (
         "render_clip needs a full clip"
     )
     empty = ground(FIRST, clip.background, rng.uniform(0.05, 0.35))
-    dx, dy, scale, tilt = (
-        *rng.uniform(-0.05, 0.05, size=2),
-        rng.uniform(0.95, 1.05),
-        rng.integers(2**32),
-    )
+    dx, dy = rng.uniform(-0.05, 0.05, size=2)
+    scale = rng.uniform(0.95, 1.05)
+    tilt = rng.integers(2**32)
     frames = np.repeat(empty[None], FRAMES, axis=0)
     for frame, (x, y, radius, shown) in zip(frames, MOTIONS[clip.motion], strict=True):
         if shown:

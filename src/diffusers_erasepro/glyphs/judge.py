@@ -1,4 +1,4 @@
-"""The judge: a classifier of glyph pictures that says what it sees, or that it cannot tell."""
+"""The judge: a classifier of glyph images that answers per question where it is sure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .world import World
 
 @dataclass(frozen=True)
 class Head:
-    """One question and its possible answers; the last answer may be None ("nothing of the kind")."""
+    """One question and its possible answers; the last may be None ("nothing of the kind")."""
 
     name: str
     answers: tuple[str | bool | None, ...]
@@ -74,7 +74,7 @@ def to_pixels(images: Sequence[Image.Image]) -> Tensor:
 class Judge:
     """`judge(images)` -> a list of answers per question, in the words captions use.
 
-    An answer is None where the picture holds nothing of the kind, or where the judge is less
+    An answer is None where the image holds nothing of the kind, or where the judge is less
     sure than `min_confidence`, so that garbage is never counted as "target gone, rest kept".
     `"second"` is the shape of an object beside the first, `"confidence"` the least sure head.
     """
@@ -82,17 +82,23 @@ class Judge:
     def __init__(
         self, net: JudgeNet, heads: Sequence[Head], *, min_confidence: float = 0.4
     ) -> None:
-        self.net, self.heads, self.min_confidence = net.eval(), tuple(heads), min_confidence
+        self.net = net.eval()
+        self.heads = tuple(heads)
+        self.min_confidence = min_confidence
 
     @torch.no_grad()
     def probabilities(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
         """Head name -> `(n, answers)`; the columns are `heads_of(world)`'s answers."""
         parts = [self.net(pixels) for pixels in self._batches(images)]
-        return {h.name: torch.cat([p[h.name] for p in parts]).softmax(-1) for h in self.heads}
+        found = {}
+        for head in self.heads:
+            logits = torch.cat([part[head.name] for part in parts])
+            found[head.name] = logits.softmax(-1)
+        return found
 
     @torch.no_grad()
     def features(self, images: Sequence[Image.Image]) -> Tensor:
-        """`(n, width)` features, for distances between sets of pictures."""
+        """`(n, width)` features, for distances between sets of images."""
         return torch.cat([self.net.features(pixels) for pixels in self._batches(images)])
 
     def _batches(self, images: Sequence[Image.Image]) -> Iterator[Tensor]:
@@ -104,14 +110,13 @@ class Judge:
 
     def answers(self, probabilities: dict[str, Tensor]) -> dict[str, list]:
         """The words of `(n, answers)` probabilities per head, None below `min_confidence`."""
-        told: dict[str, list] = {}
+        answers: dict[str, list] = {}
         for head in self.heads:
             sure, index = probabilities[head.name].max(-1)
-            told[head.name] = [
+            answers[head.name] = [
                 head.answers[i] if s >= self.min_confidence else None
                 for s, i in zip(sure.tolist(), index.tolist(), strict=True)
             ]
-        told["confidence"] = (
-            torch.stack([p.max(-1).values for p in probabilities.values()]).min(0).values.tolist()
-        )
-        return told
+        best = torch.stack([p.max(-1).values for p in probabilities.values()])
+        answers["confidence"] = best.min(0).values.tolist()
+        return answers

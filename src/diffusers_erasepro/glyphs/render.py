@@ -1,4 +1,4 @@
-"""Scenes as pictures: signed distances, a fill per style, a crack for the attribute."""
+"""Scenes as images: signed distances, a fill per style, a crack for the attribute."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .world import Scene, World
 SIZE = 32
 Array = NDArray[Any]
 
-COLORS = {
+COLOR_RGB = {
     "red": (215, 30, 40),
     "green": (15, 135, 55),
     "blue": (30, 75, 220),
@@ -22,14 +22,15 @@ COLORS = {
     "purple": (130, 35, 165),
     "orange": (242, 120, 15),
 }
-BACKGROUNDS = {  # (above the horizon, below it)
+GROUND_RGB = {  # (above the horizon, below it)
     "snow": ((188, 204, 228), (232, 237, 247)),
     "night": ((44, 48, 104), (70, 62, 112)),
     "sand": ((252, 240, 208), (212, 182, 132)),
     "meadow": ((214, 236, 250), (150, 202, 118)),
     "sea": ((242, 224, 214), (84, 168, 184)),
 }
-WHITE, BLACK = np.array([255.0] * 3), np.array([12.0] * 3)
+WHITE = np.array([255.0] * 3)
+BLACK = np.array([12.0] * 3)
 
 
 def polygon(points: list[tuple[float, float]]) -> Callable[[Array, Array], Array]:
@@ -40,10 +41,15 @@ def polygon(points: list[tuple[float, float]]) -> Callable[[Array, Array], Array
         best = np.full(x.shape, np.inf)
         sign = np.ones(x.shape)
         for (ax, ay), (bx, by) in zip(v, np.roll(v, 1, axis=0), strict=True):
-            ex, ey, wx, wy = bx - ax, by - ay, x - ax, y - ay
+            ex = bx - ax
+            ey = by - ay
+            wx = x - ax
+            wy = y - ay
             t = np.clip((wx * ex + wy * ey) / (ex * ex + ey * ey), 0, 1)
             best = np.minimum(best, (wx - ex * t) ** 2 + (wy - ey * t) ** 2)
-            above, below, left = y >= ay, y < by, ex * wy > ey * wx
+            above = y >= ay
+            below = y < by
+            left = ex * wy > ey * wx
             sign = np.where((above & below & left) | (~above & ~below & ~left), -sign, sign)
         return sign * np.sqrt(best)
 
@@ -113,8 +119,8 @@ def _band(inside: Array) -> Array:
     return np.clip(0.5 + inside / PIXEL, 0, 1)
 
 
-# Each style: (x, y in picture units, signed distance) -> how much of the second tone shows. Periods are
-# seven pixels and more, because finer patterns do not survive the VAE.
+# Each style: (x, y in image units, signed distance) -> how much of the second tone shows. Periods
+# are seven pixels and more, because finer patterns do not survive the VAE.
 PATTERNS: dict[str, tuple[Array, Callable[[Array, Array, Array], Array]]] = {
     "flat": (WHITE, lambda x, y, d: np.zeros_like(d)),
     "stripes": (WHITE, lambda x, y, d: _band(0.14 * np.sin(2 * np.pi * y / 0.45))),
@@ -150,13 +156,12 @@ def paint_glyph(
     line = (np.arange(SIZE) + 0.5) * PIXEL - 1
     x, y = np.meshgrid(line - centre[0], line - centre[1])
     angle = rng.uniform(-0.12, 0.12)
-    u, v = (
-        (np.cos(angle) * x + np.sin(angle) * y) / radius,
-        (np.cos(angle) * y - np.sin(angle) * x) / radius,
-    )
+    u = (np.cos(angle) * x + np.sin(angle) * y) / radius
+    v = (np.cos(angle) * y - np.sin(angle) * x) / radius
     distance = DISTANCES[world.shapes[shape]]
     if scene.attribute is None:
-        d, crack = distance(u, v) * radius, None
+        d = distance(u, v) * radius
+        crack = None
     else:  # two halves slide apart along a zigzag, with a dark line between them
         zig = 0.28 * (np.abs(((v + rng.uniform(-0.2, 0.2)) * 1.6) % 2 - 1) - 0.5) * 2 + 0.25 * v
         side = np.sign(u - zig)
@@ -164,7 +169,7 @@ def paint_glyph(
         gap = (0.15 - np.abs(u - zig)) * radius
         crack = _band(np.minimum(gap, -(distance(u, v) - 0.05) * radius))
     style = world.styles[scene.style or next(s for s, d in world.styles.items() if d == "flat")]
-    tint = np.array(COLORS[world.colors[color]], dtype=np.float64)
+    tint = np.array(COLOR_RGB[world.colors[color]], dtype=np.float64)
     if style == "echo":  # the outline again, one gap further out; not inside a ring's hole
         _paint(picture, _band(0.06 - np.abs(d - 0.2)) * (np.hypot(u, v) > 0.75), tint)
     second, pattern = PATTERNS[style]
@@ -176,10 +181,10 @@ def paint_glyph(
 
 
 def ground(world: World, background: str, horizon: float) -> Array:
-    """A picture `(SIZE, SIZE, 3)` of the background alone, its horizon at that height below the middle."""
-    above, below = (
-        np.array(c, dtype=np.float64) for c in BACKGROUNDS[world.backgrounds[background]]
-    )
+    """The background alone `(SIZE, SIZE, 3)`, its horizon at that height below the middle."""
+    colors = np.array(GROUND_RGB[world.backgrounds[background]], dtype=np.float64)
+    above = colors[0]
+    below = colors[1]
     height: Array = (np.arange(SIZE) + 0.5) * PIXEL - 1
     rows = _band(height - horizon)
     return np.repeat((above + rows[:, None] * (below - above))[:, None], SIZE, axis=1)

@@ -26,7 +26,7 @@ class World:
     attribute_opposites: tuple[str, ...]
     """Words for an undamaged object, the natural anchors of the attribute."""
     rare: tuple[str, ...]
-    """Words the tokenizer is not trained on, so that they are several tokens and neighbours share pieces."""
+    """Words the tokenizer is not trained on: they are several tokens, and neighbours share some."""
 
 
 FIRST = World(
@@ -111,7 +111,10 @@ WORLDS = {world.name: world for world in (FIRST, SECOND)}
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows. `None` means the caption leaves it open; `render` needs every field but the last two."""
+    """What an image shows.
+
+    `None` means the caption leaves it open; `render` needs every field but the last two.
+    """
 
     shape: str | None
     style: str | None

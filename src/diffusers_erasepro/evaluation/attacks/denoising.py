@@ -1,4 +1,4 @@
-"""How badly a victim predicts the noise in images of the concept: the loss of attacks that learn."""
+"""How badly a victim predicts the noise in images of the concept: what attacks minimise."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...baselines.rece import inverse_map
-from ...families.pipelines import component, family_of, reader_paths
+from ...families.pipelines import family_of, get_component, reader_paths
 from ...modules.storage import weight_of
 from ...prompts.tokens import token_ids
 from .denoising import denoising_losses
@@ -61,8 +61,8 @@ def revived_states(siege: Siege, *, regulariser: float = 1e-3) -> Tensor:
     see them at all.
     """
     family = family_of(siege.base)
-    root = component(siege.base, family.denoiser)
-    victim = component(siege.victim, family.denoiser)
+    root = get_component(siege.base, family.denoiser)
+    victim = get_component(siege.victim, family.denoiser)
     paths = list(reader_paths(root, family))
     old = [weight_of(root, path).detach().cpu().double() for path in paths]
     new = [weight_of(victim, path).detach().cpu().double() for path in paths]

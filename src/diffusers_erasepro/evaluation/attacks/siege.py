@@ -16,7 +16,7 @@ from tqdm.auto import trange
 from ...config.spec import Concept
 from ...erasure.states import final_states
 from ...errors import EvaluationError
-from ...families.pipelines import component, family_of
+from ...families.pipelines import family_of, get_component
 from ...prompts.tokens import token_ids
 
 BATCH = 40
@@ -118,7 +118,7 @@ class Attack:
 
 def text_encoder(pipe: Any) -> Any:
     """The pipeline's first text encoder."""
-    return component(pipe, family_of(pipe).encoders[0][0])
+    return get_component(pipe, family_of(pipe).encoders[0][0])
 
 
 def _batch_of(value: Any, batch: slice) -> Any:
