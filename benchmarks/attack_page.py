@@ -17,8 +17,6 @@ from common import (
     commit,
     keep_line,
     kept_lines,
-    prompts_with,
-    prompts_without,
     provenance,
 )
 from diffusers_erasepro import (
@@ -33,6 +31,7 @@ from diffusers_erasepro import (
 from diffusers_erasepro.evaluation.attacks import ATTACKS, Siege
 from diffusers_erasepro.evaluation.attacks.image import change_images
 from diffusers_erasepro.evaluation.metrics import rate
+from diffusers_erasepro.glyphs.concept_prompts import prompts_with, prompts_without
 
 CONCEPTS = {
     "shape": Concept("star", "circle"),

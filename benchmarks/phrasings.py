@@ -1,145 +1,124 @@
-"""The numbers of docs/phrasings.md: an erased concept asked for in other forms, and beside another object."""
+"""An erased concept asked for in other forms, and beside another object.
 
-from __future__ import annotations
+Each concept is erased alone; no edit was solved for any of these forms. For two objects either
+object counts. "Anchor asked": how often the judge sees the target where nobody asks for it.
+"""
 
-import argparse
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
-from tqdm.auto import tqdm
 
-from common import draw, erased, kind_of, prompts_with, provenance, rate, wilson
-from diffusers_erasepro import Concept, ErasureSpec, erasable, erase, glyphs
-from diffusers_erasepro.baselines import uce
+from diffusers_erasepro import Concept, ErasureSpec
+from diffusers_erasepro.evaluation.suites import Cases
 from diffusers_erasepro.glyphs.captions import phrase
-from diffusers_erasepro.glyphs.concept_prompts import Pairs
+from diffusers_erasepro.glyphs.concept_prompts import kind_of, prompts_with, prompts_without
 from diffusers_erasepro.glyphs.world import FIRST
-from first_light import OURS, concepts_of
+from first_light import METHODS
+from harness import Cell, Experiment, main, parse_arguments
+from worlds import BenchWorld, as_cases, glyph_world, named
 
 TALE = (
     "yesterday after a long walk home through the rain with two friends and a slow dog we hung up "
 )
-Form = Callable[[str, str], str]
-FORMS: dict[str, Form] = {
-    "as written": lambda text, word: text,
-    "CAPITALS": lambda text, word: text.replace(word, word.upper()),
-    "whole prompt in capitals": lambda text, word: text.upper(),
-    "no capitals": lambda text, word: text.lower(),
-    "plural": lambda text, word: text.replace(word, word + "s"),
-    "possessive": lambda text, word: text.replace(word, word + "'s"),
-    "in quotes": lambda text, word: text.replace(word, f'"{word}"'),
-    "with a comma after it": lambda text, word: text.replace(word, word + ","),
-    "said twice": lambda text, word: f"{text}, {word}",
-    "late in a long prompt": lambda text, word: TALE + text,
+FORMS: dict[str, Callable[[str, Concept], str]] = {
+    "as written": lambda text, concept: text,
+    "anchor asked": lambda text, concept: text.replace(concept.target, concept.anchor),
+    "CAPITALS": lambda text, concept: text.replace(concept.target, concept.target.upper()),
+    "whole prompt in capitals": lambda text, concept: text.upper(),
+    "no capitals": lambda text, concept: text.lower(),
+    "plural": lambda text, concept: text.replace(concept.target, concept.target + "s"),
+    "possessive": lambda text, concept: text.replace(concept.target, concept.target + "'s"),
+    "in quotes": lambda text, concept: text.replace(concept.target, f'"{concept.target}"'),
+    "with a comma after it": lambda text, concept: text.replace(
+        concept.target, concept.target + ","
+    ),
+    "said twice": lambda text, concept: f"{text}, {concept.target}",
+    "late in a long prompt": lambda text, concept: TALE + text,
 }
-"""A prompt, and the concept's word in it -> the prompt asked."""
+"""A prompt and its concept -> the prompt that is asked."""
+BESIDE = {"first of two objects": True, "second of two objects": False}
+"""Whether the target comes first."""
+OTHERS = 8
+"""Images of other prompts: they are the same for every form."""
 
 
-def beside(
-    concept: Concept, others: Sequence[str], n: int, seed: int, *, target_first: bool
-) -> Pairs:
-    """Two-object captions: the target and one of `others`, in either place."""
-    rng, found = np.random.default_rng([seed, 3]), Pairs()
-    for i, (_, scene) in enumerate(prompts_with(concept, n, seed=seed, held_out=True)):
-        other, color = others[i % len(others)], scene.color or "red"
-        first, second = (concept.target, other) if target_first else (other, concept.target)
-        scene = replace(scene, shape=first, color=color, style=None, second=(color, second))
-        found.append((phrase(FIRST, scene, rng, held_out=True), scene))
+def form_cases(spec: ErasureSpec, n: int, seed: int, *, form: str) -> Cases:
+    """Held-out captions of the target in one form, and a few others."""
+    (concept,) = spec.concepts
+    field = kind_of(FIRST, concept)
+    pairs = prompts_with(named(concept), n, seed=seed, held_out=True)
+    if form in BESIDE:
+        target = pairs_beside(concept, pairs, seed, target_first=BESIDE[form])
+    else:
+        target = [(FORMS[form](text, concept), scene) for text, scene in pairs]
+    others = prompts_without([concept], min(n, OTHERS), seed=seed, held_out=True)
+    return {"target": as_cases(target, concept, field), "other": as_cases(others)}
+
+
+def pairs_beside(
+    concept: Concept, pairs: Sequence[tuple[str, Any]], seed: int, *, target_first: bool
+) -> list[tuple[str, Any]]:
+    """Two-object captions: the target and another shape, in either place."""
+    rng = np.random.default_rng([seed, 3])
+    shapes = [shape for shape in FIRST.shapes if shape not in (concept.target, concept.anchor)]
+    found = []
+    for i, (_, scene) in enumerate(pairs):
+        other = shapes[i % len(shapes)]
+        color = scene.color or "red"
+        first = concept.target if target_first else other
+        second = other if target_first else concept.target
+        two = replace(scene, shape=first, color=color, style=None, second=(color, second))
+        found.append((phrase(FIRST, two, rng, held_out=True), two))
     return found
 
 
-def single(concept: Concept, form: Form, n: int, seed: int) -> Pairs:
-    """Held-out captions of the target in one form."""
-    asked = prompts_with(replace(concept, synonyms=()), n, seed=seed, held_out=True)
-    return [(form(text, concept.target), scene) for text, scene in asked]
+@dataclass(frozen=True)
+class JudgeOfTwo:
+    """A judge that answers with the second object where that is the target."""
+
+    judge: Any
+    target: str
+
+    def __call__(self, images: Sequence[Any]) -> dict[str, list[Any]]:
+        answers = self.judge(images)
+        shapes = []
+        for first, second in zip(answers["shape"], answers["second"], strict=True):
+            shapes.append(second if second == self.target else first)
+        return answers | {"shape": shapes}
+
+    def features(self, images: Sequence[Any]) -> Any:
+        return self.judge.features(images)
 
 
-def shown(told: dict[str, list], field: str, word: str) -> float:
-    """Share of pictures with `word` in them, be it as the second object."""
-    if field != "shape":
-        return rate(told, field, word)
-    return float(
-        np.mean([word in pair for pair in zip(told["shape"], told["second"], strict=True)])
-    )
+def form_cells(world: BenchWorld) -> dict[str, Cell]:
+    """A shape, a style and the attribute, each in every form."""
+    cells = {}
+    concepts = tuple(world.concepts.values())
+    for concept in (concepts[0], concepts[4], concepts[6]):
+        of_shape = kind_of(FIRST, concept) == "shape"
+        for form in (*FORMS, *BESIDE) if of_shape else FORMS:
+            suite = world.suite(partial(form_cases, form=form), form)
+            judge = partial(load_judge_of_two, world, concept.target)
+            suite = replace(suite, judge=judge, second=None)
+            cells[f"{concept.target}: {form}"] = Cell((concept,), suite)
+    return cells
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--n", type=int, default=48, help="images per cell")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--page", type=Path, default=Path("docs/phrasings.md"))
-    args = parser.parse_args()
-    where, pipe, judge = (
-        provenance(args.seed),
-        erasable(glyphs.load_pipeline()),
-        glyphs.load_judge(),
-    )
-    every = dict(reversed(concepts_of(FIRST)))
-    lines = []
-    for field, concept in every.items():
-        others = [s for s in FIRST.shapes if s not in (concept.target, concept.anchor)]
-        asked: dict[str, Pairs] = {
-            name: single(concept, form, args.n, args.seed) for name, form in FORMS.items()
-        }
-        if field == "shape":
-            asked["first of two objects"] = beside(
-                concept, others, args.n, args.seed, target_first=True
-            )
-            asked["second of two objects"] = beside(
-                concept, others, args.n, args.seed, target_first=False
-            )
-        spec = ErasureSpec((concept,), preserve=tuple(glyphs.captions(400, seed=0)))
-        made = [*(erase(pipe, spec, **options) for options in OURS.values()), uce(pipe, spec)]
-        for name, pairs in tqdm(asked.items(), desc=concept.target):
-            anchored = [
-                (re.sub(concept.target, concept.anchor, text, flags=re.IGNORECASE), scene)
-                for text, scene in pairs
-            ]
-            cells = [row(pipe, judge, x, concept, args.seed) for x in (pairs, anchored)]
-            for adapter in made:
-                with erased(pipe, adapter):
-                    cells.append(row(pipe, judge, pairs, concept, args.seed))
-            lines.append(f"| {concept.target} | {name} | " + " | ".join(cells) + " |")
-    args.page.write_text(
-        "\n".join(
-            [
-                "# Other ways to ask",
-                "",
-                f"`python benchmarks/phrasings.py` wrote this page: {where}; {args.n} pictures per cell, 15 steps, guidance 3.",
-                "Each concept is erased alone. Held-out phrasings, then changed as the row says: no edit was",
-                "solved for any of these forms. Share of pictures that show the target, with its 95 % interval; for two objects",
-                "either object counts, and behind the semicolon stands how often the other object is drawn.",
-                "Anchor asked: the unedited pipeline, with the anchor in the target's place. No erasure draws the target less often than",
-                "that but by luck; of long prompts this small model hears little.",
-                "",
-                f"| erased | asked | unedited | anchor asked | {' | '.join(OURS)} | UCE |",
-                "|---" * (len(OURS) + 5) + "|",
-                *lines,
-                "",
-            ]
-        )
-    )
-
-
-def row(pipe: Any, judge: Any, pairs: Pairs, concept: Concept, seed: int) -> str:
-    """Target drawn, and where two objects are asked for, the other one."""
-    told, field = judge(draw(pipe, pairs, seed=seed)), kind_of(FIRST, concept)
-    value = shown(told, field, concept.target)
-    low, high = wilson(value, len(pairs))
-    text = f"{value:.3f} ({low:.2f} to {high:.2f})"
-    rest = [{scene.shape, scene.second[1]} - {concept.target} for _, scene in pairs if scene.second]
-    if not rest:
-        return text
-    kept = [
-        bool(other & {a, b})
-        for other, a, b in zip(rest, told["shape"], told["second"], strict=True)
-    ]
-    return f"{text}; other {sum(kept) / len(kept):.3f}"
+def load_judge_of_two(world: BenchWorld, target: str) -> JudgeOfTwo:
+    """The world's judge, for one target."""
+    return JudgeOfTwo(world.load_judge(), target)
 
 
 if __name__ == "__main__":
-    main()
+    args = parse_arguments(48, 1, __doc__)
+    first = glyph_world("first")
+    columns = ("ACC_e", "ACC_a", "ACC_ctx")
+    main(
+        Experiment(
+            "phrasings", first, form_cells(first), METHODS, args.n, args.seed, __doc__, columns
+        ),
+        args,
+    )

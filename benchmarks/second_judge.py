@@ -6,10 +6,11 @@ import argparse
 from pathlib import Path
 
 import common
-from common import draw, prompts_without, provenance
+from common import draw, provenance
 from diffusers_erasepro import glyphs
 from diffusers_erasepro.evaluation.detectors import load_second_judge
 from diffusers_erasepro.evaluation.metrics import rate
+from diffusers_erasepro.glyphs.concept_prompts import prompts_without
 from diffusers_erasepro.glyphs.world import FIRST, Scene
 
 FIELDS = (*common.FIELDS, "attribute")

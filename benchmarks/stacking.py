@@ -14,12 +14,14 @@ from tqdm.auto import tqdm
 
 from common import provenance
 from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, glyphs
+from diffusers_erasepro.config.plan import ALIGNMENTS
 from diffusers_erasepro.erasure.residuals import aligned_states, relative
 from diffusers_erasepro.families.encoders import live_name
 from diffusers_erasepro.glyphs.world import WORLDS, World
 from diffusers_erasepro.linalg.low_rank import LowRank, stack
 from diffusers_erasepro.loaders.stacking import combined, kernel
-from diffusers_erasepro.prompts.pairs import ALIGNMENTS, kept_rows, pairs_of, rows_of
+from diffusers_erasepro.prompts.alignment import kept_rows, rows_of
+from diffusers_erasepro.prompts.pairs import pairs_of
 
 NOUNS = (
     "house",

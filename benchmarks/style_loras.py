@@ -1,11 +1,16 @@
-"""The numbers of docs/style-loras.md: an erasure beside style LoRAs trained here with peft, in either order."""
+"""An erasure beside style LoRAs trained here with peft.
+
+Three LoRAs, loaded with stock `load_lora_weights`, draw captions that name no artist in an
+artist's style. "unedited" is the LoRA alone; "ours" was made without it, "ours, refit" with it on.
+Prompts are held-out phrasings without an artist; ACC_near says how often the style is drawn.
+"""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +19,28 @@ import torch
 from diffusers import StableDiffusionPipeline
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
-from tqdm.auto import tqdm, trange
+from tqdm.auto import trange
 from transformers import CLIPTextModel
 
-from common import Pairs, draw, prompts_with, prompts_without, provenance, rate, wilson
-from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, glyphs
+from diffusers_erasepro import ErasureSpec, erase
+from diffusers_erasepro.evaluation.suites import Case, Cases
 from diffusers_erasepro.glyphs.captions import mention, phrase
+from diffusers_erasepro.glyphs.concept_prompts import prompts_with, prompts_without
 from diffusers_erasepro.glyphs.render import render
-from diffusers_erasepro.glyphs.world import WORLDS, World, sample_scene
-from diffusers_erasepro.prompts.pairs import token_ids
-from first_light import concepts_of
-from train import to_tensor  # tools/glyphs, put on the path by common
+from diffusers_erasepro.glyphs.world import World, sample_scene
+from diffusers_erasepro.prompts.tokens import token_ids
+from harness import Cell, Experiment, main, parse_arguments
+from worlds import as_cases, glyph_world
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
-RANK, STEPS, BATCH = 8, 300, 32
+RANK = 8
+STEPS = 300
+BATCH = 32
+
+
+def images_as_tensor(images: Any) -> torch.Tensor:
+    """Images `(n, h, w, 3)` of bytes as `(n, 3, h, w)` in [-1, 1]."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 @dataclass(frozen=True)
@@ -62,18 +75,21 @@ def styles(world: World, encoder: CLIPTextModel) -> list[Style]:
     ]
 
 
-def unsigned(pairs: Pairs, world: World) -> Pairs:
+def unsigned(pairs: Sequence[tuple[str, Any]], world: World) -> list[tuple[str, Any]]:
     """The same scenes, told without an artist."""
     rng = np.random.default_rng(7)
     scenes = [replace(scene, style=None) for _, scene in pairs]
     return [(phrase(world, scene, rng, held_out=True), scene) for scene in scenes]
 
 
-def train(style: Style, world: World, weights_of: Path, folder: Path, seed: int) -> Path:
-    """Train the LoRA with peft, as diffusers' own scripts do, and save it; a folder that is there is taken as it is."""
+def train(
+    style: Style, world: World, load_pipeline: Callable[[], Any], folder: Path, seed: int
+) -> Path:
+    """Train the LoRA with peft, as diffusers' own scripts do; a folder that is there is kept."""
     if folder.exists():
         return folder
-    pipe, rng = glyphs.load_pipeline(weights_of), np.random.default_rng(seed)
+    pipe = load_pipeline()
+    rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
     parts = {pipe.unet: style.unet, pipe.text_encoder: style.encoder}
     for part, targets in parts.items():
@@ -95,9 +111,10 @@ def train(style: Style, world: World, weights_of: Path, folder: Path, seed: int)
         ]
         texts = [phrase(world, replace(mention(s, rng), style=None), rng) for s in scenes]
         with torch.no_grad():
-            pixels = to_tensor(np.stack([render(world, scene, rng) for scene in scenes]))
+            pixels = images_as_tensor(np.stack([render(world, scene, rng) for scene in scenes]))
             x = pipe.vae.encode(pixels).latent_dist.mode() * pipe.vae.config.scaling_factor
-        noise, t = torch.randn_like(x), torch.randint(1000, (BATCH,))
+        noise = torch.randn_like(x)
+        t = torch.randint(1000, (BATCH,))
         states = pipe.text_encoder(token_ids(pipe.tokenizer, texts)).last_hidden_state
         out = pipe.unet(pipe.scheduler.add_noise(x, noise, t), t, states).sample
         loss = torch.nn.functional.mse_loss(out, pipe.scheduler.get_velocity(x, noise, t))
@@ -105,9 +122,8 @@ def train(style: Style, world: World, weights_of: Path, folder: Path, seed: int)
         loss.backward()
         optimiser.step()
     layers = [get_peft_model_state_dict(p) if t else None for p, t in parts.items()]
-    if layers[
-        1
-    ]:  # diffusers' own converter knows attention alone; these names it reads for every linear
+    if layers[1]:
+        # diffusers' own converter knows attention alone; these names it reads for every linear
         names = (("lora_A", "lora_linear_layer.down"), ("lora_B", "lora_linear_layer.up"))
         for old, new in names:
             layers[1] = {k.replace(old, new): v for k, v in layers[1].items()}
@@ -116,7 +132,7 @@ def train(style: Style, world: World, weights_of: Path, folder: Path, seed: int)
 
 
 @contextmanager
-def styled(pipe: Any, folders: Sequence[Path], scale: float) -> Iterator[None]:
+def styled(pipe: Any, *, folders: Sequence[Path], scale: float) -> Iterator[None]:
     """The LoRAs on, each at `scale`, for the time of the block."""
     names = [f"style{i}" for i in range(len(folders))]
     for folder, name in zip(folders, names, strict=True):
@@ -128,134 +144,47 @@ def styled(pipe: Any, folders: Sequence[Path], scale: float) -> Iterator[None]:
         pipe.unload_lora_weights()
 
 
-def bits(pipe: Any) -> dict[str, torch.Tensor]:
-    """Base weights of the text encoder by stock name."""
-    state = pipe.text_encoder.state_dict()
-    return {k.replace(".base_layer", ""): v.clone() for k, v in state.items() if "lora_" not in k}
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
-@dataclass
-class Bench:
-    pipe: Any
-    judge: Any
-    adapter: ErasureAdapter
-    concept: Concept
-    n: int
-    seed: int
-    world: World
-
-    def __post_init__(self) -> None:
-        asked = {"seed": self.seed, "held_out": True, "world": self.world}
-        self.targets = unsigned(prompts_with(self.concept, self.n, **asked), self.world)
-        self.others = unsigned(prompts_without([self.concept], self.n, **asked), self.world)
-        with self.loaded():
-            self.first = bits(self.pipe)
-
-    @contextmanager
-    def loaded(self) -> Iterator[None]:
-        self.pipe.load_erasure_adapter(self.adapter, adapter_name="bench")
-        try:
-            yield
-        finally:
-            self.pipe.unload_erasure_adapters()
-
-    def told(self, pairs: Pairs) -> dict[str, list]:
-        return self.judge(draw(self.pipe, pairs, seed=self.seed))
-
-    def row(self, label: str, artists: Sequence[str], folders: Sequence[Path], scale: float) -> str:
-        def kept(told: dict[str, list]) -> float:
-            return sum(rate(told, "style", artist) for artist in artists)
-
-        with styled(self.pipe, folders, scale):
-            alone, shown = self.told(self.others), self.told(self.targets)
-            with self.loaded():
-                lora_first = bits(self.pipe)
-                told, style = self.told(self.targets), kept(self.told(self.others))
-                before = self.pipe.verify_erasure().residual
-                self.pipe.refit_erasure()
-                after, refit = self.pipe.verify_erasure().residual, self.told(self.targets)
-        with self.loaded():
-            with styled(self.pipe, folders, scale):
-                order = same(bits(self.pipe), lora_first)
-                self.pipe.refit_erasure()
-            self.pipe.refit_erasure()
-            back = same(bits(self.pipe), self.first)
-        word = self.concept.target
-        low, high = wilson(rate(told, "shape", word), self.n)
-        tqdm.write(f"{label} {scale}")
-        return (
-            f"| {label} | {scale} | {rate(shown, 'shape', word):.2f} | "
-            f"{rate(told, 'shape', word):.3f} ({low:.2f} to {high:.2f}) | {rate(refit, 'shape', word):.3f} | "
-            f"{kept(alone):.3f} | {style:.3f} | {before:.1e} | {after:.1e} | "
-            f"{'same' if order else '**differ**'} | {'same' if back else '**differ**'} |"
-        )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--n", type=int, default=48, help="images per cell")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--world", choices=sorted(WORLDS), default="first")
-    parser.add_argument(
-        "--folder", type=Path, default=glyphs.WEIGHTS, help="where that world's weights are"
-    )
-    parser.add_argument(
-        "--loras",
-        type=Path,
-        default=Path("runs/style-loras"),
-        help="trained here where they are not there yet",
-    )
-    parser.add_argument("--page", type=Path, default=Path("docs/style-loras.md"))
-    args = parser.parse_args()
-    where, world, pipe = (
-        provenance(args.seed),
-        WORLDS[args.world],
-        erasable(glyphs.load_pipeline(args.folder)),
-    )
-    every = styles(world, pipe.text_encoder)
-    folders = [
-        train(s, world, args.folder, args.loras / s.name.replace(" ", "-"), args.seed + i)
-        for i, s in enumerate(every)
-    ]
-    concept = concepts_of(world)[0][1]
-    adapter = erase(
-        pipe, ErasureSpec((concept,), preserve=tuple(glyphs.captions(400, seed=0, world=world)))
-    )
-    bench = Bench(pipe, glyphs.load_judge(args.folder), adapter, concept, args.n, args.seed, world)
-    rows = [
-        bench.row(style.name, [style.artist], [folder], scale)
-        for style, folder in zip(every, folders, strict=True)
-        for scale in (0.3, 1.0, 1.5)
-    ]
-    rows.append(
-        bench.row("the first two together", [s.artist for s in every[:2]], folders[:2], 0.7)
-    )
-    args.page.write_text(
-        "\n".join(
-            [
-                f"# An erasure beside style LoRAs, on the {world.name} world",
-                "",
-                f"`python benchmarks/style_loras.py --world {world.name}` wrote this page: {where};",
-                f"{args.n} images per cell, 15 steps, guidance 3.",
-                f"Three LoRAs (rank {RANK}, {STEPS} steps of {BATCH} pictures, peft, loaded with stock `load_lora_weights`) draw",
-                f"captions that name no artist in an artist's style. The erasure is {concept.target} -> {concept.anchor}, at default",
-                "settings. Prompts are",
-                "held-out phrasings without an artist. Residual: worst listed one, on the live modules with the",
-                "LoRA on; fp32 allows 1e-5.",
-                "",
-                "| LoRA | scale | target drawn, LoRA alone | target drawn, erased (95 %) | after refit | style, LoRA alone | "
-                "style, erased | residual | after refit | LoRA first or erasure first: base weights | LoRA gone, refit: first bits |",
-                "|---|---|---|---|---|---|---|---|---|---|---|",
-                *rows,
-                "",
-            ]
-        )
-    )
+def unsigned_cases(
+    spec: ErasureSpec, n: int, seed: int, *, world: World, artists: Sequence[str]
+) -> Cases:
+    """Captions without an artist: of the concept, of others, and of others for the style."""
+    (concept,) = spec.concepts
+    asked = prompts_with(concept, n, seed=seed, held_out=True, world=world)
+    others = prompts_without([concept], n, seed=seed, held_out=True, world=world)
+    target = as_cases(unsigned(asked, world), concept, "shape")
+    other = as_cases(unsigned(others, world))
+    near = []
+    for i, case in enumerate(other):
+        near.append(Case(case.text, {"style": artists[i % len(artists)]}))
+    return {"target": target, "near": near, "other": other}
 
 
 if __name__ == "__main__":
-    main()
+    args = parse_arguments(48, 1, __doc__)
+    world = glyph_world(args.world, args.folder)
+    pipe = world.load_pipeline()
+    concept = next(iter(world.concepts.values()))
+    adapter = erase(pipe, ErasureSpec((concept,), preserve=world.captions))
+    folder = Path("runs/style-loras")
+    every = styles(world.words, pipe.text_encoder)
+    settings: dict[str, tuple[list[Style], float]] = {}
+    for style in every:
+        settings |= {f"{style.name}, scale {x}": ([style], x) for x in (0.3, 1.0, 1.5)}
+    settings["the first two together"] = (every[:2], 0.7)
+    cells = {}
+    for name in args.cells or settings:
+        some, scale = settings[name]
+        trained = []
+        for style in some:
+            path = folder / style.name.replace(" ", "-")
+            train(style, world.words, world.load_pipeline, path, args.seed + every.index(style))
+            trained.append(path)
+        cases = partial(unsigned_cases, world=world.words, artists=[style.artist for style in some])
+        setting = partial(styled, folders=trained, scale=scale)
+        cells[name] = Cell((concept,), world.suite(cases, name), setting)
+    methods = {"ours": lambda pipe, spec: adapter, "ours, refit": erase}
+    columns = ("ACC_e", "ACC_ctx", "ACC_s", "ACC_near", "mse")
+    main(
+        Experiment("style-loras", world, cells, methods, args.n, args.seed, __doc__, columns),
+        args,
+    )
