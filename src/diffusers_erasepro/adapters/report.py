@@ -33,8 +33,8 @@ class LayerReport:
     dropped: int | None
     """Constraints that were duplicates of others."""
     compression: float = 0.0
-    """What the low rank costs: relative error where the factors stand for a full matrix, share of the soft part that
-    `max_rank` left out where they do not."""
+    """What the low rank costs: relative error where the factors stand for a full matrix, share of
+    the soft part that `max_rank` left out where they do not."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ class Report:
     held_out_residual: float
     """Worst over templates that were never solved for; NaN where the spec leaves none."""
     drift: float
-    """Mean change of the preserve captions' states, from BOS to EOS (`prompts.MEASURED` says how many captions)."""
+    """Mean change of the preserve captions' states, from BOS to EOS (`prompts.MEASURED` says how
+    many captions)."""
     layers: tuple[LayerReport, ...] = ()
     encoders: tuple[EncoderReport, ...] = ()
     notes: tuple[str, ...] = ()
@@ -155,11 +156,16 @@ def layer_report(
 def worst(parts: Sequence[Report]) -> Report:
     """One report for several encoders: the worst of each number, the layers of all."""
     first = max(parts, key=lambda r: r.listed_residual)
+    layers: list[LayerReport] = []
+    encoders: list[EncoderReport] = []
+    for part in parts:
+        layers += part.layers
+        encoders += part.encoders
     return replace(
         first,
         held_out_residual=max(r.held_out_residual for r in parts),
         held_out_mean=max(r.held_out_mean for r in parts),
         drift=max(r.drift for r in parts),
-        layers=tuple(layer for r in parts for layer in r.layers),
-        encoders=tuple(encoder for r in parts for encoder in r.encoders),
+        layers=tuple(layers),
+        encoders=tuple(encoders),
     )

@@ -22,9 +22,11 @@ class TemplateSet:
     corpus: tuple[str, ...]
     """Captions to keep where a spec gives none: everyday ones, and neighbours of this kind."""
     recipe: Recipe = BLOCKS
-    """How a concept of this kind is erased unless one says otherwise. docs/chains.md says why it differs: of other pictures a
-    third as many flip with word neurons for a thing, half as many with EOS neurons for a style; more with either for an
-    attribute. Persons were not measured."""
+    """How a concept of this kind is erased unless one says otherwise.
+
+    docs/chains.md says why it differs: of other pictures a third as many flip with word neurons for
+    a thing, half as many with EOS neurons for a style; more with either for an attribute. Persons
+    were not measured."""
 
 
 def _each(frames: tuple[str, ...], words: tuple[str, ...]) -> tuple[str, ...]:

@@ -1,5 +1,4 @@
-"""What to leave in a target's place where the user does not say: the nearest broader concept by
-text features."""
+"""`anchor="auto"`: the broader concept whose text features are nearest to the target's."""
 
 from __future__ import annotations
 

@@ -50,15 +50,17 @@ def second_moments(
     key: str,
     states: Reading = LAST,
 ) -> dict[str, Tensor]:
-    """`K K' / m (d_in, d_in)` in float64 of every site's inputs over the positions of `tokens`, and of `states`.
+    """`K K' / m (d_in, d_in)` in float64 of what every site receives, and of `states`.
 
-    These go by the name "states". Every position counts that the denoiser reads, the padding too unless a mask hides it.
+    These go by the name "states". Every position counts that the denoiser reads, the padding too
+    unless a mask hides it.
 
     Args:
         encoder: Runs unedited on `ids`.
         tokens: The preserve captions.
         sites: The linears to watch, by name.
-        key: Fingerprint of the encoder; with the tokens and the names it is the key of a small cache.
+        key: Fingerprint of the encoder; with the tokens and the names it is the key of a small
+            cache.
         states: What is read of the encoder's output.
     """
     content = _content(tokens, key, states)
@@ -92,17 +94,19 @@ def metrics(
     ridge: float,
     states: Reading = LAST,
 ) -> dict[str, Tensor]:
-    """The metric of every site and of "states":  C = K K'/m + K0 K0'/m0 + ridge mean(diag) I = L L'.
+    """The metric of every site and of "states", as its Cholesky factor.
 
-    K holds the inputs of the preserve captions, K0 those of the empty prompt: classifier-free guidance reads it at
-    every step of every picture, so it weighs as much as all captions together. Directions that neither uses stay
-    cheap to change, but not free.
+        C = K K'/m + K0 K0'/m0 + ridge mean(diag) I = L L'
+
+    K holds the inputs of the preserve captions, K0 those of the empty prompt: classifier-free
+    guidance reads it at every step of every image, so it weighs as much as all captions together.
+    Directions that neither uses stay cheap to change, but not free.
 
     Args:
         encoder: Runs unedited on the rows.
         tokens: A preserve list.
-        without: Rows of that list that name a target. Their share is taken out again, so that another
-            target costs the rows that name it, not a pass over the list.
+        without: Rows of that list that name a target. Their share is taken out again, so that
+            another target costs the rows that name it, not a pass over the list.
         empty: The unconditional prompt.
         sites: The linears to watch, by name.
         key: Fingerprint of the encoder.
@@ -110,24 +114,23 @@ def metrics(
         states: What is read of the encoder's output.
 
     Returns:
-        Site -> its lower Cholesky factor L `(d_in, d_in)`, float64. It costs more than a solve, so it is cached too.
+        Site -> its lower Cholesky factor L `(d_in, d_in)`, float64. It costs more than a solve, so
+        it is cached too.
     """
     content = (*(_content(rows, key, states) for rows in (tokens, without, empty)), ridge)
-    count, less = int(tokens.read.sum()), int(without.read.sum())
+    count = int(tokens.read.sum())
+    less = int(without.read.sum())
 
     def factors(missing: Mapping[str, nn.Module]) -> Iterator[tuple[str, Tensor]]:
-        every, unconditional = (
-            second_moments(encoder, x, missing, key=key, states=states) for x in (tokens, empty)
-        )
-        named = (
-            second_moments(encoder, without, missing, key=key, states=states)
-            if less
-            else dict.fromkeys(every, 0.0)
-        )
+        def moments(rows: Tokens) -> dict[str, Tensor]:
+            return second_moments(encoder, rows, missing, key=key, states=states)
+
+        every = moments(tokens)
+        unconditional = moments(empty)
+        named = moments(without) if less else dict.fromkeys(every, 0.0)
         for name in every:
-            C = (
-                (count * every[name]).sub_(less * named[name]).div_(count - less)
-            )  # in place: T5-XXL's take 840 MB each
+            # in place: T5-XXL's take 840 MB each
+            C = (count * every[name]).sub_(less * named[name]).div_(count - less)
             ridged = ridge * C.diagonal().mean()
             C.add_(unconditional[name]).diagonal().add_(ridged)
             yield name, cholesky(C, name)
@@ -149,7 +152,8 @@ def metrics_of(
     Raises:
         ConceptSpecError: It keeps too few captions for a covariance.
     """
-    every, kept = spec.every_caption(), spec.preserve_captions()
+    every = spec.every_caption()
+    kept = spec.preserve_captions()
     if not kept:
         raise ConceptSpecError(
             "no preserve caption is left once those that name a target are taken out; give others"
@@ -157,19 +161,19 @@ def metrics_of(
     if 2 * len(kept) < len(every):
         every = kept
     named = sorted(set(every) - set(kept))
-    tokens, states = path.tokens((*every, *named)), path.use.readings[0]
-    _enough(
-        kept, int(tokens[: len(every)].read.sum()) - int(tokens[len(every) :].read.sum()), linears
-    )
+    tokens = path.tokens((*every, *named))
+    of_all = tokens[: len(every)]
+    without = tokens[len(every) :]
+    _enough(kept, int(of_all.read.sum()) - int(without.read.sum()), linears)
     return metrics(
         encoder,
-        tokens[: len(every)],
-        tokens[len(every) :],
+        of_all,
+        without,
         path.empty(),
         linears,
         key=key,
         ridge=ridge,
-        states=states,
+        states=path.use.readings[0],
     )
 
 
@@ -190,10 +194,11 @@ def _enough(captions: Sequence[str], rows: int, linears: Mapping[str, nn.Module]
 def kept_inputs(
     encoder: nn.Module, path: TextPath, spec: ErasureSpec, linears: Mapping[str, nn.Module]
 ) -> dict[str, Tensor]:
-    """What every site, and "states", receives at all positions of the prompts to keep; nothing there may change."""
+    """What every site, and "states", receives at the prompts to keep; nothing there may change."""
     if not spec.keep:
         return {}
-    tokens, states = path.tokens(spec.keep), path.use.readings[0]
+    tokens = path.tokens(spec.keep)
+    states = path.use.readings[0]
     with record_inputs(linears) as seen, reading_states(encoder, [states]) as read:
         (seen[STATES],) = read(tokens)
     return {
@@ -214,7 +219,7 @@ def _remembered(
     sites: Mapping[str, nn.Module],
     make: Callable[[Mapping[str, nn.Module]], Iterable[tuple[str, Tensor]]],
 ) -> dict[str, Tensor]:
-    """What `make` gives for each site and for "states", computed only for sites not seen with this content."""
+    """What `make` gives per site and for "states"; sites seen with this content are remembered."""
     names = (*sites, STATES)
     found = {name: _cache[content, name] for name in names if (content, name) in _cache}
     if len(found) < len(names):

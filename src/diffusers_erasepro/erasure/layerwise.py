@@ -225,7 +225,7 @@ def _batch(
 
 
 def _needed(kind: str, rows: Rows, sites: Sequence[EditSite]) -> Tensor:
-    """`(2, n)` tokens of each target and each anchor up to the last that a site or reading needs."""
+    """`(2, n)` tokens of each target and each anchor up to the last that is needed."""
     asked = [rows, *(site.positions[kind] for site in sites if kind in site.positions)]
     return torch.stack([found.needed for found in asked]).amax(0)
 

@@ -168,7 +168,7 @@ def _predict(pipe: Any, latents: Tensor, t: Tensor, states: Tensor) -> Tensor:
 
 
 def _denoise(pipe: Any, states: Tensor, others: Tensor, seed: int) -> list[Compared]:
-    """The first steps of generating from `states`, and what `others` predict on the same latents."""
+    """The first steps of generating from `states`; what `others` predict on the same latents."""
     family = family_of(pipe)
     config: Any = get_component(pipe, family.denoiser).config
     scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)

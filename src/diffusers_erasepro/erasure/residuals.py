@@ -1,4 +1,4 @@
-"""Residual and drift, measured at what the denoiser really reads, through the path the edit runs on."""
+"""Residual and drift at what the denoiser really reads, through the path the edit runs on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from .states import edited, states_of
 def target_states(encoder: nn.Module, rows: Rows, readings: Sequence[Reading]) -> list[Tensor]:
     """What each reading has of the targets: `(k, d)` at the aligned positions, `(n, d)` if pooled.
 
-    Where attention is causal, what comes after the last aligned position matters to none, and is cut.
+    Where attention is causal, what comes after the last aligned position matters to none, and is
+    cut.
     """
     if not len(rows):
         return [torch.zeros(0, 1) for _ in readings]
@@ -39,7 +40,7 @@ def anchor_states(encoder: nn.Module, rows: Rows, readings: Sequence[Reading]) -
 def aligned_states(
     encoder: nn.Module, rows: Rows, edits: Mapping[str, LowRank]
 ) -> tuple[Tensor, Tensor]:
-    """Target states under `edits` and anchor states without, `(k, d)` each, at the aligned positions."""
+    """Target states under `edits` and anchor states without, `(k, d)` at aligned positions."""
     (goal,) = anchor_states(encoder, rows, [LAST])
     with edited(encoder, edits):
         (have,) = target_states(encoder, rows, [LAST])
@@ -52,16 +53,20 @@ def relative(have: Tensor, goal: Tensor) -> Tensor:
 
 
 def largest(values: Iterable[float | Tensor]) -> float:
-    """The maximum; NaN if one is NaN, which Python's `max` would pass over. Nothing measured is infinite."""
+    """The maximum; NaN if one is NaN, which Python's `max` would pass over.
+
+    Nothing measured is infinite.
+    """
     found = [torch.as_tensor(v, dtype=torch.float64).max() for v in values]
     return float(torch.stack(found).max()) if found else float("inf")
 
 
 def read_residual(have: Tensor, goal: Tensor, readers: Sequence[tuple[Tensor, LowRank]]) -> Tensor:
-    """Residual per position: of the states, or of what edited readers make of them, whichever reader is worst."""
+    """Residual per position: of the states, or of what the worst of edited readers makes of them."""
     if not readers:
         return relative(have, goal)
-    have, goal = have.double(), goal.double()
+    have = have.double()
+    goal = goal.double()
     each = [
         relative(have @ W.double().T + f.to(torch.float64)(have), goal @ W.double().T)
         for W, f in readers

@@ -84,7 +84,7 @@ def run_encoder(encoder: Any, tokens: Tokens, *, last_hidden: bool) -> Any:
 
 @contextmanager
 def edited(root: nn.Module, edits: Mapping[str, LowRank]) -> Iterator[None]:
-    """Inside, each named linear of `root` also adds its edit's `B A x`; the weights stay as they are."""
+    """Inside, each named linear of `root` also adds its edit's `B A x`; no weight is touched."""
 
     def add(factors: LowRank) -> Callable[..., Tensor]:
         return lambda _, args, out: out + factors(args[0])
@@ -105,9 +105,8 @@ def edited(root: nn.Module, edits: Mapping[str, LowRank]) -> Iterator[None]:
 def states_of(encoder: Any, tokens: Tokens, readings: Sequence[Reading]) -> list[Tensor]:
     """What the denoiser reads, per reading `(n, length, d)`, or `(n, 1, d)` if pooled."""
     with reading_states(encoder, readings) as read:
-        return [
-            torch.cat(same) for same in zip(*(read(part) for part in tokens.split()), strict=True)
-        ]
+        parts = [read(part) for part in tokens.split()]
+    return [torch.cat(same) for same in zip(*parts, strict=True)]
 
 
 def final_states(encoder: Any, ids: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The core: the smallest weight change that meets its constraints exactly. Pure tensors in, factors out."""
+"""The core: the smallest weight change that meets its constraints exactly."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def solve(
 
 
 def shortened(factors: LowRank, rank: int | None) -> tuple[LowRank, float]:
-    """The first `rank` directions of orthonormal factors, and the share of the norm that is left out."""
+    """The first `rank` directions of orthonormal factors, and the share of the norm left out."""
     if rank is None or rank >= factors.rank:
         return factors, 0.0
     power = factors.B.square().sum(0).square()  # of U sqrt(S): the squared singular values

@@ -50,12 +50,14 @@ def stack(parts: Sequence[LowRank]) -> LowRank:
 def orthonormal(factors: LowRank, *, rtol: float = 0.0, max_rank: int | None = None) -> LowRank:
     """The same matrix as `U sqrt(S)`, `sqrt(S) V'`, at the cost of two thin QRs and one small SVD.
 
-    Orthogonal factors survive rounding to 16 bits; natural ones lose up to 250 % on near-duplicate prompts.
-    Signs are fixed by each direction's largest entry, so the same input gives the same bytes.
+    Orthogonal factors survive rounding to 16 bits; natural ones lose up to 250 % on near-duplicate
+    prompts. Signs are fixed by each direction's largest entry, so the same input gives the same
+    bytes.
 
     Args:
         factors: `(d_out, n)` and `(n, d_in)`.
-        rtol: Directions below `rtol` of the largest singular value are dropped; larger is smaller and less exact.
+        rtol: Directions below `rtol` of the largest singular value are dropped; larger is smaller
+            and less exact.
         max_rank: Keep at most so many directions.
     """
     Qb, Rb = torch.linalg.qr(factors.B)
@@ -63,19 +65,25 @@ def orthonormal(factors: LowRank, *, rtol: float = 0.0, max_rank: int | None = N
     U, S, Vh = torch.linalg.svd(Rb @ Ra.T, full_matrices=False)
     keep = max(1, int((rtol * S[0] < S).sum())) if len(S) else 0
     keep = min(keep, max_rank or keep)
-    U, S, V = Qb @ U[:, :keep], S[:keep], Qa @ Vh[:keep].T
+    U = Qb @ U[:, :keep]
+    S = S[:keep]
+    V = Qa @ Vh[:keep].T
     peak = V.gather(0, V.abs().argmax(0, keepdim=True)).sign()
     root = S.sqrt()
     return LowRank(U * peak * root, (V * peak * root).T)
 
 
 def finite(values: Tensor) -> bool:
-    """A NaN or an infinity shows in the sum, which is much faster than to look at each value; but a sum may overflow too."""
+    """Whether no value is NaN or infinite.
+
+    Either shows in the sum, which is much faster than to look at each value; but a sum may
+    overflow too.
+    """
     return bool(torch.isfinite(values.sum()) or torch.isfinite(values).all())
 
 
 def compress(factors: LowRank, error: float) -> tuple[LowRank, float]:
-    """The fewest directions that keep ||D - B A||_F within `error` ||D||_F, and the relative error they leave."""
+    """The fewest directions that keep ||D - B A||_F within `error` ||D||_F, and what they leave."""
     whole = orthonormal(factors)
     size = whole.B.norm(dim=0) ** 2  # of U sqrt(S), the singular values
     tail = (size**2).flip(0).cumsum(0).flip(0).sqrt() / size.norm().clamp_min(1e-300)

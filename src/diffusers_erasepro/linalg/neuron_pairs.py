@@ -1,4 +1,4 @@
-"""Two idle neurons of an MLP per word: together they answer to its square, and write what is missing.
+"""Two idle neurons of an MLP per word: they answer to its square and write what is missing.
 
 A linear edit that answers 1 to a word answers 0.1 to what is a tenth like it. With g'z that linear
 answer to the MLP's input z and f its activation, f(g'z) + f(-g'z) is about 0.85 (g'z)^2: what is a
@@ -97,7 +97,8 @@ def solve_neurons(
     written = torch.stack(columns, 1).repeat_interleave(2, 1)
 
     chosen = torch.eye(len(b1), dtype=torch.float64)[:, taken]
-    heirs = torch.linalg.solve(P[taken][:, taken], -P[taken])  # (2 n, hidden): regression on the others
+    # (2 n, hidden): regression of what is taken on the others
+    heirs = torch.linalg.solve(P[taken][:, taken], -P[taken])
     heirs[:, taken] = 0.0
     before = W2[:, taken]
     writer = LowRank(torch.cat([written - before, before], 1), torch.cat([chosen.T, heirs]))
@@ -105,7 +106,7 @@ def solve_neurons(
 
 
 def _detectors(words: Sequence[WordGap], L: Tensor | None) -> Tensor:
-    """`(n, d)` one per word: about 1 on it, about 0 on the other words and on what usually comes."""
+    """`(n, d)` one per word: about 1 on it, about 0 on other words and on what usually comes."""
     width = words[0].z.shape[1]
     C = torch.eye(width, dtype=torch.float64) if L is None else L @ L.T
     means = torch.stack([word.weights @ word.z for word in words])

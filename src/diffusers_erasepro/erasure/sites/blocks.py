@@ -1,4 +1,4 @@
-"""Encoder blocks: the linear that writes the residual stream last sends the block's output to the anchor's.
+"""Encoder blocks: an edit of the linear that writes last sends the block's output to the anchor's.
 
 That the stream itself must meet the anchor's, and not each linear's own output, is our reading of
 ErasePro (arXiv 2508.04472).
@@ -78,7 +78,7 @@ def site_at(planning: Planning, block: int, *, linear: str, output: str) -> Line
 
 
 def covariance_solver(planning: Planning, name: str, positions: Mapping[str, Rows]) -> Solver:
-    """`solve` with the options' numbers, in the metric of what the linear `name` usually receives."""
+    """`solve` with the options' numbers, in the metric of what `name` usually receives."""
     options = planning.options
     columns = [planning.pairs["exact"][i] for i in positions["exact"].row]
     # a concept weighs the same in any company
@@ -109,7 +109,10 @@ def planned_blocks(planning: Planning) -> list[int]:
 
 
 def blocks_of_recipe(planning: Planning, recipe: Recipe) -> list[int]:
-    """The blocks to edit, counted from the last that is read; who edits it edits every block that is."""
+    """The blocks to edit, counted from the last that is read.
+
+    A recipe that names the last edits every block that is read.
+    """
     closing = blocks_read(planning.live, planning.path.use.readings)
     blocks = blocks_in(recipe.layers, closing[-1] + 1)
     return sorted({*blocks, *closing}) if closing[-1] in blocks else blocks

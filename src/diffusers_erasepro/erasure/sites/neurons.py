@@ -1,4 +1,4 @@
-"""Idle neurons of an MLP, a pair for each word or concept: they answer to it and write the anchor in its place."""
+"""Idle neurons of an MLP, a pair per word or concept, that write the anchor in its place."""
 
 from __future__ import annotations
 
@@ -103,7 +103,9 @@ class NeuronSite:
         self, output: Tensor, inputs: Mapping[str, Tensor], edits: Edits
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The MLP runs once more with both edits, and the writer receives something new."""
-        z, sums, before = (inputs[name] for name in self.inputs)
+        z = inputs[self.mlp.detector]
+        sums = inputs[self.mlp.activation]
+        before = inputs[self.mlp.writer]
         detector = edits.factors[self.mlp.detector]
         writer = edits.factors[self.mlp.writer]
         after = self.activation(sums + detector(z))

@@ -1,4 +1,4 @@
-"""What the kinds of edit are planned from: the request, the prompts, and the metrics of the base."""
+"""What the kinds of edit are planned from: request, prompts, and the metrics of the base."""
 
 from __future__ import annotations
 

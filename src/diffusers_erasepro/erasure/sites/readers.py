@@ -22,7 +22,7 @@ from .protocol import STATES, ByKind, Edits
 
 @dataclass(frozen=True)
 class ReaderSite:
-    """Every linear W among the readers has the same input, so one map B A serves all: D = (W B) A."""
+    """The readers of one sequence have the same input, so one map B A serves all: D = (W B) A."""
 
     component: str
     weights: Mapping[str, Tensor]
