@@ -29,7 +29,7 @@ types: $(READY)
 site: $(READY)  ## the documents as a site, in site/
 	$(BIN)/mkdocs build --strict
 
-bench: $(READY)  ## the numbers of docs/first-light.md, about half an hour on two cores
+bench: $(READY)  ## each concept alone beside UCE, half an hour on two cores; a page beside the lines in runs/
 	$(BIN)/python benchmarks/first_light.py
 
 adapters: $(READY)  ## make the ready glyph adapters again, a few minutes; on one thread, so that the bytes are the same
