@@ -99,6 +99,7 @@ def erase(
     as_json: Json = False,
 ) -> None:
     """Make an adapter: one concept by options, or a whole spec."""
+    from ..config.text_files import write_text_file
     from ..erasure.erase import erase as make
     from ..interop.pipelines import load_model
 
@@ -106,7 +107,7 @@ def erase(
     options: dict[str, Any] = {"robust": robust} | ({"layers": _layers(layers)} if layers else {})
     adapter = make(load_model(model, config=config), what, **options)
     path = adapter.save_pretrained(out)
-    (out / "spec.toml").write_text(adapter.spec.to_toml())
+    write_text_file(out / "spec.toml", adapter.spec.to_toml())
     adapter.card(repo_id=str(out), base_model=model).save(out / "README.md")
     _show(adapter.header(), as_json, path=str(path), seconds=adapter.report.seconds)
 
@@ -406,8 +407,10 @@ def main() -> None:
         os.environ |= QUIET | os.environ
     if not sys.stderr.isatty():
         os.environ |= NO_BARS | os.environ
+    from ..config.text_files import escape_on_console
     from ..errors import ErasureError
 
+    escape_on_console()
     try:
         app()
     except (ErasureError, OSError, UnicodeDecodeError) as error:
@@ -480,13 +483,14 @@ def _spec(
     spec: Path | None,
 ) -> ErasureSpec:
     from ..config.spec import Concept, ErasureSpec
+    from ..config.text_files import read_text_file, read_text_lines
     from ..interop.pipelines import default_captions
 
     if (spec is None) == (target is None):
         raise typer.BadParameter("give either --target or --spec")
     if spec is not None:
-        return ErasureSpec.from_toml(spec.read_text())
-    captions = preserve.read_text().splitlines() if preserve else default_captions(model)
+        return ErasureSpec.from_toml(read_text_file(spec))
+    captions = read_text_lines(preserve) if preserve else default_captions(model)
     concept = Concept(target, anchor, templates=templates, synonyms=tuple(synonyms))  # type: ignore[arg-type]
     return ErasureSpec(
         (concept,), preserve=None if captions is None else tuple(filter(None, captions))

@@ -37,6 +37,16 @@ def _warn_unseen(text: str, what: str) -> None:
         )
 
 
+def _refuse_surrogates(text: str, what: str) -> None:
+    """Half a character is what bytes that are not UTF-8 become on a command line."""
+    halves = [c for c in text if 0xD800 <= ord(c) <= 0xDFFF]
+    if halves:
+        raise ConceptSpecError(
+            f"{what} holds half a character (U+{ord(halves[0]):04X}), which no text has: {text!r}; "
+            "its bytes were not UTF-8, give them in UTF-8"
+        )
+
+
 def _text(value: object, what: str, *, blank: bool = False) -> str:
     if not isinstance(value, str):
         raise ConceptSpecError(f"{what} must be text, got {type(value).__name__} {value!r}")
@@ -48,6 +58,7 @@ def _text(value: object, what: str, *, blank: bool = False) -> str:
         raise ConceptSpecError(
             f"{what} has {len(value)} characters, at most {MAX_WORDS} are allowed: {value[:40]!r}..."
         )
+    _refuse_surrogates(value, what)
     _warn_unseen(value, what)
     return value
 
@@ -276,7 +287,7 @@ class ErasureSpec:
     def from_toml(cls, text: str) -> ErasureSpec:
         """The inverse of `to_toml`."""
         try:
-            return cls.from_dict(tomllib.loads(text))
+            return cls.from_dict(tomllib.loads(text.removeprefix("\ufeff")))
         except tomllib.TOMLDecodeError as error:
             raise ConceptSpecError(f"the spec is not TOML: {error}") from error
 
@@ -291,6 +302,7 @@ def _captions(values: object, what: str) -> tuple[str, ...]:
             raise ConceptSpecError(
                 f"{what}[{i}] must be text, got {type(value).__name__} {value!r}"
             )
+        _refuse_surrogates(value, f"{what}[{i}]")
         _warn_unseen(value, f"{what}[{i}]")
     return values
 

@@ -40,7 +40,7 @@ Line = Mapping[str, Any]
 def read_lines(folder: Path) -> Iterator[dict[str, Any]]:
     """Every whole line of every shard; a line that a kill cut off is left out."""
     for file in sorted(folder.glob("shard-*.jsonl")):
-        for line in file.read_text().splitlines():
+        for line in file.read_text(encoding="utf-8").splitlines():
             try:
                 yield json.loads(line)
             except json.JSONDecodeError:

@@ -20,6 +20,7 @@ from .. import glyphs
 from ..adapters.adapter import ErasureAdapter
 from ..baselines import find_method
 from ..config.spec import Concept, ErasureSpec
+from ..config.text_files import escape_on_console, read_text_file
 from ..errors import EvaluationError
 from ..linalg.low_rank import LowRank
 from ..loaders.mixin import erasable
@@ -281,7 +282,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-controls", action="store_true")
     args = parser.parse_args(argv)
-    spec = ErasureSpec.from_toml(args.spec.read_text())
+    spec = ErasureSpec.from_toml(read_text_file(args.spec))
     names = args.methods.split(",")
     find_suite(args.suite)
     found = evaluate(
@@ -295,6 +296,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         controls=not args.no_controls,
     )
     if PartialState().is_main_process:
+        escape_on_console()
         print(format_table(found))
 
 
