@@ -1,7 +1,8 @@
 """Make the ready adapters of the glyph world and the index page: `make adapters`.
 
-Each folder under `glyphs/` gets its spec, weights, card and picture. Run twice on one machine it writes the same bytes;
-the Makefile holds torch to one thread, because sums in another order round differently.
+Each folder under `glyphs/` gets its spec, weights, card and image. Run twice on one machine it
+writes the same bytes; the Makefile keeps torch to one thread, as sums in another order round
+differently.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from diffusers_erasepro import Concept, ErasureSpec, erasable, erase, glyphs
-from diffusers_erasepro.adapters.header import headers_below, title
-from diffusers_erasepro.cli.demo import draw
+from diffusers_erasepro.adapters.header import describe, read_headers
+from diffusers_erasepro.cli.demo import generate
 
 HERE = Path(__file__).parent
 ATTRIBUTE = Concept(
@@ -23,20 +24,22 @@ ATTRIBUTE = Concept(
 )
 TILE = 64
 RANK = 24
-"""Most of each layer, so that the folder stays small: about a hundredth of the soft part is cut, and the report says so."""
+"""Most of each layer, so that the folder stays small.
+
+About a hundredth of the soft part is cut, and the report says so.
+"""
 
 
 def concepts() -> dict[str, Concept]:
-    """Folder name -> concept: every shape, every style with a hand of its own, the attribute."""
-    shapes = [Concept(s, anchor="square" if s == "circle" else "circle") for s in glyphs.SHAPES]
-    styles = [
-        Concept(s, anchor=glyphs.PLAIN_STYLE, templates="style")
-        for s in glyphs.STYLES
-        if s != glyphs.PLAIN_STYLE
-    ]
-    return {
-        f"no-{re.sub('[^a-z]+', '-', c.target.lower())}": c for c in (*shapes, *styles, ATTRIBUTE)
-    }
+    """Folder name -> concept: every shape, every style but the plain one, the attribute."""
+    every = []
+    for shape in glyphs.SHAPES:
+        every.append(Concept(shape, anchor="square" if shape == "circle" else "circle"))
+    for style in glyphs.STYLES:
+        if style != glyphs.PLAIN_STYLE:
+            every.append(Concept(style, anchor=glyphs.PLAIN_STYLE, templates="style"))
+    every.append(ATTRIBUTE)
+    return {f"no-{re.sub('[^a-z]+', '-', c.target.lower())}": c for c in every}
 
 
 def prompts(concept: Concept) -> tuple[str, ...]:
@@ -64,29 +67,28 @@ def prompts(concept: Concept) -> tuple[str, ...]:
     )
 
 
-def picture(before: list[Image.Image], after: list[Image.Image]) -> Image.Image:
-    """The pictures before above those after, a column per prompt."""
+def compare(before: list[Image.Image], after: list[Image.Image]) -> Image.Image:
+    """The images before above those after, a column per prompt."""
     sheet = Image.new("RGB", (TILE * len(before), 2 * TILE))
     for row, images in enumerate((before, after)):
         for column, image in enumerate(images):
-            sheet.paste(
-                image.resize((TILE, TILE), Image.Resampling.NEAREST), (column * TILE, row * TILE)
-            )
+            tile = image.resize((TILE, TILE), Image.Resampling.NEAREST)
+            sheet.paste(tile, (column * TILE, row * TILE))
     return sheet
 
 
 def make(folder: Path, concept: Concept, pipe: Any) -> None:
     """Write one adapter's folder."""
-    adapter = erase(
-        pipe, ErasureSpec((concept,), preserve=tuple(glyphs.captions(400, seed=0))), max_rank=RANK
-    )
+    spec = ErasureSpec((concept,), preserve=tuple(glyphs.captions(400, seed=0)))
+    adapter = erase(pipe, spec, max_rank=RANK)
     adapter.save_pretrained(folder)
     (folder / "spec.toml").write_text(adapter.spec.to_toml())
     texts = prompts(concept)
-    before = draw(pipe, texts)
+    before = generate(pipe, texts)
     pipe.load_erasure_adapter(folder, adapter_name="this")
     pipe.verify_erasure(raise_on_fail=True)
-    picture(before, draw(pipe, texts)).save(folder / "before-after.png", optimize=True)
+    image = compare(before, generate(pipe, texts))
+    image.save(folder / "before-after.png", optimize=True)
     pipe.unload_erasure_adapters()
     caption = "above: the base, below: erased. " + " | ".join(texts)
     about = {
@@ -98,48 +100,50 @@ def make(folder: Path, concept: Concept, pipe: Any) -> None:
     adapter.card(**about, pictures={caption: "before-after.png"}).save(folder / "README.md")
 
 
+HEAD = """# Ready adapters
+
+Made by `make adapters`; this page too.
+
+## The glyph world
+
+In each picture the base is above, the erased pipeline below.
+
+| adapter | erases | picture |
+|---|---|---|
+"""
+SPECS = """
+## Specs for real models
+
+Recipes without weights: no real base could be had where they were written, so none was measured. \
+`erasepro erase MODEL --spec adapters/specs/NAME/spec.toml -o NAME` makes the adapter.
+
+| spec | erases | becomes |
+|---|---|---|
+"""
+
+
 def index() -> str:
     """The page that lists what is here, made from the folders."""
-    lines = [
-        "# Ready adapters",
-        "",
-        "Made by `make adapters`; this page too.",
-        "",
-        "## The glyph world",
-        "",
-    ]
-    lines += [
-        "In each picture the base is above, the erased pipeline below.",
-        "",
-        "| adapter | erases | picture |",
-        "|---|---|---|",
-    ]
-    for path, header in headers_below(HERE / "glyphs").items():
+    page = HEAD
+    for path, header in read_headers(HERE / "glyphs").items():
         name = Path(path).parent.name
-        what = title(header).removeprefix("Erasure: ")
-        lines.append(
-            f"| [{name}](glyphs/{name}/README.md) | {what} | ![{what}](glyphs/{name}/before-after.png) |"
-        )
-    lines += [
-        "",
-        "## Specs for real models",
-        "",
-        "Recipes without weights: no real base could be had where they were written, so none ",
-    ]
-    lines[-1] += (
-        "was measured. `erasepro erase MODEL --spec adapters/specs/NAME/spec.toml -o NAME` makes the adapter."
-    )
-    lines += ["", "| spec | erases | becomes |", "|---|---|---|"]
+        what = describe(header).removeprefix("Erasure: ")
+        link = f"[{name}](glyphs/{name}/README.md)"
+        page += f"| {link} | {what} | ![{what}](glyphs/{name}/before-after.png) |\n"
+    page += SPECS
     for path in sorted((HERE / "specs").glob("*/spec.toml")):
+        name = path.parent.name
         spec = ErasureSpec.from_toml(path.read_text())
-        words = "; ".join(
-            ", ".join(c.words[:4]) + (" ..." if len(c.words) > 4 else "") for c in spec.concepts
-        )
+        words = "; ".join(some_words(concept) for concept in spec.concepts)
         becomes = ", ".join(dict.fromkeys(c.anchor or "nothing" for c in spec.concepts))
-        lines.append(
-            f"| [{path.parent.name}](specs/{path.parent.name}/spec.toml) | {words} | {becomes} |"
-        )
-    return "\n".join(lines) + "\n"
+        page += f"| [{name}](specs/{name}/spec.toml) | {words} | {becomes} |\n"
+    return page
+
+
+def some_words(concept: Concept) -> str:
+    """The first of its words."""
+    more = " ..." if len(concept.words) > 4 else ""
+    return ", ".join(concept.words[:4]) + more
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from common import provenance
 from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, glyphs
-from diffusers_erasepro.loaders.stacking import combined
+from diffusers_erasepro.loaders.stacking import combine
 from official_agreement import official_rece, official_speed
 from stacking import timed
 
@@ -163,7 +163,7 @@ def live(count: int, seed: int) -> str:
         made[0].save_pretrained(folder)
         loading, _ = timed(lambda: pipe.load_erasure_adapter(folder, adapter_name="one"))
         pipe.unload_erasure_adapters()
-    unseen, _ = timed(lambda: combined(pipe, made))
+    unseen, _ = timed(lambda: combine(pipe, made))
     pipe.load_erasure_adapters({f"a{i}": adapter for i, adapter in enumerate(made)})
     switched = []
     for _ in range(15):

@@ -19,7 +19,7 @@ from diffusers_erasepro.erasure.residuals import aligned_states, relative
 from diffusers_erasepro.families.encoders import live_name
 from diffusers_erasepro.glyphs.world import WORLDS, World
 from diffusers_erasepro.linalg.low_rank import LowRank, stack
-from diffusers_erasepro.loaders.stacking import combined, kernel
+from diffusers_erasepro.loaders.stacking import combine, combine_stored
 from diffusers_erasepro.prompts.alignment import kept_rows, rows_of
 from diffusers_erasepro.prompts.pairs import pairs_of
 
@@ -162,10 +162,10 @@ def summed(adapters: Sequence[ErasureAdapter]) -> dict[str, LowRank]:
 def row(
     pipe: Any, adapters: Sequence[ErasureAdapter], in_blocks: Sequence[ErasureAdapter], seed: int
 ) -> str:
-    joint = combined(pipe, adapters)
+    joint = combine(pipe, adapters)
     assert joint is not None
     captions = joint.spec.preserve_captions()
-    close_seconds, close = timed(lambda: kernel(in_blocks))
+    close_seconds, close = timed(lambda: combine_stored(in_blocks))
     edits = {
         "default": summed(adapters),
         "sum": summed(in_blocks),
@@ -214,10 +214,10 @@ def main() -> None:
         "Residual: the worst over everything listed. Drift: mean relative change of 128 preserve captions' states.",
         "",
         "Made at default settings, things and styles have given away neurons, which the files alone do not tell apart: adding",
-        "files up breaks them, and `compose.kernel` refuses. With `layers=(0, -1)` files may be added, at the residual shown.",
+        "files up breaks them, and `combine_stored` refuses. With `layers=(0, -1)` files may be added, at the residual shown.",
         "Where a set has more words than idle neurons (50 here) it is solved in blocks.",
         "",
-        "| adapters | sum of the edits: residual / drift | the same, `layers=(0, -1)` | `compose.kernel`, `layers=(0, -1)` | as "
+        "| adapters | sum of the edits: residual / drift | the same, `layers=(0, -1)` | `combine_stored`, `layers=(0, -1)` | as "
         "loaded (joint): residual / drift | after deleting one | off, on again, reverse order: same bits | joint solve, s | "
         "toggle, ms | kernel, ms |",
         "|---|---|---|---|---|---|---|---|---|---|",

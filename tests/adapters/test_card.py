@@ -34,10 +34,10 @@ def test_the_hubs_own_classes_accept_it(hub, no_star):
 
 
 def test_it_is_a_function_of_the_header_alone(no_star, tmp_path):
-    from diffusers_erasepro.adapters.model_card import card
+    from diffusers_erasepro.adapters.model_card import build_card
 
     header = read_header(no_star.save_pretrained(tmp_path))
-    assert str(card(header)) == str(no_star.card()) == str(no_star.card())
+    assert str(build_card(header)) == str(no_star.card()) == str(no_star.card())
 
 
 def test_it_says_what_was_measured_and_what_is_not_promised(no_star):
@@ -64,9 +64,9 @@ def test_the_snippet_works_when_pasted(no_star, tmp_path, monkeypatch, base):
 def test_odd_names_do_not_break_the_card(no_star, target):
     header = no_star.header()
     header["spec"] = {"concepts": [header["spec"]["concepts"][0] | {"target": target}]}
-    from diffusers_erasepro.adapters.model_card import card
+    from diffusers_erasepro.adapters.model_card import build_card
 
-    made = card(header)
+    made = build_card(header)
     compile(python_of(made), "snippet", "exec")
     rows = [line for line in made.text.splitlines() if line.startswith("| ") and "circle" in line]
     assert len(rows) == 1 and len(re.findall(r"(?<!\\)\|", rows[0])) == 5

@@ -12,8 +12,9 @@ import torch
 
 from conftest import assert_same_bits, bits
 from diffusers_erasepro import ErasureAdapter, erasable
-from diffusers_erasepro.adapters.adapter import WEIGHT_NAME, tensor_digest
+from diffusers_erasepro.adapters.file import digest_tensors
 from diffusers_erasepro.adapters.header import seal
+from diffusers_erasepro.adapters.hub import WEIGHT_NAME
 from diffusers_erasepro.errors import (
     AdapterFormatError,
     AdapterIntegrityError,
@@ -67,7 +68,7 @@ def forge(change):
         _, header, _ = parts(path)
         tensors = load_file(path)
         change(header, tensors)
-        header["sha256"] = tensor_digest(tensors)
+        header["sha256"] = digest_tensors(tensors)
         header["seal"] = seal(header)
         save_file(tensors, path, metadata={"erasepro": json.dumps(header, sort_keys=True)})
 
@@ -408,7 +409,7 @@ CASES = {
     "a later schema": (
         header(schema=99),
         AdapterFormatError,
-        "schema 99, this version reads 1; upgrade",
+        "schema 99, this version reads 2; upgrade",
     ),
     "no schema": (forge(lambda h, _: h.pop("schema")), AdapterFormatError, "schema None"),
     "layers of the VAE": (

@@ -7,8 +7,8 @@ import pytest
 from huggingface_hub import ModelCard
 
 from diffusers_erasepro import ErasureAdapter
-from diffusers_erasepro.adapters.adapter import WEIGHT_NAME
-from diffusers_erasepro.adapters.lockfile import add, pin_of, read_lock
+from diffusers_erasepro.adapters.hub import WEIGHT_NAME
+from diffusers_erasepro.adapters.lockfile import add_pin, make_pin, read_lock
 from diffusers_erasepro.errors import (
     AdapterFormatError,
     AdapterIntegrityError,
@@ -204,8 +204,8 @@ def lock(hub, published, no_cross, tmp_path):
     """A lock with one adapter of the Hub and one beside it."""
     no_cross.save_pretrained(tmp_path / "no-cross")
     path = tmp_path / "erasures.lock"
-    add(path, "no-star", load().origin)
-    add(path, "no-cross", load(tmp_path / "no-cross").origin)
+    add_pin(path, "no-star", load().origin)
+    add_pin(path, "no-cross", load(tmp_path / "no-cross").origin)
     return path
 
 
@@ -226,7 +226,7 @@ def test_a_lock_pins_commit_and_sha256_and_loads_just_that(
         pipe.get_erasure_adapters() == {"no-cross": True, "no-star": True}
         and pipe.verify_erasure().ok
     )
-    assert pin_of(load(revision=published).origin, lock.parent) == pins["no-star"]
+    assert make_pin(load(revision=published).origin, lock.parent) == pins["no-star"]
 
 
 def test_a_lock_whose_file_changed_loads_nothing(lock, no_star, pipe):

@@ -21,7 +21,7 @@ from diffusers_erasepro.linalg import neuron_pairs
 from diffusers_erasepro.linalg.constrained import cholesky
 from diffusers_erasepro.linalg.neuron_pairs import MlpWeights, WordGap, solve_neurons
 from diffusers_erasepro.loaders import stacking as compose
-from diffusers_erasepro.loaders.stacking import joint_options, joint_spec, kernel
+from diffusers_erasepro.loaders.stacking import combine_stored, joint_options, joint_spec
 from diffusers_erasepro.prompts.alignment import rows_of
 from diffusers_erasepro.prompts.pairs import pairs_of
 from diffusers_erasepro.prompts.tokens import token_ids
@@ -308,8 +308,8 @@ def test_gated_mlps_have_none():
 
 
 def test_files_alone_do_not_put_them_together(given, at_eos):
-    with pytest.raises(AdapterStateError, match="may have given away the same"):
-        kernel([given, at_eos])
+    with pytest.raises(AdapterStateError, match="may have assigned the same"):
+        combine_stored([given, at_eos])
 
 
 @pytest.mark.parametrize("why", ["too few neurons", "keep"])
@@ -322,7 +322,7 @@ def test_where_neurons_are_not_for_all_blocks_are(
     else:
         monkeypatch.setattr(neurons, "SPARE", 400)  # 1 of them may go
         monkeypatch.setattr(neuron_pairs, "SPARE", 400)
-        monkeypatch.setattr(compose, "_solved", OrderedDict())
+        monkeypatch.setattr(compose, "_cache", OrderedDict())
         third = erase(shipped, ErasureSpec((CROSS,), preserve=preserve), measure=False)
     assert third.plan.layers == (0, -1)
     with warnings.catch_warnings(record=True) as told:

@@ -10,7 +10,7 @@ from diffusers_erasepro.errors import ConceptSpecError
 from diffusers_erasepro.families.encoders import live_name
 from diffusers_erasepro.linalg.low_rank import stack
 from diffusers_erasepro.loaders import stacking as compose
-from diffusers_erasepro.loaders.stacking import combined, kernel
+from diffusers_erasepro.loaders.stacking import combine, combine_stored
 from diffusers_erasepro.prompts.alignment import rows_of
 from diffusers_erasepro.prompts.pairs import pairs_of
 
@@ -45,12 +45,12 @@ def test_solving_again_is_exact_and_the_kernel_close(shipped, three):
     apart = {
         name: stack([a.edits[name].to(torch.float64) for a in three]) for name in three[0].edits
     }
-    summed, close = residual(shipped, three, apart), residual(shipped, three, kernel(three))
-    assert residual(shipped, three, combined(shipped, three).edits) < 1e-5 < close < 0.5 * summed
+    summed, close = residual(shipped, three, apart), residual(shipped, three, combine_stored(three))
+    assert residual(shipped, three, combine(shipped, three).edits) < 1e-5 < close < 0.5 * summed
 
 
 def test_the_kernel_does_to_each_key_what_its_adapter_does(three):
-    for name, factors in kernel(three).items():
+    for name, factors in combine_stored(three).items():
         for adapter in three:
             X = adapter.keys[name].double().T
             alone = adapter.edits[name].to(torch.float64)
@@ -60,11 +60,11 @@ def test_the_kernel_does_to_each_key_what_its_adapter_does(three):
 
 
 def test_the_kernel_of_one_is_that_one_and_order_does_not_matter(three):
-    (name, one), *_ = kernel(three[:1]).items()
+    (name, one), *_ = combine_stored(three[:1]).items()
     torch.testing.assert_close(
         one.dense(), three[0].edits[name].to(torch.float64).dense(), rtol=0, atol=1e-6
     )
-    forth, back = kernel(three), kernel(three[::-1])
+    forth, back = combine_stored(three), combine_stored(three[::-1])
     for name in forth:
         torch.testing.assert_close(forth[name].dense(), back[name].dense(), rtol=0, atol=1e-8)
 
@@ -74,7 +74,7 @@ def test_kv_linears_share_their_keys(shipped, preserve):
         erase(shipped, ErasureSpec((Concept(t, a),), preserve=preserve), layers=("kv",))
         for t, a in (("star", "circle"), ("heart", "square"))
     ]
-    for name, factors in kernel(made).items():
+    for name, factors in combine_stored(made).items():
         for adapter in made:
             X, alone = (
                 adapter.keys["text_encoder.states"].double().T,
@@ -88,17 +88,17 @@ def test_kv_linears_share_their_keys(shipped, preserve):
 def test_a_set_is_solved_once_per_base(pipe, three, monkeypatch):
     solved = []
     monkeypatch.setattr(compose, "erase", lambda *a, **k: solved.append(1) or erase(*a, **k))
-    compose._solved.clear()
-    first = combined(pipe, three)
-    assert combined(pipe, three[::-1]) is first and len(solved) == 1
+    compose._cache.clear()
+    first = combine(pipe, three)
+    assert combine(pipe, three[::-1]) is first and len(solved) == 1
     pipe.text_encoder.get_submodule("encoder.layers.2.mlp.fc1").weight.data += 0.01
-    assert combined(pipe, three) is not first and len(solved) == 2
+    assert combine(pipe, three) is not first and len(solved) == 2
 
 
 def test_contradictions_between_adapters_are_named(shipped, preserve, no_star):
     other = erase(shipped, ErasureSpec((Concept("star", "ring"),), preserve=preserve))
     with pytest.raises(ConceptSpecError, match="'star' is erased twice"):
-        combined(shipped, [no_star, other])
+        combine(shipped, [no_star, other])
     chain = erase(shipped, ErasureSpec((Concept("circle", "square"),), preserve=preserve))
     with pytest.raises(ConceptSpecError, match="'star' -> 'circle' -> 'square'"):
-        combined(shipped, [no_star, chain])
+        combine(shipped, [no_star, chain])

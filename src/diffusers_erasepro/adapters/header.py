@@ -1,4 +1,4 @@
-"""What an adapter file says about itself, read without torch: spec, options, base, ranks, report."""
+"""The header of an adapter file, read and written without torch: all but the tensors."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def read_header(path: Path) -> dict[str, Any]:
     """
     if path.suffix != ".safetensors":
         raise UnsafeFileError(f"{path} is not a safetensors file; pickles are never loaded")
-    header = _parsed(path)
+    header = _parse(path)
     if not isinstance(header, dict):
         raise AdapterFormatError(
             f"{path}: its 'erasepro' header is a {type(header).__name__}, not a table"
@@ -70,13 +70,19 @@ def _cure(header: Mapping[str, Any]) -> str:
 
 
 def seal(header: Mapping[str, Any]) -> str:
-    """Sha256 of the header without its seal: a flipped bit in it is found, as one in a tensor is by the tensors' sha256."""
+    """Sha256 of the header without its seal.
+
+    It finds a flipped bit in the header, as the tensors' sha256 finds one in a tensor.
+    """
     rest = {k: v for k, v in header.items() if k != "seal"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def headers_below(folder: Path) -> dict[str, dict[str, Any]]:
-    """Path relative to `folder` -> header, of every adapter file below it; other files are passed over."""
+def read_headers(folder: Path) -> dict[str, dict[str, Any]]:
+    """Path relative to `folder` -> header, of every adapter file below it.
+
+    Other files are passed over.
+    """
     found = {}
     for path in sorted(folder.rglob("*.safetensors")):
         with suppress(AdapterFormatError):
@@ -84,12 +90,12 @@ def headers_below(folder: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _parsed(path: Path) -> Any:
+def _parse(path: Path) -> Any:
     """Our entry; what the file says of its tensors is checked before safetensors reads any."""
     try:
-        stored = _checked_table(path)
+        stored = _read_entry(path)
         with safe_open(path, framework="np"):
-            return _json(stored)
+            return _parse_json(stored)
     except (
         SafetensorError,
         UnicodeDecodeError,
@@ -100,28 +106,28 @@ def _parsed(path: Path) -> Any:
         raise AdapterFormatError(f"{path} is not a readable safetensors file: {error}") from error
 
 
-def _checked_table(path: Path) -> str:
-    """The `erasepro` entry of a safetensors header that is not too long, has no name twice, and only our kinds of tensors.
+def _read_entry(path: Path) -> str:
+    """The `erasepro` entry of a safetensors header, once the header has passed all checks.
 
-    A header of a million tensors takes safetensors 18 s and 1.3 GB, so its length is looked at first.
+    It is not too long, has no name twice, and only our kinds of tensors. A header of a million
+    tensors takes safetensors 18 s and 1.3 GB, so its length is checked first.
     """
     with path.open("rb") as file:
         start = file.read(8)
-        if what := next(
-            (w for mark, w in NOT_WEIGHTS.items() if start.lower().startswith(mark)), None
-        ):
-            raise AdapterFormatError(f"{path} is {what}, not weights; download the file itself")
+        for mark, what in NOT_WEIGHTS.items():
+            if start.lower().startswith(mark):
+                raise AdapterFormatError(f"{path} is {what}, not weights; download the file itself")
         size = int.from_bytes(start, "little")
         if len(start) < 8 or size > HEADER_LIMIT:
             raise AdapterFormatError(
-                f"{path} is not a readable safetensors file: a header of {size} bytes, at most {HEADER_LIMIT} are read"
+                f"{path} is not a readable safetensors file: a header of {size} bytes, "
+                f"at most {HEADER_LIMIT} are read"
             )
         text = file.read(size)
-    if (
-        count := text.count(b'"data_offsets"')
-    ) > TENSOR_LIMIT:  # counted in the bytes: parsing so many takes seconds
+    count = text.count(b'"data_offsets"')  # counted in the bytes: parsing so many takes seconds
+    if count > TENSOR_LIMIT:
         raise AdapterFormatError(f"{path} holds {count} tensors, at most {TENSOR_LIMIT} are read")
-    table = _json(text)
+    table = _parse_json(text)
     if not isinstance(table, dict) or not isinstance(table.get("__metadata__", {}), dict):
         raise AdapterFormatError(
             f"{path} is not a readable safetensors file: its header is no table"
@@ -129,7 +135,8 @@ def _checked_table(path: Path) -> str:
     stored = table.pop("__metadata__", {}).get("erasepro")
     if stored is None:
         raise AdapterFormatError(
-            f"{path} is no erasure adapter: its header has no 'erasepro' entry; for a plain LoRA see `erasepro import`"
+            f"{path} is no erasure adapter: its header has no 'erasepro' entry; "
+            "for a plain LoRA see `erasepro import`"
         )
     for name, entry in table.items():
         shape = entry.get("shape") if isinstance(entry, dict) else None
@@ -140,11 +147,11 @@ def _checked_table(path: Path) -> str:
     return stored
 
 
-def _json(text: str | bytes) -> Any:
-    return json.loads(text, object_pairs_hook=_unique)
+def _parse_json(text: str | bytes) -> Any:
+    return json.loads(text, object_pairs_hook=_unique_table)
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A table; the parsers of other programs disagree on which of two equal names counts."""
     table = dict(pairs)
     if len(table) < len(pairs):
@@ -154,21 +161,18 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return table
 
 
-# ------------------------------------------------------------------------------------------------ in words
+# --- in words
 
 
-def title(header: Mapping[str, Any]) -> str:
-    """What is erased, in one line."""
+def describe(header: Mapping[str, Any]) -> str:
+    """What is erased, in one line; the title of the adapter."""
     concepts = header["spec"]["concepts"]
     names = [f"{c['target']} -> {c['anchor'] or 'nothing'}" for c in concepts[:3]]
-    return (
-        "Erasure: "
-        + ", ".join(names)
-        + (f" and {len(concepts) - 3} more" if len(concepts) > 3 else "")
-    )
+    more = f" and {len(concepts) - 3} more" if len(concepts) > 3 else ""
+    return f"Erasure: {', '.join(names)}{more}"
 
 
-def promises(header: Mapping[str, Any]) -> list[str]:
+def list_promises(header: Mapping[str, Any]) -> list[str]:
     """What the adapter's maker measured and `verify_erasure` measures again."""
     report = header["report"]
     if not isfinite(report["listed_residual"]):
@@ -176,59 +180,62 @@ def promises(header: Mapping[str, Any]) -> list[str]:
             "Off is the base, bit for bit. It was imported from another tool: nothing was measured."
         ]
     return [
-        f"The exact prompts meet their anchors with a residual of {report['listed_residual']:.1e} at what the denoiser reads.",
+        "The exact prompts meet their anchors with a residual of "
+        f"{report['listed_residual']:.1e} at what the denoiser reads.",
         "`verify_erasure()` measures that on the live modules and fails if it does not hold.",
-        "Off is the base, bit for bit; several erasures are solved together, so the order does not matter.",
+        "Off is the base, bit for bit; several erasures are solved together, so the order does "
+        "not matter.",
     ]
 
 
-def limits(header: Mapping[str, Any]) -> list[str]:
+def list_limits(header: Mapping[str, Any]) -> list[str]:
     """What a user must know before relying on it."""
-    report, parts = header["report"], components(header)
-    unseen = report["held_out_mean"]
-    gap = (
-        f"on average {unseen:.2f} of the way is left there"
-        if isfinite(unseen)
-        else "how much is left there was not measured"
-    )
-    return [
+    report = header["report"]
+    components = list_components(header)
+    gap = "how much is left there was not measured"
+    if isfinite(report["held_out_mean"]):
+        gap = f"on average {report['held_out_mean']:.2f} of the way is left there"
+    limits = [
         f"Phrasings that no template lists are met less exactly: {gap}.",
-        f"Other captions move by {report['drift']:.3f} on average (relative, at what the denoiser reads).",
-        f"It edits {' and '.join(parts)} of the base it was made for, and refuses others.",
-        "It suppresses; whoever holds the files can unload it. Do not use it as the only control for illegal content.",
-        *(
-            [
-                "`prompt_embeds` made elsewhere, input images and adversarial embeddings go around it."
-            ]
-            if all(p.startswith("text_encoder") for p in parts)
-            else []
-        ),
+        f"Other captions move by {report['drift']:.3f} on average (relative, at what the denoiser "
+        "reads).",
+        f"It edits {' and '.join(components)} of the base it was made for, and refuses others.",
+        "It suppresses; whoever holds the files can unload it. Do not use it as the only control "
+        "for illegal content.",
     ]
+    if all(name.startswith("text_encoder") for name in components):
+        limits.append(
+            "`prompt_embeds` made elsewhere, input images and adversarial embeddings go around it."
+        )
+    return limits
 
 
-def components(header: Mapping[str, Any]) -> list[str]:
+def list_components(header: Mapping[str, Any]) -> list[str]:
     """Pipeline components that the adapter edits."""
     return list(dict.fromkeys(name.split(".")[0] for name in header["ranks"]))
 
 
-# ------------------------------------------------------------------------------------------------ writing
+# --- writing
 
 
-def metadata(header: dict[str, Any]) -> dict[str, str]:
+def build_metadata(header: dict[str, Any]) -> dict[str, str]:
     """The file's metadata: our entry, and the `modelspec.*` keys that model managers show."""
     return {
         "format": "pt",
         "erasepro": json.dumps(header, sort_keys=True),
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.implementation": "diffusers",
-        "modelspec.title": title(header),
+        "modelspec.title": describe(header),
         "modelspec.description": "A concept erasure of diffusers-erasepro; use it at strength 1.",
         "modelspec.tags": "concept-erasure",
     }
 
 
-def sorted_metadata(content: bytes) -> bytes:
-    """The same file with its metadata in order: safetensors 0.8 writes them in one that changes from run to run."""
+def sort_metadata(content: bytes) -> bytes:
+    """The same file with its metadata in order.
+
+    safetensors 0.8 writes them in an order that changes from run to run.
+    """
     size = int.from_bytes(content[:8], "little")
     entries = json.loads(content[8 : 8 + size])
     entries["__metadata__"] = dict(sorted(entries["__metadata__"].items()))

@@ -1,4 +1,4 @@
-"""Where an adapter's file is: a path, a folder or a Hub repository; the Hub's failures by name."""
+"""Find an adapter's file at a path, in a folder or on the Hub; name the Hub's failures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from ..errors import (
     AdapterFormatError,
@@ -26,6 +26,27 @@ from ..errors import (
 WEIGHT_NAME = "pytorch_lora_weights.safetensors"
 CARD_NAME = "README.md"
 CARD_MARK = "<!-- written by erasepro; delete this line to keep your own text on the next push -->"
+
+
+class FileOptions(TypedDict, total=False):
+    """Which file to find; the last four as in `huggingface_hub.hf_hub_download`."""
+
+    weight_name: str | None
+    subfolder: str | None
+    revision: str | None
+    token: str | bool | None
+    cache_dir: str | os.PathLike[str] | None
+    local_files_only: bool
+
+
+class CommitOptions(TypedDict, total=False):
+    """How to publish; as in `huggingface_hub.HfApi.upload_folder`."""
+
+    private: bool | None
+    revision: str | None
+    create_pr: bool
+    token: str | bool | None
+    commit_message: str
 
 
 @dataclass(frozen=True)
@@ -45,11 +66,12 @@ class Origin:
         return f"{self.repo}@{self.commit[:12]}" if self.repo else str(self.path)
 
 
-def checked_name(weight_name: str) -> str:
+def check_weight_name(weight_name: str) -> str:
     """`weight_name` if it is a plain safetensors file name."""
     if not re.fullmatch(r"[\w][\w .-]*\.safetensors", weight_name):
         raise UnsafeFileError(
-            f"weight_name {weight_name!r} must be a plain file name ending in .safetensors, without folders"
+            f"weight_name {weight_name!r} must be a plain file name ending in .safetensors, "
+            "without folders"
         )
     return weight_name
 
@@ -60,7 +82,9 @@ def find(
     weight_name: str | None = None,
     subfolder: str | None = None,
     revision: str | None = None,
-    **hub: Any,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
 ) -> Origin:
     """The adapter file named by a path or a Hub id.
 
@@ -69,7 +93,7 @@ def find(
         weight_name: File name inside the folder; needed if there are several.
         subfolder: Folder inside the folder or repository.
         revision: Branch, tag or commit; anything but a full commit warns, because it may move.
-        hub: `token`, `cache_dir`, `local_files_only`, as in `huggingface_hub.hf_hub_download`.
+        token, cache_dir, local_files_only: As in `huggingface_hub.hf_hub_download`.
 
     Raises:
         AdapterFormatError: No such file here.
@@ -79,7 +103,7 @@ def find(
     """
     path = Path(where)
     if weight_name is not None:
-        checked_name(weight_name)
+        check_weight_name(weight_name)
     if subfolder and not (path / subfolder).resolve().is_relative_to(path.resolve()):
         raise UnsafeFileError(
             f"subfolder {subfolder!r} leads out of {where}; give a folder inside it"
@@ -87,13 +111,21 @@ def find(
     if path.is_file():
         return Origin(path, file_sha256(path))
     if path.is_dir():
-        found = _in_folder(path / (subfolder or ""), weight_name)
+        found = _find_in_folder(path / (subfolder or ""), weight_name)
         return Origin(found, file_sha256(found))
     if path.is_absolute() or str(where).startswith((".", "~")) or str(where).count("/") != 1:
         raise AdapterFormatError(
             f"no file or folder at {where}; give a path that exists or a Hub id 'owner/name'"
         )
-    return _download(str(where), weight_name or WEIGHT_NAME, subfolder, revision, hub)
+    return _download(
+        str(where),
+        weight_name or WEIGHT_NAME,
+        subfolder=subfolder,
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+    )
 
 
 def file_sha256(path: Path) -> str:
@@ -102,7 +134,7 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _in_folder(folder: Path, weight_name: str | None) -> Path:
+def _find_in_folder(folder: Path, weight_name: str | None) -> Path:
     if weight_name:
         candidates = [folder / weight_name]
     elif (folder / WEIGHT_NAME).is_file():
@@ -124,17 +156,17 @@ def copy_to(origin: Origin, folder: Path) -> Path:
     return Path(shutil.copyfile(origin.path, folder / origin.path.name))
 
 
-# ------------------------------------------------------------------------------------------------ from the Hub
+# --- from the Hub
 
 
 def _download(
-    repo: str, name: str, subfolder: str | None, revision: str | None, hub: dict[str, Any]
+    repo: str, name: str, *, subfolder: str | None, revision: str | None, **access: Any
 ) -> Origin:
     from huggingface_hub import hf_hub_download
 
-    with named(f"{repo}/{name}" + (f" at {revision}" if revision else "")):
-        path = Path(hf_hub_download(repo, name, subfolder=subfolder, revision=revision, **hub))
-    sha256 = _announced(path)
+    with translate_hub_errors(f"{repo}/{name}" + (f" at {revision}" if revision else "")):
+        path = Path(hf_hub_download(repo, name, subfolder=subfolder, revision=revision, **access))
+    sha256 = _check_download(path)
     commit = path.parts[path.parts.index("snapshots") + 1]
     if revision != commit:
         warnings.warn(
@@ -145,12 +177,14 @@ def _download(
     return Origin(path, sha256, repo, commit, subfolder or "")
 
 
-def _announced(path: Path) -> str:
-    """Sha256 of a cached file, after comparing it with the hash the Hub announced; a wrong file leaves the cache.
+def _check_download(path: Path) -> str:
+    """Sha256 of a cached file, after a comparison with the hash the Hub announced.
 
-    The cache names a blob after its etag: sha256 for large files, git's sha1 for others.
+    The cache names a blob after its etag: sha256 for large files, git's sha1 for others. A wrong
+    file is removed from the cache.
     """
-    blob, sha256 = path.resolve(), file_sha256(path)
+    blob = path.resolve()
+    sha256 = file_sha256(path)
     content = path.read_bytes()
     git = hashlib.sha1(
         f"blob {len(content)}\0".encode() + content, usedforsecurity=False
@@ -160,13 +194,14 @@ def _announced(path: Path) -> str:
         path.unlink()
         blob.unlink(missing_ok=True)
         raise AdapterIntegrityError(
-            f"{path.name}: the Hub announced {blob.name[:12]}, {expected[:12]} arrived; fetch it again"
+            f"{path.name}: the Hub announced {blob.name[:12]}, {expected[:12]} arrived; "
+            "fetch it again"
         )
     return sha256
 
 
 @contextmanager
-def named(what: str) -> Iterator[None]:
+def translate_hub_errors(what: str) -> Iterator[None]:
     """Turn the Hub client's failures into ours, each with what to do."""
     from huggingface_hub import errors as hf
 
@@ -189,24 +224,25 @@ def named(what: str) -> Iterator[None]:
         raise _http_error(what, error) from error
     except OSError as error:
         raise HubError(
-            f"{what}: the transfer failed ({_line(error)}); nothing was kept, try again"
+            f"{what}: the transfer failed ({_one_line(error)}); nothing was kept, try again"
         ) from error
     except Exception as error:  # httpx's own errors share no public root with OSError
         if type(error).__module__.startswith("httpx"):
             raise HubError(
-                f"{what}: the connection failed ({_line(error)}); nothing was kept, try again"
+                f"{what}: the connection failed ({_one_line(error)}); nothing was kept, try again"
             ) from error
         raise
 
 
 def _cause_of(what: str, error: BaseException) -> HubError:
-    """The client says "not in the cache" where the Hub could not be asked; the reason is its cause."""
+    """The reason why the Hub could not be asked, where the client says "not in the cache"."""
     from huggingface_hub.errors import HfHubHTTPError
 
     if isinstance(error.__cause__, HfHubHTTPError):
         return _http_error(what, error.__cause__)
     return HubNotFoundError(
-        f"{what} is not in the cache, and the Hub was not asked or not reached; connect, or drop local_files_only"
+        f"{what} is not in the cache, and the Hub was not asked or not reached; "
+        "connect, or drop local_files_only"
     )
 
 
@@ -214,21 +250,23 @@ def _http_error(what: str, error: Any) -> HubError:
     code = error.response.status_code
     if code in (401, 403):
         return HubAccessError(
-            f"{what}: the Hub answered {code}, not allowed; run `hf auth login` or pass a token that may do this"
+            f"{what}: the Hub answered {code}, not allowed; "
+            "run `hf auth login` or pass a token that may do this"
         )
     if code == 429:
         wait = error.response.headers.get("Retry-After")
         return HubRateLimitError(
-            f"{what}: the Hub answered 429, too many requests; wait {wait + ' s' if wait else 'a minute'}"
+            f"{what}: the Hub answered 429, too many requests; "
+            f"wait {wait + ' s' if wait else 'a minute'}"
         )
-    return HubError(f"{what}: the Hub answered {code} ({_line(error)}); try again later")
+    return HubError(f"{what}: the Hub answered {code} ({_one_line(error)}); try again later")
 
 
-def _line(error: BaseException) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-# ------------------------------------------------------------------------------------------------ to the Hub
+# --- to the Hub
 
 
 PUSHED = ("*.safetensors", "*.png", "*.jpg", "*.webp", "spec.toml", CARD_NAME)
@@ -251,10 +289,11 @@ def push(
     A card that this package did not write stays as it is.
 
     Args:
-        folder: Weights, card, spec and pictures; anything else in it is not uploaded.
+        folder: Weights, card, spec and images; anything else in it is not uploaded.
         repo_id: "owner/name".
         subfolder: Where to put it, for several adapters in one repository.
-        private, revision, create_pr, token, commit_message: As in `huggingface_hub.HfApi.upload_folder`.
+        private, revision, create_pr, token, commit_message: As in
+            `huggingface_hub.HfApi.upload_folder`.
 
     Returns:
         The url of the commit, or of the pull request.
@@ -265,13 +304,12 @@ def push(
     from huggingface_hub import HfApi
 
     api = HfApi(token=token)
-    with named(repo_id):
+    with translate_hub_errors(repo_id):
         api.create_repo(repo_id, private=private, exist_ok=True)
         if revision and not create_pr:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        own = _has_own_card(
-            api, repo_id, f"{subfolder}/{CARD_NAME}" if subfolder else CARD_NAME, revision
-        )
+        card = f"{subfolder}/{CARD_NAME}" if subfolder else CARD_NAME
+        keep_card = _has_own_card(api, repo_id, card, revision)
         info = api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,
@@ -280,7 +318,7 @@ def push(
             create_pr=create_pr,
             commit_message=commit_message,
             allow_patterns=list(PUSHED),
-            ignore_patterns=[CARD_NAME] if own else None,
+            ignore_patterns=[CARD_NAME] if keep_card else None,
         )
     return info.pr_url or info.commit_url
 

@@ -7,11 +7,11 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 from ..config.spec import toml_value
 from ..errors import AdapterFormatError, AdapterIntegrityError
-from .hub import Origin, find
+from .hub import FileOptions, Origin, find
 
 SUFFIX = ".lock"
 
@@ -30,7 +30,7 @@ class Pin:
     subfolder: str = ""
 
 
-def pin_of(origin: Origin, folder: Path) -> Pin:
+def make_pin(origin: Origin, folder: Path) -> Pin:
     """The pin of a file that was found, for a lock in `folder`."""
     if origin.repo:
         return Pin(origin.repo, origin.sha256, origin.commit, origin.path.name, origin.subfolder)
@@ -41,19 +41,16 @@ def write_lock(path: Path, pins: Mapping[str, Pin]) -> None:
     """Write the set, by adapter name."""
     lines = ["# Made by erasepro; `pipe.load_erasure_adapter` loads just these files.", ""]
     for name, pin in sorted(pins.items()):
-        fields = {k: v for k, v in asdict(pin).items() if v}
-        lines += [
-            f"[{toml_value(name)}]",
-            *(f"{k} = {toml_value(v)}" for k, v in fields.items()),
-            "",
-        ]
+        lines.append(f"[{toml_value(name)}]")
+        lines += [f"{key} = {toml_value(value)}" for key, value in asdict(pin).items() if value]
+        lines.append("")
     path.write_text("\n".join(lines))
 
 
-def add(path: Path, name: str, origin: Origin) -> None:
+def add_pin(path: Path, name: str, origin: Origin) -> None:
     """Pin a file in a lock, which is made if it is not there; the other pins stay."""
     pins = read_lock(path) if path.exists() else {}
-    write_lock(path, pins | {name: pin_of(origin, path.parent)})
+    write_lock(path, pins | {name: make_pin(origin, path.parent)})
 
 
 def read_lock(path: Path) -> dict[str, Pin]:
@@ -70,23 +67,31 @@ def read_lock(path: Path) -> dict[str, Pin]:
         ) from error
 
 
-def locked(path: Path, **hub: Any) -> dict[str, Origin]:
+def find_pinned(path: Path, **access: Unpack[FileOptions]) -> dict[str, Origin]:
     """Find every pinned file, by adapter name.
+
+    Args:
+        path: The lock.
+        access: `token`, `cache_dir` and `local_files_only`, as of `hub.find`.
 
     Raises:
         AdapterIntegrityError: A file is not the one that was pinned.
         HubError, AdapterFormatError: A file was not found.
     """
-    return {name: _found(name, pin, path, hub) for name, pin in read_lock(path).items()}
+    return {name: _find_pin(name, pin, path, access) for name, pin in read_lock(path).items()}
 
 
-def _found(name: str, pin: Pin, lock: Path, hub: dict[str, Any]) -> Origin:
-    source = pin.source if pin.revision else lock.parent / pin.source
-    choice = {k: getattr(pin, k) or None for k in ("weight_name", "subfolder", "revision")}
-    origin = find(source, **choice, **hub)
+def _find_pin(name: str, pin: Pin, lock: Path, access: FileOptions) -> Origin:
+    chosen: FileOptions = {
+        **access,
+        "weight_name": pin.weight_name or None,
+        "subfolder": pin.subfolder or None,
+        "revision": pin.revision or None,
+    }
+    origin = find(pin.source if pin.revision else lock.parent / pin.source, **chosen)
     if origin.sha256 != pin.sha256:
         raise AdapterIntegrityError(
-            f"{name}: {origin} has sha256 {origin.sha256[:12]}, {lock.name} pins {pin.sha256[:12]}; "
-            "restore the file, or pin the new one with `erasepro pull --lock`"
+            f"{name}: {origin} has sha256 {origin.sha256[:12]}, {lock.name} pins "
+            f"{pin.sha256[:12]}; restore the file, or pin the new one with `erasepro pull --lock`"
         )
     return origin

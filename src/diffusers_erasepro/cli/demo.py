@@ -1,4 +1,4 @@
-"""The main job on the glyph world: erase a shape, a style and the attribute; save, load, toggle, look."""
+"""Erase a shape, a style and an attribute from the glyph world; save, load, switch, compare."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PROMPTS = (
 )
 
 
-def draw(
+def generate(
     pipe: Any, prompts: tuple[str, ...] = PROMPTS, *, seed: int = 0, steps: int = 15
 ) -> list[Any]:
     """One image per prompt; the same seeds give the same noise."""
@@ -55,19 +55,20 @@ def run(out: Path, console: Console) -> None:
         console.print(report_table(name, adapter.header()["report"]))
 
     fresh = erasable(glyphs.load_pipeline())
-    pictures = {"base": draw(fresh)}
+    pictures = {"base": generate(fresh)}
     for name in tqdm(CONCEPTS, desc="load", leave=False):
         fresh.load_erasure_adapter(out / name, adapter_name=name)
     console.print(f"loaded: {fresh.get_erasure_adapters()}")
     console.print(
         f"verified on the live modules: {fresh.verify_erasure(raise_on_fail=True).residual:.1e}"
     )
-    pictures["all three\nerased"] = draw(fresh)
+    pictures["all three\nerased"] = generate(fresh)
     fresh.set_erasure_adapters(["no-star"])
-    pictures["only the star\nerased"] = draw(fresh)
+    pictures["only the star\nerased"] = generate(fresh)
     with fresh.erasure_disabled():
         same = all(
-            a.tobytes() == b.tobytes() for a, b in zip(draw(fresh), pictures["base"], strict=True)
+            a.tobytes() == b.tobytes()
+            for a, b in zip(generate(fresh), pictures["base"], strict=True)
         )
     console.print(f"switched off, the pictures are the base's to the bit: {same}")
     console.print(f"picture: {save_grid(out / 'before-after.png', PROMPTS, pictures)}")

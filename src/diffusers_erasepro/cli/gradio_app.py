@@ -15,7 +15,7 @@ import torch
 from ..config.spec import Concept, ErasureSpec
 from ..config.template_set import TEMPLATES
 from ..errors import ErasureError
-from ..interop.pipelines import everyday, load_model
+from ..interop.pipelines import default_captions, load_model
 
 PROMPTS = "a red star on snow\na green ring on snow\na blue square on sand, made by Mira Voss"
 STEPS = 15
@@ -25,14 +25,15 @@ class Session:
     """One pipeline and what was erased from it; Gradio's queue lets one event in at a time."""
 
     def __init__(self, model: str) -> None:
-        self.pipe, self.captions = load_model(model), everyday(model)
+        self.pipe = load_model(model)
+        self.captions = default_captions(model)
         self.folder = Path(tempfile.mkdtemp(prefix="erasepro-ui-"))
 
     def erase(self, target: str, anchor: str, templates: str) -> tuple[Any, str, str]:
         """Make, save and switch on an adapter; the switches, the report and the file."""
         from ..erasure.erase import erase
 
-        with said():
+        with show_errors():
             spec = ErasureSpec(
                 (Concept(target, anchor, templates=templates),), preserve=self.captions
             )
@@ -41,7 +42,8 @@ class Session:
             file = adapter.save_pretrained(self.folder / name)
         report = adapter.report
         words = (
-            f"**{name}** in {report.seconds:.1f} s: residual {report.listed_residual:.1e} on listed prompts, "
+            f"**{name}** in {report.seconds:.1f} s: residual {report.listed_residual:.1e} "
+            "on listed prompts, "
             f"{report.held_out_mean:.2f} on unseen phrasings, drift {report.drift:.3f}"
         )
         return self.switches(), words, str(file)
@@ -50,7 +52,8 @@ class Session:
         """A free adapter name made of the target's letters."""
         plain = "no-" + re.sub(r"[^a-z0-9]+", "-", target.lower()).strip("-")[:50]
         taken = self.pipe.get_erasure_adapters()
-        return next(n for n in (plain, *(f"{plain}-{i}" for i in range(2, 1000))) if n not in taken)
+        names = [plain, *(f"{plain}-{number}" for number in range(2, 1000))]
+        return next(name for name in names if name not in taken)
 
     def switches(self) -> Any:
         states = self.pipe.get_erasure_adapters()
@@ -58,28 +61,30 @@ class Session:
 
     def switch(self, names: list[str]) -> str:
         """Switch exactly these on; what the live pipeline measures then."""
-        with said():
+        with show_errors():
             self.pipe.set_erasure_adapters(names)
         if not names:
             return "All off: the base, bit for bit."
         found = self.pipe.verify_erasure()
-        return f"{'Holds' if found.ok else 'DOES NOT HOLD'}: residual {found.residual:.1e}, at most {found.threshold:.0e} allowed"
+        verdict = "Holds" if found.ok else "DOES NOT HOLD"
+        return f"{verdict}: residual {found.residual:.1e}, at most {found.threshold:.0e} allowed"
 
-    def draw(self, prompts: str, seed: float) -> list[tuple[Any, str]]:
+    def generate(self, prompts: str, seed: float) -> list[tuple[Any, str]]:
         """Before and after for each prompt, from the same noise."""
         texts = [line.strip() for line in prompts.splitlines() if line.strip()]
         if not texts:
             raise gr.Error("no prompts; write at least one line")
-        with said():
+        with show_errors():
             with self.pipe.erasure_disabled():
-                before = self.pictures(texts, int(seed))
-            after = self.pictures(texts, int(seed))
+                before = self.generate_images(texts, int(seed))
+            after = self.generate_images(texts, int(seed))
         pairs = zip(texts, before, after, strict=True)
-        return [
-            row for text, a, b in pairs for row in ((a, f"before: {text}"), (b, f"after: {text}"))
-        ]
+        shown = []
+        for text, image_before, image_after in pairs:
+            shown += [(image_before, f"before: {text}"), (image_after, f"after: {text}")]
+        return shown
 
-    def pictures(self, texts: list[str], seed: int) -> Any:
+    def generate_images(self, texts: list[str], seed: int) -> Any:
         noise = [torch.Generator().manual_seed(seed + i) for i in range(len(texts))]
         return self.pipe(
             texts, num_inference_steps=STEPS, guidance_scale=3.0, generator=noise
@@ -87,7 +92,7 @@ class Session:
 
 
 @contextmanager
-def said() -> Iterator[None]:
+def show_errors() -> Iterator[None]:
     """Our errors as messages on the page."""
     try:
         yield
@@ -117,7 +122,7 @@ def page(model: str) -> Any:
         bind(erase.click, session.erase, [target, anchor, templates], [switches, report, file])
         bind(anchor.submit, session.erase, [target, anchor, templates], [switches, report, file])
         bind(switches.input, session.switch, [switches], [state])
-        bind(draw.click, session.draw, [prompts, seed], [gallery])
+        bind(draw.click, session.generate, [prompts, seed], [gallery])
     return blocks
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ..adapters.header import components, limits, promises, title
+from ..adapters.header import describe, list_components, list_limits, list_promises
 
 
 def report_table(name: str, report: Mapping[str, Any]) -> Table:
@@ -33,7 +33,7 @@ def report_table(name: str, report: Mapping[str, Any]) -> Table:
 
 def print_header(console: Console, header: Mapping[str, Any]) -> None:
     """Everything an adapter says about itself."""
-    console.print(title(header), highlight=False)
+    console.print(describe(header), highlight=False)
     for concept in header["spec"]["concepts"]:
         known = {k: v for k, v in concept.items() if v}
         console.print("  " + ", ".join(f"{k}={v!r}" for k, v in known.items()), highlight=False)
@@ -43,10 +43,13 @@ def print_header(console: Console, header: Mapping[str, Any]) -> None:
     )
     options = ", ".join(f"{k}={v}" for k, v in header["options"].items())
     console.print(f"made with {options}", highlight=False)
-    for part in components(header):
+    for part in list_components(header):
         console.print(f"for {part} with fingerprint {header['base'][part]}", highlight=False)
     console.print(report_table("report", header["report"]))
-    for heading, lines in (("It promises", promises(header)), ("It does not", limits(header))):
+    for heading, lines in (
+        ("It promises", list_promises(header)),
+        ("It does not", list_limits(header)),
+    ):
         console.print(f"{heading}:", *(f"  - {line}" for line in lines), sep="\n", highlight=False)
 
 
@@ -54,6 +57,6 @@ def print_list(console: Console, headers: Mapping[str, Mapping[str, Any]]) -> No
     """A line per adapter file."""
     table = Table("file", "erases", "edits", "residual")
     for path, header in headers.items():
-        row = (path, title(header).removeprefix("Erasure: "), ", ".join(components(header)))
+        row = (path, describe(header).removeprefix("Erasure: "), ", ".join(list_components(header)))
         table.add_row(*row, f"{header['report']['listed_residual']:.1e}")
     console.print(table)

@@ -1,4 +1,4 @@
-"""Published edited checkpoints as adapters: the difference to the base, layer by layer, in low-rank factors."""
+"""Edited checkpoints as adapters: the difference to the base in low-rank factors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..adapters.adapter import ErasureAdapter, tensor_digest
+from ..adapters.adapter import ErasureAdapter
+from ..adapters.file import digest_tensors
 from ..adapters.report import NAN
 from ..baselines.assembly import assemble_adapter
 from ..config.options import OtherMethod
@@ -34,15 +35,17 @@ ORIGINAL = "model.diffusion_model."
 def adapter_from_checkpoint(
     base: Any, edited: Any, *, spec: ErasureSpec | Concept | None = None, error: float = 1e-3
 ) -> ErasureAdapter:
-    """The adapter that turns `base` into `edited`, for as far as the difference lies in linear weights.
+    """The adapter that turns `base` into `edited`, where they differ in linear weights.
 
     Args:
         base: The pipeline that was edited; it stays as it is.
-        edited: A pipeline, a denoiser, a state dict, or a file (`.safetensors`, `.pt`, `.ckpt`, `.bin`) or folder of
-            one; whole or only the changed tensors, in diffusers' names or those of the first code.
-        spec: What it claims to erase: what its residual is measured on. Without, there is nothing to measure, and
-            `verify_erasure` will not vouch for it.
-        error: Largest relative error of each layer's low-rank factors; the report says what was reached.
+        edited: A pipeline, a denoiser, a state dict, or a file (`.safetensors`, `.pt`, `.ckpt`,
+            `.bin`) or folder of one; whole or only the changed tensors, in diffusers' names or
+            those of the first code.
+        spec: What it claims to erase: what its residual is measured on. Without, there is nothing
+            to measure, and `verify_erasure` will not vouch for it.
+        error: Largest relative error of each layer's low-rank factors; the report says what was
+            reached.
 
     Returns:
         An adapter without keys: beside others it is added, not solved again.
@@ -56,11 +59,13 @@ def adapter_from_checkpoint(
     parts = [use.encoder for use in family.encoders] + [family.denoiser]
     with unedited(base), torch.no_grad():
         found = {
-            part: _of(part, family.denoiser, states_of(edited), get_component(base, part))
+            part: _select_component(
+                part, family.denoiser, states_of(edited), get_component(base, part)
+            )
             for part in parts
         }
         changes = {
-            part: _changes(part, get_component(base, part), states)
+            part: _subtract_base(part, get_component(base, part), states)
             for part, states in found.items()
             if states
         }
@@ -68,21 +73,22 @@ def adapter_from_checkpoint(
             raise AdapterFormatError(
                 "the checkpoint holds the weights of the base; there is no edit to import"
             )
-        edits = {
-            part: {k: LowRank(D, torch.eye(D.shape[1]).double()) for k, D in x.items()}
-            for part, x in changes.items()
-            if x
-        }
-        digest = tensor_digest(
-            {f"{part}.{k}": D for part, x in changes.items() for k, D in x.items()}
-        )
-        named = spec or Concept(f"import {digest[:8]}")
-        told = ErasureSpec((named,)) if isinstance(named, Concept) else named
+        edits: dict[str, dict[str, LowRank]] = {}
+        differences: States = {}
+        for part, changed in changes.items():
+            for name, D in changed.items():
+                factors = LowRank(D, torch.eye(D.shape[1]).double())
+                edits.setdefault(part, {})[name] = factors
+                differences[f"{part}.{name}"] = D
+        digest = digest_tensors(differences)
+        claimed = spec or Concept(f"import {digest[:8]}")
+        if isinstance(claimed, Concept):
+            claimed = ErasureSpec((claimed,))
         with in_float32(get_component(base, family.encoders[0][0])) as encoder:
             adapter = assemble_adapter(
                 base,
                 family,
-                told,
+                claimed,
                 OtherMethod("import", {"sha256": digest}),
                 encoder,
                 edits,
@@ -105,9 +111,10 @@ def states_of(edited: Any) -> States:
     if isinstance(edited, (str, os.PathLike)):
         return _read(Path(edited))
     modules = {n: m for n, m in edited.components.items() if isinstance(m, nn.Module)}
-    return {
-        f"{name}.{k}": v for name, module in modules.items() for k, v in module.state_dict().items()
-    }
+    states: States = {}
+    for component, module in modules.items():
+        states |= {f"{component}.{name}": v for name, v in module.state_dict().items()}
+    return states
 
 
 def _read(path: Path) -> States:
@@ -116,11 +123,11 @@ def _read(path: Path) -> States:
             f for f in sorted(path.rglob("*")) if f.suffix in READERS and "vae" not in f.parent.name
         ]
         parts = {f.parent.name if f.parent != path else "": _read(f) for f in files}
-        return {
-            f"{part}.{k}" if part else k: v
-            for part, states in parts.items()
-            for k, v in states.items()
-        }
+        merged: States = {}
+        for part, states in parts.items():
+            prefix = f"{part}." if part else ""
+            merged |= {prefix + name: value for name, value in states.items()}
+        return merged
     if path.suffix not in READERS or not path.is_file():
         raise AdapterFormatError(
             f"{path} is no checkpoint: give a folder or a file of type {', '.join(READERS)}"
@@ -135,13 +142,13 @@ def _read(path: Path) -> States:
         raise AdapterFormatError(f"{path} is not a readable checkpoint: {error}") from error
 
 
-def _unpickled(path: Path) -> States:
+def _unpickle(path: Path) -> States:
     return _tensors(torch.load(path, map_location="cpu", weights_only=True))
 
 
 READERS: dict[str, Callable[[Path], States]] = {
     ".safetensors": load_file,
-    **dict.fromkeys((".pt", ".pth", ".ckpt", ".bin"), _unpickled),
+    **dict.fromkeys((".pt", ".pth", ".ckpt", ".bin"), _unpickle),
 }
 
 
@@ -153,7 +160,7 @@ def _tensors(states: Mapping[str, Any]) -> States:
     return {k: v for k, v in states.items() if isinstance(v, Tensor)}
 
 
-def _of(part: str, denoiser: str, states: States, root: nn.Module) -> States:
+def _select_component(part: str, denoiser: str, states: States, root: nn.Module) -> States:
     """The tensors of one component, in its own names."""
     if any(k.startswith(ORIGINAL) for k in states):
         config: Any = root.config
@@ -163,9 +170,11 @@ def _of(part: str, denoiser: str, states: States, root: nn.Module) -> States:
     return mine if mine or has_parts or part != denoiser else states
 
 
-def _changes(part: str, root: nn.Module, states: States) -> dict[str, Tensor]:
+def _subtract_base(part: str, root: nn.Module, states: States) -> dict[str, Tensor]:
     """Module name -> D in float64, of the linear weights that differ."""
-    base, found, others = root.state_dict(), {}, []
+    base = root.state_dict()
+    found: dict[str, Tensor] = {}
+    others: list[str] = []
     for name, value in states.items():
         have = base.get(
             name, base.get(f"text_model.{name}", base.get(name.removeprefix("text_model.")))
@@ -173,11 +182,11 @@ def _changes(part: str, root: nn.Module, states: States) -> dict[str, Tensor]:
         if have is None or have.shape != value.shape:
             what = "no such tensor" if have is None else f"shape {tuple(have.shape)}"
             raise BaseModelMismatchError(
-                f"{part}.{name} is {tuple(value.shape)} in the checkpoint, the base has {what}; give the base it was made from"
+                f"{part}.{name} is {tuple(value.shape)} in the checkpoint, the base has {what}; "
+                "give the base it was made from"
             )
-        D = (
-            value.double().cpu() - have.to(value.dtype).double().cpu()
-        )  # a 16-bit checkpoint rounded what it did not edit too
+        # a 16-bit checkpoint rounded what it did not edit too
+        D = value.double().cpu() - have.to(value.dtype).double().cpu()
         if not D.any():
             continue
         if D.ndim == 2 and isinstance(
@@ -188,7 +197,7 @@ def _changes(part: str, root: nn.Module, states: States) -> dict[str, Tensor]:
             others.append(name)
     if others:
         raise AdapterFormatError(
-            f"{part}: {len(others)} changed tensors are no linear weights (first {others[0]}), which an adapter cannot hold; "
-            "only edits of linear weights can be imported"
+            f"{part}: {len(others)} changed tensors are no linear weights (first {others[0]}), "
+            "which an adapter cannot hold; only edits of linear weights can be imported"
         )
     return found

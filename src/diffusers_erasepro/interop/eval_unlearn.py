@@ -10,7 +10,7 @@ from PIL import Image
 
 from ..config.spec import Concept, ErasureSpec
 from ..erasure.erase import erase
-from .pipelines import everyday, load_model
+from .pipelines import default_captions, load_model
 
 
 class ErasureTechnique:
@@ -55,7 +55,7 @@ class ErasureTechnique:
                 erase_concept or "", anchor, templates=templates, synonyms=tuple(synonyms)
             )
             made: Any = erase(
-                self.pipe, ErasureSpec((concept,), preserve=everyday(model_id)), **options
+                self.pipe, ErasureSpec((concept,), preserve=default_captions(model_id)), **options
             )
         else:
             made = adapter

@@ -13,7 +13,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from ..adapters.adapter import ErasureAdapter
-from ..adapters.header import metadata, sorted_metadata
+from ..adapters.header import build_metadata, sort_metadata
 from ..adapters.report import NAN, LayerReport, Report, frobenius
 from ..config.options import OtherMethod
 from ..config.spec import ErasureSpec
@@ -80,9 +80,9 @@ def export_kohya(adapter: ErasureAdapter, path: Path) -> tuple[str, ...]:
         AdapterFormatError: As `to_kohya`.
     """
     about = {
-        k: v for k, v in metadata(adapter.header()).items() if k != "erasepro"
+        k: v for k, v in build_metadata(adapter.header()).items() if k != "erasepro"
     }  # it is no adapter file any more
-    content = sorted_metadata(to_bytes(to_kohya(adapter), metadata=about))
+    content = sort_metadata(to_bytes(to_kohya(adapter), metadata=about))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     return KOHYA_NOTES

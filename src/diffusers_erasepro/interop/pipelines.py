@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from .. import glyphs
-from ..adapters.hub import named
+from ..adapters.hub import translate_hub_errors
 from ..errors import AdapterFormatError, HubError, HubNotFoundError, UnsafeFileError
 from ..loaders.mixin import erasable
 
@@ -47,11 +47,11 @@ def load_model(name: str, *, config: str | None = None, revision: str | None = N
         raise HubNotFoundError(
             f"{name} holds no {diffusers.DiffusionPipeline.config_name}; give a folder in diffusers' layout"
         )
-    with named(name):
+    with translate_hub_errors(name):
         return _ready(diffusers.DiffusionPipeline.from_pretrained(name, revision=revision))
 
 
-def everyday(name: str) -> tuple[str, ...] | None:
+def default_captions(name: str) -> tuple[str, ...] | None:
     """Preserve captions for a model without a spec: the glyph world's own grammar; None, the shipped ones, for others."""
     return tuple(glyphs.captions(400, seed=0)) if name == GLYPHS else None
 
@@ -72,7 +72,7 @@ def _single_file(path: Path, config: str | None) -> Any:
     try:
         with safe_open(path, framework="pt"):
             pass
-        with named(f"the configuration of {path.name}"):
+        with translate_hub_errors(f"the configuration of {path.name}"):
             config = config or _stock_config(path)
             stock = diffusers.DiffusionPipeline.load_config(config)["_class_name"]
             return getattr(diffusers, stock).from_single_file(path, config=config)

@@ -1,4 +1,4 @@
-"""What a locked or required erasure forbids: switching off by mistake, and drawing without it."""
+"""Refuse what a locked or required erasure forbids: to switch it off, to generate without it."""
 
 from __future__ import annotations
 
@@ -9,17 +9,21 @@ import secrets
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ..adapters.adapter import ErasureAdapter
 from ..errors import ConceptSpecError, ErasureInactiveError, ErasureLockedError
 from ..modules.linear import unwrapped
 from ..patching.weights import Registry, modules_with_registry, registry_of
+
+Lock = tuple[bytes, bytes]
+"""Salt and hash of a token."""
 
 SCALES = ("cross_attention_kwargs", "joint_attention_kwargs", "attention_kwargs")
 """Call arguments whose "scale" multiplies LoRA weights (diffusers 0.42)."""
 SHORTEST_TOKEN = 8
 
 
-def new_lock(token: str | None) -> tuple[bytes, bytes]:
-    """Salt and hash of a token; without a token, of one that nobody knows.
+def make_lock(token: str | None) -> Lock:
+    """The lock that a token opens; without a token, one that nothing opens.
 
     Raises:
         ConceptSpecError: The token is not a string, or too short.
@@ -32,7 +36,8 @@ def new_lock(token: str | None) -> tuple[bytes, bytes]:
     return salt, _hash(salt, token if token is not None else secrets.token_urlsafe())
 
 
-def opened_by(lock: tuple[bytes, bytes], token: str) -> bool:
+def opens(token: str, lock: Lock) -> bool:
+    """Whether this token opens the lock."""
     salt, known = lock
     return hmac.compare_digest(_hash(salt, token), known)
 
@@ -41,83 +46,96 @@ def _hash(salt: bytes, token: str) -> bytes:
     return hashlib.pbkdf2_hmac("sha256", token.encode(), salt, 100_000)
 
 
-def locks_of(pipe: Any) -> dict[str, tuple[bytes, bytes]]:
+def get_locks(pipe: Any) -> dict[str, Lock]:
     """Name -> lock, of the adapters that are locked."""
-    return {
-        n: lock
-        for _, registry in modules_with_registry(pipe).values()
-        for n, lock in registry.locks.items()
-    }
+    locks: dict[str, Lock] = {}
+    for _, registry in modules_with_registry(pipe).values():
+        locks |= registry.locks
+    return locks
+
+
+def get_states(pipe: Any) -> dict[str, bool]:
+    """Name -> whether the adapter is on, in the order of loading."""
+    states: dict[str, bool] = {}
+    for _, registry in modules_with_registry(pipe).values():
+        states |= registry.on
+    return states
+
+
+def get_adapters(pipe: Any) -> dict[str, ErasureAdapter]:
+    """Name -> adapter, in the order of loading."""
+    adapters: dict[str, ErasureAdapter] = {}
+    for _, registry in modules_with_registry(pipe).values():
+        adapters |= registry.adapters
+    return adapters
 
 
 def refuse_locked(pipe: Any, names: Iterable[str], what: str) -> None:
     """Raise ErasureLockedError if one of `names` is locked."""
-    for name in sorted(set(names) & set(locks_of(pipe))):
+    for name in sorted(set(names) & set(get_locks(pipe))):
         raise ErasureLockedError(f"{what}: adapter {name!r} is locked; unlock_erasure(token) first")
 
 
 def check_replacement(pipe: Any, name: str, value: Any) -> dict[str, str]:
-    """What a pipeline loses where `value` takes the place of its component `name`: adapter -> component.
+    """What a pipeline loses where `value` replaces its component `name`: adapter -> component.
 
     A copy of the component with its erasures on loses none.
 
     Raises:
         ErasureLockedError: A locked erasure lives in the component.
     """
-    old = modules_with_registry(pipe).get(name)
-    if old is None or unwrapped(value) is old[0]:
+    found = modules_with_registry(pipe)
+    if name not in found:
         return {}
-    refuse_locked(pipe, old[1].adapters, f"{name} cannot be replaced")
-    carried = registry_of(unwrapped(value)) or Registry()
-    return {n: name for n, on in old[1].on.items() if on and not carried.on.get(n)}
+    module, registry = found[name]
+    new = unwrapped(value)
+    if new is module:
+        return {}
+    refuse_locked(pipe, registry.adapters, f"{name} cannot be replaced")
+    carried = registry_of(new) or Registry()
+    return {n: name for n, on in registry.on.items() if on and not carried.on.get(n)}
 
 
 def check_call(pipe: Any, arguments: Mapping[str, Any]) -> None:
-    """Refuse a drawing that would not be under the erasures asked for.
+    """Refuse a call that would not be under the erasures asked for.
 
     Raises:
         ConceptSpecError: A LoRA scale that is not finite; it would stay in the pipeline.
         ErasureLockedError: A LoRA scale in a call, while an erasure is locked.
         ErasureInactiveError: A required erasure is off, or one that was on went with its component.
     """
-    for scale in (
-        given["scale"]
-        for name in SCALES
-        if isinstance(given := arguments.get(name), Mapping) and "scale" in given
-    ):
-        if (
-            isinstance(scale, bool)
-            or not isinstance(scale, (int, float))
-            or not math.isfinite(scale)
-        ):
-            raise ConceptSpecError(f"scale must be a finite number, got {scale!r}")
-        if scale != 1:
-            refuse_locked(
-                pipe,
-                locks_of(pipe),
-                f"scale={scale} in a call resets LoRA weights for all later calls",
-            )
-    for problem in missing(pipe):
+    for name in SCALES:
+        given = arguments.get(name)
+        if isinstance(given, Mapping) and "scale" in given:
+            _check_scale(pipe, given["scale"])
+    for problem in find_lost_edits(pipe):
         raise ErasureInactiveError(
             f"{problem}; load it again, or unload_erasure_adapters() to go on without"
         )
     _check_required(pipe)
 
 
-def missing(pipe: Any) -> list[str]:
+def _check_scale(pipe: Any, scale: Any) -> None:
+    numeric = isinstance(scale, (int, float)) and not isinstance(scale, bool)
+    if not numeric or not math.isfinite(scale):
+        raise ConceptSpecError(f"scale must be a finite number, got {scale!r}")
+    if scale != 1:
+        what = f"scale={scale} in a call resets LoRA weights for all later calls"
+        refuse_locked(pipe, get_locks(pipe), what)
+
+
+def find_lost_edits(pipe: Any) -> list[str]:
     """Active adapters of which a part is gone with its component, in words."""
     found = {name: registry for name, (_, registry) in modules_with_registry(pipe).items()}
-    gone = {
-        (name, part)
-        for registry in found.values()
-        for name, on in registry.on.items()
-        for part in registry.adapters[name].components
-        if on and not found.get(part, Registry()).on.get(name)
-    }
-    gone |= set(getattr(pipe, "_erasure_lost", {}).items())
+    lost = set(getattr(pipe, "_erasure_lost", {}).items())
+    for registry in found.values():
+        for name in [n for n, on in registry.on.items() if on]:
+            for part in registry.adapters[name].components:
+                if not found.get(part, Registry()).on.get(name):
+                    lost.add((name, part))
     return [
         f"{part} was replaced: the edit of adapter {name!r} there is gone"
-        for name, part in sorted(gone)
+        for name, part in sorted(lost)
     ]
 
 
@@ -125,15 +143,13 @@ def _check_required(pipe: Any) -> None:
     required = getattr(pipe, "_erasure_required", ())
     if not required:
         return
-    states = {
-        n: on
-        for _, registry in modules_with_registry(pipe).values()
-        for n, on in registry.on.items()
-    }
-    off = [n for n in (states if required is True else required) if not states.get(n)]
+    states = get_states(pipe)
+    names = states if required is True else required
+    off = [name for name in names if not states.get(name)]
     if off or not states:
+        wanted = "an erasure" if required is True else ", ".join(map(repr, required))
+        found = f"{', '.join(map(repr, off))} is off" if off else "none is loaded"
         raise ErasureInactiveError(
-            f"this pipeline requires {'an erasure' if required is True else ', '.join(map(repr, required))}, and "
-            f"{', '.join(map(repr, off)) or 'none'} is {'off' if off else 'loaded'}; nothing was drawn. "
+            f"this pipeline requires {wanted}, and {found}; nothing was drawn. "
             "enable_erasure() or load it"
         )

@@ -9,16 +9,16 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from ..adapters.adapter import ErasureAdapter, read, write_whole
-from ..adapters.lockfile import SUFFIX
-from ..adapters.lockfile import locked as pinned
+from ..adapters.adapter import ErasureAdapter
+from ..adapters.file import write_atomically
+from ..adapters.hub import FileOptions, find
+from ..adapters.lockfile import SUFFIX, find_pinned
 from ..errors import AdapterStateError, ConceptSpecError, ErasureVerificationError
 from ..families.pipelines import family_of, get_component
 from ..modules.linear import is_compiled
@@ -31,15 +31,25 @@ from ..patching.weights import (
     registry_of,
     stage,
 )
-from .compatibility import fitting
-from .locking import check_call, check_replacement, locks_of, new_lock, opened_by, refuse_locked
-from .stacking import combined, solved
+from .compatibility import fit_adapter
+from .locking import (
+    Lock,
+    check_call,
+    check_replacement,
+    get_adapters,
+    get_locks,
+    get_states,
+    make_lock,
+    opens,
+    refuse_locked,
+)
+from .stacking import combine, solve_jointly
 from .verification import Verification, verify
 
 P = TypeVar("P")
 Source = str | os.PathLike[str] | ErasureAdapter
 SIDECAR = "erasure.json"
-"""Beside `model_index.json`, where a pipeline was saved with an erasure on: which ones its weights hold."""
+"""Beside `model_index.json` of a pipeline saved with erasures on: which ones its weights hold."""
 
 
 class ErasureLoaderMixin:
@@ -52,66 +62,60 @@ class ErasureLoaderMixin:
         pretrained_model_name_or_path_or_adapter: Source,
         *,
         adapter_name: str | None = None,
-        weight_name: str | None = None,
-        subfolder: str | None = None,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
-        local_files_only: bool = False,
         allow_base_mismatch: bool = False,
         locked: bool = False,
         lock_token: str | None = None,
+        **file: Unpack[FileOptions],
     ) -> str | tuple[str, ...]:
         """Load an erasure and switch it on, beside those that are on already.
 
         Args:
-            pretrained_model_name_or_path_or_adapter: A file, a folder, a Hub id, an `ErasureAdapter`, or an
-                `erasures.lock`: all it pins or nothing.
-            adapter_name: How to call it; letters, digits, "_" and "-", at most 64. Default: "erasure_0", ...
-            weight_name, subfolder, revision, token, cache_dir, local_files_only: As in diffusers.
-            allow_base_mismatch: Solve the spec again on this pipeline's weights if they are not those it was made for.
-            locked: Switching it off, deleting it, replacing its component and a LoRA `scale` in a call raise
-                ErasureLockedError until `unlock_erasure(lock_token)`. This guards against mistakes and request
-                handlers, not against whoever holds the process.
-            lock_token: The operator's secret, at least 8 characters; only a salted hash is kept. Without one, the lock
-                cannot be opened: load the pipeline anew.
+            pretrained_model_name_or_path_or_adapter: A file, a folder, a Hub id, an
+                `ErasureAdapter`, or an `erasures.lock`: all it pins or nothing.
+            adapter_name: How to call it; letters, digits, "_" and "-", at most 64. Default:
+                "erasure_0", ...
+            allow_base_mismatch: Solve the spec again on this pipeline's weights if they are not
+                those it was made for.
+            locked: Switching it off, deleting it, replacing its component and a LoRA `scale` in a
+                call raise ErasureLockedError until `unlock_erasure(lock_token)`. This guards
+                against mistakes and request handlers, not against whoever holds the process.
+            lock_token: The operator's secret, at least 8 characters; only a salted hash is kept.
+                Without one, the lock cannot be opened: load the pipeline anew.
+            file: `weight_name`, `subfolder`, `revision`, `token`, `cache_dir` and
+                `local_files_only`, as in diffusers.
 
         Returns:
             The adapter's name; of a lock, all names.
 
         Raises:
-            AdapterFormatError, AdapterIntegrityError: The file is not a whole erasure adapter or not the pinned one, or it
-                does not erase.
+            AdapterFormatError, AdapterIntegrityError: The file is not a whole erasure adapter or
+                not the pinned one, or it does not erase.
             HubError: The Hub did not give the file; the subclasses say why.
             BaseModelMismatchError: It was made for other weights.
             AdapterStateError: The name, or the same erasure, is loaded already.
         """
-        hub = {
-            "weight_name": weight_name,
-            "subfolder": subfolder,
-            "revision": revision,
-            "token": token,
-            "cache_dir": cache_dir,
-            "local_files_only": local_files_only,
-        }
-        lock = new_lock(lock_token) if locked or lock_token is not None else None
+        lock = make_lock(lock_token) if locked or lock_token is not None else None
         source = pretrained_model_name_or_path_or_adapter
+        inspect.signature(find).bind(source, **file)  # a keyword that is none raises TypeError
         if not isinstance(source, ErasureAdapter) and os.fspath(source).endswith(SUFFIX):
-            made = _pinned(
-                Path(source), token=token, cache_dir=cache_dir, local_files_only=local_files_only
-            )
-            return _load(self, made, lock, allow_base_mismatch)
-        adapter = (
-            source
-            if isinstance(source, ErasureAdapter)
-            else ErasureAdapter.from_pretrained(source, **hub)
-        )  # type: ignore[arg-type]
-        return _load(self, {adapter_name: adapter}, lock, allow_base_mismatch)[0]
+            adapters = _read_pinned(Path(source), file)
+            return _load(self, adapters, lock, allow_base_mismatch)
+        if not isinstance(source, ErasureAdapter):
+            source = ErasureAdapter.from_pretrained(source, **file)
+        return _load(self, {adapter_name: source}, lock, allow_base_mismatch)[0]
 
     def load_erasure_adapters(
         self, sources: Mapping[str, Source], *, allow_base_mismatch: bool = False
     ) -> tuple[str, ...]:
-        """Load several erasures, name -> file, folder, Hub id or adapter: all or none, and solved together once."""
+        """Load several erasures: all or none, and solved together once.
+
+        Args:
+            sources: Name -> file, folder, Hub id or adapter.
+            allow_base_mismatch: As in `load_erasure_adapter`.
+
+        Returns:
+            The names.
+        """
         made = {
             n: s if isinstance(s, ErasureAdapter) else ErasureAdapter.from_pretrained(s)
             for n, s in sources.items()
@@ -120,22 +124,18 @@ class ErasureLoaderMixin:
 
     def get_erasure_adapters(self) -> dict[str, bool]:
         """Name -> whether it is on, in the order of loading."""
-        return {
-            n: on
-            for _, registry in modules_with_registry(self).values()
-            for n, on in registry.on.items()
-        }
+        return get_states(self)
 
     def set_erasure_adapters(self, adapter_names: str | Sequence[str]) -> None:
         """Switch exactly these on and the others off; their order does not matter."""
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         with WEIGHTS_LOCK.writing():
             states = self.get_erasure_adapters()
-            _known(names, states)
+            _check_names(names, states)
             refuse_locked(
                 self, set(states) - set(names), "set_erasure_adapters would switch it off"
             )
-            _switch(self, _adapters(self), {n: n in names for n in states})
+            _switch(self, get_adapters(self), {n: n in names for n in states})
 
     def disable_erasure(self) -> None:
         """Switch all off: the weights are the base, bit for bit."""
@@ -144,7 +144,7 @@ class ErasureLoaderMixin:
             resume = tuple(n for n, on in states.items() if on)
             refuse_locked(self, resume, "disable_erasure")
             if resume:
-                _switch(self, _adapters(self), dict.fromkeys(states, False), resume=resume)
+                _switch(self, get_adapters(self), dict.fromkeys(states, False), resume=resume)
 
     def enable_erasure(self) -> None:
         """Switch on again what `disable_erasure` switched off; all, if nothing was."""
@@ -152,14 +152,17 @@ class ErasureLoaderMixin:
             states = self.get_erasure_adapters()
             if any(states.values()):
                 return
-            resume = {
-                n for _, registry in modules_with_registry(self).values() for n in registry.resume
-            }
-            _switch(self, _adapters(self), {n: n in resume or not resume for n in states})
+            resume: set[str] = set()
+            for _, registry in modules_with_registry(self).values():
+                resume |= set(registry.resume)
+            _switch(self, get_adapters(self), {n: n in resume or not resume for n in states})
 
     @contextmanager
     def erasure_disabled(self) -> Iterator[None]:
-        """Inside, nothing is erased; afterwards the same adapters are on as before. Other threads wait to draw."""
+        """Inside, nothing is erased; afterwards the same adapters are on as before.
+
+        Calls of other threads wait.
+        """
         with WEIGHTS_LOCK.writing():
             states = self.get_erasure_adapters()
             self.disable_erasure()
@@ -172,35 +175,36 @@ class ErasureLoaderMixin:
         """Forget these adapters; the others stay as they are."""
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         with WEIGHTS_LOCK.writing():
-            states, lost = self.get_erasure_adapters(), _lost(self)
-            _known([n for n in names if n not in lost], states)
+            states = self.get_erasure_adapters()
+            lost = _get_lost(self)
+            _check_names([n for n in names if n not in lost], states)
             refuse_locked(self, names, "delete_erasure_adapters")
-            left = {n: a for n, a in _adapters(self).items() if n not in names}
+            left = {n: a for n, a in get_adapters(self).items() if n not in names}
             _switch(self, left, {n: on for n, on in states.items() if n not in names})
-            _note_lost(self, {n: part for n, part in lost.items() if n not in names})
+            _set_lost(self, {n: part for n, part in lost.items() if n not in names})
 
     def unload_erasure_adapters(self) -> None:
-        """Forget all adapters: the weights are the base, bit for bit, and no trace is left on the modules."""
+        """Forget all adapters: the weights are the base, bit for bit, the modules hold no trace."""
         with WEIGHTS_LOCK.writing():
             refuse_locked(self, self.get_erasure_adapters(), "unload_erasure_adapters")
             found = modules_with_registry(self).items()
             commit([stage(root, name, None, registry=None) for name, (root, _) in found])
-            _note_lost(self, {})
+            _set_lost(self, {})
 
     def refit_erasure(self) -> None:
-        """Solve the active specs again on the live weights: after a style LoRA or on another base."""
+        """Solve the active specs again on the live weights, after a style LoRA say."""
         with WEIGHTS_LOCK.writing():
-            states, adapters = self.get_erasure_adapters(), _adapters(self)
+            states = self.get_erasure_adapters()
+            adapters = get_adapters(self)
             active = [adapters[n] for n, on in states.items() if on]
             if not active:
                 raise AdapterStateError(
                     "nothing to refit: no erasure is on; load one or enable_erasure() first"
                 )
             ordered = sorted(active, key=lambda a: a.digest)
-            alone = (
-                len(ordered) == 1
-            )  # as it was made: prompts to measure ride in the batch, and last bits depend on it
-            applied = solved(self, ordered, measure=alone)
+            # one is solved as it was made: prompts to measure are in its batches, and the last
+            # bits depend on them
+            applied = solve_jointly(self, ordered, measure=len(ordered) == 1)
             _switch(self, adapters, states, applied=applied)
 
     def verify_erasure(
@@ -214,9 +218,12 @@ class ErasureLoaderMixin:
         """Measure everything active on the live modules, through the path a call uses.
 
         Args:
-            prompts: Prompts of your own with an erased concept in them; their residuals are told in `.prompts`.
-            images: Also call the pipeline with the listed prompts, and measure what its denoiser receives.
-            sample: Look at so many edited layers, drawn anew each time, instead of encoding the prompts: milliseconds.
+            prompts: Prompts of your own with an erased concept in them; `.prompts` has their
+                residuals.
+            images: Also call the pipeline with the listed prompts, and measure what its denoiser
+                receives.
+            sample: Measure so many edited layers, chosen anew each time, instead of encoding the
+                prompts: milliseconds.
             raise_on_fail: Raise where the erasure does not hold.
 
         Raises:
@@ -224,13 +231,14 @@ class ErasureLoaderMixin:
             ConceptSpecError: One of `prompts` names no erased concept.
         """
         given = [prompts] if isinstance(prompts, str) else list(prompts or ())
-        with (
-            WEIGHTS_LOCK.writing() if given else WEIGHTS_LOCK.reading()
-        ):  # prompts are compared with what the base makes of them
+        # prompts are compared with what the base makes of them
+        access = WEIGHTS_LOCK.writing() if given else WEIGHTS_LOCK.reading()
+        with access:
             found = verify(self, prompts=given, images=images, sample=sample)
         if raise_on_fail and not found.ok:
             raise ErasureVerificationError(
-                f"residual {found.residual:.1e}, at most {found.threshold:.0e} allowed; {'; '.join(found.uncovered)}. "
+                f"residual {found.residual:.1e}, at most {found.threshold:.0e} allowed; "
+                f"{'; '.join(found.uncovered)}. "
                 "Run refit_erasure() if a LoRA changed the text encoder, or load the adapter again"
             )
         return found
@@ -245,15 +253,19 @@ class ErasureLoaderMixin:
             ErasureLockedError: It opens none.
         """
         with WEIGHTS_LOCK.writing():
-            opened = [n for n, lock in locks_of(self).items() if opened_by(lock, token)]
+            opened = [name for name, lock in get_locks(self).items() if opens(token, lock)]
             if not opened:
-                refuse_locked(self, locks_of(self), "this token opens no lock")
+                refuse_locked(self, get_locks(self), "this token opens no lock")
             for _, registry in modules_with_registry(self).values():
                 registry.locks = {n: lock for n, lock in registry.locks.items() if n not in opened}
             return opened
 
     def require_erasure(self, adapter_names: str | Sequence[str] | bool = True) -> None:
-        """From now on, refuse to draw while one of these is off: True for all that are loaded (at least one), False for none."""
+        """From now on, refuse calls while one of these is off.
+
+        Args:
+            adapter_names: True for all that are loaded (at least one), False for none.
+        """
         names = (adapter_names,) if isinstance(adapter_names, str) else adapter_names
         self._erasure_required: bool | tuple[str, ...] = (
             names if isinstance(names, bool) else tuple(names)
@@ -262,33 +274,33 @@ class ErasureLoaderMixin:
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any
     ) -> None:
-        """As in diffusers. With an erasure on, the erased weights are written, and `erasure.json` says so.
+        """As in diffusers.
+
+        With an erasure on, the erased weights are written, and `erasure.json` says so.
 
         Raises:
-            AdapterStateError: An edit lives in a hook (quantised weights), or an erased component has LoRA layers: no
-                file would hold the edit. Nothing was written.
+            AdapterStateError: An edit lives in a hook (quantised weights), or an erased component
+                has LoRA layers: no file would hold the edit. Nothing was written.
         """
         with WEIGHTS_LOCK.reading():
             found = modules_with_registry(self)
-            if hooked := [
-                n for n, (_, r) in found.items() if any(h.factors for h in r.hooks.values())
-            ]:
-                raise AdapterStateError(
-                    f"{hooked[0]} is edited by hooks, which are not saved; disable_erasure() first"
-                )
+            for name, (_, registry) in found.items():
+                if any(hook.factors for hook in registry.hooks.values()):
+                    raise AdapterStateError(
+                        f"{name} is edited by hooks, which are not saved; disable_erasure() first"
+                    )
             for name, (root, registry) in found.items():
                 if registry.applied:
-                    _refuse_peft(name, root)
+                    _refuse_lora_layers(name, root)
             super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
-            _write_sidecar(
-                Path(save_directory), {n: r.applied for n, (_, r) in found.items() if r.applied}
-            )
+            applied = [registry.applied for _, registry in found.values() if registry.applied]
+            _write_sidecar(Path(save_directory), applied)
 
     def __setattr__(self, name: str, value: Any) -> None:
         lost = check_replacement(self, name, value)
         super().__setattr__(name, value)
         if lost:
-            _note_lost(self, _lost(self) | lost)
+            _set_lost(self, _get_lost(self) | lost)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         stock = super().__call__  # type: ignore[misc]
@@ -297,67 +309,59 @@ class ErasureLoaderMixin:
             return stock(*args, **kwargs)
 
 
-# ------------------------------------------------------------------------------------------------ switching
+# --- switching
 
 
-def _pinned(lock: Path, **hub: Any) -> dict[str, ErasureAdapter]:
-    """The adapters of an `erasures.lock`, by name."""
-    return {
-        name: replace(read(origin.path), origin=origin)
-        for name, origin in pinned(lock, **hub).items()
-    }
+def _read_pinned(lock: Path, options: FileOptions) -> dict[str, ErasureAdapter]:
+    """The adapters of an `erasures.lock`, by name; which file is the lock's word."""
+    found = find_pinned(
+        lock,
+        token=options.get("token"),
+        cache_dir=options.get("cache_dir"),
+        local_files_only=options.get("local_files_only", False),
+    )
+    return {name: ErasureAdapter.from_origin(origin) for name, origin in found.items()}
 
 
 def _load(
     pipe: Any,
-    made: Mapping[Any, ErasureAdapter],
-    lock: tuple[bytes, bytes] | None,
+    adapters: Mapping[Any, ErasureAdapter],
+    lock: Lock | None,
     allow_base_mismatch: bool,
 ) -> tuple[str, ...]:
     """Load under these names (None for the next free one) beside what is loaded, all or nothing."""
     with WEIGHTS_LOCK.writing():
-        loaded = _adapters(pipe)
-        new = {_new_name(name, loaded): adapter for name, adapter in made.items()}
-        _add(
-            pipe,
-            new,
-            allow_base_mismatch=allow_base_mismatch,
-            locks=dict.fromkeys(new, lock) if lock else {},
-        )
+        loaded = get_adapters(pipe)
+        new = {_choose_name(name, loaded): adapter for name, adapter in adapters.items()}
+        locks = dict.fromkeys(new, lock) if lock else {}
+        _add(pipe, new, allow_base_mismatch=allow_base_mismatch, locks=locks)
         return tuple(new)
 
 
-def _adapters(pipe: Any) -> dict[str, ErasureAdapter]:
-    return {
-        n: a
-        for _, registry in modules_with_registry(pipe).values()
-        for n, a in registry.adapters.items()
-    }
-
-
-def _lost(pipe: Any) -> dict[str, str]:
+def _get_lost(pipe: Any) -> dict[str, str]:
     """Adapter -> component, of what went with a component that was replaced."""
     return getattr(pipe, "_erasure_lost", {})
 
 
-def _note_lost(pipe: Any, lost: dict[str, str]) -> None:
-    """In one step, as it follows what is written already; it is no component, so nobody has to look at it."""
+def _set_lost(pipe: Any, lost: dict[str, str]) -> None:
+    """Past `__setattr__`: it is no component, and it follows what is written already."""
     vars(pipe)["_erasure_lost"] = lost
 
 
-def _new_name(name: str | None, loaded: dict[str, ErasureAdapter]) -> str:
+def _choose_name(name: str | None, loaded: dict[str, ErasureAdapter]) -> str:
     if name is None:
         return next(f"erasure_{i}" for i in range(len(loaded) + 1) if f"erasure_{i}" not in loaded)
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
         raise ConceptSpecError(f"adapter_name {name!r} must be 1 to 64 letters, digits, '_' or '-'")
     if name in loaded:
         raise AdapterStateError(
-            f"adapter_name {name!r} is in use; delete_erasure_adapters({name!r}) first or choose another"
+            f"adapter_name {name!r} is in use; delete_erasure_adapters({name!r}) first or choose "
+            "another"
         )
     return name
 
 
-def _known(names: Sequence[str], states: dict[str, bool]) -> None:
+def _check_names(names: Sequence[str], states: dict[str, bool]) -> None:
     if unknown := [n for n in names if n not in states]:
         raise AdapterStateError(
             f"no erasure named {unknown[0]!r} is loaded (loaded: {', '.join(states) or 'none'})"
@@ -369,18 +373,18 @@ def _add(
     new: Mapping[str, ErasureAdapter],
     *,
     allow_base_mismatch: bool,
-    locks: dict[str, Any],
+    locks: Mapping[str, Lock],
 ) -> None:
     """Check the new adapters against the pipeline, and switch them on beside those that are on."""
-    loaded = _adapters(pipe)
+    loaded = get_adapters(pipe)
     for name, adapter in new.items():
         if twin := next((n for n, a in loaded.items() if a.digest == adapter.digest), None):
             raise AdapterStateError(
                 f"this erasure is loaded already, as {twin!r}; switch it with set_erasure_adapters"
             )
-        loaded[name] = fitting(pipe, adapter, allow_base_mismatch=allow_base_mismatch)
+        loaded[name] = fit_adapter(pipe, adapter, allow_base_mismatch=allow_base_mismatch)
     _switch(pipe, loaded, {**pipe.get_erasure_adapters(), **dict.fromkeys(new, True)}, locks=locks)
-    _note_lost(pipe, {n: part for n, part in _lost(pipe).items() if n not in new})
+    _set_lost(pipe, {n: part for n, part in _get_lost(pipe).items() if n not in new})
 
 
 def _switch(
@@ -390,25 +394,25 @@ def _switch(
     *,
     resume: tuple[str, ...] = (),
     applied: ErasureAdapter | None = None,
-    locks: Mapping[str, tuple[bytes, bytes]] | None = None,
+    locks: Mapping[str, Lock] | None = None,
 ) -> None:
     """Make `on` the state of the pipeline: everything is staged first, then written."""
-    edit = applied or combined(pipe, [adapters[n] for n, is_on in on.items() if is_on])
-    parts = dict.fromkeys(
-        [*modules_with_registry(pipe), *(c for a in adapters.values() for c in a.components)]
-    )
-    locks = {**locks_of(pipe), **(locks or {})}
-    commit([_plan(pipe, part, adapters, on, edit, resume, locks) for part in parts])
+    edit = applied or combine(pipe, [adapters[n] for n, is_on in on.items() if is_on])
+    parts = dict.fromkeys(modules_with_registry(pipe))
+    for adapter in adapters.values():
+        parts |= dict.fromkeys(adapter.components)
+    locks = {**get_locks(pipe), **(locks or {})}
+    commit([_stage_component(pipe, part, adapters, on, edit, resume, locks) for part in parts])
 
 
-def _plan(
+def _stage_component(
     pipe: Any,
     part: str,
     adapters: Mapping[str, ErasureAdapter],
     on: Mapping[str, bool],
     edit: ErasureAdapter | None,
     resume: tuple[str, ...],
-    locks: Mapping[str, tuple[bytes, bytes]],
+    locks: Mapping[str, Lock],
 ) -> StagedEdit:
     """What changes in one component."""
     root = get_component(pipe, part)
@@ -421,42 +425,45 @@ def _plan(
         here,
         {n: lock for n, lock in locks.items() if n in mine},
     )
-    known = registry_of(root)
-    plan = stage(root, part, here, registry=registry)
-    if is_compiled(getattr(pipe, part)) and len(registry.hooks) > len(known.hooks if known else {}):
+    before = registry_of(root)
+    hooks_before = len(before.hooks) if before else 0
+    staged = stage(root, part, here, registry=registry)
+    if is_compiled(getattr(pipe, part)) and len(registry.hooks) > hooks_before:
         raise AdapterStateError(
-            f"{part} is compiled, and a hook added now would be ignored; load the erasure before compiling"
+            f"{part} is compiled, and a hook added now would be ignored; load the erasure before "
+            "compiling"
         )
-    return plan
+    return staged
 
 
-def _refuse_peft(name: str, root: nn.Module) -> None:
-    """Below LoRA layers the stock writers name a weight `base_layer`, or leave it out: a reload would lack it and our edit."""
+def _refuse_lora_layers(name: str, root: nn.Module) -> None:
+    """Raise where a reload would lack a weight and our edit.
+
+    Below LoRA layers the stock writers name a weight `base_layer`, or leave it out.
+    """
     if layer := next((n for n, m in root.named_modules() if isinstance(m, BaseTunerLayer)), None):
         raise AdapterStateError(
-            f"{name} is erased and has LoRA layers ({layer}), and what is saved like this is loaded without the erasure; "
-            "unload_lora_weights() first (after fuse_lora(), if the style shall be saved too). Nothing was written"
+            f"{name} is erased and has LoRA layers ({layer}), and what is saved like this is "
+            "loaded without the erasure; unload_lora_weights() first (after fuse_lora(), if the "
+            "style shall be saved too). Nothing was written"
         )
 
 
-def _write_sidecar(folder: Path, applied: Mapping[str, ErasureAdapter]) -> None:
-    """Say which erasures the saved weights hold; where they hold none, an older word is withdrawn."""
+def _write_sidecar(folder: Path, applied: Sequence[ErasureAdapter]) -> None:
+    """Record which erasures the saved weights hold; remove an older record where none."""
     if not applied:
         (folder / SIDECAR).unlink(missing_ok=True)
         return
-    edits = {
-        a.digest: {"components": [*a.components], "spec": a.spec.to_dict()}
-        for a in applied.values()
-    }
-    write_whole(folder / SIDECAR, json.dumps(edits, indent=2, sort_keys=True).encode())
+    edits = {a.digest: {"components": [*a.components], "spec": a.spec.to_dict()} for a in applied}
+    write_atomically(folder / SIDECAR, json.dumps(edits, indent=2, sort_keys=True).encode())
 
 
-# ------------------------------------------------------------------------------------------------ stock pipelines
+# --- stock pipelines
 
 
 @functools.cache
 def _erasable_class(stock: Any) -> type:
-    """`stock` with the mixin in front, under its own name, so that diffusers saves and finds it as ever."""
+    """`stock` with the mixin in front, under its own name, so that diffusers saves and finds it."""
 
     @functools.wraps(stock.__call__)  # diffusers reads the call's signature
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -482,11 +489,15 @@ def _reduce(self: Any, protocol: int) -> tuple[Callable[..., Any], tuple[Any, ..
 
 
 def erasable(pipe: P, *, require_erasure: bool | str | Sequence[str] = False) -> P:
-    """Give a pipeline the methods of `ErasureLoaderMixin`; the same object comes back, its class name kept.
+    """Give a pipeline the methods of `ErasureLoaderMixin`.
 
     Args:
         pipe: A pipeline of a known family.
-        require_erasure: Refuse to draw while an erasure of these names is off; True: while any is, or none is loaded.
+        require_erasure: Refuse calls while an erasure of these names is off; True: while any is,
+            or none is loaded.
+
+    Returns:
+        The same object, its class name kept.
 
     Raises:
         UnknownFamilyError: The pipeline has no record.

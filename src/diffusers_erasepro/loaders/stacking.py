@@ -1,10 +1,10 @@
-"""Several adapters as one edit: their specs solved again together, so that each residual stays zero."""
+"""Combine adapters into one edit: their specs are solved again together, on the live pipeline."""
 
 from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from ..adapters.report import worst
 from ..config.mentions import spelling
 from ..config.options import Options, OtherMethod
 from ..config.plan import ALIGNMENTS, Layers
-from ..config.spec import ErasureSpec
+from ..config.spec import Concept, ErasureSpec
 from ..erasure.erase import erase, fall_back
 from ..erasure.residuals import anchor_states
 from ..errors import AdapterStateError, IllPosedError
@@ -27,28 +27,42 @@ from ..prompts.alignment import rows_of
 from ..prompts.pairs import pairs_of
 from ..prompts.tokens import text_paths
 
-SOLVED = 64
+CACHE_SIZE = 64
+"""Joint edits that are remembered."""
 SUM = "sum"
-SUMMED = (
-    "some of these erasures hold no keys, so they are added to the others instead of solved with them: residuals add up too; "
-    "verify_erasure() measures them"
+SUM_WARNING = (
+    "some of these erasures hold no keys, so they are added to the others instead of solved with "
+    "them: residuals add up too; verify_erasure() measures them"
 )
-_solved: OrderedDict[tuple[str, ...], ErasureAdapter] = OrderedDict()
-"""Joint edits by the set of adapters and the base weights, so that a toggle does not solve twice."""
+_cache: OrderedDict[tuple[str, ...], ErasureAdapter] = OrderedDict()
+"""Joint edits by adapters and base weights, so that a toggle does not solve twice."""
 
 
 def joint_spec(adapters: Sequence[ErasureAdapter]) -> ErasureSpec:
-    """All concepts in one spec, preserve captions united; contradictions between adapters raise ConceptSpecError."""
-    concepts = tuple(c for a in adapters for c in a.spec.concepts)
-    given = [a.spec.preserve for a in adapters if a.spec.preserve is not None]
-    words = {spelling(w) for c in concepts for w in c.words}
-    captions = dict.fromkeys(t for captions in given for t in captions if spelling(t) not in words)
-    keep = tuple(dict.fromkeys(text for a in adapters for text in a.spec.keep))
-    return ErasureSpec(concepts, preserve=tuple(captions) if given else None, keep=keep)
+    """All concepts in one spec, with the preserve captions of all.
+
+    Raises:
+        ConceptSpecError: Two adapters contradict each other.
+    """
+    concepts: list[Concept] = []
+    keep: dict[str, None] = {}
+    captions: dict[str, None] = {}
+    for adapter in adapters:
+        concepts += adapter.spec.concepts
+        keep |= dict.fromkeys(adapter.spec.keep)
+        captions |= dict.fromkeys(adapter.spec.preserve or ())
+    words: set[str] = set()
+    for concept in concepts:
+        words |= {spelling(word) for word in concept.words}
+    preserve = tuple(text for text in captions if spelling(text) not in words)
+    given = any(adapter.spec.preserve is not None for adapter in adapters)
+    return ErasureSpec(tuple(concepts), preserve=preserve if given else None, keep=tuple(keep))
 
 
 def joint_options(adapters: Sequence[ErasureAdapter], *, neurons: bool = True) -> dict[str, Any]:
-    """The options to solve with: every concept keeps its layers and positions, robust if one is; the rest must agree.
+    """The options to solve with; they must agree but for layers, positions and `robust`.
+
+    Every concept keeps its layers and positions; the whole is robust if one is.
 
     Args:
         adapters: In order.
@@ -85,13 +99,13 @@ def joint_options(adapters: Sequence[ErasureAdapter], *, neurons: bool = True) -
     return rest[0] | {"layers": layers, "alignment": alignments, "robust": robust}
 
 
-def solved(
+def solve_jointly(
     pipe: Any, adapters: Sequence[ErasureAdapter], *, measure: bool = False
 ) -> ErasureAdapter:
     """Their specs solved together on the pipeline.
 
-    Idle neurons for one concept may be too few for all, or their edit too large; then encoder blocks stand in for them, and also
-    beside prompts in `keep`, which neurons do not hold.
+    Idle neurons for one concept may be too few for all, or their edit too large; then encoder
+    blocks stand in for them. So they do beside prompts in `keep`, which neurons do not keep.
     """
     spec = joint_spec(adapters)
     try:
@@ -105,111 +119,127 @@ def solved(
         )
 
 
-def combined(pipe: Any, adapters: Sequence[ErasureAdapter]) -> ErasureAdapter | None:
+def combine(pipe: Any, adapters: Sequence[ErasureAdapter]) -> ErasureAdapter | None:
     """One edit for all `adapters`, the same whatever their order; None for none.
 
-    One adapter is applied as it is. Several are solved again jointly on the pipeline's base weights, because the
-    sum of edits made apart leaves residuals: hundredths with the covariance metric, .4 to .7 with the identity.
-    Adapters that `erase` did not make cannot be solved again: they are added, with a warning.
-    A set solved before on the same base is remembered.
+    One adapter is applied as it is. Several are solved again jointly on the pipeline's base
+    weights, because the sum of edits made apart leaves residuals: hundredths with the covariance
+    metric, 0.4 to 0.7 with the identity. Adapters that `erase` did not make cannot be solved
+    again: they are added, with a warning. A set solved before on the same base is remembered.
     """
     if len(adapters) <= 1:
         return next(iter(adapters), None)
     ordered = sorted(adapters, key=lambda a: a.digest)
-    key = (*(a.digest for a in ordered), *_base(pipe, ordered))
-    if key not in _solved:
-        _solved[key] = _joined(pipe, ordered)
-    _solved.move_to_end(key)
-    while len(_solved) > SOLVED:
-        _solved.popitem(last=False)
-    return _solved[key]
+    key = (*(a.digest for a in ordered), *_fingerprint_bases(pipe, ordered))
+    if key not in _cache:
+        _cache[key] = _join(pipe, ordered)
+    _cache.move_to_end(key)
+    while len(_cache) > CACHE_SIZE:
+        _cache.popitem(last=False)
+    return _cache[key]
 
 
-def _joined(pipe: Any, adapters: Sequence[ErasureAdapter]) -> ErasureAdapter:
+def _join(pipe: Any, adapters: Sequence[ErasureAdapter]) -> ErasureAdapter:
     """Ours solved together, the others added to that."""
     ours = [a for a in adapters if isinstance(a.options, Options)]
     others = [a for a in adapters if isinstance(a.options, OtherMethod)]
     if len(ours) > 1:
-        with without_loras(
-            get_component(pipe, part) for a in ours for part in a.base
-        ):  # as each of them was solved
-            ours = [solved(pipe, ours)]
-    return _summed(pipe, ours + others) if others else ours[0]
+        parts: dict[str, None] = {}
+        for adapter in ours:
+            parts |= dict.fromkeys(adapter.base)
+        with without_loras(get_component(pipe, part) for part in parts):  # as each was solved
+            ours = [solve_jointly(pipe, ours)]
+    return _add_up(pipe, ours + others) if others else ours[0]
 
 
-def _summed(pipe: Any, adapters: Sequence[ErasureAdapter]) -> ErasureAdapter:
-    """The sum of the edits, which says so; `verify_erasure` measures what it leaves."""
-    warnings.warn(SUMMED, stacklevel=2)
-    spec, made_by = joint_spec(adapters), OtherMethod(SUM)
+def _add_up(pipe: Any, adapters: Sequence[ErasureAdapter]) -> ErasureAdapter:
+    """The sum of the edits, marked as one; `verify_erasure` measures what it leaves."""
+    warnings.warn(SUM_WARNING, stacklevel=2)
+    spec = joint_spec(adapters)
+    made_by = OtherMethod(SUM)
     goals: dict[str, Tensor] = {}
     with unedited(pipe), torch.no_grad():
         for path in text_paths(pipe):
             rows = rows_of(pairs_of(spec.concepts, "exact"), path, ALIGNMENTS[made_by.alignment])
             states = anchor_states(path.encoder, rows, path.use.readings)
-            goals |= {
-                f"{path.use.encoder}.{r}": x.float().cpu()
-                for r, x in zip(path.use.readings, states, strict=True)
-            }
-    layers = dict.fromkeys(name for a in adapters for name in a.edits)
+            for reading, state in zip(path.use.readings, states, strict=True):
+                goals[f"{path.use.encoder}.{reading}"] = state.float().cpu()
+    base: dict[str, Mapping[str, str]] = {}
+    for adapter in adapters:
+        base |= adapter.base
+    edits = {}
+    for name in _edited_layers(adapters):
+        edits[name] = stack([a.edits[name] for a in adapters if name in a.edits])
     return ErasureAdapter(
         spec,
         made_by,
-        base={k: v for a in adapters for k, v in a.base.items()},
-        edits={
-            name: stack([a.edits[name] for a in adapters if name in a.edits]) for name in layers
-        },
+        base=base,
+        edits=edits,
         keys={},
         goals=goals,
         report=worst([a.report for a in adapters]),
     )
 
 
-def _base(pipe: Any, adapters: Sequence[ErasureAdapter]) -> list[str]:
+def _edited_layers(adapters: Sequence[ErasureAdapter]) -> list[str]:
+    """Stored names of the layers that one of the adapters edits."""
+    names: dict[str, None] = {}
+    for adapter in adapters:
+        names |= dict.fromkeys(adapter.edits)
+    return list(names)
+
+
+def _fingerprint_bases(pipe: Any, adapters: Sequence[ErasureAdapter]) -> list[str]:
     """Fingerprints of the components that the adapters edit."""
-    return [
-        base_fingerprint(get_component(pipe, part))
-        for part in sorted({part for a in adapters for part in a.components})
-    ]
+    parts: set[str] = set()
+    for adapter in adapters:
+        parts |= set(adapter.components)
+    return [base_fingerprint(get_component(pipe, part)) for part in sorted(parts)]
 
 
-def kernel(adapters: Sequence[ErasureAdapter]) -> dict[str, LowRank]:
-    """One edit per layer from the files alone: on each adapter's stored keys it does what that adapter does.
+def combine_stored(adapters: Sequence[ErasureAdapter]) -> dict[str, LowRank]:
+    """One edit per layer from the files alone.
 
-    With S = sum B_i A_i, the keys side by side X, R = [B_1 A_1 X_1, B_2 A_2 X_2, ...] and the stacked A:
+    On each adapter's stored keys it does what that adapter does.
+
+    With S = sum B_i A_i, the keys side by side X, R = [B_1 A_1 X_1, B_2 A_2 X_2, ...] and the
+    stacked A:
 
         G = (A X)^+ A,   D = S (I - X G) + R G
 
-    which for exact edits is  D = B (A X)^-1 A. Where each layer's input depends on shallower edits the stored keys
-    are those of the adapters apart, so this is close, not exact; `combined` is exact and needs the text encoder.
+    which for exact edits is  D = B (A X)^-1 A. Where each layer's input depends on shallower edits
+    the stored keys are those of the adapters apart, so this is close, not exact; `combine` is
+    exact and needs the text encoder.
 
     Returns:
         Stored layer name -> factors in float64.
 
     Raises:
-        AdapterStateError: One gives neurons away: two that were made apart may give away the same.
+        AdapterStateError: One assigns neurons: two that were made apart may have assigned the same.
     """
     if any(a.plan.assigns_neurons for a in adapters):
         raise AdapterStateError(
-            "adapters with neurons among their layers may have given away the same ones; combine them on the text encoder"
+            "adapters with neurons among their layers may have assigned the same ones; combine "
+            "them on the text encoder"
         )
-    names = dict.fromkeys(name for a in adapters for name in a.edits)
-    return {name: _kernel(name, [a for a in adapters if name in a.edits]) for name in names}
+    edits = {}
+    for name in _edited_layers(adapters):
+        edits[name] = _combine_layer(name, [a for a in adapters if name in a.edits])
+    return edits
 
 
-def _kernel(name: str, adapters: Sequence[ErasureAdapter]) -> LowRank:
+def _combine_layer(name: str, adapters: Sequence[ErasureAdapter]) -> LowRank:
     edits = [a.edits[name].to(torch.float64) for a in adapters]
-    keys = [_keys(a, name) for a in adapters]
-    X, R = (
-        torch.cat(keys, 1),
-        torch.cat([f.B @ (f.A @ k) for f, k in zip(edits, keys, strict=True)], 1),
-    )
+    keys = [_keys_of(a, name) for a in adapters]
+    X = torch.cat(keys, 1)
+    R = torch.cat([f.B @ (f.A @ k) for f, k in zip(edits, keys, strict=True)], 1)
     total = stack(edits)
     AX = total.A @ X
     G = torch.linalg.pinv(AX, rtol=1e-10) @ total.A
     return orthonormal(stack([total, LowRank(R - total.B @ AX, G)]), rtol=1e-12)
 
 
-def _keys(adapter: ErasureAdapter, name: str) -> Tensor:
+def _keys_of(adapter: ErasureAdapter, name: str) -> Tensor:
     """`(d_in, n)`; all K/V linears share the keys of the encoder they read."""
     if isinstance(adapter.options, OtherMethod):
         raise AdapterStateError(
