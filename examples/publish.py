@@ -1,4 +1,4 @@
-"""Make an erasure, look at it, publish it with its card and pictures, and load it back pinned.
+"""Make an erasure, look at it, publish it with its card and images, and load it back pinned.
 
 python examples/publish.py OWNER/NAME        # needs `hf auth login`
 """
@@ -15,22 +15,17 @@ PROMPT = "a red ring on snow"
 
 
 def main(repo_id: str) -> ErasureAdapter:
-    """Publish to `repo_id`; returns the adapter as it came back, pinned to the commit that was made."""
+    """Publish to `repo_id`; returns the adapter as it came back, pinned to its commit."""
     pipe = erasable(glyphs.load_pipeline())
-    adapter = erase(
-        pipe,
-        ErasureSpec(
-            (Concept("ring", anchor="circle"),), preserve=tuple(glyphs.captions(400, seed=0))
-        ),
-    )
+    spec = ErasureSpec([Concept("ring", anchor="circle")], preserve=glyphs.captions(400, seed=0))
+    adapter = erase(pipe, spec)
     pipe.load_erasure_adapter(adapter)
     pipe.verify_erasure(raise_on_fail=True)
     with tempfile.TemporaryDirectory() as folder:
-        picture = Path(folder) / "after.png"
-        pipe(PROMPT, num_inference_steps=15).images[0].save(picture)
-        url = adapter.push_to_hub(
-            repo_id, base_model="glyphs", license="apache-2.0", pictures={PROMPT: picture}
-        )
+        image = Path(folder) / "after.png"
+        pipe(PROMPT, num_inference_steps=15).images[0].save(image)
+        about = {"base_model": "glyphs", "license": "apache-2.0", "pictures": {PROMPT: image}}
+        url = adapter.push_to_hub(repo_id, **about)
     print(url)
     return ErasureAdapter.from_pretrained(repo_id, revision=url.rsplit("/", 1)[-1])
 

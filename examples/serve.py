@@ -1,9 +1,10 @@
-"""A picture service with two erasures that cannot be switched off by a request, and a health endpoint.
+"""An image service with two erasures that no request can switch off, and a health endpoint.
 
     pip install fastapi uvicorn
     uvicorn --app-dir examples serve:app
 
-`POST /draw {"prompt": "a red star on snow", "seed": 0}` answers a PNG; `GET /health` measures the erasures on the live weights.
+`POST /draw {"prompt": "a red star on snow", "seed": 0}` answers a PNG.
+`GET /health` measures the erasures on the live weights.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ ERASED = ("no-star", "no-mira-voss")
 
 
 def load() -> Any:
-    """The pipeline with both erasures on and locked; raises if they do not hold, so that no service starts without them."""
+    """The pipeline with both erasures on and locked.
+
+    It raises if they do not hold, so that no service starts without them.
+    """
     pipe = erasable(glyphs.load_pipeline())
     for name in ERASED:
         pipe.load_erasure_adapter(ADAPTERS / name, adapter_name=name, locked=True)
@@ -44,7 +48,8 @@ class Request(BaseModel):
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    app.state.pipe, app.state.one_at_a_time = load(), threading.Lock()
+    app.state.pipe = load()
+    app.state.one_at_a_time = threading.Lock()
     yield
 
 
@@ -55,12 +60,11 @@ app = FastAPI(lifespan=lifespan)
 def draw(request: Request) -> Response:
     """A PNG of the prompt, with the erasures on."""
     noise = torch.Generator().manual_seed(request.seed)
+    settings = {"num_inference_steps": request.steps, "guidance_scale": 3.0, "generator": noise}
     with app.state.one_at_a_time:  # a pipeline's scheduler has a state of its own
-        drawn = app.state.pipe(
-            request.prompt, num_inference_steps=request.steps, guidance_scale=3.0, generator=noise
-        )
+        image = app.state.pipe(request.prompt, **settings).images[0]
     content = io.BytesIO()
-    drawn.images[0].save(content, "PNG")
+    image.save(content, "PNG")
     return Response(content.getvalue(), media_type="image/png")
 
 

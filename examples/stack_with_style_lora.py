@@ -1,4 +1,4 @@
-"""Two erasures under a style LoRA: load in any order, refit where the LoRA changes the text encoder.
+"""Two erasures under a style LoRA: any order, and a refit where it changes the text encoder.
 
 python examples/stack_with_style_lora.py
 """
@@ -16,28 +16,28 @@ ADAPTERS = Path(__file__).parent.parent / "adapters" / "glyphs"
 
 
 def style_lora(pipe: Any, *, seed: int = 0, scale: float = 0.05) -> dict[str, torch.Tensor]:
-    """A random LoRA on the text encoder and the UNet's attention; a stand-in for one that you downloaded."""
-    noise, tensors = torch.Generator().manual_seed(seed), {}
-    places = (
+    """A random LoRA on text encoder and UNet, in place of one that you downloaded."""
+    noise = torch.Generator().manual_seed(seed)
+    tensors = {}
+    parts = (
         ("text_encoder.text_model.", pipe.text_encoder, "q_proj"),
         ("unet.", pipe.unet, "attn1.to_q"),
     )
-    for prefix, root, ending in places:
+    for prefix, root, ending in parts:
         for name, module in root.named_modules():
             if name.endswith(ending):
                 rows, columns = module.weight.shape
-                tensors[f"{prefix}{name}.lora_A.weight"] = (
-                    torch.randn(4, columns, generator=noise) / columns**0.5
-                )
-                tensors[f"{prefix}{name}.lora_B.weight"] = (
-                    torch.randn(rows, 4, generator=noise) * scale
-                )
+                A = torch.randn(4, columns, generator=noise) / columns**0.5
+                B = torch.randn(rows, 4, generator=noise) * scale
+                tensors[f"{prefix}{name}.lora_A.weight"] = A
+                tensors[f"{prefix}{name}.lora_B.weight"] = B
     return tensors
 
 
 def main() -> dict[str, float]:
-    """Residuals: erased; with the LoRA on top; solved again on top of it; the LoRA taken off."""
-    pipe, residuals = erasable(glyphs.load_pipeline()), {}
+    """Residual by state of the pipeline."""
+    pipe = erasable(glyphs.load_pipeline())
+    residuals = {}
     for name in ("no-star", "no-mira-voss"):
         pipe.load_erasure_adapter(ADAPTERS / name, adapter_name=name)
     residuals["erased"] = pipe.verify_erasure(raise_on_fail=True).residual
