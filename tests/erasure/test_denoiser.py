@@ -88,13 +88,13 @@ def test_auto_moves_least_of_all_it_offers_on_captions_that_its_metric_has_not_s
         predictions.captions
     )
     enough = {}
-    for chain in ({}, *CHAINS):
-        adapter = predictions.judge(erase(shipped, unseen, measure=False, **chain))
+    for layers in (None, *CHAINS):
+        adapter = predictions.judge(erase(shipped, unseen, measure=False, layers=layers))
         if adapter.report.denoiser_residual <= ENOUGH:
-            enough[adapter.options.layers] = adapter.report.denoiser_drift
+            enough[adapter.plan] = adapter.report.denoiser_drift
     assert len(enough) > 2
-    assert min(enough, key=enough.__getitem__) == auto.options.layers
-    assert enough[auto.options.layers] == auto.report.denoiser_drift
+    assert min(enough, key=enough.__getitem__) == auto.plan
+    assert enough[auto.plan] == auto.report.denoiser_drift
 
 
 def test_where_no_chain_erases_enough_the_gentlest_that_nearly_does_is_taken_else_one_near_the_best(

@@ -28,10 +28,10 @@ def plain(keys, gap):
     return solve(keys["exact"].T, gap["exact"].T)
 
 
-def sites_of(encoder, rows, kind, solver=plain):
+def sites_of(encoder, rows, kind, solver=plain, blocks=BLOCKS):
     """The writer of each block for the block's output, or every linear for its own."""
     places = []
-    for block in BLOCKS:
+    for block in blocks:
         path = f"{blocks_path(encoder)}.{block}"
         if kind == "block":
             places.append((f"{path}.{writer_of(encoder, path)}", path))
@@ -135,7 +135,8 @@ def test_rows_cut_after_the_last_aligned_position_give_the_states_of_whole_ones(
 @pytest.mark.parametrize("blocks", [BLOCKS, range(6)])
 def test_the_gap_shrinks_with_every_block(shipped, rows, blocks):
     encoder = shipped.text_encoder
-    gaps = [s.gap for s in walk(encoder, rows, sites_of(encoder, blocks, "block"), plain).steps]
+    sites = sites_of(encoder, rows, "block", blocks=blocks)
+    gaps = [step.gap for step in walk(encoder, rows, sites).steps]
     assert gaps[0] > 10 * gaps[1]
     for shallower, deeper in pairwise(gaps):
         assert shallower > 1.2 * deeper

@@ -186,8 +186,8 @@ def _enough(captions: Sequence[str], rows: int, linears: Mapping[str, nn.Module]
     width = widths[name]
     if rows < width:
         raise ConceptSpecError(
-            f"the {len(captions)} preserve captions that name no target give the metric {rows} rows, {name} needs {width}; give "
-            f"about {-(-width * len(captions) // rows)} captions, or metric='identity'"
+            f"the {len(captions)} preserve captions that name no target give the metric {rows} "
+            f"rows, {name} needs {width}; give about {-(-width * len(captions) // rows)} captions, or metric='identity'"
         )
 
 

@@ -17,6 +17,7 @@ from ..config.plan import Plan
 from ..config.spec import Concept, ErasureSpec
 from ..errors import IllPosedError
 from ..families.encoders import blocks_read
+from ..families.pipelines import family_of
 from ..modules.fingerprint import fingerprints
 from ..patching.weights import unedited
 from ..prompts.alignment import rows_to_measure
@@ -81,6 +82,7 @@ def erase(
     began = time.perf_counter()
     spec = ErasureSpec((spec,)) if isinstance(spec, Concept) else spec
     request = Options.of(options)
+    family_of(pipe)  # refuses what is no known pipeline
     with unedited(pipe), torch.no_grad():
         spec = with_anchors(pipe, spec, request.alignment)
         if request.layers == AUTO:

@@ -79,10 +79,13 @@ def walk(
     for site in sites:
         outputs.setdefault(site.output, []).append(site)
     behind = outputs.pop(STATES, [])
-    with run.hooks(outputs), _in_parts(encoder, outputs):
-        # last, so that its hooks see the edited stream
-        with reading_states(encoder, readings) as read:
-            states = read(run.batch.tokens)
+    # states are read last, so that those hooks see the edited stream
+    with (
+        run.hooks(outputs),
+        _in_parts(encoder, outputs),
+        reading_states(encoder, readings) as read,
+    ):
+        states = read(run.batch.tokens)
     found = {kind: run.read(kind, readings, states) for kind in rows}
     whole = next((i for i, reading in enumerate(readings) if not reading.pooled), 0)
     for site in behind:

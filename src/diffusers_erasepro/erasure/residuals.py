@@ -62,7 +62,7 @@ def largest(values: Iterable[float | Tensor]) -> float:
 
 
 def read_residual(have: Tensor, goal: Tensor, readers: Sequence[tuple[Tensor, LowRank]]) -> Tensor:
-    """Residual per position: of the states, or of what the worst of edited readers makes of them."""
+    """Residual per position: of the states, or of what the worst edited reader makes of them."""
     if not readers:
         return relative(have, goal)
     have = have.double()

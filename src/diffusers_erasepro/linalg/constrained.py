@@ -207,7 +207,8 @@ def cholesky(C: Tensor, where: str = "layer") -> Tensor:
     L, bad = torch.linalg.cholesky_ex(C.double())
     if bad:
         raise IllPosedError(
-            f"{where}: the metric has no Cholesky factor; raise `ridge` or give more preserve prompts"
+            f"{where}: the metric has no Cholesky factor; raise `ridge` or give more preserve "
+            "prompts"
         )
     return L
 
