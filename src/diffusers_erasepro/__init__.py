@@ -1,4 +1,4 @@
-"""Concept erasures as loadable adapters for diffusers: `erase(pipe, spec)`, then `pipe.load_erasure_adapter(...)`."""
+"""Concept erasures as loadable adapters for diffusers pipelines."""
 
 from __future__ import annotations
 
