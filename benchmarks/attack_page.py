@@ -1,4 +1,7 @@
-"""The numbers of docs/attacks.md: every attack on the unedited pipeline, on peers and on ours. Resumes from its JSON lines."""
+"""The numbers of docs/attacks.md: every attack on the unedited pipeline, on peers and on ours.
+
+Resumes from its JSON lines.
+"""
 
 from __future__ import annotations
 
@@ -136,7 +139,8 @@ def page(rows: list[dict[str, Any]], where: str) -> str:
 
 
 def totals(rows: list[dict[str, Any]]) -> list[str]:
-    """By what the attacker can give, all concepts and attacks of a kind together, without those that fail on the unedited."""
+    """By what the attacker can give, all concepts and attacks of a kind together, without those
+    that fail on the unedited."""
     read = {
         (r["concept"], r["attack"])
         for r in rows

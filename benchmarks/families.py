@@ -1,4 +1,7 @@
-"""The table of docs/families.md: runs tests/families/test_families.py on every tiny pipeline. `python benchmarks/families.py`"""
+"""The table of docs/families.md: runs tests/families/test_families.py on every tiny pipeline.
+
+`python benchmarks/families.py`
+"""
 
 import re
 import subprocess

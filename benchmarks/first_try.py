@@ -1,4 +1,7 @@
-"""The transcript of docs/first-try.md: the quickstart as a stranger does it, in an empty environment outside the repository."""
+"""The transcript of docs/first-try.md.
+
+The quickstart as a stranger does it, in an empty environment outside the repository.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,10 @@ TIMED = {
 
 
 def steps(page: str) -> Iterator[tuple[str, str]]:
-    """("sh", a command) and ("python", all Python blocks so far), in the page's order; what needs a real model is left out."""
+    """("sh", a command) and ("python", all Python blocks so far), in the page's order.
+
+    What needs a real model is left out.
+    """
     so_far = ""
     for block in re.finditer(r"```python\n(.*?)```|^    (erasepro [^\n]*)$", page, re.M | re.S):
         code, command = block.groups()

@@ -1,4 +1,7 @@
-"""The numbers of docs/glyphs-measured.md: how well the shipped world draws, how well its judge sees, how long both take."""
+"""The numbers of docs/glyphs-measured.md.
+
+How well the shipped world draws, how well its judge sees, how long both take.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +62,8 @@ def drawn(
 
 
 def two_objects(pipe: Any, judge: Judge, n: int, seed: int) -> tuple[float, float]:
-    """Share of two-object captions whose first shape, and whose both shapes, are drawn in any order."""
+    """Share of two-object captions whose first shape, and whose both shapes, are drawn in any
+    order."""
     pairs = captioned_scenes(n, seed=seed, held_out=True, second=1.0)
     pairs = [(t, s) for t, s in pairs if s.shape and s.second]
     told = judge(draw(pipe, pairs, seed=seed))

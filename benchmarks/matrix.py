@@ -1,4 +1,7 @@
-"""The table of docs/versions.md: the wheel in environments with the lowest and the newest versions it says it works with."""
+"""The table of docs/versions.md.
+
+The wheel in environments with the lowest and the newest versions it says it works with.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,10 @@ def lowest() -> list[str]:
 
 
 def tried(label: str, pins: list[str], folder: Path, wheel: Path) -> str:
-    """A row: what was installed, and how the smoke tests ended; below it the errors they met, each once."""
+    """A row: what was installed, and how the smoke tests ended.
+
+    Below it the errors they met, each once.
+    """
     bin = new_environment(folder / label, *pins, str(wheel), *TESTING)
     listed = subprocess.run(
         [bin / "pip", "list", "--format=freeze"], capture_output=True, text=True, check=True

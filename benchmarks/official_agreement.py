@@ -157,7 +157,8 @@ def ours(method: Callable[..., Any], pipe: Any, spec: ErasureSpec, **settings: A
 
 
 def difference(a: Weights, b: Weights, base: Weights) -> tuple[float, float]:
-    """Worst over the linears: ||a - b|| / ||b||, and ||a - b|| / ||b - base||, the share of the edit itself."""
+    """Worst over the linears: ||a - b|| / ||b||, and ||a - b|| / ||b - base||, the share of the
+    edit itself."""
     gaps = [
         (
             float((a[p] - b[p]).norm() / b[p].norm()),

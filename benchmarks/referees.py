@@ -207,7 +207,8 @@ class Counter(logging.Handler):
 def sd_scripts(
     path: Path, adapter: ErasureAdapter, pipe: Any, encoders: tuple[str, ...]
 ) -> dict[str, Any]:
-    """Build the network with sd-scripts' `create_network_from_weights`, merge with its `merge_to`."""
+    """Build the network with sd-scripts' `create_network_from_weights`, merge with its
+    `merge_to`."""
     sys.path.insert(0, str(path))
     placeholders("cv2", "torchvision", "einops")
     import networks.lora as theirs

@@ -1,4 +1,7 @@
-"""The numbers of docs/second-judge.md: how often Text-To-Concept sees in drawn pictures what the judge sees."""
+"""The numbers of docs/second-judge.md.
+
+How often Text-To-Concept sees in drawn pictures what the judge sees.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The numbers of docs/speed.md: seconds per edit on the SD 1.4 layout, random weights, beside UCE's official script."""
+"""The numbers of docs/speed.md.
+
+Seconds per edit on the SD 1.4 layout, random weights, beside UCE's official script.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,10 @@ EXACT = {"templates": ("a {}",), "soft_templates": ()}
 
 
 def layout(seed: int, *, denoiser: bool) -> Any:
-    """A pipeline with SD 1.4's text encoder, and its UNet where asked for; the tokenizer is the glyph world's."""
+    """A pipeline with SD 1.4's text encoder, and its UNet where asked for.
+
+    The tokenizer is the glyph world's.
+    """
     torch.manual_seed(seed)
     small = glyphs.load_pipeline()
     small.tokenizer.model_max_length = 77
@@ -83,7 +89,10 @@ def names(count: int, seed: int) -> list[str]:
 
 
 def official_uce(script: Path) -> Callable[..., None]:
-    """The function of the official script, as it is; it wants two globals that its command line sets."""
+    """The function of the official script, as it is.
+
+    It wants two globals that its command line sets.
+    """
     scope: dict[str, Any] = {"__name__": "uce"}
     exec(compile(script.read_text(), str(script), "exec"), scope)
     torch.set_grad_enabled(True)  # the script turns it off for the whole process

@@ -90,7 +90,10 @@ def pytest_runtest_call(item: Any) -> Iterator[None]:
 
 
 def _state(root: Any) -> str:
-    """ "kept": bit for bit; "fused": plus what LoRA layers say they have merged, to rounding; else "other"."""
+    """ "kept": bit for bit; "fused": plus what LoRA layers say they have merged, to rounding.
+
+    Else "other".
+    """
     from diffusers_erasepro.modules.linear import base_linear
     from diffusers_erasepro.patching.weights import registry_of, track_weights
 

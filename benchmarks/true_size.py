@@ -168,7 +168,10 @@ def fill(weight: Tensor, shape: torch.Size, seed: int) -> None:
 
 @cache
 def normal() -> Tensor:
-    """Drawn once: billions of draws outlast the bench. A prime length, so that no two rows of a weight are the same."""
+    """Drawn once: billions of draws outlast the bench.
+
+    A prime length, so that no two rows of a weight are the same.
+    """
     return torch.randn(16_777_213)
 
 

@@ -16,7 +16,8 @@ from diffusers_erasepro import Concept, ErasureSpec, erasable, erase, glyphs
 
 
 def pipeline() -> Any:
-    """SD 1.5's denoiser (32 K/V linears of 768 inputs) and text encoder (12 blocks of 768), without a VAE."""
+    """SD 1.5's denoiser (32 K/V linears of 768 inputs) and text encoder (12 blocks of 768),
+    without a VAE."""
     torch.manual_seed(0)
     tokenizer = glyphs.load_pipeline().tokenizer
     vocabulary = len(tokenizer)

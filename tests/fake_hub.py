@@ -1,4 +1,7 @@
-"""The parts of the Hub's protocol that the client uses, over HTTP on the loopback: repositories, commits, LFS, resolve."""
+"""The parts of the Hub's protocol that the client uses, over HTTP on the loopback.
+
+Repositories, commits, LFS, resolve.
+"""
 
 import base64
 import hashlib
@@ -27,7 +30,10 @@ def not_found(code):
 
 
 class FakeHub:
-    """State, faults and the server; `hub.faults` maps "HEAD" or "GET" of a resolve to a function of its response."""
+    """State, faults and the server.
+
+    `hub.faults` maps "HEAD" or "GET" of a resolve to a function of its response.
+    """
 
     def __init__(self, port_socket):
         self.socket = port_socket

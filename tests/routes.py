@@ -816,7 +816,10 @@ class Outcome:
     kind: str
     """"holds", "error", "listed", or "SILENT"."""
     residual: float
-    """Worst over the denoiser's K/V: target against anchor on the same route without the erasure."""
+    """Worst over the denoiser's K/V.
+
+    Target against anchor on the same route without the erasure.
+    """
     share: float
     """|erased target - anchor| / |target - anchor|; the latter two without the erasure."""
     why: str

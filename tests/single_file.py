@@ -1,4 +1,5 @@
-"""A pipeline's weights as one checkpoint under the names of the original Stable Diffusion code, as model sites offer them."""
+"""A pipeline's weights as one checkpoint under the names of the original Stable Diffusion code,
+as model sites offer them."""
 
 import re
 

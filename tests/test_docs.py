@@ -1,4 +1,7 @@
-"""Every Python snippet of the documents runs, page by page, in a folder of its own; the site builds without a warning."""
+"""Every Python snippet of the documents runs, page by page, in a folder of its own.
+
+The site builds without a warning.
+"""
 
 import re
 import subprocess

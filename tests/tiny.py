@@ -1,4 +1,7 @@
-"""A tiny pipeline of every family: the real classes, built from configs, random weights, a tokenizer made on the spot."""
+"""A tiny pipeline of every family.
+
+The real classes, built from configs, random weights, a tokenizer made on the spot.
+"""
 
 import os
 from functools import cache
@@ -28,7 +31,10 @@ CHAT = (
 )
 WIDTH = 32
 DEVICE = os.environ.get("ERASEPRO_TEST_DEVICE", "cpu")
-"""Where the tests' pipelines live: `ERASEPRO_TEST_DEVICE=cuda make test` runs the same tests on a GPU, in full float32."""
+"""Where the tests' pipelines live.
+
+`ERASEPRO_TEST_DEVICE=cuda make test` runs the same tests on a GPU, in full float32.
+"""
 torch.backends.cudnn.allow_tf32 = False
 VOCABULARY = 800
 PRESERVE = tuple(glyphs.captions(6, seed=0))
@@ -37,7 +43,10 @@ STAR = Concept("star", "circle", ("a {}",), ())
 
 @cache
 def _trained() -> str:
-    """A byte-level BPE of the glyph captions, as JSON. It knows HunyuanVideo's template, whose length that pipeline counts on."""
+    """A byte-level BPE of the glyph captions, as JSON.
+
+    It knows HunyuanVideo's template, whose length that pipeline counts on.
+    """
     bpe = Tokenizer(models.BPE(unk_token="<unk>"))
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -145,7 +154,10 @@ def _sizes(layers: int) -> dict:
 
 
 def _spread(model):
-    """Weights large enough that a token's words matter; initial ones leave the residual stream almost alone."""
+    """Weights large enough that a token's words matter.
+
+    Initial ones leave the residual stream almost alone.
+    """
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.ndim == 2 and "embed" not in name and "shared" not in name:

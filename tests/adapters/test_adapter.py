@@ -1,4 +1,7 @@
-"""The file: same bytes, a LoRA for stock diffusers; damaged ones are in `test_files`, broken saves in `test_faults`."""
+"""The file: same bytes, a LoRA for stock diffusers.
+
+Damaged ones are in `test_files`, broken saves in `test_faults`.
+"""
 
 import copy
 import os

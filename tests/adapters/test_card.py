@@ -1,4 +1,7 @@
-"""The model card: valid by the Hub's own classes, a pure function, its snippet works when pasted."""
+"""The model card.
+
+Valid by the Hub's own classes, a pure function, its snippet works when pasted.
+"""
 
 import re
 

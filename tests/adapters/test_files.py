@@ -1,4 +1,7 @@
-"""Files from strangers: whatever is wrong with one is a named error, and the pipeline stays as it is."""
+"""Files from strangers.
+
+Whatever is wrong with one is a named error, and the pipeline stays as it is.
+"""
 
 import copy
 import hashlib

@@ -1,4 +1,7 @@
-"""The adapters folder: every file loads, verifies and says what it is; every spec can be meant; the index is complete."""
+"""The adapters folder: every file loads, verifies and says what it is; every spec can be meant.
+
+The index is complete.
+"""
 
 import importlib.util
 from pathlib import Path

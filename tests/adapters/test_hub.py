@@ -1,4 +1,5 @@
-"""Publishing and loading through the real Hub client, over HTTP against a small Hub on the loopback; its failures by name."""
+"""Publishing and loading through the real Hub client, over HTTP against a small Hub on the
+loopback; its failures by name."""
 
 import hashlib
 import warnings

@@ -102,7 +102,8 @@ def test_a_peers_file_comes_back_and_verifies_what_it_reached(pipe, adapters, na
 
 def test_a_round_of_rece_closes_what_the_inverse_map_opens(shipped, spec):
     def revived(rounds):
-        """How far the states that revive the target are from what they should give, in units of the target's."""
+        """How far the states that revive the target are from what they should give, in units of
+        the target's."""
         adapter = baselines.rece(shipped, spec, rounds=rounds)
         edits = adapter.of("unet")
         weights = {

@@ -1,4 +1,7 @@
-"""The command line as a shell sees it: output, exit codes, one-line errors, and what it does not import."""
+"""The command line as a shell sees it.
+
+Output, exit codes, one-line errors, and what it does not import.
+"""
 
 import json
 import os
@@ -163,7 +166,10 @@ def test_show_reads_the_header_without_torch(folder):
 
 
 def cpu_seconds(code, *args, tries=5):
-    """Least processor time of a fresh interpreter; elapsed time would measure what else the machine does."""
+    """Least processor time of a fresh interpreter.
+
+    Elapsed time would measure what else the machine does.
+    """
     spent = [0.0]
     for _ in range(tries):
         assert python(code, *args).returncode == 0

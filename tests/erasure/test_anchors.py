@@ -1,4 +1,5 @@
-"""anchor="auto" is settled by text features before anything is solved, and said in the adapter's spec."""
+"""anchor="auto" is settled by text features before anything is solved, and said in the adapter's
+spec."""
 
 import pytest
 

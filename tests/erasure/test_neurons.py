@@ -1,4 +1,7 @@
-"""Neurons given away: what the pair answers to, what it costs others, and that everything else holds as for blocks."""
+"""Neurons given away.
+
+What the pair answers to, what it costs others, and that everything else holds as for blocks.
+"""
 
 import copy
 import warnings
@@ -48,7 +51,8 @@ def gelu(x):
 
 @pytest.fixture
 def mlp():
-    """A random one of 8 -> 64 -> 8, inputs of it, and the Cholesky factors of what its linears receive."""
+    """A random one of 8 -> 64 -> 8, inputs of it, and the Cholesky factors of what its linears
+    receive."""
     draw = torch.Generator().manual_seed(0)
     W1, W2, z = (
         torch.randn(*shape, generator=draw, dtype=torch.float64)
@@ -73,7 +77,8 @@ def after(x, W1, b1, W2, edits):
 
 
 def answer(x, word, mlp):
-    """What the pairs write at `x` in direction of the word's gap, in units of what they write at the word."""
+    """What the pairs write at `x` in direction of the word's gap, in units of what they write at
+    the word."""
     W1, b1, W2, *_ = mlp
     gap = torch.ones(1, 8, dtype=torch.float64)
     with_gap = solve([word], [gap], mlp)
@@ -89,7 +94,10 @@ def test_the_word_gets_all_that_it_lacks_and_a_tenth_of_it_a_hundredth(mlp):
 
 
 def test_a_neuron_that_others_tell_is_given_away_for_free(mlp):
-    """Neurons 0 to 9 say what 10 to 19 say, and the rest writes much: the pair comes from these, and not both of one kind."""
+    """Neurons 0 to 9 say what 10 to 19 say, and the rest writes much.
+
+    The pair comes from these, and not both of one kind.
+    """
     W1, b1, W2, z, *_ = mlp
     W1[:10], b1[:10], W2[:, 20:] = W1[10:20], b1[10:20], 100 * W2[:, 20:]
     heard = gelu(z @ W1.T + b1)

@@ -1,4 +1,7 @@
-"""One pass that solves on the way equals the slow way: edit a weight, run the whole encoder again, and so on."""
+"""One pass that solves on the way equals the slow way.
+
+Edit a weight, run the whole encoder again, and so on.
+"""
 
 import copy
 from itertools import pairwise
@@ -59,7 +62,10 @@ def rows(shipped):
 
 
 def slow_walk(encoder, rows, sites):
-    """Per site: run targets through the edited copy and anchors through the original, solve, write the weight."""
+    """Per site.
+
+    Run targets through the edited copy and anchors through the original, solve, write the weight.
+    """
     original, encoder, found = encoder, copy.deepcopy(encoder), {}
     for site in sites:
         columns = []

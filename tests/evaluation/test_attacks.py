@@ -1,4 +1,7 @@
-"""Attacks: each is what it says it is, and the cheap ones are a gate that an erasure has to hold."""
+"""Attacks.
+
+Each is what it says it is, and the cheap ones are a gate that an erasure has to hold.
+"""
 
 import copy
 
@@ -127,7 +130,10 @@ def test_respelling_touches_only_the_concept(shipped):
 
 
 def test_the_inverse_map_revives_what_readers_make_of_the_target(shipped, preserve):
-    """RECE's derivation: the victim's K and V answer the revived states as the base's answer the prompts."""
+    """RECE's derivation.
+
+    The victim's K and V answer the revived states as the base's answer the prompts.
+    """
     siege = besieged(shipped, uce(shipped, ErasureSpec((STAR,), preserve=preserve)))
     states, revived = (
         siege.states(shipped, siege.prompts).double(),

@@ -1,4 +1,7 @@
-"""What a person sees: the target is gone from the pictures, the rest is as it was, and the grid shows it."""
+"""What a person sees.
+
+The target is gone from the pictures, the rest is as it was, and the grid shows it.
+"""
 
 import pytest
 from PIL import Image

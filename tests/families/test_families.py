@@ -1,4 +1,5 @@
-"""Every family, on a tiny pipeline of its real classes, measured at what its own `encode_prompt` returns."""
+"""Every family, on a tiny pipeline of its real classes, measured at what its own `encode_prompt`
+returns."""
 
 import copy
 
@@ -45,7 +46,8 @@ HEART = Concept("heart", "drop", ("a {}",), ())
 
 
 LAYERS = {"SanaPipeline": (READERS,), "Lumina2Pipeline": (READERS,)}
-"""Where no edit of an encoder's linears reaches an arbitrary state, the denoiser's readers carry the erasure."""
+"""Where no edit of an encoder's linears reaches an arbitrary state, the denoiser's readers carry
+the erasure."""
 
 
 class Case:
@@ -60,7 +62,10 @@ class Case:
         return erase(self.pipe, ErasureSpec((concept,), preserve=PRESERVE), layers=self.layers)
 
     def received(self, pipe, prompt):
-        """The sequences and the vectors that `encode_prompt` returns; with readers alone, what they make of its sequence."""
+        """The sequences and the vectors that `encode_prompt` returns.
+
+        With readers alone, what they make of its sequence.
+        """
         states, *others = encoded(pipe, prompt)
         return (read(pipe, states) if self.layers == (READERS,) else [states]), others
 
@@ -91,7 +96,10 @@ FAST = (
     "ZImagePipeline",
     "WanPipeline",
 )
-"""One of each kind of encoder and of wrapping; `make test-all` and `benchmarks/families.py` take them all."""
+"""One of each kind of encoder and of wrapping.
+
+`make test-all` and `benchmarks/families.py` take them all.
+"""
 
 
 @pytest.fixture(
@@ -104,7 +112,10 @@ def case(request):
 
 @torch.no_grad()
 def encoded(pipe, prompt):
-    """The floats that `encode_prompt` returns for one prompt: sequences `(length, d)` and vectors `(d,)`."""
+    """The floats that `encode_prompt` returns for one prompt.
+
+    Sequences `(length, d)` and vectors `(d,)`.
+    """
     found = pipe.encode_prompt(**call_arguments(pipe, [prompt], False))
     flat = [
         x[0] for x in (found if isinstance(found, tuple) else (found,)) if x is not None and len(x)
@@ -114,7 +125,8 @@ def encoded(pipe, prompt):
 
 @torch.no_grad()
 def read(pipe, states):
-    """What each of the denoiser's readers makes of the states `(length, d)`, behind the norm if there is one."""
+    """What each of the denoiser's readers makes of the states `(length, d)`, behind the norm if
+    there is one."""
     family = family_of(pipe)
     denoiser, norm = get_component(pipe, family.denoiser), family.encoders[0].readings[0].norm
     states = denoiser.get_submodule(norm)(states) if norm else states
@@ -122,7 +134,8 @@ def read(pipe, states):
 
 
 def residuals(case, pipe, concept):
-    """||erased(target) - base(anchor)|| / ||base(anchor)|| at each position that the erasure aligns, and of each vector."""
+    """||erased(target) - base(anchor)|| / ||base(anchor)|| at each position that the erasure
+    aligns, and of each vector."""
     pair = Pair(*(Prompt.of("a {}", words) for words in (concept.target, concept.anchor)))
     (have, vectors), (goal, wanted) = (
         case.received(pipe, pair.target.text),
@@ -158,7 +171,10 @@ def difference(case, pipe, other):
 
 
 def test_run_in_parts_the_blocks_find_the_same(case, monkeypatch):
-    """Hundreds of long rows at once are gigabytes of attention scores; here every block gets two of six rows at a time."""
+    """Hundreds of long rows at once are gigabytes of attention scores.
+
+    Here every block gets two of six rows at a time.
+    """
     spec, sizes = ErasureSpec((STAR, RING, HEART), preserve=PRESERVE), set()
     rows = [
         p.encoder for p in case.paths if not runs_trees(p.encoder)
@@ -261,7 +277,8 @@ def test_layers_shared_with_image_tokens_are_left_alone(case):
 
 
 def readers_of(*, whole: bool) -> list:
-    """Pipelines whose denoiser's readers may be edited, and read all that the pipeline reads of its text, or not all."""
+    """Pipelines whose denoiser's readers may be edited, and read all that the pipeline reads of
+    its text, or not all."""
     records = [
         r
         for r in PIPELINES

@@ -1,4 +1,7 @@
-"""The world in the box: its words, its pictures, its judge, and a pipeline that draws what the caption says."""
+"""The world in the box.
+
+Its words, its pictures, its judge, and a pipeline that draws what the caption says.
+"""
 
 import json
 import sys

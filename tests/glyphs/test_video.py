@@ -1,4 +1,7 @@
-"""The video world in the box: its clips, their judge, and a shape and a motion erased from a stock AnimateDiffPipeline."""
+"""The video world in the box.
+
+Its clips, their judge, and a shape and a motion erased from a stock AnimateDiffPipeline.
+"""
 
 import json
 from dataclasses import replace
@@ -111,7 +114,10 @@ def test_weights_are_small_and_carry_their_recipe():
 
 
 def test_a_shape_and_a_motion_are_erased_and_off_is_the_same_bits(video, judge, clip_captions):
-    """The motion by pixels: the shipped world does not draw every motion well enough to judge single clips by eye."""
+    """The motion by pixels.
+
+    The shipped world does not draw every motion well enough to judge single clips by eye.
+    """
     concepts = Concept("star", "circle"), Concept("rising", STILL, templates="unsafe")
     before = bits(video)
     (star,), (rising,), (resting,) = (

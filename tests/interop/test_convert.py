@@ -1,4 +1,7 @@
-"""Other tools: the same deltas out as kohya names, and in from three spellings; merged checkpoints."""
+"""Other tools: the same deltas out as kohya names, and in from three spellings.
+
+Merged checkpoints.
+"""
 
 import copy
 

@@ -1,4 +1,7 @@
-"""What `MODEL` may be: the same pipeline from its folder and from a single file; what is missing is named with what to do."""
+"""What `MODEL` may be: the same pipeline from its folder and from a single file.
+
+What is missing is named with what to do.
+"""
 
 import pytest
 import torch

@@ -1,4 +1,7 @@
-"""Pipelines as people load them: quantised, offloaded, of several dtypes, with parts of their own. It works, or says why not."""
+"""Pipelines as people load them.
+
+Quantised, offloaded, of several dtypes, with parts of their own. It works, or says why not.
+"""
 
 import copy
 from typing import ClassVar
@@ -192,7 +195,10 @@ class Noted(CpuOffload):
 
 
 def test_model_offload_moves_the_encoder_itself_and_not_its_twin():
-    """Else a GPU gets the weights, which both share, and not the encoder's own buffers: it would not run any more."""
+    """Else a GPU gets the weights, which both share, and not the encoder's own buffers.
+
+    It would not run any more.
+    """
     pipe = tiny.build("StableDiffusionPipeline").to(BRAIN)
     add_hook_to_module(pipe.text_encoder, Noted(torch.device(DEVICE)))
     erase(pipe, SPEC)

@@ -510,7 +510,10 @@ def test_two_hundred_clean_configurations_raise_no_alarm(shipped, preserve):
 
 
 def test_a_large_edit_in_sixteen_bits_is_no_alarm_and_a_broken_one_is(shipped, preserve):
-    """ "house" is no word of this world: its edit is three times as large as K/V, and so is what rounding makes of it."""
+    """ "house" is no word of this world.
+
+    Its edit is three times as large as K/V, and so is what rounding makes of it.
+    """
     adapter = erase(
         shipped, ErasureSpec((Concept("house", "circle"),), preserve=preserve), layers="kv"
     )

@@ -1,4 +1,7 @@
-"""Weights that cannot be edited in place: the edit is a hook, with the real libraries that quantise."""
+"""Weights that cannot be edited in place.
+
+The edit is a hook, with the real libraries that quantise.
+"""
 
 import copy
 import pickle

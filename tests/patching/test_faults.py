@@ -1,4 +1,7 @@
-"""Whatever breaks a load, a switch or a save on the way: bits, registry, hooks and files are as before."""
+"""Whatever breaks a load, a switch or a save on the way.
+
+Bits, registry, hooks and files are as before.
+"""
 
 import copy
 import os
@@ -23,7 +26,10 @@ FAULTS = (RuntimeError("fault"), KeyboardInterrupt(), MemoryError())
 
 
 def interrupted(act, at, fault):
-    """Run `act`, and raise `fault` at the `at`-th line it executes in our modules; whether it was reached."""
+    """Run `act`, and raise `fault` at the `at`-th line it executes in our modules.
+
+    Whether it was reached.
+    """
     seen = 0
 
     def line(frame, event, _):
@@ -59,7 +65,10 @@ def state(pipe):
 
 
 def inject(pipe, act, undo, points):
-    """Interrupt `act` at each of `points`; how often it was as before, and how often already done."""
+    """Interrupt `act` at each of `points`.
+
+    How often it was as before, and how often already done.
+    """
     before, known, done = bits(pipe), state(pipe), 0
     act()
     after = bits(pipe)
@@ -139,7 +148,10 @@ STEPS_OF_A_SAVE = ("open", "fsync", "os.chmod", "os.rename", "os.mkdir", "tempfi
 
 
 def save_and_die(target, content, at):
-    """Save in a child process that kills itself at the `at`-th step into the file system; whether it got that far."""
+    """Save in a child process that kills itself at the `at`-th step into the file system.
+
+    Whether it got that far.
+    """
     child = os.fork()
     if child == 0:
         seen = 0
@@ -182,7 +194,8 @@ def test_a_save_that_is_killed_leaves_a_whole_file(no_star, no_cross, tmp_path, 
 
 @pytest.mark.parametrize("number", range(4))
 def test_a_disk_that_fills_up_loses_nothing(no_star, no_cross, tmp_path, monkeypatch, number):
-    """ENOSPC at the n-th call into the file system, among write, flush, fsync, chmod and replace."""
+    """ENOSPC at the n-th call into the file system, among write, flush, fsync, chmod and
+    replace."""
     target = no_star.save_pretrained(tmp_path)
     before, seen = target.read_bytes(), 0
 

@@ -1,4 +1,7 @@
-"""Many threads: nothing is lost, and every picture is drawn in one state that somebody asked for."""
+"""Many threads.
+
+Nothing is lost, and every picture is drawn in one state that somebody asked for.
+"""
 
 import copy
 import random
@@ -19,7 +22,10 @@ def fingerprint(pipe, prompt="a red star on snow"):
 
 
 def stress(pipe, adapters, rounds, workers=8):
-    """Each worker loads, toggles, unloads and draws; returns the pictures drawn and the errors met."""
+    """Each worker loads, toggles, unloads and draws.
+
+    Returns the pictures drawn and the errors met.
+    """
     pictures, errors, register = set(), [], torch.nn.Module.register_parameter
     scheduler, tokenizer = copy.deepcopy(pipe.scheduler), copy.deepcopy(pipe.tokenizer)
 

@@ -1,4 +1,7 @@
-"""Prompts run_encoder as trees are the prompts: each position sees its own beginning, and is where the batch says."""
+"""Prompts run_encoder as trees are the prompts.
+
+Each position sees its own beginning, and is where the batch says.
+"""
 
 import copy
 
