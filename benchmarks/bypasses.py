@@ -98,9 +98,18 @@ def main() -> None:
         + ", ".join(f"{counts[k]} {k}" for k in ("holds", "error", "listed"))
         + f", **{counts['SILENT']} silent**.",
         "",
-        "- *holds*: the K/V of the target are those of its anchor on the same route without the erasure; the number is the worst",
-        f"  relative difference (threshold 1e-5, bf16 2e-2), and at most {SHARE} of the target is left in the drawing.",
-        "- *a name*: this error, before a picture is drawn (*: raised by diffusers itself, with and without us).",
+        (
+            "- *holds*: the K/V of the target are those of its anchor on the same route without "
+            "the erasure; the number is the worst"
+        ),
+        (
+            f"  relative difference (threshold 1e-5, bf16 2e-2), and at most {SHARE} of the "
+            "target is left in the drawing."
+        ),
+        (
+            "- *a name*: this error, before a picture is drawn (*: raised by diffusers itself, "
+            "with and without us)."
+        ),
         "- *listed*: it does not hold exactly, and `verify_erasure` says so.",
         "",
         *table(outcomes),

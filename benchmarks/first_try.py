@@ -75,8 +75,14 @@ def main() -> None:
         lines = [
             "# The first try",
             "",
-            f"`python benchmarks/first_try.py` wrote this page: {where}. A new environment in an empty folder,",
-            f"`pip install {args.torch} {wheel.name}` ({wheel.stat().st_size / 2**20:.1f} MB), then the commands of the",
+            (
+                f"`python benchmarks/first_try.py` wrote this page: {where}. A new environment in "
+                "an empty folder,"
+            ),
+            (
+                f"`pip install {args.torch} {wheel.name}` ({wheel.stat().st_size / 2**20:.1f} "
+                "MB), then the commands of the"
+            ),
             "[quickstart](quickstart.md), as they stand there.",
             "",
         ]

@@ -135,15 +135,22 @@ def main() -> None:
             [
                 "# The glyph world, measured",
                 "",
-                f"`python benchmarks/glyph_world.py` wrote this page: {provenance(args.seed)}; {args.n} captions per drawn row,",
+                (
+                    "`python benchmarks/glyph_world.py` wrote this page: "
+                    f"{provenance(args.seed)}; {args.n} captions per drawn row,"
+                ),
                 "15 steps, guidance 3, float32. Only what a caption says counts.",
                 "",
                 *rows,
                 "",
-                f"Two objects, held-out phrasings: the first shape is there in {first:.3f}, both in {both:.3f} "
+                f"Two objects, held-out phrasings: the first shape is there in {first:.3f}, "
+                f"both in {both:.3f} "
                 f"of {args.n // 2} pictures.",
                 "",
-                f"Weights {size:.1f} MB; `load_pipeline()` {load:.2f} s; 32 images in 15 steps {pictures:.1f} s.",
+                (
+                    f"Weights {size:.1f} MB; `load_pipeline()` {load:.2f} s; 32 images in 15 "
+                    f"steps {pictures:.1f} s."
+                ),
                 "",
                 "## Training",
                 "",

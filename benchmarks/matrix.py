@@ -109,8 +109,14 @@ def main() -> None:
                 "",
                 f"pyproject.toml asks for `{', '.join(bounds())}`.",
                 "",
-                f"`python benchmarks/matrix.py` wrote this page: {where}; each row names the commit it ran on.",
-                f"The wheel in a new environment, and the smoke tests ({', '.join(f'`{path}`' for path in SMOKE)}) against it.",
+                (
+                    f"`python benchmarks/matrix.py` wrote this page: {where}; each row names the "
+                    "commit it ran on."
+                ),
+                (
+                    "The wheel in a new environment, and the smoke tests "
+                    f"({', '.join(f'`{path}`' for path in SMOKE)}) against it."
+                ),
                 "",
                 f"| | {' | '.join(NAMES)} | tests | commit |",
                 "|---|" + "---|" * (len(NAMES) + 2),

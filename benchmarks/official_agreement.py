@@ -1,8 +1,10 @@
-"""The numbers of docs/peers.md: our UCE, RECE and SPEED beside their official code, on the same pipeline and prompts.
+"""The numbers of docs/peers.md: our UCE, RECE and SPEED beside their official code, on the same
+pipeline and prompts.
 
-Takes folders with the official repositories (rohitgandikota/unified-concept-editing, CharlesGong12/RECE,
-Ouxiang-Li/SPEED); none of their code is here. Their functions run as they are; what they import and this
-comparison does not need (pandas, image writers, a k-means that insists on CUDA) is replaced by stand-ins.
+Takes folders with the official repositories (rohitgandikota/unified-concept-editing,
+CharlesGong12/RECE, Ouxiang-Li/SPEED); none of their code is here. Their functions run as they are;
+what they import and this comparison does not need (pandas, image writers, a k-means that insists on
+CUDA) is replaced by stand-ins.
 """
 
 from __future__ import annotations
@@ -181,7 +183,8 @@ def main() -> None:
     args = parser.parse_args()
     print(f"{provenance(0)}; preserve: glyphs.captions({args.captions}, seed=0)\n")
     print(
-        "| erased | method | official code in | worst difference of a weight | share of the edit |\n|---|---|---|---|---|"
+        "| erased | method | official code in | worst difference of a weight | share of the "
+        "edit |\n|---|---|---|---|---|"
     )
     for dtype in (torch.float64, torch.float32):
         torch.set_default_dtype(
@@ -217,7 +220,10 @@ def main() -> None:
             for method, pair in rows.items():
                 whole, edit = difference(*pair, base)
                 print(
-                    f"| {name} | {method} | {str(dtype).removeprefix('torch.')} | {whole:.1e} | {edit:.1e} |",
+                    (
+                        f"| {name} | {method} | {str(dtype).removeprefix('torch.')} | {whole:.1e} "
+                        f"| {edit:.1e} |"
+                    ),
                     flush=True,
                 )
 

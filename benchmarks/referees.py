@@ -1,9 +1,11 @@
-"""ComfyUI's and sd-scripts' own code as referees of the kohya export: every key mapped, every delta equal.
+"""ComfyUI's and sd-scripts' own code as referees of the kohya export: every key mapped, every delta
+equal.
 
     python benchmarks/referees.py --comfyui PATH --sd-scripts PATH
 
-The paths are checkouts of the two repositories; nothing of them is in this one. What their modules import but the key
-mapping does not need (image libraries, the other model classes) is replaced by placeholders.
+The paths are checkouts of the two repositories; nothing of them is in this one. What their modules
+import but the key mapping does not need (image libraries, the other model classes) is replaced by
+placeholders.
 """
 
 from __future__ import annotations
@@ -265,7 +267,8 @@ def main() -> None:
     single = everywhere(pipe)
     double = two_encoders(single)
     print(
-        "| referee | layout | keys | not mapped | layers | worst difference |\n|---|---|---|---|---|---|"
+        "| referee | layout | keys | not mapped | layers | worst difference "
+        "|\n|---|---|---|---|---|---|"
     )
     if args.comfyui:
         show("ComfyUI", "SD 1.5", comfyui(args.comfyui, single, {"text_encoder": "clip_l"}))

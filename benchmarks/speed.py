@@ -179,8 +179,10 @@ def live(count: int, seed: int) -> str:
         pipe.disable_erasure()
         switched.append(timed(pipe.enable_erasure)[0])
     return (
-        f"In a process of its own: one adapter is loaded from disk in {1000 * loading:.0f} ms (with one pass of the encoder, to "
-        f"see that it erases); {count} not seen together before take {unseen:.2f} s, and to switch them on again "
+        f"In a process of its own: one adapter is loaded from disk in {1000 * loading:.0f} ms "
+        "(with one pass of the encoder, to "
+        f"see that it erases); {count} not seen together before take {unseen:.2f} s, and to "
+        "switch them on again "
         f"{1000 * statistics.median(switched):.0f} ms."
     )
 
@@ -308,12 +310,30 @@ def write(
             [
                 "# Speed, beside the peers' official code",
                 "",
-                f"`python benchmarks/speed.py --uce FOLDER --speed FOLDER --rece FOLDER` wrote this page: {where}.",
-                "SD 1.4 layout, random weights, float32; the edit alone, without loading a model. UCE and RECE without a preserve list",
-                "(RECE encodes each caption again for each linear), RECE's one round without the UCE edit it starts from; SPEED with 100",
-                f"captions. Ours with cached statistics of 100 captions (computed once per base and list: {statistic:.0f} s).",
-                "Exact: one template. Default: with soft prompts. Measured: held-out residual and drift reported too.",
-                "Median of three, one run above 10 and of SPEED and RECE. Memory: peak of the process above where the edit began.",
+                (
+                    "`python benchmarks/speed.py --uce FOLDER --speed FOLDER --rece FOLDER` "
+                    f"wrote this page: {where}."
+                ),
+                (
+                    "SD 1.4 layout, random weights, float32; the edit alone, without loading a "
+                    "model. UCE and RECE without a preserve list"
+                ),
+                (
+                    "(RECE encodes each caption again for each linear), RECE's one round without "
+                    "the UCE edit it starts from; SPEED with 100"
+                ),
+                (
+                    "captions. Ours with cached statistics of 100 captions (computed once per "
+                    f"base and list: {statistic:.0f} s)."
+                ),
+                (
+                    "Exact: one template. Default: with soft prompts. Measured: held-out "
+                    "residual and drift reported too."
+                ),
+                (
+                    "Median of three, one run above 10 and of SPEED and RECE. Memory: peak of "
+                    "the process above where the edit began."
+                ),
                 "",
                 f"| seconds (against UCE), MiB | {' | '.join(map(str, args.counts))} |",
                 "|---|" + "---|" * len(args.counts),

@@ -179,9 +179,11 @@ def row(
     exact = all(seen[k] for k in ("off", "again", "reverse"))
     tqdm.write(f"{len(adapters)} {residual} {moved} {seen}")
     return (
-        f"| {len(adapters)} | {residual['default']:.2f} / {moved['default']:.3f} | {residual['sum']:.2f} / {moved['sum']:.3f} | "
+        f"| {len(adapters)} | {residual['default']:.2f} / {moved['default']:.3f} | "
+        f"{residual['sum']:.2f} / {moved['sum']:.3f} | "
         f"{residual['kernel']:.3f} / {moved['kernel']:.3f} | "
-        f"{seen['residual']:.1e} / {moved['joint']:.3f} | {seen['after']:.1e} | {'yes' if exact else '**no**'} | "
+        f"{seen['residual']:.1e} / {moved['joint']:.3f} | {seen['after']:.1e} | "
+        f"{'yes' if exact else '**no**'} | "
         f"{joint.report.seconds:.1f} | {1000 * seen['toggle']:.0f} | {1000 * close_seconds:.0f} |"
     )
 
@@ -208,22 +210,42 @@ def main() -> None:
     page = [
         f"# Stacking adapters made apart, on the {world.name} world",
         "",
-        f"`python benchmarks/stacking.py --world {world.name}` wrote this page: {provenance(args.seed)}, float32.",
-        "Adapters of one concept each (shapes, styles, the attribute, then nouns), loaded in a shuffled order,",
+        (
+            f"`python benchmarks/stacking.py --world {world.name}` wrote this page: "
+            f"{provenance(args.seed)}, float32."
+        ),
+        (
+            "Adapters of one concept each (shapes, styles, the attribute, then nouns), loaded in "
+            "a shuffled order,"
+        ),
         f"one by one up to {APART}, more at once (`load_erasure_adapters`).",
-        "Residual: the worst over everything listed. Drift: mean relative change of 128 preserve captions' states.",
+        (
+            "Residual: the worst over everything listed. Drift: mean relative change of 128 "
+            "preserve captions' states."
+        ),
         "",
-        "Made at default settings, things and styles have given away neurons, which the files alone do not tell apart: adding",
-        "files up breaks them, and `combine_stored` refuses. With `layers=(0, -1)` files may be added, at the residual shown.",
+        (
+            "Made at default settings, things and styles have given away neurons, which the "
+            "files alone do not tell apart: adding"
+        ),
+        (
+            "files up breaks them, and `combine_stored` refuses. With `layers=(0, -1)` files may "
+            "be added, at the residual shown."
+        ),
         "Where a set has more words than idle neurons (50 here) it is solved in blocks.",
         "",
-        "| adapters | sum of the edits: residual / drift | the same, `layers=(0, -1)` | `combine_stored`, `layers=(0, -1)` | as "
-        "loaded (joint): residual / drift | after deleting one | off, on again, reverse order: same bits | joint solve, s | "
+        "| adapters | sum of the edits: residual / drift | the same, `layers=(0, -1)` | "
+        "`combine_stored`, `layers=(0, -1)` | as "
+        "loaded (joint): residual / drift | after deleting one | off, on again, reverse "
+        "order: same bits | joint solve, s | "
         "toggle, ms | kernel, ms |",
         "|---|---|---|---|---|---|---|---|---|---|",
         *rows,
         "",
-        "The toggle is `enable_erasure()` of a set that was solved before. The kernel needs no text encoder, only the files.",
+        (
+            "The toggle is `enable_erasure()` of a set that was solved before. The kernel needs "
+            "no text encoder, only the files."
+        ),
         "",
     ]
     args.page.write_text("\n".join(page))

@@ -1,10 +1,12 @@
-"""diffusers' and PEFT's own LoRA suites as referees: with our package imported, and on a pipeline with an erasure on.
+"""diffusers' and PEFT's own LoRA suites as referees: with our package imported, and on a pipeline
+with an erasure on.
 
     python benchmarks/suites.py --diffusers PATH --peft PATH [--suite NAME ...]
 
-The paths are folders that hold the `tests/` of a release; they are copied away and nothing of them is in this repository.
-The tests ask the Hub for a tiny CLIP; a folder of its name with a random one stands for it. Needs `parameterized`.
-Loaded by pytest as a plugin (`-p suites`), this file gives diffusers' LoRA tests an erased pipeline.
+The paths are folders that hold the `tests/` of a release; they are copied away and nothing of them
+is in this repository. The tests ask the Hub for a tiny CLIP; a folder of its name with a random one
+stands for it. Needs `parameterized`. Loaded by pytest as a plugin (`-p suites`), this file gives
+diffusers' LoRA tests an erased pipeline.
 """
 
 from __future__ import annotations
@@ -217,9 +219,8 @@ def main() -> None:
     args = parser.parse_args()
     known = {tuple(key): found for key, found in kept_lines(args.lines)}
     print(
-        f"{provenance(0)}\n\n| suite | our package | passed | failed | skipped | other than without | weights after |\n"
-        + "|---" * 7
-        + "|"
+        f"{provenance(0)}\n\n| suite | our package | passed | failed | skipped | other than "
+        "without | weights after |\n" + "|---" * 7 + "|"
     )
     for suite in args.suite:
         owner, arguments = SUITES[suite]

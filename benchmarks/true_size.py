@@ -1,8 +1,10 @@
-"""CPU seconds and memory of `erase` at true sizes, for docs/families.md. `python benchmarks/true_size.py`
+"""CPU seconds and memory of `erase` at true sizes, for docs/families.md. `python
+benchmarks/true_size.py`
 
-The pipelines of tests/tiny.py get text encoders of true sizes with random weights, mapped from files like a checkpoint's; the
-files stay in runs/true_size, 15 GB. One thread; CPU seconds, so that other work on the machine does not count.
-Each group of rows runs in a process of its own; rows that are in true_size.jsonl are not measured again.
+The pipelines of tests/tiny.py get text encoders of true sizes with random weights, mapped from
+files like a checkpoint's; the files stay in runs/true_size, 15 GB. One thread; CPU seconds, so that
+other work on the machine does not count. Each group of rows runs in a process of its own; rows that
+are in true_size.jsonl are not measured again.
 """
 
 from __future__ import annotations
@@ -256,7 +258,8 @@ def write() -> None:
     before, rest = PAGE.read_text().split(START)
     machine = kept_lines(ROWS)[-1]["machine"]
     PAGE.write_text(
-        f"{before}{START}\n`python benchmarks/true_size.py`, {machine}.\n\n{table()}\n{END}{rest.split(END)[1]}"
+        f"{before}{START}\n`python benchmarks/true_size.py`, "
+        f"{machine}.\n\n{table()}\n{END}{rest.split(END)[1]}"
     )
 
 

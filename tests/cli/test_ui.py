@@ -1,6 +1,8 @@
-"""The page in a real browser: erase, see the picture change, toggle, download, errors, keyboard, a narrow screen.
+"""The page in a real browser: erase, see the picture change, toggle, download, errors, keyboard, a
+narrow screen.
 
-Gradio 6 wants an older Hub client than the pinned set has, so this runs in an environment of its own: `make test-ui`.
+Gradio 6 wants an older Hub client than the pinned set has, so this runs in an environment of its
+own: `make test-ui`.
 """
 
 import shutil
@@ -55,7 +57,8 @@ def pictures(tab):
     old = [image.get_attribute("src") for image in tab.locator(IMAGES).all()]
     tab.get_by_role("button", name="Draw before and after").click()
     tab.wait_for_function(
-        "([images, old]) => {const now = [...document.querySelectorAll(images)].map(i => i.getAttribute('src'));"
+        "([images, old]) => "
+        "{const now = [...document.querySelectorAll(images)].map(i => i.getAttribute('src'));"
         " return now.length == 2 && JSON.stringify(now) !== JSON.stringify(old)}",
         arg=[IMAGES, old],
     )
