@@ -63,7 +63,8 @@ def tried(label: str, pins: list[str], folder: Path, wheel: Path) -> str:
         for line in done.stdout.splitlines()
         if line.startswith("E  ") and "Error" in line
     }
-    row = f"| {label} | {' | '.join(have.get(name, '-') for name in NAMES)} | {last.strip('= ')} | {commit()} |"
+    versions = " | ".join(have.get(name, "-") for name in NAMES)
+    row = f"| {label} | {versions} | {last.strip('= ')} | {commit()} |"
     return "\n".join([row, *(f"- {label}: `{error}`" for error in sorted(errors))])
 
 

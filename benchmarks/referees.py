@@ -134,7 +134,7 @@ def worst(found: dict[str, Tensor], adapter: ErasureAdapter) -> float:
     return max(float((found[k] - w).abs().max() / w.abs().max()) for k, w in wanted.items())
 
 
-# ------------------------------------------------------------------------------------------------ ComfyUI
+# ---------------------------------------------------------------------- ComfyUI
 
 
 def comfyui(path: Path, adapter: ErasureAdapter, clips: dict[str, str]) -> dict[str, Any]:
@@ -203,7 +203,7 @@ class Counter(logging.Handler):
         self.count += "not loaded" in record.getMessage()
 
 
-# ------------------------------------------------------------------------------------------------ sd-scripts
+# ---------------------------------------------------------------------- sd-scripts
 
 
 def sd_scripts(

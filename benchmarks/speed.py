@@ -193,7 +193,8 @@ def alone(count: int, seed: int) -> str:
     spec = spec_of(names(count, seed), preserve)
     taken = cost(lambda: erase(pipe, spec, measure=False, **LIMITS), 1).seconds
     memory = resident("VmHWM") / 1024
-    return f"{count} concepts in a process of their own, statistics included: {taken:.0f} s, {memory:.1f} GiB at most."
+    spent = f"{taken:.0f} s, {memory:.1f} GiB at most"
+    return f"{count} concepts in a process of their own, statistics included: {spent}."
 
 
 def main() -> None:

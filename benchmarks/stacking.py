@@ -61,8 +61,11 @@ NOUNS = (
 
 
 def concepts(world: World) -> tuple[Concept, ...]:
-    """Shapes, styles, the attribute, then nouns, which the world does not draw: they are erased as well as any other word, in
-    its text features. Anchors are no targets."""
+    """Shapes, styles, the attribute, then nouns.
+
+    The world does not draw nouns: they are erased as well as any other word, in its text
+    features. Anchors are no targets.
+    """
     shapes, (plain, *styles) = [*world.shapes], world.styles
     anchors, (attribute, *synonyms) = shapes[:2], world.attribute_words
     return (

@@ -44,7 +44,7 @@ ERASED = {"diffusers, Stable Diffusion"}
 CLIP = "peft-internal-testing/tiny-clip-text-2"
 
 
-# ------------------------------------------------------------------------------------------------ as a plugin
+# ---------------------------------------------------------------------- as a plugin
 
 _adapter: Any = None
 _erased: list[Any] = []
@@ -116,7 +116,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     terminalreporter.write_line("ERASURE " + " ".join(f"{k}={n}" for k, n in sorted(_left.items())))
 
 
-# ------------------------------------------------------------------------------------------------ as a script
+# ---------------------------------------------------------------------- as a script
 
 
 def workplace(folder: Path, source: Path) -> None:

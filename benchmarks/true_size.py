@@ -119,8 +119,10 @@ GROUPS = (
     *((layout, "identity", (n,)) for layout in (SDXL, PIXART, FLUX) for n in (1, 10, 100)),
     (PIXART, "covariance", (1,)),
 )
-"""SDXL's widest metric needs 5120 positions, T5-XXL's 10240: an hour on one core. Flux gives T5 512 positions a prompt, without
-a mask."""
+"""SDXL's widest metric needs 5120 positions, T5-XXL's 10240: an hour on one core.
+
+Flux gives T5 512 positions a prompt, without a mask.
+"""
 
 
 def built(layout: Layout) -> Any:
@@ -205,9 +207,12 @@ def own_bytes() -> int:
 
 
 def measure(name: str, metric: str, counts: tuple[int, ...], blocks: int | None = None) -> None:
-    """Each count once; where there is a metric the first count twice, as the second time it is there already.
+    """Each count once; where there is a metric the first count twice.
 
-    With T5-XXL cut to some `blocks` the rows are printed and not kept: they tell the memory, in minutes.
+    The second time the metric is there already.
+
+    With T5-XXL cut to some `blocks` the rows are printed and not kept: they tell the memory, in
+    minutes.
     """
     layout = LAYOUTS[name]
     if blocks:

@@ -58,7 +58,7 @@ class FakeHub:
         self.server.should_exit = True
         self.thread.join(5)
 
-    # ------------------------------------------------------------------------------------------------ state
+    # ---------------------------------------------------------------------- state
 
     def repo(self, repo_id, request=None):
         repo = self.repos.get(repo_id)
@@ -85,7 +85,7 @@ class FakeHub:
         repo.commits[commit], repo.branches[revision] = old | files, commit
         return commit
 
-    # ------------------------------------------------------------------------------------------------ protocol
+    # ---------------------------------------------------------------------- protocol
 
     def application(self):
         app = FastAPI()

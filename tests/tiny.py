@@ -26,7 +26,8 @@ from diffusers_erasepro import Concept, glyphs
 SPECIAL = ["<pad>", "<bos>", "<unk>", "<eos>", "<|im_start|>", "<|im_end|>", "[IMG]"]
 CHAT = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
-    "{% if m.content is string %}{{ m.content }}{% else %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endif %}"
+    "{% if m.content is string %}{{ m.content }}"
+    "{% else %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endif %}"
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 WIDTH = 32

@@ -546,7 +546,8 @@ def test_reading_takes_less_than_twice_the_file(no_star, tmp_path):
     code = (
         "import resource, sys; from diffusers_erasepro import ErasureAdapter; "
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024; "
-        "ErasureAdapter.from_pretrained; before = peak(); a = ErasureAdapter.from_pretrained(sys.argv[1]); print(peak() - before)"
+        "ErasureAdapter.from_pretrained; before = peak(); "
+        "a = ErasureAdapter.from_pretrained(sys.argv[1]); print(peak() - before)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True

@@ -104,7 +104,7 @@ def test_a_card_of_ones_own_is_never_overwritten(hub, no_star, no_cross):
     assert files["README.md"][0] == b"my own words" and files[WEIGHT_NAME][0] == no_star.to_bytes()
 
 
-# ------------------------------------------------------------------------------------------------ failures
+# ---------------------------------------------------------------------- failures
 
 
 def status(code, **headers):
@@ -197,7 +197,7 @@ def test_what_is_not_cached_is_named_offline(hub, tmp_path):
         load(cache_dir=tmp_path, local_files_only=True)
 
 
-# ------------------------------------------------------------------------------------------------ the lock
+# ---------------------------------------------------------------------- the lock
 
 
 @pytest.fixture

@@ -148,17 +148,15 @@ def test_errors_end_in_one_line_and_a_code(run, args, code, says):
 
 
 def test_debug_gives_the_traceback():
-    done = python(
-        "import sys; sys.argv[0] = 'erasepro'; from diffusers_erasepro.cli.main import main; main()",
-        "--debug",
-        "show",
-        "/no",
-    )
+    start = "import sys; sys.argv[0] = 'erasepro'; "
+    code = start + "from diffusers_erasepro.cli.main import main; main()"
+    done = python(code, "--debug", "show", "/no")
     assert done.returncode == 1 and "Traceback" in done.stderr
 
 
 def test_show_reads_the_header_without_torch(folder):
-    code = "import sys; sys.argv[0] = 'erasepro'\ntry:\n from diffusers_erasepro.cli.main import main; main()\n"
+    code = "import sys; sys.argv[0] = 'erasepro'\n"
+    code += "try:\n from diffusers_erasepro.cli.main import main; main()\n"
     code += f"finally: print([m for m in {HEAVY} if m in sys.modules], file=sys.stderr)"
     for command in (("show", folder), ("show", folder, "--json"), ("list", folder), ("--help",)):
         done = python(code, *command)

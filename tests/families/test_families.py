@@ -39,8 +39,10 @@ SHIFT = {
     ("StableDiffusion3Pipeline", "text_encoder_3"): 77,
     ("SanaPipeline", "text_encoder"): -554,
 }
-"""From a position in the encoder to the same in what `encode_prompt` returns: template tokens dropped, or another
-encoder's states put in front."""
+"""From a position in the encoder to the same in what `encode_prompt` returns.
+
+Template tokens are dropped there, or another encoder's states are put in front.
+"""
 RING = Concept("ring", "square", ("a {}",), ())
 HEART = Concept("heart", "drop", ("a {}",), ())
 

@@ -261,7 +261,7 @@ def test_8_bit_floats_that_nothing_widens_are_an_error():
     )
 
 
-def test_8_bit_floats_that_diffusers_widens_to_32_bits_work_and_those_to_16_beside_norms_are_an_error():
+def test_8_bit_floats_widened_to_32_bits_work_and_those_to_16_beside_norms_are_an_error():
     from diffusers.hooks import apply_layerwise_casting
 
     pipe, other = tiny.build("StableDiffusionPipeline"), tiny.build("ZImagePipeline")

@@ -31,7 +31,8 @@ def stress(pipe, adapters, rounds, workers=8):
 
     def work(number):
         mine = erasable(StableDiffusionPipeline.from_pipe(pipe))
-        # a scheduler counts steps, and a tokenizer keeps how to pad (diffusers pads in two ways), so threads cannot share them
+        # a scheduler counts steps, and a tokenizer keeps how to pad (diffusers pads in two ways),
+        # so threads cannot share them
         mine.scheduler, mine.tokenizer = copy.deepcopy(scheduler), copy.deepcopy(tokenizer)
         mine.set_progress_bar_config(disable=True)
         rng = random.Random(number)
