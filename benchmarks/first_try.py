@@ -88,11 +88,9 @@ def main() -> None:
         ]
         for kind, text in steps((ROOT / "docs" / "quickstart.md").read_text()):
             out = ran(["bash", "-c", text] if kind == "sh" else ["python", "-c", text], folder, bin)
-            shown = (
-                f"$ {text}"
-                if kind == "sh"
-                else f">>> # the Python blocks of the quickstart, one after the other\n{text.rstrip()}"
-            )
+            shown = f"$ {text}"
+            if kind != "sh":
+                shown = f">>> # the Python blocks of the quickstart, one by one\n{text.rstrip()}"
             lines += ["```text", shown, *out.splitlines(), "```", ""]
         lines += ["| fastest of five | seconds |", "|---|---|"]
         lines += [

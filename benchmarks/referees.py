@@ -15,6 +15,7 @@ import copy
 import logging
 import sys
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -160,12 +161,11 @@ def comfyui(path: Path, adapter: ErasureAdapter, clips: dict[str, str]) -> dict[
         "mlp.fc1",
         "mlp.fc2",
     )
-    clip = {
-        f"{name}.transformer.text_model.encoder.layers.{b}.{x}.weight": f"{ours}.text_model.encoder.layers.{b}.{x}"
-        for ours, name in clips.items()
-        for b in range(BLOCKS)
-        for x in linears
-    }
+    clip = {}
+    for ours, name in clips.items():
+        for b, x in product(range(BLOCKS), linears):
+            path = f"text_model.encoder.layers.{b}.{x}"
+            clip[f"{name}.transformer.{path}.weight"] = f"{ours}.{path}"
     unet = {
         f"diffusion_model.{v}": f"unet.{k.removesuffix('.weight')}"
         for k, v in comfy.utils.unet_to_diffusers(SD15).items()
