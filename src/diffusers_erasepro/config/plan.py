@@ -67,12 +67,8 @@ class Plan:
     @classmethod
     def from_dict(cls, data: Mapping[str, Mapping[str, Any]]) -> Plan:
         """What `to_dict` wrote."""
-        return cls(
-            tuple(
-                (target, Recipe(tuple(recipe["layers"]), recipe["alignment"]))
-                for target, recipe in data.items()
-            )
-        )
+        recipes = {t: Recipe(tuple(r["layers"]), r["alignment"]) for t, r in data.items()}
+        return cls(tuple(recipes.items()))
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Plain data for the file's header."""
@@ -91,7 +87,7 @@ class Plan:
 
     def alignments(self, concepts: Iterable[Concept]) -> dict[str, Alignment]:
         """By word, which positions of the prompts that name it are held."""
-        found = {}
+        found: dict[str, Alignment] = {}
         for concept in concepts:
             found |= dict.fromkeys(concept.words, self.alignment_of(concept))
         return found

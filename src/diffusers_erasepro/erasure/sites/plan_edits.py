@@ -47,7 +47,9 @@ def linears_of(encoder: nn.Module, sites: Sequence[EditSite]) -> dict[str, nn.Mo
     found = {}
     for site in sites:
         for name in site.inputs:
-            module = None if name == STATES else base_linear(encoder.get_submodule(name))
+            if name == STATES:
+                continue
+            module = base_linear(encoder.get_submodule(name))
             if hasattr(module, "in_features"):
                 found[name] = module
     return found
