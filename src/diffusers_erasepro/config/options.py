@@ -34,7 +34,7 @@ class Options:
     robust: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layers", _layers(self.layers))
+        object.__setattr__(self, "layers", _as_layers(self.layers))
         if isinstance(self.alignment, Mapping):
             object.__setattr__(self, "alignment", dict(self.alignment))
         check_choice("metric", self.metric, METRICS)
@@ -140,21 +140,19 @@ def check_number(name: str, value: object) -> None:
 
 def _check_count(name: str, value: object, *, least: int) -> None:
     if type(value) is not int or value < least:
-        raise ConceptSpecError(
-            f"{name} must be a whole number of at least {least}, got {value!r}"
-        )
+        raise ConceptSpecError(f"{name} must be a whole number of at least {least}, got {value!r}")
 
 
-def _layers(given: Any) -> Layers | dict[str, Layers] | None:
+def _as_layers(given: Any) -> Layers | dict[str, Layers] | None:
     """As a tuple, or a table of tuples; a single layer may stand alone."""
     if given is None:
         return None
     if isinstance(given, Mapping):
-        return {target: _tuple(layers) for target, layers in given.items()}
-    return _tuple(given)
+        return {target: _as_tuple(layers) for target, layers in given.items()}
+    return _as_tuple(given)
 
 
-def _tuple(layers: Any) -> Layers:
+def _as_tuple(layers: Any) -> Layers:
     return (layers,) if isinstance(layers, (int, str)) else tuple(layers)
 
 

@@ -35,7 +35,7 @@ NOT_ADDABLE = (
 )
 
 
-def assemble_adapter(planning: Planning, done: Walk) -> ErasureAdapter:
+def adapter_from_walk(planning: Planning, done: Walk) -> ErasureAdapter:
     """The adapter of one text encoder.
 
     Raises:

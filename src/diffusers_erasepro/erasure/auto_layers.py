@@ -164,7 +164,7 @@ def least_drift(tried: Mapping[Trial, Report], usual: Trial) -> Trial:
     for bound in (ENOUGH, NEARLY, least_residual(tried.values()) / HELPS):
         enough = {}
         for trial, report in tried.items():
-            residual, drift = _measured(report)
+            residual, drift = _residual_and_drift(report)
             allowed = max(bound, NEARLY) if trial == usual else bound
             if residual <= allowed:
                 enough[trial] = drift
@@ -175,10 +175,10 @@ def least_drift(tried: Mapping[Trial, Report], usual: Trial) -> Trial:
 
 def least_residual(reports: Iterable[Report]) -> float:
     """The least denoiser residual; infinite where nothing was tried."""
-    return min((_measured(report)[0] for report in reports), default=math.inf)
+    return min((_residual_and_drift(report)[0] for report in reports), default=math.inf)
 
 
-def _measured(report: Report) -> tuple[float, float]:
+def _residual_and_drift(report: Report) -> tuple[float, float]:
     assert report.denoiser_residual is not None
     assert report.denoiser_drift is not None
     return report.denoiser_residual, report.denoiser_drift

@@ -22,7 +22,7 @@ from .states import reading_states
 
 CACHE_BYTES = 2 << 30
 """Of CLIP-L's fc2 one matrix takes 75 MB."""
-_cache: OrderedDict[tuple[Hashable, str], Tensor] = OrderedDict()
+_moments: OrderedDict[tuple[Hashable, str], Tensor] = OrderedDict()
 
 
 @contextmanager
@@ -221,12 +221,12 @@ def _remembered(
 ) -> dict[str, Tensor]:
     """What `make` gives per site and for "states"; sites seen with this content are remembered."""
     names = (*sites, STATES)
-    found = {name: _cache[content, name] for name in names if (content, name) in _cache}
+    found = {name: _moments[content, name] for name in names if (content, name) in _moments}
     if len(found) < len(names):
         found |= make({name: module for name, module in sites.items() if name not in found})
     for name in names:
-        _cache[content, name] = found[name]
-        _cache.move_to_end((content, name))
-    while sum(m.nbytes for m in _cache.values()) > CACHE_BYTES and len(_cache) > len(names):
-        _cache.popitem(last=False)
+        _moments[content, name] = found[name]
+        _moments.move_to_end((content, name))
+    while sum(m.nbytes for m in _moments.values()) > CACHE_BYTES and len(_moments) > len(names):
+        _moments.popitem(last=False)
     return {name: found[name] for name in names}

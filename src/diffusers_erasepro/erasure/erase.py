@@ -22,7 +22,7 @@ from ..modules.fingerprint import fingerprints
 from ..patching.weights import unedited
 from ..prompts.alignment import rows_to_measure
 from ..prompts.tokens import TextPath, text_paths
-from .assemble import assemble_adapter, merge_encoders, notes_of
+from .assemble import adapter_from_walk, merge_encoders, notes_of
 from .auto_anchor import with_anchors
 from .auto_layers import choose_layers
 from .float32 import in_float32
@@ -181,4 +181,4 @@ def erase_encoder(
             with naming_encoder(path):
                 rows |= rows_to_measure(spec.concepts, captions, path, alignments)
         done = walk(encoder, rows, sites, path.use.readings)
-    return assemble_adapter(planning, done)
+    return adapter_from_walk(planning, done)

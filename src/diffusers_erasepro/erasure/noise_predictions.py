@@ -20,15 +20,15 @@ from ..prompts.pairs import pairs_of, spread
 from ..prompts.tokens import token_ids
 from .states import edited, final_states
 
-PROMPTS = 16
+PROMPTS_COMPARED = 16
 RESERVED = 8
 """One in so many preserve captions at most is kept aside to judge by."""
 STEADY = 0.9
 """Share of the captions that count; the others move most."""
-STEPS = 6
+SCHEDULE_STEPS = 6
 COMPARED = 3
-"""Latents are those of the first `COMPARED` of `STEPS` steps: there an image is decided."""
-GUIDANCE = 3.0
+"""Latents are those of the first `COMPARED` of `SCHEDULE_STEPS` steps: there an image is decided."""
+GUIDANCE_SCALE = 3.0
 Compared = tuple[Tensor, Tensor, Tensor, Tensor]
 """A step: timestep, latents, and two predictions there of the unedited denoiser."""
 
@@ -63,7 +63,7 @@ class NoisePredictions:
         tokenizer = getattr(pipe, _unet_family(pipe).encoders[0][1])
         captions = captions_to_judge(spec)
         exact = pairs_of(spec.concepts, "exact")
-        pairs = spread(exact + pairs_of(spec.concepts, "soft"), PROMPTS)
+        pairs = spread(exact + pairs_of(spec.concepts, "soft"), PROMPTS_COMPARED)
         targets = token_ids(tokenizer, [pair.target.text for pair in pairs])
         anchors = token_ids(tokenizer, [pair.anchor.text for pair in pairs])
         keeps = token_ids(tokenizer, captions)
@@ -102,7 +102,7 @@ class NoisePredictions:
                 moved = _norm(_predict(self.pipe, x, t, target) - goal)
                 residuals.append(moved / _norm(before - goal))
             for change, effect in guided(self.pipe, self.kept, keep, empty):
-                drifts.append(_norms(change) / (GUIDANCE * _norms(effect)))
+                drifts.append(_norms(change) / (GUIDANCE_SCALE * _norms(effect)))
         count = math.ceil(STEADY * len(self.keeps))
         steady = torch.stack(drifts).mean(0).sort().values[:count]
         return sum(residuals) / len(residuals), float(steady.mean())
@@ -113,8 +113,8 @@ def captions_to_judge(spec: ErasureSpec) -> tuple[str, ...]:
     listed = spec.preserve_captions()
     corpus = replace(spec, preserve=None).preserve_captions()
     other = sorted(set(corpus) - set(spec.every_caption()))
-    most = min(PROMPTS, max(1, len(listed) // RESERVED))
-    return (*spread(listed, most), *spread(other, PROMPTS))
+    most = min(PROMPTS_COMPARED, max(1, len(listed) // RESERVED))
+    return (*spread(listed, most), *spread(other, PROMPTS_COMPARED))
 
 
 def guided(
@@ -127,7 +127,7 @@ def guided(
     for t, x, kept, unconditional in steps:
         dc = _predict(pipe, x, t, keep) - kept
         du = _predict(pipe, x, t, empty) - unconditional
-        yield GUIDANCE * dc - (GUIDANCE - 1) * du, kept - unconditional
+        yield GUIDANCE_SCALE * dc - (GUIDANCE_SCALE - 1) * du, kept - unconditional
 
 
 def _unet_family(pipe: Any) -> Any:
@@ -172,7 +172,7 @@ def _denoise(pipe: Any, states: Tensor, others: Tensor, seed: int) -> list[Compa
     family = family_of(pipe)
     config: Any = get_component(pipe, family.denoiser).config
     scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
-    scheduler.set_timesteps(STEPS)
+    scheduler.set_timesteps(SCHEDULE_STEPS)
     frames = () if family.frames is None else (family.frames,)
     shape = (len(states), config.in_channels, *frames, config.sample_size, config.sample_size)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))

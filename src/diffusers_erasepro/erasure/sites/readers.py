@@ -83,12 +83,12 @@ def reader_sites(planning: Planning) -> list[ReaderSite]:
             weights,
             rows,
             covariance_solver(planning, STATES, rows),
-            _unedited_states(planning) if planning.options.robust else {},
+            _states_without_edits(planning) if planning.options.robust else {},
         )
     ]
 
 
-def _unedited_states(planning: Planning) -> dict[str, tuple[Tensor, Tensor]]:
+def _states_without_edits(planning: Planning) -> dict[str, tuple[Tensor, Tensor]]:
     """Per kind, what the unedited encoder gives of the targets, and what that lacks."""
     readings = planning.path.use.readings
     whole = next(i for i, reading in enumerate(readings) if not reading.pooled)
