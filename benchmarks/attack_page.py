@@ -52,15 +52,14 @@ VICTIMS: dict[str, Callable[[Any, ErasureSpec], ErasureAdapter] | None] = {
     "ours, blocks 0 and last": partial(erase, layers=(0, -1)),
 }
 STEPS = 10
-OTHERS, EDITED, MADE = (
-    "other prompts drawn right",
-    "img2img with other prompts, drawn right",
-    "time to make and load",
-)
+OTHERS = "other prompts drawn right"
+EDITED = "img2img with other prompts, drawn right"
+MADE = "time to make and load"
 
 
 def victim_of(name: str, spec: ErasureSpec) -> Any:
-    pipe, make = erasable(glyphs.load_pipeline()), VICTIMS[name]
+    pipe = erasable(glyphs.load_pipeline())
+    make = VICTIMS[name]
     if make:
         pipe.load_erasure_adapter(make(pipe, spec))
     return pipe
@@ -68,7 +67,8 @@ def victim_of(name: str, spec: ErasureSpec) -> Any:
 
 def measure(out: Path, n: int, seed: int) -> None:
     """Append one line per (concept, victim, attack) that `out` does not hold yet."""
-    judge, base = glyphs.load_judge(), glyphs.load_pipeline()
+    judge = glyphs.load_judge()
+    base = glyphs.load_pipeline()
     done = {(r["concept"], r["victim"], r["attack"]) for r in of_run(out, n, seed)}
 
     def keep(concept: Concept, victim: str, attack: str, hits: int, of: int, began: float) -> None:

@@ -20,7 +20,8 @@ sys.path.append(str(Path(__file__).parent.parent / "tests"))
 
 from routes import DTYPES, ROUTES, SHARE, WHERE, Outcome, make_kit, walk_route
 
-START, STOP = "<!-- bypasses: start -->", "<!-- bypasses: stop -->"
+START = "<!-- bypasses: start -->"
+STOP = "<!-- bypasses: stop -->"
 
 
 def cell(outcome: Outcome) -> str:
@@ -71,9 +72,11 @@ def main() -> None:
     made_with, _, commit = provenance(0).rpartition(" ")
     shipped: Any = glyphs.load_pipeline()
     preserve = tuple(glyphs.captions(120, seed=0))
-    outcomes, commits = {}, {}
+    outcomes = {}
+    commits = {}
     for key, told, measured_at in kept_lines(args.lines):
-        outcomes[tuple(key)], commits[tuple(key)] = Outcome(*told, verified=None), measured_at
+        outcomes[tuple(key)] = Outcome(*told, verified=None)
+        commits[tuple(key)] = measured_at
     for where, layers in WHERE.items():
         if all((route.name, where, dtype) in outcomes for route, dtype in product(ROUTES, DTYPES)):
             continue
@@ -84,7 +87,8 @@ def main() -> None:
                     key = (route.name, where, name)
                     if key not in outcomes:
                         found = walk_route(route, kit, shipped, dtype)
-                        outcomes[key], commits[key] = found, commit
+                        outcomes[key] = found
+                        commits[key] = commit
                         keep_line(
                             args.lines,
                             [key, [found.kind, found.residual, found.share, found.why], commit],
@@ -119,7 +123,8 @@ def main() -> None:
         *reasons(outcomes),
     ]
     page = args.page.read_text()
-    before, after = page[: page.index(START) + len(START)], page[page.index(STOP) :]
+    before = page[: page.index(START) + len(START)]
+    after = page[page.index(STOP) :]
     args.page.write_text("\n".join([before, *lines, after]))
 
 

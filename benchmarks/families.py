@@ -12,7 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "families.md"
-START, END = "<!-- table: benchmarks/families.py -->", "<!-- end of table -->"
+START = "<!-- table: benchmarks/families.py -->"
+END = "<!-- end of table -->"
 
 
 class Results:

@@ -89,7 +89,8 @@ def main() -> None:
     )
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "versions.md")
     args = parser.parse_args()
-    where, lines = provenance(0), []
+    where = provenance(0)
+    lines = []
     with tempfile.TemporaryDirectory() as name:
         wheel = built_wheel(Path(name))
         for label, pins in {"lowest": lowest(), "newest": [args.newest_torch, *NAMES[1:]]}.items():
@@ -99,10 +100,8 @@ def main() -> None:
                 if run
                 else earlier(args.page, label)
             )
-    rows, errors = (
-        [line for line in lines if line[0] == "|"],
-        [line for line in lines if line[0] == "-"],
-    )
+    rows = [line for line in lines if line[0] == "|"]
+    errors = [line for line in lines if line[0] == "-"]
     args.page.write_text(
         "\n".join(
             [

@@ -70,7 +70,8 @@ def official_uce(
 ) -> Weights:
     grad = torch.is_grad_enabled()
     module: Any = loaded(folder / "trainscripts/uce_sd_erase.py", "official_uce", {})
-    module.device, module.torch_dtype = "cpu", pipe.unet.dtype
+    module.device = "cpu"
+    module.torch_dtype = pipe.unet.dtype
     float32 = (
         torch.Tensor.float if pipe.unet.dtype == torch.float32 else torch.Tensor.double
     )  # it inverts in float32 always
@@ -154,7 +155,8 @@ def official_speed(
 
 
 def ours(method: Callable[..., Any], pipe: Any, spec: ErasureSpec, **settings: Any) -> Weights:
-    base, edits = weights_of(pipe), method(pipe, spec, **settings).of("unet")
+    base = weights_of(pipe)
+    edits = method(pipe, spec, **settings).of("unet")
     return {path: W + edits[path].to(torch.float64).dense() for path, W in base.items()}
 
 

@@ -176,11 +176,13 @@ def comfyui(path: Path, adapter: ErasureAdapter, clips: dict[str, str]) -> dict[
     )
     keys = theirs.model_lora_keys_unet(diffusion, keys)
 
-    lora, missing = to_kohya(adapter), Counter()
+    lora = to_kohya(adapter)
+    missing = Counter()
     logging.getLogger().addHandler(missing)
     patches = theirs.load_lora(lora, keys)
     logging.getLogger().removeHandler(missing)
-    places, found = clip | unet, {}
+    places = clip | unet
+    found = {}
     for key, patch in patches.items():
         factors = adapter.edits.get(places[key])
         if factors is not None:

@@ -56,7 +56,8 @@ def main() -> None:
     args = parser.parse_args()
     pairs = prompts_without((), args.n, seed=args.seed, held_out=True)
     images = draw(glyphs.load_pipeline(), pairs, seed=args.seed, steps=args.steps)
-    told, seen = glyphs.load_judge()(images), load_second_judge()(images)
+    told = glyphs.load_judge()(images)
+    seen = load_second_judge()(images)
     text = [INTRODUCTION.format(where=provenance(args.seed), n=args.n, steps=args.steps)]
     asked = [asked_of(scene) for _, scene in pairs]
     text += [row(field, told[field], seen[field], [a[field] for a in asked]) for field in FIELDS]

@@ -82,7 +82,8 @@ def layout(seed: int, *, denoiser: bool) -> Any:
 
 def names(count: int, seed: int) -> list[str]:
     """Different invented names of two words."""
-    rng, found = np.random.default_rng(seed), dict[str, None]()
+    rng = np.random.default_rng(seed)
+    found = dict[str, None]()
     while len(found) < count:
         found[" ".join("".join(rng.choice(SYLLABLES, 2)) for _ in range(2))] = None
     return list(found)
@@ -145,7 +146,8 @@ def cost(call: Callable[[], Any], repeats: int) -> Cost:
             0
         )  # or what an earlier edit has given back would hide this one's peak
         Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-        start, began = resident("VmRSS"), time.perf_counter()
+        start = resident("VmRSS")
+        began = time.perf_counter()
         call()
         taken.append((time.perf_counter() - began, resident("VmHWM") - start))
     return Cost(*map(statistics.median, zip(*taken, strict=True)))
@@ -163,7 +165,8 @@ def spec_of(words: Sequence[str], preserve: tuple[str, ...], **concept: Any) -> 
 
 def live(count: int, seed: int) -> str:
     """What loading and switching take in this process, without a denoiser."""
-    pipe, preserve = layout(seed, denoiser=False), tuple(glyphs.captions(100, seed=0))
+    pipe = layout(seed, denoiser=False)
+    preserve = tuple(glyphs.captions(100, seed=0))
     made = [
         erase(pipe, spec_of([w], preserve), measure=False, **LIMITS) for w in names(count, seed)
     ]
@@ -189,7 +192,8 @@ def live(count: int, seed: int) -> str:
 
 def alone(count: int, seed: int) -> str:
     """Seconds and peak memory of one default edit, in this process and without a denoiser."""
-    pipe, preserve = layout(seed, denoiser=False), tuple(glyphs.captions(100, seed=0))
+    pipe = layout(seed, denoiser=False)
+    preserve = tuple(glyphs.captions(100, seed=0))
     spec = spec_of(names(count, seed), preserve)
     taken = cost(lambda: erase(pipe, spec, measure=False, **LIMITS), 1).seconds
     memory = resident("VmHWM") / 1024
@@ -231,8 +235,10 @@ def main() -> None:
         return print(alone(args.alone, args.seed) if args.alone else live(args.live, args.seed))
     if args.uce is None:
         parser.error("the following arguments are required: --uce")
-    where, preserve = provenance(args.seed), tuple(glyphs.captions(100, seed=0))
-    pipe, words = layout(args.seed, denoiser=True), names(max(args.counts), args.seed)
+    where = provenance(args.seed)
+    preserve = tuple(glyphs.captions(100, seed=0))
+    pipe = layout(args.seed, denoiser=True)
+    words = names(max(args.counts), args.seed)
     statistic, first = timed(lambda: erase(pipe, spec_of(words[:1], preserve), **LIMITS))
     edits: dict[str, Callable[[Sequence[str]], Any]] = {
         **peers(args, pipe, preserve),

@@ -120,7 +120,8 @@ def timed(call: Any) -> tuple[float, Any]:
 
 def live(pipe: Any, adapters: Sequence[ErasureAdapter], seed: int) -> dict[str, Any]:
     """Load in a shuffled order, verify, toggle, delete one, load the other way round."""
-    base, order = bits(pipe), list(range(len(adapters)))
+    base = bits(pipe)
+    order = list(range(len(adapters)))
     random.Random(seed).shuffle(order)
 
     def load(indices: Sequence[int]) -> None:
@@ -132,7 +133,8 @@ def live(pipe: Any, adapters: Sequence[ErasureAdapter], seed: int) -> dict[str, 
             pipe.load_erasure_adapter(adapter, adapter_name=name)
 
     seconds, _ = timed(lambda: load(order))
-    residual, stacked = pipe.verify_erasure().residual, bits(pipe)
+    residual = pipe.verify_erasure().residual
+    stacked = bits(pipe)
     pipe.disable_erasure()
     off = same(bits(pipe), base)
     toggle, _ = timed(pipe.enable_erasure)
@@ -201,7 +203,8 @@ def main() -> None:
     )
     parser.add_argument("--page", type=Path, default=Path("docs/stacking.md"))
     args = parser.parse_args()
-    world, pipe = WORLDS[args.world], erasable(glyphs.load_pipeline(args.folder))
+    world = WORLDS[args.world]
+    pipe = erasable(glyphs.load_pipeline(args.folder))
     preserve = tuple(glyphs.captions(400, seed=0, world=world))
     specs = [ErasureSpec((c,), preserve=preserve) for c in concepts(world)[: max(args.counts)]]
     made = [erase(pipe, spec, measure=False) for spec in tqdm(specs, desc="erase")]

@@ -33,9 +33,11 @@ import tiny  # noqa: E402
 from common import keep_line, kept_lines, provenance  # noqa: E402
 from diffusers_erasepro import Concept, ErasureSpec, erase, glyphs  # noqa: E402
 
-PAGE, ROWS = ROOT / "docs" / "families.md", Path(__file__).parent / "true_size.jsonl"
+PAGE = ROOT / "docs" / "families.md"
+ROWS = Path(__file__).parent / "true_size.jsonl"
 WEIGHTS = ROOT / "runs" / "true_size"
-START, END = "<!-- table: benchmarks/true_size.py -->", "<!-- end of true sizes -->"
+START = "<!-- table: benchmarks/true_size.py -->"
+END = "<!-- end of true sizes -->"
 GIB = 2**30
 
 
@@ -182,7 +184,8 @@ def normal() -> Tensor:
 @contextmanager
 def watched() -> Iterator[list[int]]:
     """Inside, the bytes this process holds besides mapped files are noted, ten times a second."""
-    seen, stop = [own_bytes()], threading.Event()
+    seen = [own_bytes()]
+    stop = threading.Event()
 
     def watch() -> None:
         while not stop.wait(0.1):

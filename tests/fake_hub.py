@@ -47,7 +47,10 @@ class FakeHub:
         )
 
     def clear(self):
-        self.repos, self.lfs, self.faults, self.requests = {}, {}, {}, []
+        self.repos = {}
+        self.lfs = {}
+        self.faults = {}
+        self.requests = []
 
     def start(self):
         self.thread.start()
@@ -82,7 +85,8 @@ class FakeHub:
         repo = self.repos.setdefault(repo_id, Repo())
         old = repo.commits.get(repo.branches.get(revision), {})
         commit = hashlib.sha1(f"{repo_id}{len(repo.commits)}".encode()).hexdigest()
-        repo.commits[commit], repo.branches[revision] = old | files, commit
+        repo.commits[commit] = old | files
+        repo.branches[revision] = commit
         return commit
 
     # ---------------------------------------------------------------------- protocol

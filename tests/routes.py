@@ -36,7 +36,8 @@ from diffusers_erasepro.loaders.verification import THRESHOLDS, Verification
 from diffusers_erasepro.prompts.alignment import rows_of
 from diffusers_erasepro.prompts.pairs import pairs_of
 
-TARGET, ANCHOR = "a star", "a circle"
+TARGET = "a star"
+ANCHOR = "a circle"
 WHERE: dict[str, tuple[int | str, ...]] = {
     "text encoder": (0, -1),
     "K/V": ("kv",),
@@ -736,7 +737,8 @@ def _weighted(pipe: Any, kit: Kit) -> tuple[Any, Draw]:
 def _ip_adapter(pipe: Any, kit: Kit) -> tuple[Any, Draw]:
     """An image prompt beside the text."""
     torch.manual_seed(0)
-    cross, tokens = pipe.unet.config.cross_attention_dim, 4
+    cross = pipe.unet.config.cross_attention_dim
+    tokens = 4
     state: dict[str, dict[str, torch.Tensor]] = {
         "image_proj": {
             "proj.weight": 0.02 * torch.randn(tokens * cross, 16),
@@ -791,7 +793,8 @@ def clean(module: Any) -> Any:
     """A copy without the erasure: what somebody else's checkpoint would hold."""
     from diffusers_erasepro.patching.weights import original_weights
 
-    bits, copied = original_weights(module), copy.deepcopy(module)
+    bits = original_weights(module)
+    copied = copy.deepcopy(module)
     copied.__dict__.pop("_erasepro", None)
     for name, value in bits.items():
         copied.get_submodule(name).weight.data.copy_(value)
@@ -849,7 +852,8 @@ def walk_route(route: Route, kit: Kit, shipped: Any, dtype: torch.dtype) -> Outc
         _fails_without_us(route, kit, plain, type(error))
         return Outcome("error", 0.0, 0.0, f"diffusers' own {type(error).__name__}: {error}", None)
     other, drawn_plain = route.go(plain, kit)
-    target, anchor = drawn_plain(TARGET), drawn_plain(ANCHOR)
+    target = drawn_plain(TARGET)
+    anchor = drawn_plain(ANCHOR)
     share = float((picture - anchor).norm() / (target - anchor).norm())
     residual = _residual(kit, (pipe, drawn), (other, drawn_plain))
     verified = (pipe if isinstance(pipe, ErasureLoaderMixin) else erasable(pipe)).verify_erasure()
@@ -880,7 +884,8 @@ def _residual(kit: Kit, erased: tuple[Any, Draw], plain: tuple[Any, Draw]) -> fl
         erased[0].tokenizer,
         ALIGNMENTS[kit.adapter.options.alignment],
     )
-    have, want = _keys(*erased, TARGET), _keys(*plain, ANCHOR)
+    have = _keys(*erased, TARGET)
+    want = _keys(*plain, ANCHOR)
     each = [
         (h[rows.target_at] - w[rows.anchor_at]).norm(dim=-1) / w[rows.anchor_at].norm(dim=-1)
         for h, w in zip(have, want, strict=True)

@@ -30,7 +30,8 @@ def unet_name(name, per_block):
     side, block, kind, i, rest = re.fullmatch(
         r"(down|mid|up)_blocks?(?:\.(\d+))?\.(\w+)\.(\d+)\.(.+)", name
     ).groups()
-    first, i = int(block or 0) * per_block, int(i)
+    first = int(block or 0) * per_block
+    i = int(i)
     if kind == "resnets":
         layer, _, end = rest.rpartition(".")
         rest = f"{UNET_RESNET[layer]}.{end}"
@@ -64,7 +65,8 @@ def vae_name(name, blocks):
 
 def save_single_file(pipe, path):
     """Write the text encoder, UNet and VAE of a Stable Diffusion 1 pipeline."""
-    per_block, blocks = pipe.unet.config.layers_per_block + 1, len(pipe.vae.config.up_block_types)
+    per_block = pipe.unet.config.layers_per_block + 1
+    blocks = len(pipe.vae.config.up_block_types)
     text = {k.removeprefix("text_model."): v for k, v in pipe.text_encoder.state_dict().items()}
     tensors = {f"cond_stage_model.transformer.text_model.{k}": v for k, v in text.items()}
     tensors |= {

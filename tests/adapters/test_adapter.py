@@ -46,7 +46,8 @@ def test_stock_lora_loading_draws_the_same(shipped, preserve, tmp_path, layers):
         shipped, ErasureSpec((Concept("star", "circle"),), preserve=preserve), layers=layers
     )
     folder = adapter.save_pretrained(tmp_path).parent
-    stock, ours = copy.deepcopy(shipped), erasable(copy.deepcopy(shipped))
+    stock = copy.deepcopy(shipped)
+    ours = erasable(copy.deepcopy(shipped))
     prompts = ["a red star on snow", "a blue ring at night"]
     base = draw(stock, prompts)
     stock.load_lora_weights(folder)

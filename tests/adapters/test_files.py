@@ -462,7 +462,8 @@ def test_a_file_that_is_not_what_it_should_be(target, untouched, no_star, tmp_pa
     damage, error, says = CASES[case]
     path = no_star.save_pretrained(tmp_path)
     damage(path)
-    content, began = path.read_bytes(), time.perf_counter()
+    content = path.read_bytes()
+    began = time.perf_counter()
     with pytest.raises(error, match=says) as caught:
         target.load_erasure_adapter(path, adapter_name="stranger")
     assert isinstance(caught.value, ErasureError) and time.perf_counter() - began < 5
@@ -509,13 +510,17 @@ def mutant(data, rng):
         data[where] = rng.choice(b'{}[]",:0123456789 \\eE-')
     else:
         other = rng.randrange(len(data))
-        data[at : at + 64], data[other : other + 64] = data[other : other + 64], data[at : at + 64]
+        moved = data[at : at + 64]
+        data[at : at + 64] = data[other : other + 64]
+        data[other : other + 64] = moved
     return bytes(data)
 
 
 def fuzz(adapter, folder, count, seed):
     """How many mutants were refused, and how many read as exactly what was written."""
-    path, original, rng = adapter.save_pretrained(folder), adapter.to_bytes(), random.Random(seed)
+    path = adapter.save_pretrained(folder)
+    original = adapter.to_bytes()
+    rng = random.Random(seed)
     refused = same = 0
     for _ in range(count):
         path.write_bytes(mutant(original, rng))

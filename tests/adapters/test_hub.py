@@ -109,7 +109,8 @@ def test_a_card_of_ones_own_is_never_overwritten(hub, no_star, no_cross):
 
 def status(code, **headers):
     def fault(response):
-        response.status_code, response.body = code, b""
+        response.status_code = code
+        response.body = b""
         response.headers.update(headers | {"content-length": "0"})
         return response
 

@@ -31,8 +31,13 @@ def random(*shape, seed=0):
 
 
 def test_least_squares_is_a_stationary_point():
-    W, X, Y, K = random(5, 8), random(8, 2, seed=1), random(8, 2, seed=2), random(8, 6, seed=3)
-    e, p, lamb = 1.5, 0.3, 0.7
+    W = random(5, 8)
+    X = random(8, 2, seed=1)
+    Y = random(8, 2, seed=2)
+    K = random(8, 6, seed=3)
+    e = 1.5
+    p = 0.3
+    lamb = 0.7
     change = solve_ridge(X, Y, K, e, p, lamb).dense()
     new = (W + W @ change).requires_grad_()
     loss = (
@@ -45,7 +50,9 @@ def test_least_squares_is_a_stationary_point():
 
 
 def test_inverse_map_is_a_stationary_point():
-    weights, M, regulariser = [random(5, 8), random(9, 8, seed=1)], random(8, 8, seed=2), 0.2
+    weights = [random(5, 8), random(9, 8, seed=1)]
+    M = random(8, 8, seed=2)
+    regulariser = 0.2
     Z = inverse_map(sum(W.T @ W for W in weights), M, regulariser).requires_grad_()
     loss = sum((W @ M @ Z - W).square().sum() for W in weights) + regulariser * Z.square().sum()
     (slope,) = torch.autograd.grad(loss, Z)
@@ -60,7 +67,8 @@ def test_compress_keeps_its_error_with_the_fewest_directions(seed, error):
         random(10, 9, seed=seed + 1),
     )
     small, told = compress(matrix, error)
-    D, S = matrix.dense(), torch.linalg.svdvals(matrix.dense())
+    D = matrix.dense()
+    S = torch.linalg.svdvals(matrix.dense())
     assert float((D - small.dense()).norm() / D.norm()) == pytest.approx(told, rel=1e-6, abs=1e-12)
     assert told <= error
     if small.rank > 1:

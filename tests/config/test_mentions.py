@@ -16,7 +16,7 @@ from diffusers_erasepro.config.mentions import (
     same_words,
 )
 from diffusers_erasepro.errors import ConceptSpecError
-from diffusers_erasepro.loaders.verification import _pair_in
+from diffusers_erasepro.loaders.verification import _find_pair
 from diffusers_erasepro.prompts.pairs import pairs_of
 
 NAMED = [
@@ -211,7 +211,7 @@ def test_templates_that_name_a_target_are_left_out():
 
 
 def test_a_prompt_to_verify_is_cut_at_the_right_letters():
-    _, pair = _pair_in("Straße mit starfish und STAR", [Concept("star", "circle")])
+    _, pair = _find_pair("Straße mit starfish und STAR", [Concept("star", "circle")])
     assert pair.word == "STAR" and pair.anchor.text == "Straße mit starfish und circle"
     with pytest.raises(ConceptSpecError, match="names none"):
-        _pair_in("a starfish", [Concept("star", "circle")])
+        _find_pair("a starfish", [Concept("star", "circle")])

@@ -145,7 +145,10 @@ def test_spread_goes_from_first_to_last():
 def test_soft_prompts_weigh_more_until_a_chain_erases_enough_or_that_helps_no_more(
     no_star, left, tried
 ):
-    choice, reports, weights, spec = Options.of({"layers": "auto"}), {}, [], no_star.spec
+    choice = Options.of({"layers": "auto"})
+    reports = {}
+    weights = []
+    spec = no_star.spec
     for trial in trials(spec, choice, no_star.plan, reports):
         times = round(trial.soft_weight / choice.soft_weight)
         weights.append(times)
@@ -158,10 +161,8 @@ def test_soft_prompts_weigh_more_until_a_chain_erases_enough_or_that_helps_no_mo
 @pytest.mark.slow
 def test_auto_erases_a_motion_that_leaks_by_default():
     """A motion of the moving world: the default lets some of its phrasings through."""
-    pipe, captions = (
-        glyphs.load_video_pipeline(),
-        tuple(text for text, _ in captioned_clips(400, seed=0)),
-    )
+    pipe = glyphs.load_video_pipeline()
+    captions = tuple(text for text, _ in captioned_clips(400, seed=0))
     spec = ErasureSpec((Concept("rising", "resting", templates="unsafe"),), preserve=captions)
     with torch.no_grad():
         leaks, _ = NoisePredictions.of(pipe, spec).compare(erase(pipe, spec))

@@ -135,7 +135,8 @@ def test_soft_prompts_lower_the_residual_of_unseen_phrasings(shipped, preserve):
 
 @pytest.mark.parametrize("layers", [(0, -1), ("kv",)])
 def test_kept_prompts_stay_exactly_as_they_are(pipe, preserve, layers):
-    keep, denoiser = ("",), pipe.unet
+    keep = ("",)
+    denoiser = pipe.unet
     ids = token_ids(pipe.tokenizer, keep)
 
     def seen():
@@ -161,7 +162,8 @@ def test_robust_also_turns_what_the_unedited_encoder_says(pipe, preserve):
         readers = [
             pipe.unet.get_submodule(path) for path in reader_paths(pipe.unet, family_of(pipe))
         ]
-        wanted, plain = [reader(circle) for reader in readers], readers[3].weight.clone()
+        wanted = [reader(circle) for reader in readers]
+        plain = readers[3].weight.clone()
         erasable(pipe).load_erasure_adapter(adapter)
         assert pipe.verify_erasure().ok
         for reader, goal in zip(readers, wanted, strict=True):

@@ -33,12 +33,11 @@ STAR, RING, CROSS = (
     Concept(*names) for names in (("star", "circle"), ("ring", "diamond"), ("cross", "square"))
 )
 VOSS = Concept("Mira Voss", anchor="Una Flatt", templates="style")
-GIVEN, BLOCKS = {"layers": ("neurons", -1)}, {"layers": (0, -1)}
+GIVEN = {"layers": ("neurons", -1)}
+BLOCKS = {"layers": (0, -1)}
 AT_EOS = {"layers": ("eos_neurons", -1)}
-FC1, FC2 = (
-    "text_encoder.text_model.encoder.layers.0.mlp.fc1",
-    "text_encoder.text_model.encoder.layers.0.mlp.fc2",
-)
+FC1 = "text_encoder.text_model.encoder.layers.0.mlp.fc1"
+FC2 = "text_encoder.text_model.encoder.layers.0.mlp.fc2"
 
 
 ONE = torch.ones(1, dtype=torch.float64)
@@ -99,10 +98,13 @@ def test_a_neuron_that_others_tell_is_given_away_for_free(mlp):
     The pair comes from these, and not both of one kind.
     """
     W1, b1, W2, z, *_ = mlp
-    W1[:10], b1[:10], W2[:, 20:] = W1[10:20], b1[10:20], 100 * W2[:, 20:]
+    W1[:10] = W1[10:20]
+    b1[:10] = b1[10:20]
+    W2[:, 20:] = 100 * W2[:, 20:]
     heard = gelu(z @ W1.T + b1)
     M = heard.T @ heard / len(z) + 1e-9 * torch.eye(64, dtype=torch.float64)
-    word, none = torch.eye(8, dtype=torch.float64)[:1], torch.zeros(1, 8, dtype=torch.float64)
+    word = torch.eye(8, dtype=torch.float64)[:1]
+    none = torch.zeros(1, 8, dtype=torch.float64)
     edits = solve([word], [none], mlp, L2=cholesky(M))
     moved = after(z, W1, b1, W2, edits) - heard @ W2.T
     assert moved.norm() < 1e-4 * (heard @ W2.T).norm()
@@ -202,10 +204,8 @@ def test_live_it_is_what_the_walk_said_and_off_is_the_base(pipe, given):
 
 
 def test_the_file_is_a_lora_that_stock_diffusers_reads(shipped, pipe, given, tmp_path):
-    stock, ids = (
-        copy.deepcopy(shipped),
-        token_ids(shipped.tokenizer, ["a photo of a star", "a red ring on the snow"]),
-    )
+    stock = copy.deepcopy(shipped)
+    ids = token_ids(shipped.tokenizer, ["a photo of a star", "a red ring on the snow"])
     given.save_pretrained(tmp_path)
     stock.load_lora_weights(tmp_path)
     pipe.load_erasure_adapter(tmp_path)
@@ -223,7 +223,8 @@ def test_they_stack_with_each_other_and_with_blocks_in_any_order(shipped, preser
         erase(shipped, ErasureSpec((concept,), preserve=preserve), measure=False, **layers)
         for concept, layers in ((RING, GIVEN), (CROSS, BLOCKS))
     )
-    names, found = {"star": given, "ring": ring, "voss": at_eos, "cross": cross}, []
+    names = {"star": given, "ring": ring, "voss": at_eos, "cross": cross}
+    found = []
     for order in (["star", "ring", "voss", "cross"], ["cross", "voss", "ring", "star"]):
         pipe = erasable(copy.deepcopy(shipped))
         for name in order:

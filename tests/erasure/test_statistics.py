@@ -6,7 +6,8 @@ import torch
 from diffusers_erasepro.erasure.covariance import metrics, record_inputs, second_moments
 from diffusers_erasepro.prompts.tokens import Tokens, token_ids
 
-FIRST, LAST = "encoder.layers.0.mlp.fc2", "encoder.layers.5.mlp.fc2"
+FIRST = "encoder.layers.0.mlp.fc2"
+LAST = "encoder.layers.5.mlp.fc2"
 
 
 @pytest.fixture
@@ -52,11 +53,9 @@ def test_other_weights_or_captions_are_other_moments(shipped, ids):
 
 @pytest.mark.parametrize("out", [0, 9])
 def test_the_metric_is_the_kept_captions_and_as_much_of_the_empty_prompt(shipped, ids, out):
-    encoder, empty, site = (
-        shipped.text_encoder,
-        Tokens(token_ids(shipped.tokenizer, [""])),
-        linears(shipped, LAST),
-    )
+    encoder = shipped.text_encoder
+    empty = Tokens(token_ids(shipped.tokenizer, [""]))
+    site = linears(shipped, LAST)
     L = metrics(encoder, ids, ids[:out], empty, site, key="c", ridge=1e-6)[LAST]
     usual, unconditional = (
         second_moments(encoder, rows, site, key="c")[LAST] for rows in (ids[out:], empty)

@@ -66,7 +66,9 @@ def slow_walk(encoder, rows, sites):
 
     Run targets through the edited copy and anchors through the original, solve, write the weight.
     """
-    original, encoder, found = encoder, copy.deepcopy(encoder), {}
+    original = encoder
+    encoder = copy.deepcopy(encoder)
+    found = {}
     for site in sites:
         columns = []
         for model, ids, at in (

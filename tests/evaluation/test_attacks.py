@@ -89,7 +89,8 @@ def test_robust_holds_against_embeddings_of_the_unedited_encoder(shipped, no_sta
 @pytest.mark.slow
 def test_every_attack_draws_one_picture_per_prompt_and_changes_nothing(shipped, no_star):
     siege = besieged(shipped, no_star, PROMPTS[:2], steps=2)
-    before, base = bits(siege.victim), bits(shipped)
+    before = bits(siege.victim)
+    base = bits(shipped)
     drawn = attack(siege)
     assert {name: len(images) for name, images in drawn.items()} == dict.fromkeys(ATTACKS, 2)
     assert_same_bits(siege.victim, before)
@@ -135,10 +136,8 @@ def test_the_inverse_map_revives_what_readers_make_of_the_target(shipped, preser
     The victim's K and V answer the revived states as the base's answer the prompts.
     """
     siege = besieged(shipped, uce(shipped, ErasureSpec((STAR,), preserve=preserve)))
-    states, revived = (
-        siege.states(shipped, siege.prompts).double(),
-        revived_states(siege, regulariser=1e-9).double(),
-    )
+    states = siege.states(shipped, siege.prompts).double()
+    revived = revived_states(siege, regulariser=1e-9).double()
     for path in reader_paths(shipped.unet, family_of(shipped)):
         old, new = (
             weight_of(root, path).detach().double() for root in (shipped.unet, siege.victim.unet)

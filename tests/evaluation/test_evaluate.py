@@ -24,14 +24,18 @@ STAR = Concept("star", anchor="circle")
 @settings(max_examples=50, deadline=None)
 @given(hits=st.lists(st.booleans(), min_size=1, max_size=200))
 def test_wilson_holds_the_rate_and_shrinks_with_n(hits):
-    one, four = rate(hits), rate(hits * 4)
+    one = rate(hits)
+    four = rate(hits * 4)
     assert 0 <= one.low <= one.value <= one.high <= 1
     assert four.high - four.low < one.high - one.low
 
 
 def test_wilson_is_the_textbook_formula():
-    z, n, p = 1.959964, 24, 0.25
-    centre, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    z = 1.959964
+    n = 24
+    p = 0.25
+    centre = p + z * z / (2 * n)
+    spread = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     found = rate([True] * 6 + [False] * 18)
     expected = ((centre - spread) / (1 + z * z / n), (centre + spread) / (1 + z * z / n))
     assert (found.low, found.high) == pytest.approx(expected, abs=1e-6)
@@ -112,7 +116,8 @@ def lines_of(folder):
 def test_a_killed_run_goes_on_and_two_shards_give_the_numbers_of_one(
     quick, pipe, no_star, tmp_path
 ):
-    spec, rows = no_star.spec, {"ours": no_star}
+    spec = no_star.spec
+    rows = {"ours": no_star}
     before = bits(pipe)
     whole = runner.evaluate(pipe, spec, rows, n=9, out=tmp_path / "one", controls=False)
     assert_same_bits(pipe, before)
@@ -124,7 +129,8 @@ def test_a_killed_run_goes_on_and_two_shards_give_the_numbers_of_one(
     assert without_machine(again) == without_machine(whole)
     assert lines_of(tmp_path / "one") == complete
 
-    suite, shards = suites.SUITES["glyphs"], []
+    suite = suites.SUITES["glyphs"]
+    shards = []
     for i in (1, 0):
         state = SimpleNamespace(process_index=i, num_processes=2, is_main_process=i == 0)
         half = runner.Evaluation(pipe, spec, suite, 9, 0, state)

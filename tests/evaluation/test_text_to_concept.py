@@ -100,6 +100,7 @@ def test_too_few_pictures_are_an_error(clip, drawn):
 
 
 def test_on_glyphs_it_sees_the_shapes_that_the_judge_sees(drawn):
-    seen, told = load_second_judge()(drawn), glyphs.load_judge()(drawn)
+    seen = load_second_judge()(drawn)
+    told = glyphs.load_judge()(drawn)
     both = [a == b for a, b in zip(seen["shape"], told["shape"], strict=True) if b]
     assert len(both) > 100 and sum(both) / len(both) >= 0.95

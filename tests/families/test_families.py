@@ -56,7 +56,9 @@ class Case:
     """A family's tiny pipeline, what it held before `erase`, and the adapter made."""
 
     def __init__(self, name, layers):
-        self.name, self.layers, self.pipe = name, layers, tiny.build(name)
+        self.name = name
+        self.layers = layers
+        self.pipe = tiny.build(name)
         self.before = bits(self.pipe)
         self.star = self.erase(STAR)
 
@@ -130,7 +132,8 @@ def read(pipe, states):
     """What each of the denoiser's readers makes of the states `(length, d)`, behind the norm if
     there is one."""
     family = family_of(pipe)
-    denoiser, norm = get_component(pipe, family.denoiser), family.encoders[0].readings[0].norm
+    denoiser = get_component(pipe, family.denoiser)
+    norm = family.encoders[0].readings[0].norm
     states = denoiser.get_submodule(norm)(states) if norm else states
     return [denoiser.get_submodule(path)(states) for path in reader_paths(denoiser, family)]
 
@@ -146,12 +149,11 @@ def residuals(case, pipe, concept):
     found = []
     for path in case.paths:
         if any(not reading.pooled for reading in path.use.readings):
-            rows, shift = (
-                rows_of([pair], path, ALIGNMENTS["last_subject+eos"]),
-                SHIFT.get((case.name, path.use.encoder), 0),
-            )
+            rows = rows_of([pair], path, ALIGNMENTS["last_subject+eos"])
+            shift = SHIFT.get((case.name, path.use.encoder), 0)
             for h, g in zip(have, goal, strict=True):
-                h, g = h[rows.target_at + shift], g[rows.anchor_at + shift]
+                h = h[rows.target_at + shift]
+                g = g[rows.anchor_at + shift]
                 found += ((h - g).norm(dim=-1) / g.norm(dim=-1)).tolist()
     if any(
         path.pooled for path in case.paths
@@ -177,7 +179,8 @@ def test_run_in_parts_the_blocks_find_the_same(case, monkeypatch):
 
     Here every block gets two of six rows at a time.
     """
-    spec, sizes = ErasureSpec((STAR, RING, HEART), preserve=PRESERVE), set()
+    spec = ErasureSpec((STAR, RING, HEART), preserve=PRESERVE)
+    sizes = set()
     rows = [
         p.encoder for p in case.paths if not runs_trees(p.encoder)
     ]  # tests/test_tree.py has the others
@@ -208,7 +211,8 @@ def test_run_in_parts_the_blocks_find_the_same(case, monkeypatch):
         "forward" in vars(block) for path in case.paths for block in blocks_of(path.encoder)
     )
     for name, factors in whole.edits.items():
-        D, E = factors.dense(), parts.edits[name].dense()
+        D = factors.dense()
+        E = parts.edits[name].dense()
         assert (D - E).norm() < 1e-3 * D.norm(), name
 
 
@@ -246,7 +250,8 @@ def test_saved_and_loaded(case, tmp_path):
 
 def test_two_stack_in_any_order(case):
     ring = case.erase(RING)
-    one, other = case.erased(case.star, ring), case.erased(ring, case.star)
+    one = case.erased(case.star, ring)
+    other = case.erased(ring, case.star)
     assert same(bits(one), bits(other))
     assert max(residuals(case, one, STAR) + residuals(case, one, RING)) <= 1e-4
     one.set_erasure_adapters(["erasure-0"])
@@ -376,10 +381,8 @@ def test_an_adapter_of_another_family_is_refused_and_changes_nothing(shipped):
 
 
 def test_an_encoder_edit_loads_wherever_that_encoder_is():
-    pipe, other = (
-        tiny.build("StableDiffusionPipeline"),
-        erasable(tiny.build("StableDiffusionPipeline")),
-    )
+    pipe = tiny.build("StableDiffusionPipeline")
+    other = erasable(tiny.build("StableDiffusionPipeline"))
     adapter = erase(pipe, ErasureSpec((STAR,), preserve=PRESERVE))
     other.unet.conv_in.weight.data += 1  # another checkpoint, the same text encoder
     other.load_erasure_adapter(adapter)
@@ -387,10 +390,8 @@ def test_an_encoder_edit_loads_wherever_that_encoder_is():
 
 
 def test_the_same_encoder_read_elsewhere_is_another_base():
-    pipe, other = (
-        tiny.build("StableDiffusionPipeline"),
-        erasable(tiny.build("StableDiffusionXLPipeline")),
-    )
+    pipe = tiny.build("StableDiffusionPipeline")
+    other = erasable(tiny.build("StableDiffusionXLPipeline"))
     other.text_encoder = pipe.text_encoder
     with pytest.raises(
         BaseModelMismatchError,
@@ -451,7 +452,9 @@ def test_kept_prompts_stay_where_an_inner_state_is_read():
 )
 def test_probe_proposes_what_the_record_says(name):
     pipe = tiny.build(name)
-    before, proposal, known = bits(pipe), propose_records(pipe), family_of(pipe)
+    before = bits(pipe)
+    proposal = propose_records(pipe)
+    known = family_of(pipe)
     assert same(bits(pipe), before) and proposal.pipeline.denoiser == known.denoiser
     assert [u[:2] for u in proposal.pipeline.encoders] == [u[:2] for u in known.encoders]
     for found, use in zip(proposal.pipeline.encoders, known.encoders, strict=True):

@@ -30,7 +30,8 @@ def deltas(adapter):
 
 
 def assert_same_deltas(a, b, factor=1.0):
-    a, b = deltas(a), deltas(b)
+    a = deltas(a)
+    b = deltas(b)
     assert all(
         not b[name].any() for name in b.keys() - a.keys()
     )  # the rows that stock loaders ask for

@@ -31,10 +31,8 @@ def test_a_single_file_is_the_same_pipeline_and_takes_the_same_adapter(
     checkpoint, shipped, no_star
 ):
     pipe = load_model(str(checkpoint), config=str(glyphs.WEIGHTS))
-    before, after = (
-        bits(shipped),
-        {name.replace("text_model.", ""): value for name, value in bits(pipe).items()},
-    )
+    before = bits(shipped)
+    after = {name.replace("text_model.", ""): value for name, value in bits(pipe).items()}
     assert all(
         torch.equal(value, after[name.replace("text_model.", "")]) for name, value in before.items()
     )

@@ -20,7 +20,9 @@ class ShapeSeen:
     """Share of pictures in which the glyph judge sees a shape."""
 
     def __init__(self, shape):
-        self.shape, self.judge, self.seen = shape, glyphs.load_judge(), []
+        self.shape = shape
+        self.judge = glyphs.load_judge()
+        self.seen = []
 
     def load_dataset(self):
         return [
@@ -59,7 +61,8 @@ def test_a_finished_adapter_is_loaded_as_it_is(no_cross, tmp_path):
 
 def test_the_same_seed_draws_the_same(no_star, tmp_path):
     technique = ErasureTechnique(**QUICK, adapter=str(no_star.save_pretrained(tmp_path)))
-    once, batch = technique.generate(PROMPTS[1:2], seed=6), technique.generate(PROMPTS[:2], seed=5)
+    once = technique.generate(PROMPTS[1:2], seed=6)
+    batch = technique.generate(PROMPTS[:2], seed=5)
     assert once[0].tobytes() == batch[1].tobytes()
 
 

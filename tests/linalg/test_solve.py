@@ -98,7 +98,8 @@ def test_keys_to_leave_alone_are_left_alone_at_the_least_cost():
 
 def test_identity_metric_is_the_papers_formula():
     p = problem()
-    W, X = torch.randn(7, 12, dtype=DOUBLE), p["X"]
+    W = torch.randn(7, 12, dtype=DOUBLE)
+    X = p["X"]
     Y = torch.randn(12, 3, dtype=DOUBLE)
     D = solve(X, W @ (Y - X)).factors.dense()
     torch.testing.assert_close(D, W @ (Y - X) @ torch.linalg.inv(X.T @ X) @ X.T)
@@ -106,7 +107,8 @@ def test_identity_metric_is_the_papers_formula():
 
 def test_cutting_the_soft_part_leaves_the_constraint_exact():
     p = problem(ns=9)
-    full, cut = solved(**p, soft_rtol=0), solved(**p, max_rank=5)
+    full = solved(**p, soft_rtol=0)
+    cut = solved(**p, max_rank=5)
     assert cut.factors.rank == 5 < full.factors.rank
     torch.testing.assert_close(cut.factors.dense() @ p["X"], p["R"], atol=1e-9, rtol=1e-9)
     exact = solved(**p, max_rank=3).factors.dense()
@@ -130,7 +132,8 @@ def test_repeated_constraints_count_once():
 
 
 def test_the_same_input_gives_the_same_bytes():
-    first, second = solved(**problem()).factors, solved(**problem()).factors
+    first = solved(**problem()).factors
+    second = solved(**problem()).factors
     assert torch.equal(first.A, second.A) and torch.equal(first.B, second.B)
 
 

@@ -25,7 +25,9 @@ from quantisers import bnb_int8, bnb_nf4
 from tiny import DEVICE, PRESERVE, STAR
 
 SPEC = ErasureSpec((STAR,), preserve=PRESERVE)
-FLOAT8, BRAIN, HALF = torch.float8_e4m3fn, torch.bfloat16, torch.float16
+FLOAT8 = torch.float8_e4m3fn
+BRAIN = torch.bfloat16
+HALF = torch.float16
 
 
 def modules(pipe):
@@ -65,11 +67,10 @@ def refused(pipe, error, why):
 )
 def test_a_16_bit_encoder_runs_as_its_float32_copy_would_and_is_not_copied(name, dtype):
     for path in text_paths(tiny.build(name)):
-        encoder, tokens = path.encoder.to(dtype), path.tokens(PRESERVE)
-        before, own = (
-            copy.deepcopy(encoder.state_dict()),
-            {id(x) for x in (*encoder.parameters(), *encoder.buffers())},
-        )
+        encoder = path.encoder.to(dtype)
+        tokens = path.tokens(PRESERVE)
+        before = copy.deepcopy(encoder.state_dict())
+        own = {id(x) for x in (*encoder.parameters(), *encoder.buffers())}
         whole = states_of(copy.deepcopy(encoder).float(), tokens, path.use.readings)
         with in_float32(encoder) as twin:
             for _ in range(2):
@@ -153,7 +154,8 @@ def test_8_bit_products_depend_on_the_batch_so_loading_refuses_what_they_leave_o
             new = bnb_int8(old)
             new.load_state_dict(old.state_dict())
             encoder.set_submodule(name, new.to("cpu"))
-    before, adapter = bits(pipe), erase(pipe, SPEC)
+    before = bits(pipe)
+    adapter = erase(pipe, SPEC)
     with pytest.raises(
         AdapterIntegrityError,
         match=r"does not erase what it lists: residual .* at most 2e-03 allowed",
@@ -206,7 +208,8 @@ def test_model_offload_moves_the_encoder_itself_and_not_its_twin():
 
 
 def test_group_offload_of_float32_works_and_of_16_bits_is_an_error():
-    onload, cpu = torch.device(DEVICE), torch.device("cpu")
+    onload = torch.device(DEVICE)
+    cpu = torch.device("cpu")
     for dtype in (torch.float32, BRAIN):
         pipe = tiny.build("StableDiffusionPipeline").to(dtype)
         pipe.enable_group_offload(
@@ -264,7 +267,8 @@ def test_8_bit_floats_that_nothing_widens_are_an_error():
 def test_8_bit_floats_widened_to_32_bits_work_and_those_to_16_beside_norms_are_an_error():
     from diffusers.hooks import apply_layerwise_casting
 
-    pipe, other = tiny.build("StableDiffusionPipeline"), tiny.build("ZImagePipeline")
+    pipe = tiny.build("StableDiffusionPipeline")
+    other = tiny.build("ZImagePipeline")
     apply_layerwise_casting(pipe.text_encoder, FLOAT8, torch.float32)
     assert erased(pipe).residual < 1e-5
     apply_layerwise_casting(other.text_encoder.to(BRAIN), FLOAT8, BRAIN)
@@ -287,7 +291,8 @@ Hollow.__name__ = "T5EncoderModel"
 
 
 def test_an_encoder_of_a_subclass_is_known_and_one_without_blocks_is_an_error():
-    pipe, other = tiny.build("StableDiffusionPipeline"), tiny.build("PixArtAlphaPipeline")
+    pipe = tiny.build("StableDiffusionPipeline")
+    other = tiny.build("PixArtAlphaPipeline")
     pipe.text_encoder.__class__ = Mine
     assert erased(pipe).residual < 1e-5
     other.text_encoder = Hollow()

@@ -45,7 +45,8 @@ def test_solving_again_is_exact_and_the_kernel_close(shipped, three):
     apart = {
         name: stack([a.edits[name].to(torch.float64) for a in three]) for name in three[0].edits
     }
-    summed, close = residual(shipped, three, apart), residual(shipped, three, combine_stored(three))
+    summed = residual(shipped, three, apart)
+    close = residual(shipped, three, combine_stored(three))
     assert residual(shipped, three, combine(shipped, three).edits) < 1e-5 < close < 0.5 * summed
 
 
@@ -64,7 +65,8 @@ def test_the_kernel_of_one_is_that_one_and_order_does_not_matter(three):
     torch.testing.assert_close(
         one.dense(), three[0].edits[name].to(torch.float64).dense(), rtol=0, atol=1e-6
     )
-    forth, back = combine_stored(three), combine_stored(three[::-1])
+    forth = combine_stored(three)
+    back = combine_stored(three[::-1])
     for name in forth:
         torch.testing.assert_close(forth[name].dense(), back[name].dense(), rtol=0, atol=1e-8)
 
@@ -76,10 +78,8 @@ def test_kv_linears_share_their_keys(shipped, preserve):
     ]
     for name, factors in combine_stored(made).items():
         for adapter in made:
-            X, alone = (
-                adapter.keys["text_encoder.states"].double().T,
-                adapter.edits[name].to(torch.float64),
-            )
+            X = adapter.keys["text_encoder.states"].double().T
+            alone = adapter.edits[name].to(torch.float64)
             torch.testing.assert_close(
                 factors.B @ (factors.A @ X), alone.B @ (alone.A @ X), rtol=1e-5, atol=1e-5
             )

@@ -141,7 +141,8 @@ def test_enable_brings_back_what_was_on(pipe, no_star, no_cross):
 )
 def test_a_failed_operation_changes_nothing(pipe, no_star, no_cross, act, error, says):
     pipe.load_erasure_adapter(no_star, adapter_name="first")
-    before, states = bits(pipe), pipe.get_erasure_adapters()
+    before = bits(pipe)
+    states = pipe.get_erasure_adapters()
     with pytest.raises(error, match=says):
         act(pipe, no_star, no_cross)
     assert_same_bits(pipe, before)

@@ -69,7 +69,9 @@ def inject(pipe, act, undo, points):
 
     How often it was as before, and how often already done.
     """
-    before, known, done = bits(pipe), state(pipe), 0
+    before = bits(pipe)
+    known = state(pipe)
+    done = 0
     act()
     after = bits(pipe)
     undo()
@@ -84,7 +86,8 @@ def inject(pipe, act, undo, points):
         else:  # the last lines, after everything was written
             assert_same_bits(pipe, after)
             undo()
-            known, done = state(pipe), done + 1
+            known = state(pipe)
+            done = done + 1
         assert not WEIGHTS_LOCK._readers and WEIGHTS_LOCK._writer is None
     else:
         pytest.fail("more lines than points")
@@ -123,7 +126,8 @@ def test_a_load_that_breaks_at_every_line_changes_nothing(pipe, both):
 @pytest.mark.parametrize("step", [149, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_switch_that_breaks_changes_nothing(pipe, both, step):
     pipe.load_erasure_adapter(both, adapter_name="a")
-    on, known = bits(pipe), pipe.get_erasure_adapters()
+    on = bits(pipe)
+    known = pipe.get_erasure_adapters()
     for at in range(1, 10**6, step):
         if not interrupted(pipe.disable_erasure, at, FAULTS[at % len(FAULTS)]):
             break
@@ -174,12 +178,10 @@ def save_and_die(target, content, at):
 
 @pytest.mark.parametrize("rounds", [2, pytest.param(40, marks=pytest.mark.slow)])
 def test_a_save_that_is_killed_leaves_a_whole_file(no_star, no_cross, tmp_path, rounds):
-    old, new, target, killed = (
-        no_star.to_bytes(),
-        no_cross.to_bytes(),
-        tmp_path / "a.safetensors",
-        0,
-    )
+    old = no_star.to_bytes()
+    new = no_cross.to_bytes()
+    target = tmp_path / "a.safetensors"
+    killed = 0
     for _ in range(rounds):
         for at in range(1, 100):
             target.write_bytes(old)
@@ -197,7 +199,8 @@ def test_a_disk_that_fills_up_loses_nothing(no_star, no_cross, tmp_path, monkeyp
     """ENOSPC at the n-th call into the file system, among write, flush, fsync, chmod and
     replace."""
     target = no_star.save_pretrained(tmp_path)
-    before, seen = target.read_bytes(), 0
+    before = target.read_bytes()
+    seen = 0
 
     def failing(real):
         def call(*args, **kwargs):

@@ -26,14 +26,18 @@ def stress(pipe, adapters, rounds, workers=8):
 
     Returns the pictures drawn and the errors met.
     """
-    pictures, errors, register = set(), [], torch.nn.Module.register_parameter
-    scheduler, tokenizer = copy.deepcopy(pipe.scheduler), copy.deepcopy(pipe.tokenizer)
+    pictures = set()
+    errors = []
+    register = torch.nn.Module.register_parameter
+    scheduler = copy.deepcopy(pipe.scheduler)
+    tokenizer = copy.deepcopy(pipe.tokenizer)
 
     def work(number):
         mine = erasable(StableDiffusionPipeline.from_pipe(pipe))
         # a scheduler counts steps, and a tokenizer keeps how to pad (diffusers pads in two ways),
         # so threads cannot share them
-        mine.scheduler, mine.tokenizer = copy.deepcopy(scheduler), copy.deepcopy(tokenizer)
+        mine.scheduler = copy.deepcopy(scheduler)
+        mine.tokenizer = copy.deepcopy(tokenizer)
         mine.set_progress_bar_config(disable=True)
         rng = random.Random(number)
         for _ in range(rounds):
@@ -70,7 +74,9 @@ def stress(pipe, adapters, rounds, workers=8):
 
 @pytest.mark.parametrize("rounds", [6, pytest.param(100, marks=pytest.mark.slow)])
 def test_eight_threads_lose_nothing_and_leak_nothing(pipe, shipped, no_star, no_cross, rounds):
-    adapters, before, wanted = [("a", no_star), ("b", no_cross)], bits(pipe), set()
+    adapters = [("a", no_star), ("b", no_cross)]
+    before = bits(pipe)
+    wanted = set()
     for names in ((), (0,), (1,), (0, 1)):
         fresh = erasable(copy.deepcopy(shipped))
         fresh.load_erasure_adapters({adapters[i][0]: adapters[i][1] for i in names})

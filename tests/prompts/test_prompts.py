@@ -105,7 +105,8 @@ def test_words_share_the_soft_budget(tokenizer, budget, soft):
 
 
 def test_a_phrase_that_names_another_target_is_not_asked_of_this_one(tokenizer):
-    star, style = Concept("star", "circle"), Concept("Mira Voss", "Una Flatt", templates="style")
+    star = Concept("star", "circle")
+    style = Concept("Mira Voss", "Una Flatt", templates="style")
     together, alone = (
         {p.target.text for p in pairs_of(c, "held_out")} for c in ([star, style], [style])
     )

@@ -41,7 +41,9 @@ def halves(draw):
 def test_a_position_sees_its_own_beginning_and_nothing_else(drawn):
     targets, anchors, needed, ends = drawn
     batch = as_trees(Tokens(targets), Tokens(anchors), needed, ends)
-    ids, positions, mask = batch.tokens.ids, batch.tokens.positions, batch.tokens.mask
+    ids = batch.tokens.ids
+    positions = batch.tokens.positions
+    mask = batch.tokens.mask
     size = ids.shape[1]
     assert size <= LENGTH
     ats = (batch.target_at, batch.anchor_at)
@@ -52,7 +54,8 @@ def test_a_position_sees_its_own_beginning_and_nothing_else(drawn):
             half, at, lengths.maximum(last + 1).tolist(), last.tolist(), found.tolist(), strict=True
         )
         for row, where, n, end, pooled in each:
-            tree, slots = where[:n] // size, where[:n] % size
+            tree = where[:n] // size
+            slots = where[:n] % size
             assert len(set(tree.tolist())) <= 1
             assert ((tree < batch.half) == (half is targets)).all()
             assert ids[tree, slots].equal(row[:n])
@@ -84,7 +87,8 @@ def test_the_encoder_gives_the_states_of_prompts_run_apart(shipped):
         "a circle",
     ]
     ids = shipped.tokenizer(texts, padding="max_length", return_tensors="pt").input_ids
-    targets, anchors = ids[:3], ids[3:]
+    targets = ids[:3]
+    anchors = ids[3:]
     needed = (ids != shipped.tokenizer.pad_token_id).sum(1).reshape(2, 3)
     batch = as_trees(Tokens(targets), Tokens(anchors), needed)
     for implementation in ("sdpa", "eager"):
@@ -106,10 +110,8 @@ def test_the_encoder_gives_the_states_of_prompts_run_apart(shipped):
 
 
 def test_blocks_run_some_trees_after_the_others(shipped, monkeypatch):
-    sizes, spec = (
-        set(),
-        ErasureSpec(tuple(Concept(s, "circle") for s in ("star", "heart", "ring")), preserve=()),
-    )
+    sizes = set()
+    spec = ErasureSpec(tuple(Concept(s, "circle") for s in ("star", "heart", "ring")), preserve=())
     linear = shipped.text_encoder.get_submodule("encoder.layers.1.mlp.fc1")
     handle = linear.register_forward_pre_hook(lambda _, args: sizes.add(len(args[0])))
     whole = erase(shipped, spec, metric="identity", measure=False)
