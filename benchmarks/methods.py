@@ -34,5 +34,7 @@ def every_setting(world: World) -> dict[str, Make]:
 
 def uce_of_words(pipe: Any, spec: ErasureSpec, *, words: Sequence[str]) -> ErasureAdapter:
     """UCE that keeps `words` without the targets, instead of captions."""
-    targets = {word for concept in spec.concepts for word in concept.words}
+    targets: set[str] = set()
+    for concept in spec.concepts:
+        targets |= {*concept.words}
     return uce(pipe, spec, preserve=tuple(word for word in words if word not in targets))

@@ -18,7 +18,7 @@ from diffusers_erasepro.glyphs.concept_prompts import kind_of, prompts_with, pro
 from diffusers_erasepro.glyphs.world import FIRST
 from first_light import METHODS
 from harness import Cell, Experiment, main, parse_arguments
-from worlds import BenchWorld, as_cases, glyph_world, named
+from worlds import BenchWorld, as_cases, glyph_world, without_synonyms
 
 TALE = (
     "yesterday after a long walk home through the rain with two friends and a slow dog we hung up "
@@ -49,7 +49,7 @@ def form_cases(spec: ErasureSpec, n: int, seed: int, *, form: str) -> Cases:
     """Held-out captions of the target in one form, and a few others."""
     (concept,) = spec.concepts
     field = kind_of(FIRST, concept)
-    pairs = prompts_with(named(concept), n, seed=seed, held_out=True)
+    pairs = prompts_with(without_synonyms(concept), n, seed=seed, held_out=True)
     if form in BESIDE:
         target = pairs_beside(concept, pairs, seed, target_first=BESIDE[form])
     else:

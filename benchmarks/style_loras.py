@@ -103,7 +103,9 @@ def train(
                     init_lora_weights="gaussian",
                 )
             )
-    weights = [w for part in parts for w in part.parameters() if w.requires_grad]
+    weights = []
+    for part in parts:
+        weights += [weight for weight in part.parameters() if weight.requires_grad]
     optimiser = torch.optim.AdamW(weights, lr=2e-3, weight_decay=0.0)
     for _ in trange(STEPS, desc=style.name, mininterval=5):
         scenes = [

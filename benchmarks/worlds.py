@@ -117,6 +117,6 @@ def fill_kinds(cases: Cases) -> Cases:
     }
 
 
-def named(concept: Concept, synonyms: Sequence[str] = ()) -> Concept:
-    """The concept with these synonyms alone."""
-    return replace(concept, synonyms=tuple(synonyms))
+def without_synonyms(concept: Concept) -> Concept:
+    """The concept by its own name alone."""
+    return replace(concept, synonyms=())
