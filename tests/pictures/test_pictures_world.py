@@ -45,6 +45,12 @@ def test_both_read_32_tokens(pipe):
     assert states.shape == (1, 32, 384)
 
 
+def test_a_saved_pipeline_draws_the_same(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    loaded = type(pipe).from_pretrained(tmp_path, local_files_only=True)
+    assert drawn(loaded, "a key").tobytes() == drawn(pipe, "a key").tobytes()
+
+
 def test_a_longer_prompt_is_cut_with_a_warning(pipe):
     with pytest.warns(UserWarning, match="reads the first 32"):
         drawn(pipe, "a key " * 20, steps=1)

@@ -31,7 +31,7 @@ BATCH = 96
 RATE = 2e-3
 WEIGHTS = (1.0, 0.5, 0.3)
 """Of the losses of thing, hand, background."""
-WORD_BATCHES = 40
+WORD_BATCHES = 20
 """Batches of pictures that the map into the sentence space is fitted on."""
 RIDGE = 1e-3
 """Share of the mean squared feature on the diagonal of the map's normal equations."""
@@ -95,7 +95,7 @@ def main() -> None:
         net = trained(samples, args.seconds)
         torch.save(net.state_dict(), args.folder / "judge.pt")
     matrix = word_map(net, samples)
-    save_file({"map": matrix.half()}, args.folder / "words.safetensors")
+    save_file({"map": matrix.half().contiguous()}, args.folder / "words.safetensors")
     report(net, samples)
 
 

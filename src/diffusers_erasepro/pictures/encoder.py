@@ -5,9 +5,12 @@ from __future__ import annotations
 import importlib.util
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import BatchEncoding, BertModel, BertTokenizer
+
+# diffusers 0.42 loads a saved tokenizer only where its module offers this class too
+from transformers import PreTrainedTokenizerFast as PreTrainedTokenizerFast
 
 from ..errors import ErasureError
 
@@ -20,8 +23,10 @@ class PromptTokenizer(BertTokenizer):
     """Pads to `model_max_length` where a pipeline asks for more, and warns where it cuts.
 
     Stock pipelines bring lengths of their own (AuraFlow's is 256); here every prompt is as long
-    as in training.
+    as in training. It gives no token types: all are zero, which the encoder takes for granted.
     """
+
+    model_input_names: ClassVar[list[str]] = ["input_ids", "attention_mask"]
 
     def __call__(self, text: Any = None, *args: Any, **kwargs: Any) -> BatchEncoding:
         if kwargs.get("max_length") is not None:
@@ -31,11 +36,11 @@ class PromptTokenizer(BertTokenizer):
         return super().__call__(text, *args, **kwargs)
 
     def _warn_of_cut(self, texts: list[str]) -> None:
-        for text in texts:
-            length = len(super().__call__(text).input_ids)
-            if length > self.model_max_length:
+        uncut = super().__call__(texts).input_ids
+        for text, ids in zip(texts, uncut, strict=True):
+            if len(ids) > self.model_max_length:
                 warnings.warn(
-                    f"{text!r} has {length} tokens; this world reads the first "
+                    f"{text!r} has {len(ids)} tokens; this world reads the first "
                     f"{self.model_max_length}, and what stands behind them is not drawn",
                     stacklevel=4,
                 )
