@@ -187,7 +187,8 @@ def _enough(captions: Sequence[str], rows: int, linears: Mapping[str, nn.Module]
     if rows < width:
         raise ConceptSpecError(
             f"the {len(captions)} preserve captions that name no target give the metric {rows} "
-            f"rows, {name} needs {width}; give about {-(-width * len(captions) // rows)} captions, or metric='identity'"
+            f"rows, {name} needs {width}; give about {-(-width * len(captions) // rows)} captions, "
+            "or metric='identity'"
         )
 
 

@@ -261,11 +261,10 @@ def runs_trees(encoder: Any) -> bool:
 def _in_parts(encoder: nn.Module, outputs: Mapping[str, object]) -> Iterator[None]:
     """Inside, every block runs on `PART` positions at a time.
 
-    Unless a site's output lies within a block, so that it needs all rows there.
+    Unless a site's output lies within the block, so that it needs all rows there.
     """
-    blocks = [*blocks_of(encoder)]
     closing = {encoder.get_submodule(name) for name in outputs}
-    parted = blocks if closing <= {*blocks} else []
+    parted = [block for block in blocks_of(encoder) if not closing & ({*block.modules()} - {block})]
     own = {block: vars(block).get("forward") for block in parted}  # where offloading hangs its own
     try:
         for block in parted:

@@ -27,7 +27,7 @@ STEADY = 0.9
 """Share of the captions that count; the others move most."""
 SCHEDULE_STEPS = 6
 COMPARED = 3
-"""Latents are those of the first `COMPARED` of `SCHEDULE_STEPS` steps: there an image is decided."""
+"""Latents are those of the first `COMPARED` of `SCHEDULE_STEPS` steps, which decide an image."""
 GUIDANCE_SCALE = 3.0
 Compared = tuple[Tensor, Tensor, Tensor, Tensor]
 """A step: timestep, latents, and two predictions there of the unedited denoiser."""
