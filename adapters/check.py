@@ -16,6 +16,7 @@ from transformers import CLIPTokenizer
 
 from diffusers_erasepro import ErasureSpec
 from diffusers_erasepro.config.plan import ALIGNMENTS, BLOCKS
+from diffusers_erasepro.config.text_files import read_text_file
 from diffusers_erasepro.errors import ErasureError
 from diffusers_erasepro.prompts.alignment import rows_of
 from diffusers_erasepro.prompts.pairs import pairs_of
@@ -53,7 +54,7 @@ def main() -> None:
     for path in sorted(SPECS.glob("*/spec.toml")):
         name = path.parent.name
         try:
-            spec = ErasureSpec.from_toml(path.read_text())
+            spec = ErasureSpec.from_toml(read_text_file(path))
             print(f"{name}: {check(spec, tokenizer)}")
         except ErasureError as error:
             failed += 1

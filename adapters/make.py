@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from diffusers_erasepro import Concept, ErasureSpec, erasable, erase, glyphs
 from diffusers_erasepro.adapters.header import describe, read_headers
 from diffusers_erasepro.cli.demo import generate
+from diffusers_erasepro.config.text_files import read_text_file, write_text_file
 
 HERE = Path(__file__).parent
 ATTRIBUTE = Concept(
@@ -82,7 +83,7 @@ def make(folder: Path, concept: Concept, pipe: Any) -> None:
     spec = ErasureSpec((concept,), preserve=tuple(glyphs.captions(400, seed=0)))
     adapter = erase(pipe, spec, max_rank=RANK)
     adapter.save_pretrained(folder)
-    (folder / "spec.toml").write_text(adapter.spec.to_toml())
+    write_text_file(folder / "spec.toml", adapter.spec.to_toml())
     texts = prompts(concept)
     before = generate(pipe, texts)
     pipe.load_erasure_adapter(folder, adapter_name="this")
@@ -133,7 +134,7 @@ def index() -> str:
     page += SPECS
     for path in sorted((HERE / "specs").glob("*/spec.toml")):
         name = path.parent.name
-        spec = ErasureSpec.from_toml(path.read_text())
+        spec = ErasureSpec.from_toml(read_text_file(path))
         words = "; ".join(some_words(concept) for concept in spec.concepts)
         becomes = ", ".join(dict.fromkeys(c.anchor or "nothing" for c in spec.concepts))
         page += f"| [{name}](specs/{name}/spec.toml) | {words} | {becomes} |\n"
@@ -150,7 +151,7 @@ def main() -> None:
     pipe = erasable(glyphs.load_pipeline())
     for name, concept in tqdm(concepts().items(), desc="adapters"):
         make(HERE / "glyphs" / name, concept, pipe)
-    (HERE / "README.md").write_text(index())
+    write_text_file(HERE / "README.md", index())
 
 
 if __name__ == "__main__":

@@ -210,7 +210,9 @@ def main() -> None:
     args = parser.parse_args()
     if not args.only_page:
         measure(args.out, args.n, args.seed)
-    args.page.write_text(page(of_run(args.out, args.n, args.seed), provenance(args.seed)))
+    args.page.write_text(
+        page(of_run(args.out, args.n, args.seed), provenance(args.seed)), encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

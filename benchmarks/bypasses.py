@@ -122,10 +122,10 @@ def main() -> None:
         "",
         *reasons(outcomes),
     ]
-    page = args.page.read_text()
+    page = args.page.read_text(encoding="utf-8")
     before = page[: page.index(START) + len(START)]
     after = page[page.index(STOP) :]
-    args.page.write_text("\n".join([before, *lines, after]))
+    args.page.write_text("\n".join([before, *lines, after]), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -50,13 +50,13 @@ def kept_lines(path: Path) -> list[Any]:
     """What an earlier start wrote with `keep_line`."""
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def keep_line(path: Path, value: Any) -> None:
     """Append one line of JSON, so that a benchmark that is stopped goes on from there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(value) + "\n")
 
 
@@ -78,7 +78,7 @@ def new_environment(folder: Path, *requirements: str) -> Path:
 def commit() -> str:
     """The commit that runs."""
     command = ["git", "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(command, capture_output=True, encoding="utf-8").stdout.strip()
 
 
 def provenance(seed: int) -> str:

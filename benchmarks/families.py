@@ -46,9 +46,11 @@ if __name__ == "__main__":
         [str(ROOT / "tests" / "test_families.py"), "-m", "slow or not slow"], plugins=[results]
     )
     commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, encoding="utf-8"
     ).stdout.strip()
-    before, rest = PAGE.read_text().split(START)
+    before, rest = PAGE.read_text(encoding="utf-8").split(START)
     note = f"`python benchmarks/families.py`, CPU, float32, commit {commit}."
-    PAGE.write_text(f"{before}{START}\n{note}\n\n{results.table()}\n{END}{rest.split(END)[1]}")
+    PAGE.write_text(
+        f"{before}{START}\n{note}\n\n{results.table()}\n{END}{rest.split(END)[1]}", encoding="utf-8"
+    )
     sys.exit(code)

@@ -42,7 +42,7 @@ def ran(command: list[str], folder: Path, bin: Path) -> str:
     """What the command prints, in `folder`, with nothing of this checkout on its path."""
     clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
     env = clean | {"PATH": f"{bin}:/usr/bin:/bin", "COLUMNS": "110", "OMP_NUM_THREADS": "2"}
-    done = subprocess.run(command, cwd=folder, env=env, text=True, capture_output=True)
+    done = subprocess.run(command, cwd=folder, env=env, encoding="utf-8", capture_output=True)
     if done.returncode:
         raise SystemExit(f"{command} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
     return done.stdout.strip()
@@ -86,7 +86,7 @@ def main() -> None:
             "[quickstart](quickstart.md), as they stand there.",
             "",
         ]
-        for kind, text in steps((ROOT / "docs" / "quickstart.md").read_text()):
+        for kind, text in steps((ROOT / "docs" / "quickstart.md").read_text(encoding="utf-8")):
             out = ran(["bash", "-c", text] if kind == "sh" else ["python", "-c", text], folder, bin)
             shown = f"$ {text}"
             if kind != "sh":
@@ -96,7 +96,7 @@ def main() -> None:
         lines += [
             f"| `{what}` | {seconds(command, folder, bin):.2f} |" for what, command in TIMED.items()
         ]
-    args.page.write_text("\n".join([*lines, ""]))
+    args.page.write_text("\n".join([*lines, ""]), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -76,7 +76,9 @@ def two_objects(pipe: Any, judge: Judge, n: int, seed: int) -> tuple[float, floa
 def training(log: Path) -> list[str]:
     """The last log line of every part: steps, loss, minutes."""
     last = {
-        row["part"]: row for row in map(json.loads, log.read_text().splitlines()) if "step" in row
+        row["part"]: row
+        for row in map(json.loads, log.read_text(encoding="utf-8").splitlines())
+        if "step" in row
     }
     lines = ["| part | steps | last loss | minutes |", "|---|---|---|---|"]
     return lines + [
@@ -157,7 +159,8 @@ def main() -> None:
                 *(training(args.log) if args.log.exists() else ["No log at hand."]),
                 "",
             ]
-        )
+        ),
+        encoding="utf-8",
     )
 
 

@@ -315,11 +315,11 @@ def main(experiment: Experiment, args: argparse.Namespace) -> dict[str, Found]:
         chosen = choose(experiment, args.cells, args.methods)
         chosen.run(out)
     page = args.page or out / "page.md"
-    page.write_text(experiment.draw(out))
+    page.write_text(experiment.draw(out), encoding="utf-8")
     found = experiment.read(out)
     if len(experiment.methods) > 1:
         save_trade_off(page.with_suffix(".png"), found)
-    print(page.read_text())
+    print(page.read_text(encoding="utf-8"))
     return found
 
 

@@ -50,11 +50,11 @@ def tried(label: str, pins: list[str], folder: Path, wheel: Path) -> str:
     """
     bin = new_environment(folder / label, *pins, str(wheel), *TESTING)
     listed = subprocess.run(
-        [bin / "pip", "list", "--format=freeze"], capture_output=True, text=True, check=True
+        [bin / "pip", "list", "--format=freeze"], capture_output=True, encoding="utf-8", check=True
     ).stdout
     have = dict(line.replace("-", "_").split("==") for line in listed.split())
     done = subprocess.run(
-        [bin / "python", "-m", "pytest", *SMOKE], cwd=ROOT, capture_output=True, text=True
+        [bin / "python", "-m", "pytest", *SMOKE], cwd=ROOT, capture_output=True, encoding="utf-8"
     )
     print(done.stdout[-3000:], done.stderr[-3000:], flush=True)
     last = done.stdout.strip().splitlines()[-1]
@@ -72,7 +72,7 @@ def earlier(page: Path, label: str) -> list[str]:
     """The lines of a label on the page of an earlier run."""
     return [
         line
-        for line in page.read_text().splitlines()
+        for line in page.read_text(encoding="utf-8").splitlines()
         if line.startswith((f"| {label} |", f"- {label}:"))
     ]
 
@@ -125,7 +125,8 @@ def main() -> None:
                 *errors,
                 "",
             ]
-        )
+        ),
+        encoding="utf-8",
     )
 
 

@@ -61,7 +61,7 @@ def main() -> None:
     text = [INTRODUCTION.format(where=provenance(args.seed), n=args.n, steps=args.steps)]
     asked = [asked_of(scene) for _, scene in pairs]
     text += [row(field, told[field], seen[field], [a[field] for a in asked]) for field in FIELDS]
-    args.page.write_text("\n".join(text) + "\n")
+    args.page.write_text("\n".join(text) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

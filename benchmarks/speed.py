@@ -95,7 +95,7 @@ def official_uce(script: Path) -> Callable[..., None]:
     It wants two globals that its command line sets.
     """
     scope: dict[str, Any] = {"__name__": "uce"}
-    exec(compile(script.read_text(), str(script), "exec"), scope)
+    exec(compile(script.read_text(encoding="utf-8"), str(script), "exec"), scope)
     torch.set_grad_enabled(True)  # the script turns it off for the whole process
     scope |= {"device": "cpu", "torch_dtype": torch.float32}
     return scope["UCE"]
@@ -145,7 +145,7 @@ def cost(call: Callable[[], Any], repeats: int) -> Cost:
         ctypes.CDLL("libc.so.6").malloc_trim(
             0
         )  # or what an earlier edit has given back would hide this one's peak
-        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak counts from here
         start = resident("VmRSS")
         began = time.perf_counter()
         call()
@@ -155,7 +155,7 @@ def cost(call: Callable[[], Any], repeats: int) -> Cost:
 
 def resident(field: str) -> float:
     """MiB, by Linux's name for it."""
-    status = Path("/proc/self/status").read_text().splitlines()
+    status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in status if line.startswith(field)) / 1024
 
 
@@ -289,7 +289,7 @@ def scaling(path: Path, found: dict[str, dict[int, Cost]]) -> None:
 def told(*arguments: str) -> str:
     """The last line that this script prints with other arguments, in a process of its own."""
     return subprocess.run(
-        [sys.executable, __file__, *arguments], check=True, capture_output=True, text=True
+        [sys.executable, __file__, *arguments], check=True, capture_output=True, encoding="utf-8"
     ).stdout.splitlines()[-1]
 
 
@@ -354,7 +354,8 @@ def write(
                 told("--alone", str(max(args.counts)), *seed),
                 "",
             ]
-        )
+        ),
+        encoding="utf-8",
     )
 
 

@@ -254,7 +254,7 @@ def main() -> None:
         ),
         "",
     ]
-    args.page.write_text("\n".join(page))
+    args.page.write_text("\n".join(page), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -128,7 +128,7 @@ def workplace(folder: Path, source: Path) -> None:
     shutil.copytree(source / "tests", folder / "tests")
     (folder / "tests" / "__init__.py").touch()  # PEFT's release leaves it out
     (folder / "datasets.py").write_text(
-        "load_dataset = None\n"
+        "load_dataset = None\n", encoding="utf-8"
     )  # imported by PEFT's helpers, not used by these tests
     torch.manual_seed(0)
     tokenizer = glyphs.load_pipeline().tokenizer
@@ -170,7 +170,7 @@ def run(folder: Path, arguments: tuple[str, ...], way: str) -> dict[str, Any]:
         cwd=folder,
         env=os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": path},
         capture_output=True,
-        text=True,
+        encoding="utf-8",
     )
     if not told.exists():
         raise RuntimeError(done.stdout[-2000:] + done.stderr[-2000:])

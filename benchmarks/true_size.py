@@ -203,7 +203,7 @@ def watched() -> Iterator[list[int]]:
 def own_bytes() -> int:
     (line,) = (
         line
-        for line in Path("/proc/self/status").read_text().splitlines()
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         if line.startswith("RssAnon")
     )
     return int(line.split()[1]) * 1024
@@ -263,11 +263,12 @@ def table() -> str:
 
 def write() -> None:
     """The table into its place on the page."""
-    before, rest = PAGE.read_text().split(START)
+    before, rest = PAGE.read_text(encoding="utf-8").split(START)
     machine = kept_lines(ROWS)[-1]["machine"]
     PAGE.write_text(
         f"{before}{START}\n`python benchmarks/true_size.py`, "
-        f"{machine}.\n\n{table()}\n{END}{rest.split(END)[1]}"
+        f"{machine}.\n\n{table()}\n{END}{rest.split(END)[1]}",
+        encoding="utf-8",
     )
 
 

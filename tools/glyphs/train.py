@@ -73,7 +73,7 @@ class Run:
 
     def note(self, **values: object) -> None:
         """Append a line to the run's log."""
-        with (self.out / "log.jsonl").open("a") as log:
+        with (self.out / "log.jsonl").open("a", encoding="utf-8") as log:
             log.write(json.dumps(values) + "\n")
         tqdm.write(json.dumps(values))
 
@@ -531,7 +531,9 @@ def train_unet(
 def commit() -> str:
     """The commit that trains."""
     return (
-        subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+        subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, encoding="utf-8"
+        ).stdout.strip()
         or "unknown"
     )
 

