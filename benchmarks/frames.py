@@ -44,20 +44,21 @@ def framed_cases(spec: ErasureSpec, n: int, seed: int) -> Cases:
     (concept,) = spec.concepts
     count = max(1, n // 15)
     pairs = prompts_with(concept, count, seed=seed, held_out=False)
-    others = [Case(text, {}) for text in framed_captions(concept, n, seed)]
-    return {"target": as_cases(pairs, concept, kind_of(FIRST, concept)), "other": others}
+    target = as_cases(pairs, concept, kind_of(FIRST, concept))
+    return {"target": target, "other": framed_others(concept, n, seed)}
 
 
-def framed_captions(concept: Concept, n: int, seed: int) -> list[str]:
+def framed_others(concept: Concept, n: int, seed: int) -> list[Case]:
     """`n` captions in these frames that do not name the concept."""
     rng = np.random.default_rng([seed, 5])
     shapes = [word for word in FIRST.shapes if word not in concept.words]
     styles = [word for word in FIRST.styles if word not in concept.words]
-    captions = []
+    cases = []
     for i in range(n):
-        color = rng.choice([*FIRST.colors])
-        shape = rng.choice(shapes)
+        color = str(rng.choice([*FIRST.colors]))
+        shape = str(rng.choice(shapes))
         ground = str(rng.choice(GROUNDS)).format(rng.choice([*FIRST.backgrounds]))
         signature = str(rng.choice(SIGNATURES)).format(rng.choice(styles))
-        captions.append(FRAMES[i % len(FRAMES)].format(f"a {color} {shape}{ground}{signature}"))
-    return captions
+        text = FRAMES[i % len(FRAMES)].format(f"a {color} {shape}{ground}{signature}")
+        cases.append(Case(text, {"shape": shape, "color": color}))
+    return cases
