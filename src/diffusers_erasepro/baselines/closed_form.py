@@ -14,6 +14,7 @@ from torch import Tensor
 from ..adapters.adapter import ErasureAdapter
 from ..config.options import OtherMethod, check_number
 from ..config.spec import Concept, ErasureSpec
+from ..erasure.auto_anchor import with_anchors
 from ..erasure.float32 import in_float32
 from ..erasure.states import final_states
 from ..errors import ConceptSpecError, UnknownFamilyError
@@ -115,6 +116,7 @@ def edit_cross_attention(
         spec: What to erase; synonyms count as targets.
 
     Raises:
+        ConceptSpecError: As from `erase`.
         UnknownFamilyError: The pipeline has several text encoders.
     """
     began = time.perf_counter()
@@ -127,6 +129,8 @@ def edit_cross_attention(
             f"{type(pipe).__name__} has several"
         )
     denoiser = get_component(pipe, family.denoiser)
+    with unedited(pipe), torch.no_grad():
+        spec = with_anchors(pipe, spec, None)
     targets, anchors = target_texts(spec, method.templates)
     captions = spec.preserve_captions() if method.preserve is None else tuple(method.preserve)
     with unedited(pipe), torch.no_grad(), in_float32(get_component(pipe, encoder_name)) as encoder:

@@ -14,7 +14,8 @@ from ..config.spec import Concept
 from ..errors import ConceptSpecError
 from ..families.encode_prompt import PromptSpan
 from .pairs import Pair, Prompt, pairs_of, pairs_to_solve, spread
-from .tokens import TextPath, Tokens, record_texts, tokens_of
+from .tokens import TextPath, Tokens, record_texts, tokenizer_of, tokens_of
+from .unknown_tokens import refuse_unknown_tokens, unknown_ids
 
 MEASURED = {"held_out": 64, "kept": 8}
 """Prompts that the report's residual and drift are measured on, at most."""
@@ -171,11 +172,15 @@ def rows_of(pairs: Sequence[Pair], source: Any, held: Held) -> Rows:
         held: Which positions; a pooled vector's, the end of the prompt, is always among them.
 
     Raises:
-        ConceptSpecError: A target and its anchor are the same tokens, or two pairs ask different things of one prompt.
+        ConceptSpecError: A target and its anchor are the same tokens, two pairs ask different
+            things of one prompt, or a prompt holds an unknown token.
     """
     pooled = isinstance(source, TextPath) and source.pooled
-    tokens, marks = _marked(source, [p.target for p in pairs] + [p.anchor for p in pairs])
+    prompts = [p.target for p in pairs] + [p.anchor for p in pairs]
+    tokens, marks = _marked(source, prompts)
     targets, anchors = tokens[: len(pairs)], tokens[len(pairs) :]
+    tokenizer = tokenizer_of(source)
+    unknown = unknown_ids(tokenizer)
     asked: dict[tuple[int, ...], str] = {}
     columns: list[tuple[int, int, int]] = []
     for i, pair in enumerate(pairs):
@@ -183,6 +188,8 @@ def rows_of(pairs: Sequence[Pair], source: Any, held: Held) -> Rows:
         alignment = held[pair.word] if isinstance(held, Mapping) else held
         alignment = replace(alignment, eos=True) if pooled else alignment
         positions = aligned(pair, (marks[i], marks[len(pairs) + i]), alignment)
+        for at in (i, len(pairs) + i):
+            refuse_unknown_tokens(tokenizer, unknown, prompts[at], marks[at], tokens.ids[at])
         if torch.equal(targets.ids[i], anchors.ids[i]):
             raise ConceptSpecError(
                 f"{pair.target.text!r} and {pair.anchor.text!r} are the same tokens; nothing to erase"

@@ -138,6 +138,12 @@ def token_ids(tokenizer: Any, texts: Sequence[str]) -> Tensor:
     return tokenize(tokenizer, texts).inputs["input_ids"]
 
 
+def tokenizer_of(source: Any) -> Any:
+    """The tokenizer of a text path, below a processor; or `source`, if it is one."""
+    found = getattr(source.pipe, source.use.tokenizer) if isinstance(source, TextPath) else source
+    return getattr(found, "tokenizer", found)
+
+
 def record_texts(source: Any, texts: Sequence[str]) -> RecordedInputs:
     return source.record(texts) if isinstance(source, TextPath) else tokenize(source, texts)
 
