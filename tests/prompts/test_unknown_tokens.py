@@ -1,10 +1,10 @@
 """One unknown token is every unknown token: no concept, anchor or template may hold it."""
 
 import pytest
-import tiny
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+import tiny
 from diffusers_erasepro import Concept, ErasureSpec, erase, glyphs
 from diffusers_erasepro.baselines import uce
 from diffusers_erasepro.config.plan import ALIGNMENTS
@@ -99,7 +99,7 @@ def test_a_concept_or_anchor_that_is_not_known_is_refused(make, words, template)
         with pytest.raises(ConceptSpecError) as raised:
             rows(tokenizer, target, anchor, template)
         said = str(raised.value)
-        assert "no token of its own" in said or "its tokens" in said and repr(words) in said
+        assert "no token of its own" in said or ("its tokens" in said and repr(words) in said)
 
 
 @pytest.mark.parametrize("make", [m for m in MADE if m is not dropping])
