@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from diffusers_erasepro.pictures.captions import BACKGROUNDS, STYLES
 from diffusers_erasepro.pictures.judge import SIZE, JudgeNet, shipped_judge
-from diffusers_erasepro.pictures.words import sentences
+from diffusers_erasepro.pictures.words import FRAME, Sentences
 
 BATCH = 96
 RATE = 2e-3
@@ -50,6 +50,7 @@ class Samples:
     """Scenes of one thing, at any size and place."""
 
     def __init__(self, folder: Path, seed: int) -> None:
+        self.folder = folder
         self.pictures = Pictures(folder)
         self.things = list(things_of(folder))
         self.rng = random.Random(seed)
@@ -97,6 +98,7 @@ def main() -> None:
     matrix = word_map(net, samples)
     save_file({"map": matrix.half().contiguous()}, args.folder / "words.safetensors")
     report(net, samples)
+    report_words(net, matrix, samples)
 
 
 def trained(samples: Samples, seconds: float) -> JudgeNet:
@@ -138,7 +140,7 @@ def word_map(net: JudgeNet, samples: Samples) -> Tensor:
 
     Least squares with a ridge; no head of the judge takes part.
     """
-    targets = sentences([f"a picture of {thing}" for thing in samples.things]).double()
+    targets = Sentences()([FRAME.format(thing) for thing in samples.things]).double()
     width = 2 * 384 + 1
     gram = torch.zeros(width, width, dtype=torch.double)
     moments = torch.zeros(width, targets.shape[1], dtype=torch.double)
@@ -162,6 +164,27 @@ def report(net: JudgeNet, samples: Samples, batches: int = 10) -> None:
                 right[row, column] += (said.argmax(1) == truth).float().mean() / batches
     for name, row in zip(("renders", "reconstructions"), right.tolist(), strict=True):
         print(name, " ".join(f"{share:.3f}" for share in row), f"(n = {batches * BATCH})")
+
+
+@torch.no_grad()
+def report_words(net: JudgeNet, matrix: Tensor, samples: Samples, pictures: int = 1000) -> None:
+    """How often the map finds a thing's name among all names, and a synonym among other names."""
+    sample = samples.drawn(pictures)
+    truth = sample.truth[0]
+    features = F.pad(net.features(sample.pixels), (0, 1), value=1.0)
+    seen = F.normalize(features @ matrix.float(), dim=1)
+    sentences = Sentences()
+    cosines = seen @ sentences([FRAME.format(thing) for thing in samples.things]).T
+    named = cosines.argmax(1) == truth
+    print(f"words: names {named.float().mean():.3f} (n = {pictures})")
+    others = cosines.scatter(1, truth[:, None], -1.0).amax(1)
+    found = []
+    for at, entry in enumerate(things_of(samples.folder).values()):
+        rows = (truth == at).nonzero().flatten()
+        for word in entry["synonyms"]:
+            said = seen[rows] @ sentences([FRAME.format(word)])[0]
+            found += (said > others[rows]).tolist()
+    print(f"words: synonyms {sum(found) / len(found):.3f} (n = {len(found)})")
 
 
 if __name__ == "__main__":

@@ -12,10 +12,28 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from . import judge
-from .encoder import load_encoder, load_tokenizer
+from .encoder import LENGTH, load_encoder, load_tokenizer
 from .world import folder
 
 FRAME = "a picture of {}"
+
+
+class Sentences:
+    """`sentences(texts)` -> unit vectors `(n, 384)`: the mean over a text's states, as the encoder
+    was trained to be read."""
+
+    def __init__(self) -> None:
+        self.tokenizer = load_tokenizer()
+        self.encoder = load_encoder()
+
+    @torch.no_grad()
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        batch = self.tokenizer(
+            list(texts), padding=True, truncation=True, max_length=LENGTH, return_tensors="pt"
+        )
+        states = self.encoder(**batch).last_hidden_state
+        mask = batch.attention_mask[:, :, None]
+        return F.normalize((states * mask).sum(1) / mask.sum(1), dim=1)
 
 
 @dataclass(frozen=True)
@@ -29,30 +47,20 @@ class Words:
     net: judge.JudgeNet
     map: Tensor
     """`(769, 384)`, the last row is the offset."""
+    sentences: Sentences
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Tensor:
         features = F.pad(self.net.features(judge.pixels(images)), (0, 1), value=1.0)
         seen = F.normalize(features @ self.map, dim=1)
-        return seen @ sentences([FRAME.format(text) for text in texts]).T
+        return seen @ self.sentences([FRAME.format(text) for text in texts]).T
 
     def best(self, images: Sequence[Image.Image], texts: Sequence[str]) -> list[str]:
         """For every picture the most similar of the words."""
         return [texts[i] for i in self(images, texts).argmax(1).tolist()]
 
 
-@torch.no_grad()
-def sentences(texts: Sequence[str]) -> Tensor:
-    """`(n, 384)` unit vectors: the mean over a text's states, as the encoder was trained."""
-    batch = load_tokenizer()(
-        list(texts), padding=True, truncation=True, max_length=32, return_tensors="pt"
-    )
-    states = load_encoder()(**batch).last_hidden_state
-    mask = batch.attention_mask[:, :, None]
-    return F.normalize((states * mask).sum(1) / mask.sum(1), dim=1)
-
-
 def shipped_words() -> Words:
     """The shipped map, on the shipped judge."""
     weights = load_file(folder() / "words.safetensors")
-    return Words(judge.shipped_judge().net, weights["map"].float())
+    return Words(judge.shipped_judge().net, weights["map"].float(), Sentences())
