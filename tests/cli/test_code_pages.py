@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
-from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec
+from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, glyphs
 from diffusers_erasepro.cli import main as cli
 
-SPEC = ErasureSpec([Concept("Käthe Öl", "Łukasz", templates=("a {}",), soft_templates=())])
+SPEC = ErasureSpec([Concept("Käthe Öl", "Łukasz", templates=("a {}",))])
 WARNED = """
 import sys, warnings
 warnings.filterwarnings("error", category=EncodingWarning, module="diffusers_erasepro")
@@ -71,12 +71,14 @@ def test_a_spec_in_utf8_erases_what_it_names(run, cp1252, tmp_path, mark):
 
 def test_captions_in_utf8_are_kept_as_they_are(run, cp1252, tmp_path):
     file = tmp_path / "keep.txt"
-    file.write_bytes("\ufeffÖl auf Leinwand\r\n\r\n猫\r\n".encode())
+    captions = ["Öl auf Leinwand", "猫", *glyphs.captions(30, seed=0)]
+    captions = [text for text in captions if "star" not in text]
+    file.write_bytes(("\ufeff\r\n" + "\r\n".join(captions)).encode())
     args = ("--target", "star", "--anchor", "ring", "--preserve-file", file, "-o", tmp_path / "out")
     code, _, error = run("erase", "glyphs", *args)
     assert code == 0, error
     made = ErasureAdapter.from_pretrained(tmp_path / "out")
-    assert made.spec.preserve == ("Öl auf Leinwand", "猫")
+    assert made.spec.preserve == tuple(captions)
 
 
 @pytest.mark.parametrize("codec", ["utf-16", "cp1252"])

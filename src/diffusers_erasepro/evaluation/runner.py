@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import resource
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -26,10 +26,12 @@ from ..linalg.low_rank import LowRank
 from ..loaders.mixin import erasable
 from .metrics import feature_change, pixel_change
 from .results import UNEDITED, aggregate, check_same_run, format_table, open_shard, read_lines
-from .suites import Case, Cases, Suite, find_suite
+from .suites import Case, Cases, Suite, find_suite, with_parts
 
 CHUNK = 8
 """Images generated together; fixed, as the size of a batch changes an image's last bits."""
+FEWEST = 4
+"""Images of the unedited pipeline from which a judge that sees nothing in them is no judge."""
 STEPS = 15
 GUIDANCE = 3.0
 SCRAMBLED = "scrambled"
@@ -67,11 +69,14 @@ def evaluate(
         Row -> measure -> `Estimate` or number, as `format_table` prints them.
 
     Raises:
-        EvaluationError: A suite without its parts, no image judged, lines of another run in `out`.
+        EvaluationError: A suite without its parts, a pipeline or concept that its judge does not
+            know, no image judged, lines of another run in `out`.
         ConceptSpecError: No method of that name.
     """
     spec = ErasureSpec((spec,)) if isinstance(spec, Concept) else spec
-    suite = find_suite(suite) if isinstance(suite, str) else suite
+    suite = find_suite(suite) if isinstance(suite, str) else with_parts(suite)
+    if suite.check:
+        suite.check(pipe, spec)
     rows = _rows(methods, controls)
     state = PartialState()
     evaluation = Evaluation(erasable(pipe), spec, suite, n, seed, state)
@@ -82,7 +87,29 @@ def evaluate(
             write({"run": evaluation.header()})
         evaluation.generate_missing(rows, lines, write)
     state.wait_for_everyone()
-    return aggregate(read_lines(out) if out else lines)
+    found = list(read_lines(out)) if out else lines
+    check_judge_sees(found)
+    return aggregate(found)
+
+
+def check_judge_sees(lines: Iterable[Mapping[str, Any]]) -> None:
+    """Refuse a judge that sees the concept in no image of the unedited pipeline.
+
+    Every row would look perfectly erased.
+
+    Raises:
+        EvaluationError: It sees none in `FEWEST` images or more.
+    """
+    hits = []
+    for line in lines:
+        if line.get("row") == UNEDITED and line.get("kind") == "target":
+            hits.append(line["hit"])
+    if len(hits) >= FEWEST and not any(hits):
+        raise EvaluationError(
+            f"the judge sees the concept in none of {len(hits)} images of the unedited pipeline, "
+            "so it cannot tell what an erasure does; give a judge that knows the concept, or "
+            "prompts that show it"
+        )
 
 
 def _rows(methods: Mapping[str, Any], controls: bool) -> dict[str, Any]:

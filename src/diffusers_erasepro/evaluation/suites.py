@@ -8,11 +8,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .. import glyphs
+from ..config.mentions import Mentions
 from ..config.spec import Concept, ErasureSpec
 from ..erasure.states import final_states
 from ..errors import EvaluationError
 from ..families.pipelines import family_of, get_component
 from ..glyphs.concept_prompts import kind_of, prompts_with, prompts_without
+from ..glyphs.recognise import is_glyph_world
 from ..glyphs.world import FIRST, Scene
 from ..prompts.tokens import token_ids
 from .detectors import load_second_judge
@@ -54,6 +56,8 @@ class Suite:
     """Makes the judge: `judge(images)` -> field -> answers; `judge.features(images)`."""
     second: Callable[[], Any] | None = None
     """Makes an independent detector with the same answers; ACC_e2 is what it sees of the target."""
+    check: Callable[[Any, ErasureSpec], None] | None = None
+    """Raises EvaluationError where the judge cannot judge `(pipe, spec)`."""
     controls: tuple[Concept, ...] = ()
     """For the row "other concept erased": the first that has nothing to do with the spec. No case
     asks for it."""
@@ -84,9 +88,38 @@ def find_suite(name: str) -> Suite:
     """
     if name not in SUITES:
         raise EvaluationError(f"no suite {name!r} (known: {', '.join(SUITES)})")
-    if SUITES[name].cases is None:
-        raise EvaluationError(f"the suite {name!r} needs what is not here: {SUITES[name].needs}")
-    return SUITES[name]
+    return with_parts(SUITES[name])
+
+
+def with_parts(suite: Suite) -> Suite:
+    """The suite, if it has all that an evaluation needs.
+
+    Raises:
+        EvaluationError: It lacks prompts or a judge.
+    """
+    if suite.cases is None or suite.judge is None:
+        raise EvaluationError(
+            f"the suite {suite.name!r} needs what is not here: {suite.needs}; give a Suite with "
+            "`cases` (the prompts) and `judge` (a detector that says what images show)"
+        )
+    return suite
+
+
+def check_glyphs(pipe: Any, spec: ErasureSpec) -> None:
+    """Refuse what the judge of the glyph world has never seen.
+
+    Raises:
+        EvaluationError: Another pipeline, or a concept that the world does not have.
+    """
+    if not is_glyph_world(pipe):
+        raise EvaluationError(
+            "the suite 'glyphs' is judged by the glyph world's own judge, which can say nothing "
+            f"about the images of this {type(pipe).__name__}; give a Suite with `cases` (prompts) "
+            "and `judge` (a detector that knows what the pipeline generates, such as one made "
+            "with evaluation.detectors.TextToConcept)"
+        )
+    for concept in spec.concepts:
+        kind_of(FIRST, concept)
 
 
 def glyph_cases(pipe: Any, spec: ErasureSpec, n: int, seed: int) -> Cases:
@@ -142,7 +175,7 @@ def _near_cases(word: str, spec: ErasureSpec, n: int, seed: int) -> list[Case]:
 
 
 def _names(concept: Concept, text: str) -> bool:
-    return any(word in text for word in concept.words)
+    return text in Mentions(concept.words)
 
 
 def _expected(scene: Scene) -> dict[str, str | bool]:
@@ -185,6 +218,7 @@ SUITES = {
             glyph_cases,
             glyphs.load_judge,
             load_second_judge,
+            check_glyphs,
             controls=(
                 Concept("drop", "bolt"),
                 Concept("arrow", "diamond"),

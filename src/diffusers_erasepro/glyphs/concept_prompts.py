@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..config.spec import Concept
+from ..errors import EvaluationError
 from .captions import mention, phrase
 from .world import FIRST, Scene, World, sample_scene
 
@@ -15,10 +16,20 @@ Pairs = list[tuple[str, Scene]]
 
 
 def kind_of(world: World, concept: Concept) -> str:
-    """Which field of a scene the concept is: "shape", "style" or "attribute"."""
-    if concept.target in world.shapes:
-        return "shape"
-    return "style" if concept.target in world.styles else "attribute"
+    """Which field of a scene the concept is: "shape", "style" or "attribute".
+
+    Raises:
+        EvaluationError: The world has no such concept, so that its judge cannot see it.
+    """
+    fields = {"shape": world.shapes, "style": world.styles, "attribute": world.attribute_words}
+    for field, words in fields.items():
+        if concept.target in words:
+            return field
+    known = "; ".join(", ".join(words) for words in fields.values())
+    raise EvaluationError(
+        f"the glyph world has no {concept.target!r}, so its judge cannot see it; it knows {known}. "
+        "For other concepts evaluate with a Suite of your own prompts and judge"
+    )
 
 
 def prompts_with(

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...baselines.rece import inverse_map
+from ...config.mentions import find_mention
 from ...families.pipelines import family_of, get_component, reader_paths
 from ...modules.storage import weight_of
 from ...prompts.tokens import token_ids
@@ -28,9 +29,9 @@ def weight_word(siege: Siege) -> list[Image.Image]:
     states = siege.states(siege.victim, siege.prompts).clone()
     empty = siege.states(siege.victim, [""])[0]
     for i, text in enumerate(siege.prompts):
-        word = siege.word_in(text)
-        start = text.index(word)
-        end = start + len(word)
+        span = find_mention(text, siege.word_in(text))
+        assert span is not None  # a siege checks that its prompts name the concept
+        start, end = span
         offsets = siege.victim.tokenizer(text, return_offsets_mapping=True).offset_mapping
         at = [k for k, (left, right) in enumerate(offsets) if left < min(right, end)]
         at = [k for k in at if offsets[k][1] > start]

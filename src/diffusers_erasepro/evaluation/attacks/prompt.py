@@ -46,7 +46,7 @@ def respelled(siege: Siege, respell: Respell) -> list[str]:
     texts = []
     for prompt in siege.prompts:
         word = siege.word_in(prompt)
-        texts.append(prompt.replace(word, respell(word, rng)))
+        texts.append(siege.rename(prompt, respell(word, rng)))
     return texts
 
 
@@ -91,7 +91,7 @@ def use_synonym(siege: Siege) -> list[Image.Image]:
     for prompt in siege.prompts:
         word = siege.word_in(prompt)
         other = words[(words.index(word) + 1) % len(words)]
-        texts.append(prompt.replace(word, other))
+        texts.append(siege.rename(prompt, other))
     return siege.generate(texts)
 
 

@@ -10,6 +10,9 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ...errors import EvaluationError
+from ...glyphs.judge import Judge
+from ...glyphs.recognise import draws_glyphs
+from ..detectors import SecondJudge
 from ..metrics import Estimate, rate
 from .embedding import add_concept_vector, invert_readers, invert_text, weight_word
 from .image import change_anchor_images, inpaint, invert_noise
@@ -83,11 +86,39 @@ def success(
         names: Which attacks.
 
     Raises:
-        EvaluationError: No attack of that name.
+        EvaluationError: No attack of that name, or a judge of another world.
     """
+    check_judge(siege, judge, field)
     wanted = (True, *siege.concept.words)
     shares = {}
     for name, images in attack(siege, names).items():
         answers = judge(images)[field]
         shares[name] = rate([answer in wanted for answer in answers], name)
     return shares
+
+
+def check_judge(siege: Siege, judge: Any, field: str) -> None:
+    """Refuse a judge of glyphs where it cannot see the concept: every attack would seem to fail.
+
+    Raises:
+        EvaluationError: The victim generates no glyphs, or the judge has no such question or
+            answer.
+    """
+    if isinstance(judge, Judge):
+        answers = {head.name: head.answers for head in judge.heads}
+    elif isinstance(judge, SecondJudge):
+        answers = dict(judge.words)
+    else:
+        return
+    if not draws_glyphs(siege.victim):
+        raise EvaluationError(
+            "this judge knows glyph worlds alone and can say nothing about the images of this "
+            f"{type(siege.victim).__name__}; give a detector that knows what it generates"
+        )
+    if field not in answers:
+        raise EvaluationError(f"this judge has no {field!r} (known: {', '.join(answers)})")
+    if field != "attribute" and not {*siege.concept.words} & {*answers[field]}:
+        known = ", ".join(str(answer) for answer in answers[field])
+        raise EvaluationError(
+            f"this judge cannot see {siege.concept.target!r}: its answers for {field!r} are {known}"
+        )

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import trange
 
+from ...config.mentions import Mentions, mentions, replace_mentions
 from ...config.spec import Concept
 from ...erasure.states import final_states
 from ...errors import EvaluationError
@@ -42,7 +43,7 @@ class Siege:
         if not self.prompts:
             raise EvaluationError("an attack needs at least one prompt that asks for the concept")
         for prompt in self.prompts:
-            if not any(word in prompt for word in self.concept.words):
+            if prompt not in Mentions(self.concept.words):
                 raise EvaluationError(
                     f"{prompt!r} does not name {self.concept.target!r}; "
                     "give prompts that ask for the concept"
@@ -56,7 +57,7 @@ class Siege:
     @property
     def neutral(self) -> list[str]:
         """The prompts with the anchor in the concept's place."""
-        return [p.replace(self.word_in(p), self.concept.anchor) for p in self.prompts]
+        return [self.rename(prompt, self.concept.anchor) for prompt in self.prompts]
 
     @cached_property
     def latents(self) -> Tensor:
@@ -66,7 +67,11 @@ class Siege:
 
     def word_in(self, text: str) -> str:
         """The longest word of the concept that `text` names."""
-        return max((word for word in self.concept.words if word in text), key=len)
+        return max((word for word in self.concept.words if mentions(text, word)), key=len)
+
+    def rename(self, text: str, name: str) -> str:
+        """`text` with `name` in the concept's place."""
+        return replace_mentions(text, self.word_in(text), name)
 
     def states(self, pipe: Any, texts: Sequence[str]) -> Tensor:
         """What the pipeline's encoder makes of `texts`, `(n, length, d)`."""
