@@ -16,7 +16,8 @@ from torch import Tensor
 from ..config.options import Options, OtherMethod, read_options
 from ..config.plan import Plan, Recipe
 from ..config.spec import ErasureSpec
-from ..errors import AdapterFormatError
+from ..config.text_files import write_text_file
+from ..errors import AdapterFormatError, IllPosedError
 from ..linalg.low_rank import LowRank
 from .file import (
     digest_tensors,
@@ -37,7 +38,7 @@ from .hub import (
     find,
     push,
 )
-from .report import Report
+from .report import Report, frobenius
 
 MALFORMED = (
     AttributeError,
@@ -51,9 +52,17 @@ MALFORMED = (
 """What plain data of the wrong shape raises where a record is built from it."""
 
 
+CANCELLED = 1e-6
+"""||B A|| below this share of ||B|| ||A|| is rounding."""
+
+
 @dataclass(frozen=True)
 class ErasureAdapter:
-    """A finished erasure: what to add to which layer, and what it takes to make it again."""
+    """A finished erasure: what to add to which layer, and what it takes to make it again.
+
+    Raises:
+        IllPosedError: It holds no edit, so that it would erase nothing.
+    """
 
     spec: ErasureSpec
     options: Options | OtherMethod
@@ -78,6 +87,13 @@ class ErasureAdapter:
         if self.plan is None and isinstance(self.options, OtherMethod):
             recipe = Recipe((), self.options.alignment)
             object.__setattr__(self, "plan", Plan.uniform(self.spec.concepts, recipe))
+        if not any(_changes_something(factors) for factors in self.edits.values()):
+            names = ", ".join(repr(concept.target) for concept in self.spec.concepts[:3])
+            zero = f"all {len(self.edits)} edits are zero" if self.edits else "no layer is edited"
+            raise IllPosedError(
+                f"an erasure of {names} without any edit would erase nothing: {zero}; choose "
+                "layers that this pipeline reads, or another anchor"
+            )
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -178,7 +194,7 @@ class ErasureAdapter:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             self.save_pretrained(folder, weight_name=weight_name)
-            (folder / "spec.toml").write_text(self.spec.to_toml())
+            write_text_file(folder / "spec.toml", self.spec.to_toml())
             gallery = {}
             for index, (prompt, file) in enumerate((pictures or {}).items()):
                 gallery[prompt] = f"{index}{Path(file).suffix}"
@@ -238,6 +254,12 @@ class ErasureAdapter:
             f"ErasureAdapter({concepts}; {len(self.edits)} layers, "
             f"listed residual {self.report.listed_residual:.1e})"
         )
+
+
+def _changes_something(factors: LowRank) -> bool:
+    """Whether B A is more than the rounding of factors that cancel."""
+    largest = float(factors.B.double().norm() * factors.A.double().norm())
+    return largest > 0 and frobenius(factors) > CANCELLED * largest
 
 
 def _build(header: dict[str, Any], tensors: dict[str, Tensor], origin: Origin) -> ErasureAdapter:
