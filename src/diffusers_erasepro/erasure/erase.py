@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from .assemble import adapter_from_walk, merge_encoders, notes_of
 from .auto_anchor import with_anchors
 from .auto_layers import choose_layers
 from .float32 import in_float32
+from .last_words import CANNOT_TELL, notes_on_last_words
 from .layerwise import walk
 from .sites.neurons import has_room
 from .sites.plan_edits import plan_edits
@@ -89,8 +91,22 @@ def erase(
             adapter = erase_with_chosen_layers(pipe, spec, request, measure=measure)
         else:
             adapter = erase_as_requested(pipe, spec, request, measure=measure)
+    for note in adapter.report.notes:
+        if note.startswith(CANNOT_TELL):
+            warnings.warn(note, stacklevel=_level_of_caller())
     report = replace(adapter.report, seconds=time.perf_counter() - began)
     return replace(adapter, report=report)
+
+
+def _level_of_caller() -> int:
+    """The stacklevel, for `erase`, of the first caller outside this package: it named the spec."""
+    package = __name__.partition(".")[0]
+    frame = sys._getframe(1)
+    level = 1
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == package:
+        frame = frame.f_back
+        level += 1
+    return level
 
 
 def erase_as_requested(
@@ -156,7 +172,11 @@ def erase_as_planned(
         for path in text_paths(pipe)
     ]
     made = merge_encoders(parts)
-    return replace(made, report=replace(made.report, notes=notes_of(pipe, made)))
+    found: list[str] = []
+    for part in parts:
+        found += part.report.notes
+    notes = (*notes_of(pipe, made), *dict.fromkeys(found))
+    return replace(made, report=replace(made.report, notes=notes))
 
 
 def erase_encoder(
@@ -181,4 +201,6 @@ def erase_encoder(
             with naming_encoder(path):
                 rows |= rows_to_measure(spec.concepts, captions, path, alignments)
         done = walk(encoder, rows, sites, path.use.readings)
-    return adapter_from_walk(planning, done)
+        notes = notes_on_last_words(planning, done) if measure else ()
+    made = adapter_from_walk(planning, done)
+    return replace(made, report=replace(made.report, notes=notes))

@@ -1,0 +1,54 @@
+"""A name of several words must not take its last word with it unsaid."""
+
+import warnings
+
+import pytest
+
+import tiny
+from diffusers_erasepro import Concept, ErasureSpec, erase, glyphs
+from diffusers_erasepro.config.template_set import TEMPLATES
+
+CAPTIONS = tuple(glyphs.captions(60, seed=0))
+
+
+def made(pipe, concept, **options):
+    return erase(pipe, ErasureSpec([concept], preserve=CAPTIONS), **options)
+
+
+@pytest.mark.parametrize(
+    ("target", "anchor"), [("red star", "red circle"), ("golf ring", "square")]
+)
+def test_an_edit_that_takes_the_last_word_says_so(shipped, target, anchor):
+    last = target.split()[-1]
+    said = rf"cannot tell '{target}' from its last word.*'{last}' go \d+% of the way to '{anchor}'"
+    with pytest.warns(UserWarning, match=said) as caught:
+        adapter = made(shipped, Concept(target, anchor))
+    assert any("from its last word" in note for note in adapter.report.notes)
+    ours = [w for w in caught if "from its last word" in str(w.message)]
+    assert [w.filename for w in ours] == [__file__]
+
+
+@pytest.mark.parametrize("concept", [Concept("star", "circle"), Concept("star", "red circle")])
+def test_a_single_word_has_no_last_word_to_take(shipped, concept):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        adapter = made(shipped, concept)
+    assert not any("last word" in note for note in adapter.report.notes)
+
+
+def test_without_measuring_nothing_is_asked(shipped):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        made(shipped, Concept("red star", "red circle"), measure=False)
+
+
+def test_every_encoder_is_asked_and_a_concept_is_named_once():
+    concept = Concept("golf star", "circle", ("a {}",), ())
+    with pytest.warns(UserWarning, match="'golf star'"):
+        adapter = erase(tiny.flux(), ErasureSpec([concept], preserve=tiny.PRESERVE))
+    notes = [note for note in adapter.report.notes if "last word" in note]
+    assert 1 <= len(notes) <= 2
+
+
+def test_the_shipped_templates_ask_with_words_of_their_own():
+    assert all("{}" in found.exact[0] for found in TEMPLATES.values())
