@@ -16,6 +16,7 @@ from ..config.spec import ErasureSpec
 from ..errors import ConceptSpecError
 from ..families.types import LAST, Reading
 from ..linalg.constrained import cholesky
+from ..modules.linear import base_linear
 from ..prompts.tokens import TextPath, Tokens
 from .sites.protocol import STATES
 from .states import reading_states
@@ -179,7 +180,7 @@ def metrics_of(
 
 def _enough(captions: Sequence[str], rows: int, linears: Mapping[str, nn.Module]) -> None:
     """Fewer rows than dimensions are no covariance: whole directions would be free to change."""
-    widths: dict[str, Any] = {name: linear.in_features for name, linear in linears.items()} or {
+    widths: dict[str, Any] = {n: base_linear(m).in_features for n, m in linears.items()} or {
         "the reader": 0
     }
     name = max(widths, key=widths.__getitem__)

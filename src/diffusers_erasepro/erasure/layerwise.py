@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..families.encoders import blocks_of, encoder_family_of
 from ..families.types import LAST, Reading
-from ..modules.linear import base_linear
+from ..modules.tuners import edited_module
 from ..prompts.alignment import Rows
 from ..prompts.prefix_tree import Batch, as_rows, as_trees
 from ..prompts.tokens import Tokens, join_tokens
@@ -118,8 +118,8 @@ class _Run:
         handles = []
         try:
             for name in names:
-                linear = base_linear(self.encoder.get_submodule(name))
-                handles.append(linear.register_forward_pre_hook(self._keeper(name)))
+                module = edited_module(self.encoder, name)
+                handles.append(module.register_forward_pre_hook(self._keeper(name)))
             for name, sites in outputs.items():
                 module = self.encoder.get_submodule(name)
                 handles.append(module.register_forward_hook(self._solver(sites)))

@@ -19,6 +19,7 @@ from ..adapters.adapter import ErasureAdapter
 from ..adapters.file import write_atomically
 from ..adapters.hub import FileOptions, find
 from ..adapters.lockfile import SUFFIX, find_pinned
+from ..erasure.residuals import largest
 from ..errors import AdapterStateError, ConceptSpecError, ErasureVerificationError
 from ..families.pipelines import family_of, get_component
 from ..modules.linear import is_compiled
@@ -192,7 +193,14 @@ class ErasureLoaderMixin:
             _set_lost(self, {})
 
     def refit_erasure(self) -> None:
-        """Solve the active specs again on the live weights, after a style LoRA say."""
+        """Solve the active specs again on the live weights, after a style LoRA say.
+
+        Raises:
+            AdapterStateError: Nothing is on, or a PEFT layer does not let an edit below it be
+                solved.
+            ErasureVerificationError: What was solved does not hold on the live modules; the edits
+                are those of before.
+        """
         with WEIGHTS_LOCK.writing():
             states = self.get_erasure_adapters()
             adapters = get_adapters(self)
@@ -205,7 +213,18 @@ class ErasureLoaderMixin:
             # one is solved as it was made: prompts to measure are in its batches, and the last
             # bits depend on them
             applied = solve_jointly(self, ordered, measure=len(ordered) == 1)
+            before = {name: registry for name, (_, registry) in modules_with_registry(self).items()}
             _switch(self, adapters, states, applied=applied)
+            found = verify(self)
+            left = largest(found.residuals.values())
+            if not left <= found.threshold:
+                _put_back(self, before)
+                raise ErasureVerificationError(
+                    f"refit_erasure: solved again, the residual is {left:.1e}, at most "
+                    f"{found.threshold:.0e} allowed; the edits are those of before. Disable, "
+                    "unload or bake in what was loaded beside the erasure (fuse_lora(), "
+                    "unload_lora_weights()), and try again"
+                )
 
     def verify_erasure(
         self,
@@ -434,6 +453,16 @@ def _stage_component(
             "compiling"
         )
     return staged
+
+
+def _put_back(pipe: Any, before: Mapping[str, Registry]) -> None:
+    """Make `before` the registries, by component, and their edits the edits."""
+    staged = []
+    for name, (root, _) in modules_with_registry(pipe).items():
+        registry = before.get(name)
+        applied = registry.applied if registry else None
+        staged.append(stage(root, name, applied, registry=registry))
+    commit(staged)
 
 
 def _refuse_lora_layers(name: str, root: nn.Module) -> None:

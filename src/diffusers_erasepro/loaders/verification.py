@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
@@ -26,12 +25,14 @@ from ..families.pipelines import family_of, get_component
 from ..linalg.low_rank import LowRank
 from ..modules.linear import base_linear, dtype_of
 from ..modules.storage import forward_of
+from ..modules.tuners import acting_adapters, changes_its_base, without_edit
 from ..patching.weights import (
     EditedWeight,
     Registry,
     TrackedWeights,
     base_fingerprint,
     modules_with_registry,
+    original_weights,
     registry_of,
     resolve_edits,
     track_weights,
@@ -263,7 +264,12 @@ def _measure_readers(
         module: Any = base_linear(root.get_submodule(name))
         bias = 0 if module.bias is None else module.bias.float()
         out = forward_of(root, name)(torch.cat([x, y])).float() - bias
-        residuals.append(relative(out[: len(x)], out[len(x) :] - ours(y.float())))
+        wanted = out[len(x) :] - ours(y.float())
+        if changes_its_base(root.get_submodule(name)):
+            bits = original_weights(root).get(name.removeprefix("text_model."))
+            stock = without_edit(root, name, bits)
+            wanted = stock(y.float()).float() - bias
+        residuals.append(relative(out[: len(x)], wanted))
     return largest(residuals)
 
 
@@ -524,11 +530,10 @@ def _list_routes(pipe: Any, active: Sequence[ErasureAdapter]) -> list[str]:
 
 
 def _list_loras(module: Any) -> list[str]:
-    """Names of the LoRAs that act in a component; whoever puts one there leaves a `peft_config`."""
+    """Names of the LoRAs, and their like, that act in a component; they leave a `peft_config`."""
     if not hasattr(module, "peft_config"):
         return []
     names: set[str] = set()
     for layer in module.modules():
-        if isinstance(layer, LoraLayer) and not layer.disable_adapters:
-            names |= {name for name in layer.active_adapters if name in layer.lora_A}
+        names |= {*acting_adapters(layer)}
     return sorted(names)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .linear import FUSED, dtype_of, plain_weight, quantisation_of, resident_tensor
+from .tuners import stock_modules
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SAMPLES = 256
@@ -27,9 +29,9 @@ def base_parameters(
         root: A component.
         originals: Module name -> the weight `(d_out, d_in)` to take in place of the edited one.
     """
-    for path, module in root.named_modules():
-        plain = path.replace(".base_layer", "").removeprefix("text_model.")
-        if "lora_" in path or plain.rpartition(".")[2] in FUSED:
+    for path, module in stock_modules(root):
+        plain = path.removeprefix("text_model.")
+        if plain.rpartition(".")[2] in FUSED:
             continue
         # its own only: `named_parameters` takes as long as all the rest
         for name, value in module._parameters.items():
@@ -83,14 +85,36 @@ def _sample(flat: Tensor) -> Tensor:
 
 
 def fingerprint_with_loras(root: nn.Module, base: Mapping[str, str]) -> str:
-    """A fingerprint of what the component computes: its `base` fingerprints, and every LoRA."""
+    """A fingerprint of what the component computes: its `base` fingerprints, and PEFT's layers."""
     digest = hashlib.sha256(repr(sorted(base.items())).encode())
+    stock = {id(module) for _, module in stock_modules(root)}
     for path, module in root.named_modules():
-        if hasattr(module, "active_adapters") and hasattr(module, "scaling"):  # a PEFT layer
-            scaling = sorted(module.scaling.items())
-            state = (path, module.active_adapters, scaling, module.disable_adapters)
-            digest.update(repr(state).encode())
-        elif "lora_" in path:
-            for _, value in module.named_parameters(recurse=False):
-                digest.update(value.detach().float().cpu().numpy().tobytes())
+        if id(module) in stock:
+            continue
+        digest.update(repr((path, *_switches(module))).encode())
+        for value in _tensors(module):
+            digest.update(value.detach().float().cpu().numpy().tobytes())
     return digest.hexdigest()[:HEX_DIGITS]
+
+
+def _switches(module: Any) -> list[object]:
+    """What a layer of PEFT's computes with beside its tensors."""
+    found: list[object] = [type(module).__name__]
+    for name in ("active_adapters", "merged_adapters", "disable_adapters"):
+        found.append(getattr(module, name, None))
+    for name in getattr(module, "other_param_names", ()):
+        values = getattr(module, name, None)
+        if isinstance(values, Mapping):
+            plain = {k: v for k, v in values.items() if isinstance(v, (bool, int, float, str))}
+            found.append((name, sorted(plain.items())))
+    return found
+
+
+def _tensors(module: Any) -> Iterator[Tensor]:
+    """A module's own parameters and buffers, and tensors that a layer of PEFT's keeps in tables."""
+    yield from module.parameters(recurse=False)
+    yield from module.buffers(recurse=False)
+    for name in getattr(module, "other_param_names", ()):
+        values = getattr(module, name, None)
+        if isinstance(values, Mapping):
+            yield from (value for value in values.values() if isinstance(value, Tensor))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import AdapterStateError
 from .linear import FUSED, base_linear, plain_weight, quantisation_of, resident_tensor
+from .tuners import layer_weight
 
 
 def weight_of(root: nn.Module, name: str) -> Tensor:
@@ -19,25 +20,27 @@ def weight_of(root: nn.Module, name: str) -> Tensor:
 
 
 def effective_weight(root: nn.Module, name: str) -> Tensor:
-    """`weight_of`, plus what active PEFT adapters add to it; `(d_out, d_in)`, on the CPU."""
-    layer: Any = root.get_submodule(name)
-    weight = weight_of(root, name).detach().cpu()
-    if not hasattr(layer, "get_delta_weight") or layer.disable_adapters:
-        return weight
-    unmerged = [n for n in layer.active_adapters if n not in layer.merged_adapters]
-    deltas = [layer.get_delta_weight(n).detach().cpu() for n in unmerged if n in layer.lora_A]
-    return weight + sum(deltas)
+    """`weight_of`, with what active PEFT adapters make of it; `(d_out, d_in)`, on the CPU.
+
+    Raises:
+        AdapterStateError: They make something else of it than a weight that edits add to.
+    """
+    return layer_weight(root, name)
 
 
 @contextmanager
 def without_loras(roots: Iterable[nn.Module]) -> Iterator[None]:
     """Inside, PEFT layers compute with their base alone.
 
-    Their flag is set directly, because PEFT's own switch changes what is trained.
+    Their flag is set directly, because PEFT's own switch changes what is trained. Layers with
+    something merged are left alone: they call their base, and the flag would make them undo the
+    merge in place.
     """
     layers: list[Any] = []
     for root in roots:
-        layers.extend(module for module in root.modules() if hasattr(module, "_disable_adapters"))
+        for module in root.modules():
+            if hasattr(module, "_disable_adapters") and not getattr(module, "merged", False):
+                layers.append(module)
     before = [layer._disable_adapters for layer in layers]
     try:
         for layer in layers:

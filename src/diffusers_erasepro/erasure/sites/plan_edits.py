@@ -8,6 +8,7 @@ from torch import nn
 
 from ...modules.fingerprint import fingerprint_with_loras
 from ...modules.linear import base_linear
+from ...modules.tuners import edited_module
 from ..covariance import kept_inputs, metrics_of
 from .blocks import block_sites
 from .neurons import neuron_sites
@@ -49,7 +50,6 @@ def linears_of(encoder: nn.Module, sites: Sequence[EditSite]) -> dict[str, nn.Mo
         for name in site.inputs:
             if name == STATES:
                 continue
-            module = base_linear(encoder.get_submodule(name))
-            if hasattr(module, "in_features"):
-                found[name] = module
+            if hasattr(base_linear(encoder.get_submodule(name)), "in_features"):
+                found[name] = edited_module(encoder, name)
     return found
