@@ -16,6 +16,7 @@ from ..config.spec import ErasureSpec
 from ..errors import ConceptSpecError
 from ..families.types import LAST, Reading
 from ..linalg.constrained import cholesky
+from ..modules.hooks import refuse_uncalled
 from ..modules.linear import base_linear
 from ..prompts.tokens import TextPath, Tokens
 from .sites.protocol import STATES
@@ -81,6 +82,7 @@ def _recorded(
         for name, x in seen.items():
             flat = (x[:, 0] if x.shape[1] == 1 else x[batch.read]).cpu().double()
             sums[name] = sums.get(name, 0) + flat.T @ flat
+    refuse_uncalled(encoder, [name for name in sites if name not in sums])
     return {name: total / max(1, int(tokens.read.sum())) for name, total in sums.items()}
 
 

@@ -11,30 +11,37 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..adapters.adapter import ErasureAdapter
 from ..config.options import AUTO, Options
 from ..config.plan import Plan
 from ..config.spec import Concept, ErasureSpec
-from ..errors import IllPosedError
+from ..errors import AdapterStateError, IllPosedError
 from ..families.encoders import blocks_read
 from ..families.pipelines import family_of
+from ..linalg.low_rank import LowRank, stack
 from ..modules.fingerprint import fingerprints
+from ..modules.hooks import names_of_hooks
 from ..patching.weights import unedited
-from ..prompts.alignment import rows_to_measure
+from ..prompts.alignment import Rows, rows_to_measure
 from ..prompts.tokens import TextPath, text_paths
 from .assemble import adapter_from_walk, merge_encoders, notes_of
 from .auto_anchor import with_anchors
 from .auto_layers import choose_layers
 from .float32 import in_float32
 from .last_words import CANNOT_TELL, notes_on_last_words
-from .layerwise import walk
+from .layerwise import Walk, walk
+from .residuals import largest, relative, target_states
 from .sites.neurons import has_room
 from .sites.plan_edits import plan_edits
 from .sites.planning import Planning, naming_encoder
 from .sites.protocol import EditSite
+from .states import edited
 
 FALLEN_BACK = "encoder blocks were edited instead of neurons, as {}"
+HOOK_TOLERANCE = 1e-3
+"""Largest relative difference between what was solved and what runs, under somebody's hooks."""
 Planner = Callable[[Planning], list[EditSite]]
 
 
@@ -201,6 +208,32 @@ def erase_encoder(
             with naming_encoder(path):
                 rows |= rows_to_measure(spec.concepts, captions, path, alignments)
         done = walk(encoder, rows, sites, path.use.readings)
+        refuse_unsolved(encoder, path, rows["exact"], done)
         notes = notes_on_last_words(planning, done) if measure else ()
     made = adapter_from_walk(planning, done)
     return replace(made, report=replace(made.report, notes=notes))
+
+
+def refuse_unsolved(encoder: nn.Module, path: TextPath, rows: Rows, done: Walk) -> None:
+    """Where somebody else's hooks run in the encoder, the edits must do there what was solved.
+
+    Raises:
+        AdapterStateError: A hook changes what the edited modules make of the edits.
+    """
+    hooks = names_of_hooks(encoder, neutral=False)
+    if not hooks:
+        return
+    edits: dict[str, list[LowRank]] = {}
+    for step in done.steps:
+        if step.site.component == path.use.encoder:
+            for name, factors in step.edits.factors.items():
+                edits.setdefault(name, []).append(factors)
+    with edited(encoder, {name: stack(found) for name, found in edits.items()}):
+        states = target_states(encoder, rows, path.use.readings)
+    for have, (expected, _) in zip(states, done.states["exact"], strict=True):
+        off = largest([relative(have.cpu(), expected)])
+        if not off <= HOOK_TOLERANCE:
+            raise AdapterStateError(
+                f"{path.use.encoder}: with the hook {', '.join(hooks)} the edits do not do what "
+                f"was solved (residual {off:.1e}); remove it, erase, and add it again"
+            )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from ..errors import AdapterStateError
 from ..families.encoders import blocks_of
+from ..modules.hooks import casts_weights, names_of_hooks, refuse_on_disk, rehook
 from ..prompts.tokens import Tokens
 from .states import run_encoder
 
 
 @contextmanager
 def in_float32(encoder: nn.Module) -> Iterator[nn.Module]:
-    """The encoder in float32 and eval mode; of a 16-bit one a twin runs, its own weights are not touched.
+    """The encoder in float32 and eval mode; of a 16-bit one a twin runs, its weights not touched.
 
     Raises:
         AdapterStateError: It does not run as it was loaded, or no twin can be made of it.
@@ -27,42 +28,50 @@ def in_float32(encoder: nn.Module) -> Iterator[nn.Module]:
     training = encoder.training
     encoder.eval()
     try:
+        refuse_on_disk(encoder)
         ready = _streamed(_twin(encoder)) if any(_narrow(encoder)) else encoder
-        _refuse_idle_bytes(ready)
+        _refuse_not_running(ready)
         yield ready
     finally:
         encoder.train(training)
 
 
-def _refuse_idle_bytes(encoder: nn.Module) -> None:
-    """8-bit floats need hooks that widen them; diffusers hangs none at the layers of some encoders (T5's norms)."""
-    if not any(map(_bytes, encoder.parameters())):
+def _refuse_not_running(encoder: nn.Module) -> None:
+    """8-bit floats need hooks that widen them, and packed weights may know one dtype only.
+
+    diffusers hangs no such hooks at the layers of some encoders (T5's norms).
+    """
+    idle = any(map(_bytes, encoder.parameters()))
+    packed = any(hasattr(module, "qweight") for module in encoder.modules())
+    if not idle and not packed:
         return
     try:
         run_encoder(encoder, Tokens(torch.zeros(1, 1, dtype=torch.long)), last_hidden=False)
     except RuntimeError as error:
+        what = "8-bit floats" if idle else "packed weights"
         raise AdapterStateError(
-            f"{type(encoder).__name__} holds 8-bit floats and does not run with them ({error}); load it in 32 or 16 bits to erase"
+            f"{type(encoder).__name__} holds {what} and does not run with them ({error}); load it "
+            "in 32 or 16 bits to erase"
         ) from error
 
 
 def _twin(encoder: nn.Module) -> nn.Module:
-    """Modules and hooks of its own, the weights are the encoder's: wherever they lie, no second copy is made.
+    """Modules and hooks of its own, the weights are the encoder's.
 
-    Only 8-bit floats are copied: diffusers' hooks cast them in place, and an error on the way would leave them so.
+    Wherever they lie, no second copy is made.
     """
     maps = (getattr(getattr(m, "_hf_hook", None), "weights_map", None) for m in encoder.modules())
-    tensors = (x for x in (*encoder.parameters(), *encoder.buffers()) if not _bytes(x))
     hook = getattr(encoder, "_hf_hook", None)
     offload = hook if isinstance(hook, CpuOffload) else None  # which holds the model before it, too
+    shared = [*encoder.parameters(), *encoder.buffers(), *maps, offload]
     try:
-        twin = copy.deepcopy(
-            encoder, {id(x): x for x in (*tensors, *maps, offload) if x is not None}
-        )
-    except TypeError as error:
+        twin = copy.deepcopy(encoder, {id(x): x for x in shared if x is not None})
+    except Exception as error:  # whatever a hook of somebody else's raises
+        hooks = ", ".join(names_of_hooks(encoder)) or "a module"
         raise AdapterStateError(
-            f"{type(encoder).__name__} has 16-bit weights and hooks that cannot be copied ({error}); erase before group "
-            "offloading is enabled, or in float32"
+            f"{type(encoder).__name__} has 16-bit weights and hooks that cannot be copied "
+            f"({hooks}: {error}); erase before they are added (as by group offloading), or in "
+            "float32"
         ) from error
     if offload:
         twin._hf_hook = Following(offload, encoder)
@@ -84,14 +93,21 @@ class Following(CpuOffload):
 
 
 def _streamed(twin: nn.Module) -> nn.Module:
-    """Runs in float32: 16-bit weights are widened for the time their block, or their leaf outside the blocks, runs."""
+    """Runs in float32: 16-bit weights are widened for the time their block runs.
+
+    Outside the blocks, for the time their leaf does. So are 8-bit floats that a hook of diffusers
+    would cast.
+    """
+    cast: set[nn.Module] = set()
+    for module in twin.modules():
+        if casts_weights(module):
+            cast |= {*module.modules()}
+    rehook(twin)
     blocks = list(blocks_of(twin))
     inside = {m for block in blocks for m in block.modules()}
-    for part in (
-        *blocks,
-        *(m for m in twin.modules() if m not in inside and not any(m.children())),
-    ):
-        if narrow := [*_narrow(part)]:
+    leaves = [m for m in twin.modules() if m not in inside and not any(m.children())]
+    for part in (*blocks, *leaves):
+        if narrow := [*_narrow(part, cast)]:
             part.register_forward_pre_hook(lambda *_, narrow=narrow: _widen(narrow))
             part.register_forward_hook(lambda *_, narrow=narrow: _put_back(narrow))
     return twin
@@ -101,16 +117,21 @@ def _bytes(x: Tensor) -> bool:
     return x.is_floating_point() and x.itemsize == 1
 
 
-def _narrow(root: nn.Module) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
-    """Plain 16-bit parameters and buffers: who holds them, by which name. Quantised ones compute in the dtype of their input."""
+def _narrow(
+    root: nn.Module, cast: Container[nn.Module] = ()
+) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
+    """Plain 16-bit parameters and buffers: who holds them, by which name.
+
+    And 8-bit floats of modules in `cast`. Quantised ones compute in the dtype of their input.
+    """
     for module in root.modules():
         stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
         for held in stores:
             for name, value in held.items():
-                if type(value) in (nn.Parameter, Tensor) and value.dtype in (
-                    torch.float16,
-                    torch.bfloat16,
-                ):
+                if type(value) not in (nn.Parameter, Tensor):
+                    continue
+                half = value.dtype in (torch.float16, torch.bfloat16)
+                if half or (module in cast and _bytes(value)):
                     yield held, name, value
 
 

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..families.encoders import blocks_of, encoder_family_of
 from ..families.types import LAST, Reading
+from ..modules.hooks import refuse_uncalled
 from ..modules.tuners import edited_module
 from ..prompts.alignment import Rows
 from ..prompts.prefix_tree import Batch, as_rows, as_trees
@@ -86,6 +87,8 @@ def walk(
         reading_states(encoder, readings) as read,
     ):
         states = read(run.batch.tokens)
+    solved = {step.site.output for step in run.steps}
+    refuse_uncalled(encoder, [name for name in outputs if name not in solved])
     found = {kind: run.read(kind, readings, states) for kind in rows}
     whole = next((i for i, reading in enumerate(readings) if not reading.pooled), 0)
     for site in behind:
@@ -143,6 +146,7 @@ class _Run:
             names: dict[str, None] = {}
             for site in sites:
                 names |= dict.fromkeys(site.inputs)
+            refuse_uncalled(self.encoder, [name for name in names if name not in self.seen])
             inputs = {name: torch.cat(self.seen.pop(name)) for name in names}
             out = hidden_of(output)
             for site in sites:

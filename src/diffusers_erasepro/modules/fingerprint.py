@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .hooks import refuse_on_disk
 from .linear import FUSED, dtype_of, plain_weight, quantisation_of, resident_tensor
 from .tuners import stock_modules
 
@@ -29,6 +30,7 @@ def base_parameters(
         root: A component.
         originals: Module name -> the weight `(d_out, d_in)` to take in place of the edited one.
     """
+    refuse_on_disk(root)
     for path, module in stock_modules(root):
         plain = path.removeprefix("text_model.")
         if plain.rpartition(".")[2] in FUSED:

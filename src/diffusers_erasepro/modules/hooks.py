@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from accelerate.hooks import (
@@ -107,3 +107,19 @@ def _is_below_accelerate(module: nn.Module) -> bool:
 def casts_weights(module: nn.Module) -> bool:
     """Whether a hook of diffusers keeps this module's weights in another dtype than it runs in."""
     return any(isinstance(hook, DiffusersCastingHook) for hook in hooks_of(module))
+
+
+def refuse_uncalled(root: nn.Module, names: Iterable[str]) -> None:
+    """No module of `names` may have been left out when `root` ran.
+
+    Raises:
+        AdapterStateError: Some were.
+    """
+    names = list(names)
+    if names:
+        hooks = ", ".join(names_of_hooks(root)) or "none that we know"
+        raise AdapterStateError(
+            f"{names[0]} was not called when {type(root).__name__} ran, so no edit of it can be "
+            f"solved: something replaces its forward, or that of a module above it (hooks: "
+            f"{hooks}). Erase before the hooks are added"
+        )

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import AdapterStateError
+from .hooks import refuse_on_disk
 from .linear import FUSED, base_linear, plain_weight, quantisation_of, resident_tensor
 from .tuners import layer_weight
 
 
 def weight_of(root: nn.Module, name: str) -> Tensor:
     """`(d_out, d_in)` values of the linear `name`, below any PEFT wrapper, dequantised."""
+    refuse_on_disk(root)
     return plain_weight(base_linear(root.get_submodule(name)))
 
 
@@ -61,6 +63,7 @@ def storages_of(root: nn.Module, name: str) -> list[Tensor]:
 
     The weight itself comes first, then its rows in a fused projection.
     """
+    refuse_on_disk(root)
     storages = [resident_tensor(base_linear(root.get_submodule(name)), "weight").detach()]
     if fused := _fused_copy(root, name):
         linear, rows = fused

@@ -12,6 +12,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from ..errors import AdapterStateError
+from .hooks import names_of_hooks
 from .linear import base_linear, plain_weight, quantisation_of, resident_tensor
 
 PROBES = 8
@@ -20,19 +21,29 @@ TRIED_SIZE = 0.1
 """Size of the edit that is tried below a layer, as a share of its weight."""
 TOLERANCE = 1e-3
 """Largest relative difference that counts as none: the layer is tried in float32."""
+ROUGH_TOLERANCE = 2e-2
+"""The same of a layer that runs in 16 bits."""
 
 
 def stock_modules(root: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
     """`named_modules()` as it was before PEFT: its layers give way to what they wrap."""
+    seen: set[nn.Module] = set()
+    for found, module in _stock_modules(root, path):
+        if module not in seen:
+            seen.add(module)
+            yield found, module
+
+
+def _stock_modules(root: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
     if isinstance(root, AuxiliaryTrainingWrapper):
-        yield from stock_modules(root.original_module, path)
+        yield from _stock_modules(root.original_module, path)
         return
     if isinstance(root, BaseTunerLayer) and hasattr(root, "base_layer"):
-        yield from stock_modules(root.base_layer, path)
+        yield from _stock_modules(root.base_layer, path)
         return
     yield path, root
     for name, child in root.named_children():
-        yield from stock_modules(child, f"{path}.{name}" if path else name)
+        yield from _stock_modules(child, f"{path}.{name}" if path else name)
 
 
 def acting_adapters(layer: nn.Module) -> list[str]:
@@ -84,6 +95,7 @@ def edited_module(root: nn.Module, name: str) -> nn.Module:
         AdapterStateError: A PEFT layer makes something else of the edit.
     """
     layer = root.get_submodule(name)
+    _refuse_changing_hooks(name, layer)
     if not changes_its_base(layer):
         return base_linear(layer)
     probe = isolated(layer)
@@ -162,6 +174,29 @@ def without_edit(root: nn.Module, name: str, weight: Tensor | None) -> nn.Module
     if weight is not None:
         base.weight.data = weight.to(base.weight)
     return probe
+
+
+def _refuse_changing_hooks(name: str, layer: nn.Module) -> None:
+    """What hooks hang at a linear must leave what it computes.
+
+    Raises:
+        AdapterStateError: They change it, and with it what an edit adds.
+    """
+    base: Any = base_linear(layer)
+    hooks = names_of_hooks(layer, neutral=False)
+    if not hooks or not hasattr(base, "in_features"):
+        return
+    x = _probes(base)
+    if base.weight.is_floating_point() and base.weight.itemsize == 2:
+        x = x.to(base.weight.dtype)
+    wanted = _call(layer, isolated(layer), x.float())
+    have = layer(x).float()
+    tolerance = TOLERANCE if x.dtype == torch.float32 else ROUGH_TOLERANCE
+    if not float((have - wanted).norm()) <= tolerance * float(wanted.norm()):
+        raise AdapterStateError(
+            f"{name}: the hook {', '.join(hooks)} changes what the linear computes, so an edit of "
+            "its weight cannot be solved; remove it, erase, and add it again"
+        )
 
 
 def _probes(base: Any) -> Tensor:
