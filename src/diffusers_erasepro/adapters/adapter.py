@@ -106,6 +106,13 @@ class ErasureAdapter:
         return tuple(dict.fromkeys(name.split(".")[0] for name in self.goals))
 
     @property
+    def clip_skip(self) -> int:
+        """The `clip_skip` of the calls that it was made for."""
+        if isinstance(self.options, OtherMethod):
+            return int(self.options.settings.get("clip_skip", 0))
+        return self.options.clip_skip
+
+    @property
     def imported(self) -> bool:
         """Whether it came from another tool, without the keys to measure it or solve it again."""
         return not self.goals

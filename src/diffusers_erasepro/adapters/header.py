@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from math import isfinite
 from pathlib import Path
@@ -22,6 +23,8 @@ DTYPES_READ = ("F32", "F16", "BF16")
 """Of tensors; names as in the file."""
 ENTRIES = {"schema", "spec", "options", "plan", "base", "ranks", "report", "sha256", "seal"}
 """Of our header. Files of before the seal have none."""
+CLIP_BLOCK = re.compile(r"(text_encoder(?:_\d+)?)\.text_model\.encoder\.layers\.(\d+)\.")
+"""Component and number of the block, in a stored name."""
 NOT_WEIGHTS = {b"version ": "a Git-LFS pointer", b"<!doctyp": "a web page", b"<html": "a web page"}
 
 
@@ -206,6 +209,56 @@ def list_limits(header: Mapping[str, Any]) -> list[str]:
     if all(name.startswith("text_encoder") for name in components):
         limits.append(
             "`prompt_embeds` made elsewhere, input images and adversarial embeddings go around it."
+        )
+    return limits + list_clip_skip_limits(header)
+
+
+def list_clip_skip_limits(header: Mapping[str, Any]) -> list[str]:
+    """`describe_clip_skip` of the adapter that `header` describes."""
+    encoders = header["report"].get("encoders", ())
+    readings = {encoder["name"]: encoder["readings"] for encoder in encoders}
+    options = header["options"]
+    clip_skip = options.get("settings", options).get("clip_skip", 0)
+    return describe_clip_skip(header["ranks"], readings, clip_skip)
+
+
+def describe_clip_skip(
+    layers: Iterable[str], readings: Mapping[str, Sequence[str]], clip_skip: int
+) -> list[str]:
+    """What is lost in a tool that reads CLIP at another block than the erasure is made for.
+
+    Args:
+        layers: Stored names of what is edited.
+        readings: What is read of each text encoder, as in `EncoderReport`.
+        clip_skip: What the erasure is made for.
+
+    Returns:
+        One sentence or two; none, where no CLIP is read position by position.
+    """
+    deepest: dict[str, int] = {}
+    for name in layers:
+        if found := CLIP_BLOCK.match(name):
+            deepest[found[1]] = max(deepest.get(found[1], 0), int(found[2]))
+    in_unet = any(name.startswith("unet.") for name in layers)
+    states = {}
+    for encoder, names in readings.items():
+        inner = [name for name in names if "hidden_state" in name]
+        if inner and (encoder in deepest or in_unet):
+            states[encoder] = inner[0]
+    if not states:
+        return []
+    index = re.search(r"\[-(\d+)\]", next(iter(states.values())))
+    count = index[1] if index else "1"
+    limits = [
+        f"It is made for clip skip {count} as A1111 and ComfyUI count (`clip_skip={clip_skip}` in "
+        "diffusers); at another the listed prompts are not met as measured."
+    ]
+    late = [encoder for encoder in states if deepest.get(encoder)]
+    if late:
+        limits.append(
+            f"The edits in the last blocks of {' and '.join(late)} do not run in a tool that stops "
+            "at an earlier block, and what they erase comes back there: for a higher clip skip "
+            f"make it with `erase(..., clip_skip={clip_skip + 1})` or more."
         )
     return limits
 

@@ -95,6 +95,10 @@ def erase(
         bool,
         typer.Option("--robust", help="Hold against embeddings made elsewhere too; drifts more."),
     ] = False,
+    clip_skip: Annotated[
+        int,
+        typer.Option(help="Blocks of CLIP that a call skips, as in diffusers (A1111: one more)."),
+    ] = 0,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
@@ -104,7 +108,8 @@ def erase(
     from ..interop.pipelines import load_model
 
     what = _spec(model, target, anchor, templates, synonym or [], preserve_file, spec)
-    options: dict[str, Any] = {"robust": robust} | ({"layers": _layers(layers)} if layers else {})
+    options: dict[str, Any] = {"robust": robust, "clip_skip": clip_skip}
+    options |= {"layers": _layers(layers)} if layers else {}
     adapter = make(load_model(model, config=config), what, **options)
     path = adapter.save_pretrained(out)
     write_text_file(out / "spec.toml", adapter.spec.to_toml())
@@ -459,6 +464,7 @@ def _show(header: dict[str, Any], as_json: bool, **more: Any) -> None:
 
 def _merged(adapter: ErasureAdapter, base: str | None, out: Path) -> tuple[str, ...]:
     """Save the pipeline with the erasure in its weights."""
+    from ..adapters.header import list_clip_skip_limits
     from ..interop.pipelines import load_model
 
     if base is None:
@@ -467,7 +473,10 @@ def _merged(adapter: ErasureAdapter, base: str | None, out: Path) -> tuple[str, 
     pipe.load_erasure_adapter(adapter)
     pipe.verify_erasure(raise_on_fail=True)
     pipe.save_pretrained(out)
-    return ("The erasure is in the weights: it cannot be switched off, stacked or verified there.",)
+    return (
+        "The erasure is in the weights: it cannot be switched off, stacked or verified there.",
+        *list_clip_skip_limits(adapter.header()),
+    )
 
 
 # ------------------------------------------------------------------------------------------------ what it reads

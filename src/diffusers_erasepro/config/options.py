@@ -32,6 +32,8 @@ class Options:
     max_rank: int | None = None
     max_edit_size: float = 10.0
     robust: bool = False
+    clip_skip: int = 0
+    """0 is None too, as in diffusers."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", _as_layers(self.layers))
@@ -42,6 +44,9 @@ class Options:
             check_number(name, getattr(self, name))
         if not isinstance(self.robust, bool):
             raise ConceptSpecError(f"robust must be True or False, got {self.robust!r}")
+        if self.clip_skip is None:
+            object.__setattr__(self, "clip_skip", 0)
+        _check_count("clip_skip", self.clip_skip, least=0)
         _check_count("soft_budget", self.soft_budget, least=0)
         if self.max_rank is not None:
             _check_count("max_rank", self.max_rank, least=1)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..adapters.adapter import ErasureAdapter
+from ..adapters.header import describe_clip_skip
 from ..adapters.report import (
     NAN,
     EncoderReport,
@@ -105,6 +106,9 @@ def notes_of(pipe: Any, adapter: ErasureAdapter) -> tuple[str, ...]:
             )
     if adapter.plan.assigns_neurons:
         notes.append(NOT_ADDABLE)
+    if any(use.skips for use in family.encoders):
+        readings = {encoder.name: encoder.readings for encoder in adapter.report.encoders}
+        notes += describe_clip_skip(adapter.edits, readings, adapter.clip_skip)
     return tuple(notes)
 
 

@@ -21,7 +21,10 @@ from .residuals import anchor_states, relative, target_states
 
 
 def with_anchors(
-    pipe: Any, spec: ErasureSpec, alignment: str | Mapping[str, str] | None
+    pipe: Any,
+    spec: ErasureSpec,
+    alignment: str | Mapping[str, str] | None,
+    clip_skip: int = 0,
 ) -> ErasureSpec:
     """`spec` with every anchor "auto" replaced by the candidate nearest to the target.
 
@@ -41,12 +44,16 @@ def with_anchors(
         if concept.anchor == AUTO_ANCHOR:
             given = alignment.get(concept.target) if isinstance(alignment, Mapping) else alignment
             positions = ALIGNMENTS[given or BLOCKS.alignment]
-            concept = replace(concept, anchor=_nearest(pipe, concept, taken, positions), anchors=())
+            paths = text_paths(pipe, clip_skip)
+            nearest = _nearest(paths, concept, taken, positions)
+            concept = replace(concept, anchor=nearest, anchors=())
         concepts.append(concept)
     return replace(spec, concepts=tuple(concepts))
 
 
-def _nearest(pipe: Any, concept: Concept, taken: Sequence[str], alignment: Alignment) -> str:
+def _nearest(
+    paths: Sequence[TextPath], concept: Concept, taken: Sequence[str], alignment: Alignment
+) -> str:
     """The candidate whose states are nearest to the target's, over all text encoders."""
     named = Mentions(taken)
     candidates = [anchor for anchor in concept.candidates if anchor not in named]
@@ -55,7 +62,7 @@ def _nearest(pipe: Any, concept: Concept, taken: Sequence[str], alignment: Align
             f"no anchor is left for {concept.target!r}: every candidate names a target; give "
             "`anchors`"
         )
-    distances = [_distances(path, concept, candidates, alignment) for path in text_paths(pipe)]
+    distances = [_distances(path, concept, candidates, alignment) for path in paths]
     return candidates[int(torch.stack(distances).sum(0).argmin())]
 
 

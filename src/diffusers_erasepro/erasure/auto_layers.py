@@ -92,7 +92,7 @@ def choose_layers(
     Raises:
         ConceptSpecError, IllPosedError: No trial could be solved; the first error.
     """
-    predictions = NoisePredictions.of(pipe, spec)
+    predictions = NoisePredictions.of(pipe, spec, clip_skip=options.clip_skip)
     seen = set(predictions.captions)
     rest = tuple(caption for caption in spec.every_caption() if caption not in seen)
     unseen = replace(spec, preserve=rest)

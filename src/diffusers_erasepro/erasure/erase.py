@@ -17,8 +17,8 @@ from ..adapters.adapter import ErasureAdapter
 from ..config.options import AUTO, Options
 from ..config.plan import Plan
 from ..config.spec import Concept, ErasureSpec
-from ..errors import AdapterStateError, IllPosedError
-from ..families.encoders import blocks_read
+from ..errors import AdapterStateError, ConceptSpecError, IllPosedError
+from ..families.encoders import blocks_of, blocks_read
 from ..families.pipelines import family_of
 from ..linalg.low_rank import LowRank, stack
 from ..modules.fingerprint import fingerprints
@@ -79,6 +79,9 @@ def erase(
         max_rank: Bound of each layer's rank; what lies above is cut from the soft part.
         max_edit_size: Largest ||D||_F / ||W||_F allowed for one concept; n may take sqrt(n) times
             as much.
+        clip_skip: As the pipeline's call takes it: what it reads of CLIP lies so many blocks
+            earlier, and there the erasure closes. For A1111 and ComfyUI, whose "clip skip 2" of
+            Stable Diffusion is 1 here. None is 0.
         robust: Let the denoiser's readers also send the targets' states as the unedited encoder
             gives them to the anchors. That holds against embeddings made elsewhere, and costs
             drift.
@@ -93,7 +96,8 @@ def erase(
     request = Options.of(options)
     family_of(pipe)  # refuses what is no known pipeline
     with unedited(pipe), torch.no_grad():
-        spec = with_anchors(pipe, spec, request.alignment)
+        check_clip_skip(pipe, request.clip_skip)
+        spec = with_anchors(pipe, spec, request.alignment, request.clip_skip)
         if request.layers == AUTO:
             adapter = erase_with_chosen_layers(pipe, spec, request, measure=measure)
         else:
@@ -146,10 +150,34 @@ def erase_with_chosen_layers(
     return replace(made, report=choice.add_to(made.report))
 
 
+def check_clip_skip(pipe: Any, blocks: int) -> None:
+    """Refuse to skip blocks that nobody skips, or all of them.
+
+    Raises:
+        ConceptSpecError: The pipeline reads no encoder with `clip_skip`, or one has too few blocks.
+    """
+    if not blocks:
+        return
+    paths = [path for path in text_paths(pipe, blocks) if path.use.skips]
+    if not paths:
+        raise ConceptSpecError(
+            f"clip_skip={blocks}: {type(pipe).__name__} reads no text encoder with clip_skip; "
+            "leave it out"
+        )
+    for path in paths:
+        count = len(blocks_of(path.encoder))
+        first = min(reading.block(count) for reading in path.use.readings)
+        if first < 0:
+            raise ConceptSpecError(
+                f"clip_skip={blocks}: {path.use.encoder} has {count} blocks, and nothing of them "
+                f"would be read; skip at most {blocks + first}"
+            )
+
+
 def resolve(pipe: Any, spec: ErasureSpec, request: Options) -> Plan:
     """The request with a recipe for every concept, as far as the pipeline's encoders allow."""
     words = sum(len(concept.words) for concept in spec.concepts)
-    paths = text_paths(pipe)
+    paths = text_paths(pipe, request.clip_skip)
     deep = all(blocks_read(path.encoder, path.use.readings)[0] > 0 for path in paths)
     spare = all(has_room(path.encoder, words) for path in paths)
     neurons = deep and spare and not spec.keep and not request.robust
@@ -176,7 +204,7 @@ def erase_as_planned(
     """The erasure in every text encoder that is there, and in what reads it if asked for."""
     parts = [
         erase_encoder(pipe, path, spec, options, plan, measure=measure, planner=planner)
-        for path in text_paths(pipe)
+        for path in text_paths(pipe, options.clip_skip)
     ]
     made = merge_encoders(parts)
     found: list[str] = []

@@ -17,8 +17,8 @@ from ..errors import UnknownFamilyError
 from ..families.pipelines import family_of, get_component
 from ..patching.weights import resolve_edits
 from ..prompts.pairs import pairs_of, spread
-from ..prompts.tokens import token_ids
-from .states import edited, final_states
+from ..prompts.tokens import Tokens, token_ids
+from .states import edited, states_of
 
 PROMPTS_COMPARED = 16
 RESERVED = 8
@@ -52,9 +52,13 @@ class NoisePredictions:
     """Per step: what the anchors and the targets predict, on the anchors' own latents."""
     kept: list[Compared]
     """Per step: what the captions and the empty prompt predict, on the captions' latents."""
+    clip_skip: int = 0
+    """Of all prompts, as tools that read files have it; diffusers leaves it out of the negative."""
 
     @classmethod
-    def of(cls, pipe: Any, spec: ErasureSpec, *, seed: int = 0) -> NoisePredictions:
+    def of(
+        cls, pipe: Any, spec: ErasureSpec, *, seed: int = 0, clip_skip: int = 0
+    ) -> NoisePredictions:
         """Predictions of the pipeline as it is, for prompts of `spec`.
 
         Raises:
@@ -69,11 +73,11 @@ class NoisePredictions:
         keeps = token_ids(tokenizer, captions)
         empty = token_ids(tokenizer, [""])
         target_states, anchor_states, kept_states, empty_states = [
-            _states(pipe, ids) for ids in (targets, anchors, keeps, empty)
+            _states(pipe, ids, clip_skip) for ids in (targets, anchors, keeps, empty)
         ]
         anchored = _denoise(pipe, anchor_states, target_states, seed)
         kept = _denoise(pipe, kept_states, empty_states, seed)
-        return cls(pipe, captions, targets, keeps, empty, anchored, kept)
+        return cls(pipe, captions, targets, keeps, empty, anchored, kept, clip_skip)
 
     def judge(self, adapter: ErasureAdapter) -> ErasureAdapter:
         """`adapter` with its denoiser residual and drift in the report."""
@@ -95,9 +99,9 @@ class NoisePredictions:
         residuals = []
         drifts = []
         with _edited(self.pipe, adapter):
-            target = _states(self.pipe, self.targets)
-            keep = _states(self.pipe, self.keeps)
-            empty = _states(self.pipe, self.empty)
+            target = _states(self.pipe, self.targets, self.clip_skip)
+            keep = _states(self.pipe, self.keeps, self.clip_skip)
+            empty = _states(self.pipe, self.empty, self.clip_skip)
             for t, x, goal, before in self.anchored:
                 moved = _norm(_predict(self.pipe, x, t, target) - goal)
                 residuals.append(moved / _norm(before - goal))
@@ -152,8 +156,9 @@ def _unet_family(pipe: Any) -> Any:
     return family
 
 
-def _states(pipe: Any, ids: Tensor) -> Tensor:
-    return final_states(get_component(pipe, family_of(pipe).encoders[0][0]), ids)
+def _states(pipe: Any, ids: Tensor, clip_skip: int) -> Tensor:
+    use = family_of(pipe).encoders[0].skipping(clip_skip)
+    return states_of(get_component(pipe, use.encoder), Tokens(ids), use.readings)[0]
 
 
 def _predict(pipe: Any, latents: Tensor, t: Tensor, states: Tensor) -> Tensor:

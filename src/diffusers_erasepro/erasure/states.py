@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import layer_norm
 
-from ..families.encoders import blocks_of
+from ..families.encoders import blocks_of, final_norm_of
 from ..families.types import LAST, Reading
 from ..linalg.low_rank import LowRank
-from ..modules.linear import base_linear, device_of, is_compiled
+from ..modules.linear import base_linear, device_of, is_compiled, resident_tensor
 from ..prompts.tokens import Tokens
 
 
@@ -39,12 +40,16 @@ def reading_states(
     def keep(which: Reading) -> Callable[..., None]:
         return lambda _, __, output: seen.__setitem__(which, hidden_of(output))
 
+    def inner(reading: Reading) -> Tensor:
+        states = seen.pop(reading)
+        return apply_final_norm(encoder, states) if reading.final_norm else states
+
     def read(tokens: Tokens) -> list[Tensor]:
         output = run_encoder(encoder, tokens, last_hidden=last_hidden)
         found = []
         for reading in readings:
             if reading.inner:
-                states = seen.pop(reading)
+                states = inner(reading)
             elif reading.pooled and tokens.positions is not None:
                 states = reading.everywhere(encoder, output)
             else:
@@ -62,6 +67,17 @@ def reading_states(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def apply_final_norm(encoder: nn.Module, states: Tensor) -> Tensor:
+    """What the encoder's final norm makes of the states `(n, length, d)` of an earlier block.
+
+    From its values, wherever they lie: the module itself may be offloaded again by now.
+    """
+    norm: Any = final_norm_of(encoder)
+    weight = resident_tensor(norm, "weight").to(states)
+    bias = resident_tensor(norm, "bias").to(states)
+    return layer_norm(states, weight.shape, weight, bias, norm.eps)
 
 
 def run_encoder(encoder: Any, tokens: Tokens, *, last_hidden: bool) -> Any:

@@ -23,6 +23,7 @@ ENCODERS: list[EncoderFamily] = [
         activation="mlp.activation_fn",
         trees=True,
         padding_row="self_attn.out_proj",
+        final_norm=("final_layer_norm", "text_model.final_layer_norm"),
         file_blocks="text_model.encoder.layers",
     ),
     EncoderFamily(
@@ -104,6 +105,22 @@ def blocks_read(encoder: nn.Module, readings: Sequence[Reading]) -> list[int]:
             f"{', '.join(map(str, readings))}"
         )
     return found
+
+
+def final_norm_of(encoder: nn.Module) -> nn.Module:
+    """The norm behind the last block.
+
+    Raises:
+        UnknownFamilyError: The record names none that is there.
+    """
+    paths = encoder_family_of(encoder).final_norm
+    for path in paths:
+        with suppress(AttributeError):
+            return encoder.get_submodule(path)
+    raise UnknownFamilyError(
+        f"{type(encoder).__name__} has no final norm at {' or '.join(paths) or 'a known path'}, so "
+        "what clip_skip reads of it is not known; see docs/families.md"
+    )
 
 
 def stored_name(component: str, module: str) -> str:

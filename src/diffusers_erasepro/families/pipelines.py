@@ -14,6 +14,8 @@ from .encoders import ENCODERS
 from .types import LAST, EncoderFamily, PipelineFamily, Reading, Use, find_record
 
 NEXT_TO_LAST = Reading("hidden_states", -2)
+CLIP_LAST = replace(LAST, skips=True)
+CLIP_NEXT_TO_LAST = replace(NEXT_TO_LAST, skips=True)
 POOLER = Reading("pooler_output")
 PROJECTED = Reading("text_embeds")
 CLIP_UNET = r"\.attn2\.to_[kv]$"
@@ -37,14 +39,14 @@ PIPELINES: list[PipelineFamily] = [
             "StableDiffusionControlNetImg2ImgPipeline",
             "StableDiffusionControlNetInpaintPipeline",
         ),
-        encoders=_single_encoder(LAST),
+        encoders=_single_encoder(CLIP_LAST),
         denoiser="unet",
         readers=CLIP_UNET,
         stock=("unet", "text_encoder"),
     ),
     PipelineFamily(
         pipelines=("AnimateDiffPipeline",),
-        encoders=_single_encoder(LAST),
+        encoders=_single_encoder(CLIP_LAST),
         denoiser="unet",
         readers=SPATIAL_UNET,
         stock=("unet", "text_encoder"),
@@ -61,8 +63,8 @@ PIPELINES: list[PipelineFamily] = [
             "StableDiffusionXLControlNetUnionPipeline",
         ),
         encoders=(
-            Use("text_encoder", "tokenizer", (NEXT_TO_LAST,)),
-            Use("text_encoder_2", "tokenizer_2", (NEXT_TO_LAST, PROJECTED)),
+            Use("text_encoder", "tokenizer", (CLIP_NEXT_TO_LAST,)),
+            Use("text_encoder_2", "tokenizer_2", (CLIP_NEXT_TO_LAST, PROJECTED)),
         ),
         denoiser="unet",
         stock=("unet", "text_encoder", "text_encoder_2"),
@@ -76,8 +78,8 @@ PIPELINES: list[PipelineFamily] = [
             "StableDiffusion3ControlNetInpaintingPipeline",
         ),
         encoders=(
-            Use("text_encoder", "tokenizer", (NEXT_TO_LAST, PROJECTED)),
-            Use("text_encoder_2", "tokenizer_2", (NEXT_TO_LAST, PROJECTED)),
+            Use("text_encoder", "tokenizer", (CLIP_NEXT_TO_LAST, PROJECTED)),
+            Use("text_encoder_2", "tokenizer_2", (CLIP_NEXT_TO_LAST, PROJECTED)),
             Use("text_encoder_3", "tokenizer_3", (LAST,)),
         ),
         denoiser="transformer",

@@ -42,6 +42,9 @@ class EncoderFamily:
     padding_row: str | None = None
     """An attention linear inside a block: stock loaders refuse CLIP files without any
     (diffusers 0.42)."""
+    final_norm: tuple[str, ...] = ()
+    """Candidate paths of the norm behind the last block, which pipelines with `clip_skip` also apply
+    to the states of an earlier one. Empty where none does."""
     file_blocks: str | None = None
     """Path of the block list in files, in the spelling that every stock loader maps. None keeps
     the live one."""
@@ -72,6 +75,10 @@ class Reading:
     """Path of the denoiser's norm between the states and the readers; None where there is none."""
     through: Norm | None = field(default=None, compare=False, repr=False)
     """That norm, once the reading belongs to a pipeline (`on`)."""
+    skips: bool = field(default=False, compare=False)
+    """Whether the pipeline's `clip_skip` moves it to an earlier block."""
+    final_norm: bool = False
+    """Whether the encoder's own final norm is applied to the states of an inner block."""
 
     @property
     def pooled(self) -> bool:
@@ -90,6 +97,18 @@ class Reading:
         module: Any = denoiser().get_submodule(self.norm)
         weight = resident_tensor(module, "weight").detach()
         return replace(self, through=Norm(weight, module.eps))
+
+    def skipping(self, blocks: int) -> Reading:
+        """What is read in its place with `clip_skip=blocks`.
+
+        As diffusers 0.42: of the last hidden state `hidden_states[-(blocks + 1)]` through the final
+        norm, of `hidden_states[-2]` `hidden_states[-(blocks + 2)]`; pooled vectors stay.
+        """
+        if not (self.skips and blocks):
+            return self
+        if self.index is None:
+            return replace(self, name="hidden_states", index=-1 - blocks, final_norm=True)
+        return replace(self, index=self.index - blocks)
 
     def of(self, output: Any) -> Tensor:
         """The tensor in the encoder's output: `(n, length, d)`, or `(n, 1, d)` if pooled."""
@@ -114,7 +133,8 @@ class Reading:
         return self.index - 1 if self.index > 0 else count + self.index
 
     def __str__(self) -> str:
-        return self.name if self.index is None else f"{self.name}[{self.index}]"
+        plain = self.name if self.index is None else f"{self.name}[{self.index}]"
+        return f"final_norm({plain})" if self.final_norm else plain
 
 
 LAST = Reading("last_hidden_state")
@@ -133,6 +153,15 @@ class Use(NamedTuple):
     def on(self, denoiser: Callable[[], nn.Module]) -> Use:
         """The same use, on a pipeline that has this denoiser."""
         return self._replace(readings=tuple(reading.on(denoiser) for reading in self.readings))
+
+    def skipping(self, blocks: int) -> Use:
+        """The same use with `clip_skip=blocks`."""
+        return self._replace(readings=tuple(r.skipping(blocks) for r in self.readings))
+
+    @property
+    def skips(self) -> bool:
+        """Whether the pipeline's `clip_skip` changes what it reads of this encoder."""
+        return any(reading.skips for reading in self.readings)
 
     @property
     def per_position(self) -> bool:
@@ -167,6 +196,10 @@ class PipelineFamily:
         """The one encoder whose states, position by position, `readers` read."""
         whole = [use for use in self.encoders if use.per_position]
         return whole[0] if self.readers and len(whole) == 1 else None
+
+    def reads_whole(self, use: Use) -> bool:
+        """Whether `use`, with any `clip_skip`, is that encoder."""
+        return self.read_whole is not None and self.read_whole.encoder == use.encoder
 
 
 Record = TypeVar("Record", EncoderFamily, PipelineFamily)

@@ -13,7 +13,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from ..adapters.adapter import ErasureAdapter
-from ..adapters.header import build_metadata, sort_metadata
+from ..adapters.header import build_metadata, list_clip_skip_limits, sort_metadata
 from ..adapters.report import NAN, LayerReport, Report, frobenius
 from ..config.options import OtherMethod
 from ..config.spec import ErasureSpec
@@ -85,7 +85,7 @@ def export_kohya(adapter: ErasureAdapter, path: Path) -> tuple[str, ...]:
     content = sort_metadata(to_bytes(to_kohya(adapter), metadata=about))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
-    return KOHYA_NOTES
+    return (*KOHYA_NOTES, *list_clip_skip_limits(adapter.header()))
 
 
 # ------------------------------------------------------------------------------------------------ in

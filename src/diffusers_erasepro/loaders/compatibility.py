@@ -66,7 +66,8 @@ def _check_components(pipe: Any, adapter: ErasureAdapter) -> None:
             raise BaseModelMismatchError(
                 f"the adapter edits {part!r}; {type(pipe).__name__} has {', '.join(sorted(known))}"
             )
-    for use in family.encoders:
+    for default in family.encoders:
+        use = default.skipping(adapter.clip_skip)
         read = {f"{use.encoder}.{reading}" for reading in use.readings}
         stored = {name for name in adapter.goals if name.startswith(f"{use.encoder}.")}
         if stored and stored != read:

@@ -6,11 +6,13 @@ import hashlib
 import hmac
 import math
 import secrets
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..adapters.adapter import ErasureAdapter
 from ..errors import ConceptSpecError, ErasureInactiveError, ErasureLockedError
+from ..families.pipelines import family_of
 from ..modules.linear import unwrapped
 from ..patching.weights import Registry, modules_with_registry, registry_of
 
@@ -101,7 +103,8 @@ def check_call(pipe: Any, arguments: Mapping[str, Any]) -> None:
 
     Raises:
         ConceptSpecError: A LoRA scale that is not finite; it would stay in the pipeline.
-        ErasureLockedError: A LoRA scale in a call, while an erasure is locked.
+        ErasureLockedError: A LoRA scale in a call, or a `clip_skip` that a locked erasure is not
+            made for.
         ErasureInactiveError: A required erasure is off, or one that was on went with its component.
     """
     for name in SCALES:
@@ -113,6 +116,32 @@ def check_call(pipe: Any, arguments: Mapping[str, Any]) -> None:
             f"{problem}; load it again, or unload_erasure_adapters() to go on without"
         )
     _check_required(pipe)
+    _check_clip_skip(pipe, arguments)
+
+
+def _check_clip_skip(pipe: Any, arguments: Mapping[str, Any]) -> None:
+    """Refuse, or warn of, a call that reads other states than the erasures in force are made for.
+
+    With `prompt_embeds` no prompt is read.
+    """
+    skips = any(use.skips for use in family_of(pipe).encoders)
+    if not skips or arguments.get("prompt_embeds") is not None:
+        return
+    asked = arguments.get("clip_skip") or 0
+    states = get_states(pipe)
+    other = {}
+    for name, adapter in get_adapters(pipe).items():
+        if states[name] and not adapter.imported and adapter.clip_skip != asked:
+            other[name] = adapter.clip_skip
+    if other:
+        names = ", ".join(map(repr, other))
+        made_for = next(iter(other.values()))
+        what = (
+            f"clip_skip={asked} in a call reads states that {names}, made for "
+            f"clip_skip={made_for}, was not solved for"
+        )
+        refuse_locked(pipe, other, what)
+        warnings.warn(f"{what}; make it with erase(..., clip_skip={asked})", stacklevel=5)
 
 
 def _check_scale(pipe: Any, scale: Any) -> None:

@@ -77,9 +77,10 @@ class ErasureLoaderMixin:
                 "erasure_0", ...
             allow_base_mismatch: Solve the spec again on this pipeline's weights if they are not
                 those it was made for.
-            locked: Switching it off, deleting it, replacing its component and a LoRA `scale` in a
-                call raise ErasureLockedError until `unlock_erasure(lock_token)`. This guards
-                against mistakes and request handlers, not against whoever holds the process.
+            locked: Switching it off, deleting it, replacing its component and, in a
+                call, a LoRA `scale` or another `clip_skip` than it is made for raise
+                ErasureLockedError until `unlock_erasure(lock_token)`. This guards against mistakes
+                and request handlers, not against whoever holds the process.
             lock_token: The operator's secret, at least 8 characters; only a salted hash is kept.
                 Without one, the lock cannot be opened: load the pipeline anew.
             file: `weight_name`, `subfolder`, `revision`, `token`, `cache_dir` and

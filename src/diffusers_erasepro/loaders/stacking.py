@@ -153,13 +153,18 @@ def _join(pipe: Any, adapters: Sequence[ErasureAdapter]) -> ErasureAdapter:
 
 
 def _add_up(pipe: Any, adapters: Sequence[ErasureAdapter]) -> ErasureAdapter:
-    """The sum of the edits, marked as one; `verify_erasure` measures what it leaves."""
+    """The sum of the edits, marked as one; `verify_erasure` measures what it leaves.
+
+    Raises:
+        AdapterStateError: They are made for different clip_skip.
+    """
+    clip_skip = _common_clip_skip(adapters)
     warnings.warn(SUM_WARNING, stacklevel=2)
     spec = joint_spec(adapters)
-    made_by = OtherMethod(SUM)
+    made_by = OtherMethod(SUM, {"clip_skip": clip_skip} if clip_skip else {})
     goals: dict[str, Tensor] = {}
     with unedited(pipe), torch.no_grad():
-        for path in text_paths(pipe):
+        for path in text_paths(pipe, clip_skip):
             rows = rows_of(pairs_of(spec.concepts, "exact"), path, ALIGNMENTS[made_by.alignment])
             states = anchor_states(path.encoder, rows, path.use.readings)
             for reading, state in zip(path.use.readings, states, strict=True):
@@ -179,6 +184,21 @@ def _add_up(pipe: Any, adapters: Sequence[ErasureAdapter]) -> ErasureAdapter:
         goals=goals,
         report=worst([a.report for a in adapters]),
     )
+
+
+def _common_clip_skip(adapters: Sequence[ErasureAdapter]) -> int:
+    """The clip_skip that all adapters are made for; imported ones do not say any.
+
+    Raises:
+        AdapterStateError: They differ.
+    """
+    found = sorted({adapter.clip_skip for adapter in adapters if not adapter.imported})
+    if len(found) > 1:
+        raise AdapterStateError(
+            f"adapters made with different clip_skip {found} read other states, so they cannot be "
+            "combined; make them alike"
+        )
+    return found[0] if found else 0
 
 
 def _edited_layers(adapters: Sequence[ErasureAdapter]) -> list[str]:
@@ -215,6 +235,7 @@ def combine_stored(adapters: Sequence[ErasureAdapter]) -> dict[str, LowRank]:
         Stored layer name -> factors in float64.
 
     Raises:
+        AdapterStateError: They are made for different clip_skip.
         AdapterStateError: One assigns neurons: two that were made apart may have assigned the same.
     """
     if any(a.plan.assigns_neurons for a in adapters):
@@ -222,6 +243,7 @@ def combine_stored(adapters: Sequence[ErasureAdapter]) -> dict[str, LowRank]:
             "adapters with neurons among their layers may have assigned the same ones; combine "
             "them on the text encoder"
         )
+    _common_clip_skip(adapters)
     edits = {}
     for name in _edited_layers(adapters):
         edits[name] = _combine_layer(name, [a for a in adapters if name in a.edits])

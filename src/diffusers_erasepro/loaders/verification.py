@@ -20,7 +20,12 @@ from ..config.options import Options, OtherMethod
 from ..config.spec import Concept
 from ..erasure.residuals import largest, relative, target_states
 from ..erasure.states import edited
-from ..errors import AdapterIntegrityError, ConceptSpecError, UnknownFamilyError
+from ..errors import (
+    AdapterIntegrityError,
+    AdapterStateError,
+    ConceptSpecError,
+    UnknownFamilyError,
+)
 from ..families.pipelines import family_of, get_component
 from ..linalg.low_rank import LowRank
 from ..modules.linear import base_linear, dtype_of
@@ -53,7 +58,7 @@ NEVER_COVERED = (
 )
 ENCODED = (
     "prompt_embeds made elsewhere: this erasure lives in the text encoder",
-    "clip_skip and prompt weighting: states that were not solved for",
+    "prompt weighting: states that were not solved for",
 )
 """Ways around an erasure that edits a text encoder."""
 ROBUST = (
@@ -61,7 +66,7 @@ ROBUST = (
     ENCODED[1],
 )
 """Ways around one made with `robust=True`."""
-READ = ("clip_skip and prompt weighting: states that were not solved for",)
+READ = (ENCODED[1],)
 """Ways around one that edits the denoiser alone."""
 CALL_STEPS = 2
 MOST_ADMITTED = 0.1
@@ -184,7 +189,8 @@ def predict_residual(pipe: Any, adapter: ErasureAdapter) -> float:
 
 def _paths(pipe: Any, adapter: ErasureAdapter) -> list[TextPath]:
     """The text encoders that the adapter has goals for."""
-    return [path for path in text_paths(pipe) if path.use.encoder in adapter.goal_parts]
+    paths = text_paths(pipe, adapter.clip_skip)
+    return [path for path in paths if path.use.encoder in adapter.goal_parts]
 
 
 def _rows(path: TextPath, adapter: ErasureAdapter) -> Rows:
@@ -214,7 +220,7 @@ def _measure_states(
     use = path.use
     states = list(zip(have, _goals(path, adapter), use.readings, strict=True))
     found = {}
-    if use == family.read_whole and family.denoiser in adapter.components:
+    if family.reads_whole(use) and family.denoiser in adapter.components:
         whole = next(i for i, (_, _, reading) in enumerate(states) if not reading.pooled)
         x, y, _ = states.pop(whole)
         if _is_robust(adapter):
@@ -347,6 +353,7 @@ def _measure_calls(pipe: Any, adapter: ErasureAdapter, tracked: Tracked) -> floa
     def record(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         received.append(kwargs["encoder_hidden_states"])
 
+    skip = {"clip_skip": adapter.clip_skip} if adapter.clip_skip else {}
     denoiser = get_component(pipe, family.denoiser)
     handle = denoiser.register_forward_pre_hook(record, with_kwargs=True)
     try:
@@ -356,7 +363,15 @@ def _measure_calls(pipe: Any, adapter: ErasureAdapter, tracked: Tracked) -> floa
                 num_inference_steps=CALL_STEPS,
                 guidance_scale=1.0,
                 output_type="latent",
+                **skip,
             )
+    except AttributeError as error:
+        if not skip:
+            raise
+        raise AdapterStateError(
+            f"{type(pipe).__name__} cannot be called with clip_skip={adapter.clip_skip} here "
+            f"({error}); verify without images"
+        ) from error
     finally:
         handle.remove()
     states = path.use.readings[0].received(torch.cat(received[:: len(received) // len(pairs)]))
@@ -468,9 +483,13 @@ def _list_unmeasured(pipe: Any, active: Sequence[ErasureAdapter]) -> list[str]:
         for name, adapter in get_adapters(pipe).items()
         if adapter.imported
     ]
-    if any(adapter.options == OtherMethod(SUM) for adapter in active):
+    if any(_is_sum(adapter) for adapter in active):
         notes.append(SUM_WARNING)
     return notes
+
+
+def _is_sum(adapter: ErasureAdapter) -> bool:
+    return isinstance(adapter.options, OtherMethod) and adapter.options.method == SUM
 
 
 def _list_off(pipe: Any) -> list[str]:
@@ -510,6 +529,7 @@ def _list_routes(pipe: Any, active: Sequence[ErasureAdapter]) -> list[str]:
         notes = [*ENCODED]
     else:
         notes = [*READ]
+    notes += _list_other_readings(pipe, active)
     for part in (denoiser, *encoders):
         loras = _list_loras(getattr(pipe, part, None))
         notes += [f"LoRA {name!r} is active in {part}" for name in loras]
@@ -526,6 +546,24 @@ def _list_routes(pipe: Any, active: Sequence[ErasureAdapter]) -> list[str]:
                 notes.append(
                     f"learned token {token!r}: an embedding that no prompt of the spec holds"
                 )
+    return notes
+
+
+def _list_other_readings(pipe: Any, active: Sequence[ErasureAdapter]) -> list[str]:
+    """Calls with another `clip_skip` than the edits in force are made for."""
+    if not any(use.skips for use in family_of(pipe).encoders):
+        return []
+    notes = []
+    for made_for in sorted({adapter.clip_skip for adapter in active}):
+        notes.append(
+            f"calls with another clip_skip than {made_for}: states that were not solved for"
+        )
+        last = getattr(pipe, "_clip_skip", made_for) or 0
+        if last != made_for:
+            notes.append(
+                f"the last call had clip_skip={last}, and the erasure is made for {made_for}; "
+                f"make it with erase(..., clip_skip={last})"
+            )
     return notes
 
 

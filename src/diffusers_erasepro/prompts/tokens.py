@@ -118,8 +118,12 @@ class TextPath:
         return known[key]
 
 
-def text_paths(pipe: Any) -> list[TextPath]:
+def text_paths(pipe: Any, clip_skip: int = 0) -> list[TextPath]:
     """The text encoders of a pipeline that are there.
+
+    Args:
+        pipe: The pipeline.
+        clip_skip: As its call takes it: what it reads of CLIP lies so many blocks earlier.
 
     Raises:
         UnknownFamilyError: The pipeline has no record.
@@ -127,7 +131,8 @@ def text_paths(pipe: Any) -> list[TextPath]:
     """
     family = family_of(pipe)
     there = [use for use in family.encoders if getattr(pipe, use.encoder, None) is not None]
-    found = [TextPath(pipe, use.on(partial(get_component, pipe, family.denoiser))) for use in there]
+    denoiser = partial(get_component, pipe, family.denoiser)
+    found = [TextPath(pipe, use.on(denoiser).skipping(clip_skip)) for use in there]
     if not found:
         get_component(pipe, family.encoders[0].encoder)  # says which is missing
     return found

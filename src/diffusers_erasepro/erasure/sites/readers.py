@@ -72,7 +72,7 @@ def reader_sites(planning: Planning) -> list[ReaderSite]:
             f"{asked}: no linear of {type(planning.pipe).__name__}'s denoiser reads the states of "
             "one text encoder and nothing else; edit encoder blocks, such as layers=(0, -1)"
         )
-    if planning.path.use != family.read_whole:
+    if not family.reads_whole(planning.path.use):
         return []
     denoiser = get_component(planning.pipe, family.denoiser)
     weights = {path: effective_weight(denoiser, path) for path in reader_paths(denoiser, family)}
