@@ -72,7 +72,7 @@ def test_verify_fails_with_its_own_exit_code(run, folder, monkeypatch):
     from diffusers_erasepro.loaders import verification as verify
 
     monkeypatch.setattr(
-        fit, "allowed", lambda *_: 1.0
+        fit, "allowed_residual", lambda *_: 1.0
     )  # let it load, so that only the live check is left to fail
     monkeypatch.setattr(verify, "THRESHOLDS", dict.fromkeys(verify.THRESHOLDS, 0.0))
     code, text, _ = run("verify", folder, "--base", "glyphs", "--json")

@@ -298,7 +298,7 @@ def test_a_call_with_another_clip_skip_is_told_and_a_locked_erasure_refuses_it(m
         generate(pipe, clip_skip=asked)
     locked = erasable(copy.deepcopy(base))
     locked.load_erasure_adapter(made, adapter_name="it", locked=True)
-    with pytest.raises(ErasureLockedError, match="clip_skip.*'it' is locked"):
+    with pytest.raises(ErasureLockedError, match=r"clip_skip.*'it' is locked"):
         generate(locked, clip_skip=asked)
     generate(locked, clip_skip=made_for)
 
@@ -382,8 +382,10 @@ def test_the_command_line(tmp_path):
     out = str(tmp_path / "style")
     made = run(
         app,
-        ["erase", "glyphs", "--target", "Mira Voss", "--anchor", "Una Flatt", "--templates"]
-        + ["style", "--clip-skip", "1", "-o", out],
+        [
+            *("erase", "glyphs", "--target", "Mira Voss", "--anchor", "Una Flatt"),
+            *("--templates", "style", "--clip-skip", "1", "-o", out),
+        ],
     )
     assert made.exit_code == 0, made.output
     assert ErasureAdapter.from_pretrained(out).clip_skip == 1

@@ -8,7 +8,6 @@ import torch
 
 from conftest import assert_same_bits, bits
 from diffusers_erasepro import Concept, ErasureSpec, baselines, erasable, erase
-from diffusers_erasepro.config.plan import Recipe
 from diffusers_erasepro.erasure.residuals import relative
 from diffusers_erasepro.erasure.states import final_states
 from diffusers_erasepro.errors import ConceptSpecError, IllPosedError, UnknownFamilyError

@@ -233,7 +233,7 @@ def test_weights_on_disk_are_no_fine_tune(dtype, level, tmp_path):
         offload_to_disk_path=str(tmp_path),
     )
     for act in (lambda: erase(pipe, SPEC, **OPTIONS), lambda: pipe.load_erasure_adapter(adapter)):
-        with pytest.raises(AdapterStateError, match="on disk.*GroupOffloadingHook"):
+        with pytest.raises(AdapterStateError, match=r"on disk.*GroupOffloadingHook"):
             act()
 
 

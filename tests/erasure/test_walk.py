@@ -8,13 +8,13 @@ from itertools import pairwise
 
 import pytest
 import torch
-from diffusers_erasepro.erasure.sites.blocks import LinearSite, writer_of
 
 from diffusers_erasepro import Concept
 from diffusers_erasepro.config.plan import ALIGNMENTS
 from diffusers_erasepro.erasure.covariance import record_inputs
 from diffusers_erasepro.erasure.layerwise import walk
 from diffusers_erasepro.erasure.residuals import aligned_states, relative, target_states
+from diffusers_erasepro.erasure.sites.blocks import LinearSite, writer_of
 from diffusers_erasepro.erasure.states import edited, states_of
 from diffusers_erasepro.families.encoders import blocks_path, encoder_family_of
 from diffusers_erasepro.families.types import LAST

@@ -16,7 +16,7 @@ from safetensors import safe_open
 import tiny
 from conftest import assert_same_bits, bits
 from diffusers_erasepro import Concept, ErasureSpec, erasable, erase, glyphs
-from diffusers_erasepro.erasure.auto_layers import Look
+from diffusers_erasepro.erasure.noise_predictions import NoisePredictions
 from diffusers_erasepro.glyphs.clip_judge import motion_of, right, track
 from diffusers_erasepro.glyphs.clips import (
     FRAMES,
@@ -145,7 +145,7 @@ def apart(a, b):
 def test_noise_of_whole_clips_is_compared_and_motion_modules_are_left_alone(clip_captions):
     pipe = tiny.build("AnimateDiffPipeline")
     spec = ErasureSpec((Concept("star", "circle", soft_templates=()),), preserve=clip_captions[:6])
-    look = Look.at(pipe, spec)
+    look = NoisePredictions.of(pipe, spec)
     adapter = erase(pipe, spec, layers=(0, "kv"))
     assert {x.shape[2] for _, x, _, _ in look.anchored} == {FRAMES}
     assert look.judged(adapter).report.denoiser_residual < 0.5  # most of the target is gone

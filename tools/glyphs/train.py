@@ -1,7 +1,8 @@
 """Train a glyph world from nothing: `python tools/glyphs/train.py PART --out runs/first`.
 
-Parts, in order: tokenizer, encoder, vae, judge, unet, pack, measure; `all` runs them one after the other.
-Every part resumes from its newest checkpoint, so a killed run is started again with the same command.
+Parts, in order: tokenizer, encoder, vae, judge, unet, pack, measure; `all` runs them one after the
+other. Every part resumes from its newest checkpoint, so a killed run is started again with the same
+command.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ BATCH = 48  # of the UNet
 
 
 def mixed(enabled: bool = True) -> torch.autocast:
-    """bfloat16 where the device has instructions for it; other CPUs emulate them, ten times slower than float32."""
+    """bfloat16 where the device has instructions for it; other CPUs emulate them, ten times slower
+    than float32."""
     device = torch.get_default_device().type
     fast = (
         device != "cpu"
@@ -53,7 +55,10 @@ def mixed(enabled: bool = True) -> torch.autocast:
 
 
 class Run:
-    """One training run: its world, seed and folder. Everything random derives from `seed` and a step."""
+    """One training run: its world, seed and folder.
+
+    Everything random derives from `seed` and a step.
+    """
 
     def __init__(
         self, world: World, seed: int, out: Path, encoder_layers: int, scale: float
@@ -78,7 +83,7 @@ class Run:
         tqdm.write(json.dumps(values))
 
     def scene_pair(self, rng: np.random.Generator) -> tuple[str, Scene, Scene]:
-        """A caption, what it mentions, and the full scene to draw: no artist mentioned means flat."""
+        """A caption, what it mentions, and the full scene to draw; no artist means flat."""
         scene = sample_scene(self.world, rng)
         said = mention(scene, rng)
         return phrase(self.world, said, rng), said, replace(scene, style=said.style or self.flat)
@@ -144,11 +149,13 @@ def fit(
     return shadow.eval().requires_grad_(False)
 
 
-# ------------------------------------------------------------------------------------------------ tokenizer
+# ------------------------------------------------------------------------------------------------
+# tokenizer
 
 
 def train_tokenizer(run: Run, merges: int = 600) -> CLIPTokenizer:
-    """A small byte-level BPE in CLIP's dialect; it never sees rare words and artists, which stay several tokens."""
+    """A small byte-level BPE in CLIP's dialect; it never sees rare words and artists, which stay
+    several tokens."""
     folder = run.out / "tokenizer"
     if folder.exists():
         return CLIPTokenizer.from_pretrained(folder)
@@ -190,7 +197,8 @@ def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
     ).input_ids
 
 
-# ------------------------------------------------------------------------------------------------ encoder
+# ------------------------------------------------------------------------------------------------
+# encoder
 
 
 def new_encoder(run: Run, tokenizer: CLIPTokenizer) -> CLIPTextModel:
@@ -248,7 +256,8 @@ def labels_of(world: World, said: Scene | None) -> list[int]:
 
 
 def train_encoder(run: Run, tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """Pretrain the text encoder to reveal, linearly, what a caption says at any position from EOS on; then freeze."""
+    """Pretrain the text encoder to reveal, linearly, what a caption says at any position from EOS
+    on; then freeze."""
     encoder = new_encoder(run, tokenizer)
     heads = nn.ModuleList([nn.Linear(WIDTH, len(a)) for a in questions(run.world).values()])
 
@@ -288,7 +297,8 @@ def train_encoder(run: Run, tokenizer: CLIPTokenizer) -> CLIPTextModel:
     return encoder
 
 
-# ------------------------------------------------------------------------------------------------ pictures
+# ------------------------------------------------------------------------------------------------
+# pictures
 
 
 def pictures(run: Run, rng: np.random.Generator, n: int) -> tuple[Tensor, list[Scene]]:
@@ -324,7 +334,8 @@ def new_vae(run: Run) -> AutoencoderKL:
 
 
 def train_vae(run: Run) -> AutoencoderKL:
-    """Autoencoder 32 px -> 8 x 8 x 8; the last third of the steps trains the decoder alone, where detail is won."""
+    """Autoencoder 32 px -> 8 x 8 x 8; the last third of the steps trains the decoder alone, where
+    detail is won."""
     vae = new_vae(run)
     total = max(2, round(1500 * run.scale))
 
@@ -353,7 +364,8 @@ def train_vae(run: Run) -> AutoencoderKL:
     return vae
 
 
-# ------------------------------------------------------------------------------------------------ judge
+# ------------------------------------------------------------------------------------------------
+# judge
 
 
 def garbage(rng: np.random.Generator, pixels: Tensor) -> Tensor:
@@ -387,7 +399,8 @@ def judge_labels(run: Run, scenes: list[Scene]) -> dict[str, Tensor]:
 
 
 def train_judge(run: Run, vae: AutoencoderKL) -> JudgeNet:
-    """A classifier of renders and of their VAE reconstructions, blurred, noised and shifted; garbage has no shape."""
+    """A classifier of renders and of their VAE reconstructions, blurred, noised and shifted;
+    garbage has no shape."""
     heads = heads_of(run.world)
     torch.manual_seed(run.seed + 2)
     net = channels_last(JudgeNet(heads))
@@ -438,7 +451,8 @@ def train_judge(run: Run, vae: AutoencoderKL) -> JudgeNet:
     return judge
 
 
-# ------------------------------------------------------------------------------------------------ unet
+# ------------------------------------------------------------------------------------------------
+# unet
 
 
 def new_unet(run: Run) -> UNet2DConditionModel:
@@ -473,7 +487,8 @@ def scheduler() -> DDIMScheduler:
 def cache(
     run: Run, tokenizer: CLIPTokenizer, encoder: CLIPTextModel, vae: AutoencoderKL, n: int
 ) -> tuple[Tensor, ...]:
-    """Latents `(n, 8, 8, 8)` and text states `(n, LENGTH, WIDTH)` of `n` captioned pictures, in half precision."""
+    """Latents `(n, 8, 8, 8)` and text states `(n, LENGTH, WIDTH)` of `n` captioned pictures, in
+    half precision."""
     latents, states = [], []
     with mixed():
         for i in trange(0, n, 100, desc="cache", mininterval=5):
@@ -495,7 +510,8 @@ def cache(
 def train_unet(
     run: Run, tokenizer: CLIPTokenizer, encoder: CLIPTextModel, vae: AutoencoderKL
 ) -> UNet2DConditionModel:
-    """Denoiser over frozen text states: v loss, one caption in ten empty for classifier-free guidance."""
+    """Denoiser over frozen text states: v loss, one caption in ten empty for classifier-free
+    guidance."""
     unet, noise_schedule = new_unet(run), scheduler()
     unet.set_attn_processor(
         AttnProcessor()
@@ -525,7 +541,8 @@ def train_unet(
     return trained
 
 
-# ------------------------------------------------------------------------------------------------ pack, measure
+# ------------------------------------------------------------------------------------------------
+# pack, measure
 
 
 def commit() -> str:
@@ -549,7 +566,8 @@ def stamp(path: Path, recipe: dict[str, object]) -> None:
 
 
 def pack(run: Run, pipe: StableDiffusionPipeline, judge: JudgeNet, folder: Path) -> None:
-    """The world as a diffusers folder plus `judge.safetensors`, all in fp16, each stamped with its recipe."""
+    """The world as a diffusers folder plus `judge.safetensors`, all in fp16, each stamped with its
+    recipe."""
     recipe: dict[str, object] = {
         "command": f"python tools/glyphs/train.py all --world {run.world.name} --seed {run.seed}"
         f" --encoder-layers {run.encoder_layers} --device {torch.get_default_device().type}",
@@ -612,7 +630,8 @@ def measure(
 
 
 class Parts:
-    """Every part of a world; asking for one trains what it stands on, or loads it where that is done."""
+    """Every part of a world; asking for one trains what it stands on, or loads it where that is
+    done."""
 
     def __init__(self, run: Run, folder: Path) -> None:
         self.run, self.folder = run, folder

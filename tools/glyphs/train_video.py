@@ -1,7 +1,9 @@
-"""Train the small video world on top of the shipped still one: `python tools/glyphs/train_video.py PART`.
+"""Train the small video world on top of the shipped still one: `python tools/glyphs/train_video.py
+PART`.
 
-Parts, in order: encoder, unet, pack, measure; `all` runs them one after the other. Every part resumes from its newest
-checkpoint. Tokenizer, VAE, scheduler and half of the UNet stay those of the still world.
+Parts, in order: encoder, unet, pack, measure; `all` runs them one after the other. Every part
+resumes from its newest checkpoint. Tokenizer, VAE, scheduler and half of the UNet stay those of the
+still world.
 """
 
 from __future__ import annotations
@@ -107,8 +109,9 @@ def train_encoder(run: Run, still: Any) -> CLIPTextModel:
 def new_adapter(run: Run, unet: Any) -> MotionAdapter:
     """Motion modules that change little yet, and in which each frame can tell which one it is.
 
-    A frame's number is in keys, queries and values alone, so a frame that attends to all alike cannot act on its own.
-    Here the first attention starts with keys like its queries, and looks at itself.
+    A frame's number is in keys, queries and values alone, so a frame that attends to all alike
+    cannot act on its own. Here the first attention starts with keys like its queries, and looks at
+    itself.
     """
     torch.manual_seed(run.seed + 3)
     adapter = MotionAdapter(
@@ -129,7 +132,8 @@ def new_adapter(run: Run, unet: Any) -> MotionAdapter:
 
 @torch.no_grad()
 def cache(run: Run, still: Any, encoder: CLIPTextModel, n: int) -> tuple[Tensor, Tensor]:
-    """Latents `(n, 8, FRAMES, 8, 8)` and text states `(n, LENGTH, WIDTH)` of `n` captioned clips, in half precision."""
+    """Latents `(n, 8, FRAMES, 8, 8)` and text states `(n, LENGTH, WIDTH)` of `n` captioned clips,
+    in half precision."""
     path = run.out / "cache.pt"
     if path.exists():
         latents, states = torch.load(path, weights_only=True)
@@ -151,7 +155,8 @@ def cache(run: Run, still: Any, encoder: CLIPTextModel, n: int) -> tuple[Tensor,
 
 
 def train_unet(run: Run, still: Any, encoder: CLIPTextModel) -> UNetMotionModel:
-    """Train motion modules and the parts of the still UNet that draw; v loss, one caption in ten empty."""
+    """Train motion modules and the parts of the still UNet that draw; v loss, one caption in ten
+    empty."""
     unet = UNetMotionModel.from_unet2d(still.unet, new_adapter(run, still.unet))
     for name, p in unet.named_parameters():
         p.requires_grad_("motion_modules" in name or re.match(SPATIAL, name) is not None)
@@ -186,7 +191,8 @@ def train_unet(run: Run, still: Any, encoder: CLIPTextModel) -> UNetMotionModel:
 
 
 def pack(run: Run, still: Any, encoder: CLIPTextModel, unet: UNetMotionModel, folder: Path) -> None:
-    """What differs from the still world, in fp16, each file stamped with its recipe: encoder, motion modules, transformers."""
+    """What differs from the still world, in fp16, each file stamped with its recipe: encoder,
+    motion modules, transformers."""
     unet = copy.deepcopy(unet).to(torch.float16, memory_format=torch.contiguous_format)
     unet.save_motion_modules(str(folder / "motion_adapter"))  # in float32, whatever the UNet is
     MotionAdapter.from_pretrained(
@@ -218,7 +224,8 @@ def measure(pipe: Any, judge: ClipJudge, pairs: list[tuple[str, Clip]]) -> dict[
 
 
 class Parts:
-    """Every part of the video world; asking for one trains what it stands on, or loads it where that is done."""
+    """Every part of the video world; asking for one trains what it stands on, or loads it where
+    that is done."""
 
     def __init__(self, run: Run, folder: Path) -> None:
         self.run, self.folder, self.still = run, folder, load_pipeline()

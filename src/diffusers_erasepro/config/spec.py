@@ -20,7 +20,10 @@ MAX_WORDS = 300  # characters of one concept
 
 
 def _warn_unseen(text: str, what: str) -> None:
-    """A reader cannot see these and a tokenizer may: the words typed later would not be the words erased."""
+    """Warn of characters that a reader cannot see and a tokenizer may.
+
+    The words typed later would not be the words erased.
+    """
     if text.isascii() and text.isprintable():
         return
     unseen = dict.fromkeys(
@@ -32,7 +35,8 @@ def _warn_unseen(text: str, what: str) -> None:
     faults += [] if unicodedata.is_normalized("NFC", text) else ["is not in Unicode's form NFC"]
     for fault in faults:
         warnings.warn(
-            f"{what} {fault}: {text[:40]!r}; it is taken as it is, clean it if you did not mean this",
+            f"{what} {fault}: {text[:40]!r}; it is taken as it is, clean it if you did not mean "
+            "this",
             stacklevel=3,
         )
 
@@ -56,7 +60,8 @@ def _text(value: object, what: str, *, blank: bool = False) -> str:
         )
     if len(value) > MAX_WORDS:
         raise ConceptSpecError(
-            f"{what} has {len(value)} characters, at most {MAX_WORDS} are allowed: {value[:40]!r}..."
+            f"{what} has {len(value)} characters, at most {MAX_WORDS} are allowed: "
+            f"{value[:40]!r}..."
         )
     _refuse_surrogates(value, what)
     _warn_unseen(value, what)
@@ -83,13 +88,15 @@ class Concept:
 
     Args:
         target: The words to erase.
-        anchor: What prompts with the target should mean instead; "" means nothing in its place, "auto" the nearest of
-            `anchors`, which `erase` looks up and the adapter's spec then names.
-        templates: Name of a template set ("instance", "style", "person", "unsafe"), or texts with one `{}`. Of a
-            tuple the first is held exactly and the others softly, unless `soft_templates` says which are soft.
+        anchor: What prompts with the target should mean instead; "" means nothing in its place,
+            "auto" the nearest of `anchors`, which `erase` looks up and the adapter's spec then
+            names.
+        templates: Name of a template set ("instance", "style", "person", "unsafe"), or texts with
+            one `{}`. Of a tuple the first is held exactly and the others softly, unless
+            `soft_templates` says which are soft.
         soft_templates: Texts with one `{}` met by least squares; None takes them from `templates`.
-        synonyms: Further words erased to the same anchor, all by least squares; only the target's residual is zero.
-            A word that needs zero residual too is a concept of its own.
+        synonyms: Further words erased to the same anchor, all by least squares; only the target's
+            residual is zero. A word that needs zero residual too is a concept of its own.
         anchors: What anchor="auto" chooses from; default the template set's broader concepts.
 
     Raises:
@@ -110,7 +117,8 @@ class Concept:
         object.__setattr__(self, "anchors", _texts(self.anchors, f"anchors of {self.target!r}"))
         if self.anchors and self.anchor != AUTO_ANCHOR:
             raise ConceptSpecError(
-                f"anchors of {self.target!r} are given beside anchor={self.anchor!r}; give one or the other"
+                f"anchors of {self.target!r} are given beside anchor={self.anchor!r}; give one or "
+                "the other"
             )
         if isinstance(self.templates, str):
             if self.templates not in TEMPLATES:
@@ -122,7 +130,8 @@ class Concept:
             object.__setattr__(self, "templates", self._checked("templates"))
             if not self.templates:
                 raise ConceptSpecError(
-                    f"templates of {self.target!r} is empty; give one text with '{{}}' or a set's name"
+                    f"templates of {self.target!r} is empty; give one text with '{{}}' or a set's "
+                    "name"
                 )
         if self.soft_templates is not None:
             object.__setattr__(self, "soft_templates", self._checked("soft_templates"))
@@ -196,14 +205,14 @@ class ErasureSpec:
 
     Args:
         concepts: What to erase, jointly.
-        preserve: Captions that stand for everything else; None takes the shipped everyday corpus. More and
-            closer to what the model is used for means less drift.
-        keep: A few prompts whose text features must not change at all, such as "". Each takes as many constraints
-            as the tokenizer's limit, so they cost drift elsewhere.
+        preserve: Captions that stand for everything else; None takes the shipped everyday corpus.
+            More and closer to what the model is used for means less drift.
+        keep: A few prompts whose text features must not change at all, such as "". Each takes as
+            many constraints as the tokenizer's limit, so they cost drift elsewhere.
 
     Raises:
-        ConceptSpecError: No concepts, one target twice, a cycle or chain of targets and anchors, a target
-            among what shall be preserved or kept.
+        ConceptSpecError: No concepts, one target twice, a cycle or chain of targets and anchors, a
+            target among what shall be preserved or kept.
     """
 
     concepts: tuple[Concept, ...]
@@ -233,7 +242,8 @@ class ErasureSpec:
             for i, caption in enumerate(getattr(self, name) or ()):
                 if spelling(caption) in targets:
                     raise ConceptSpecError(
-                        f"{name}[{i}] is {caption!r}, which is also a target; a concept cannot be kept and erased"
+                        f"{name}[{i}] is {caption!r}, which is also a target; a concept cannot be "
+                        "kept and erased"
                     )
 
     def every_caption(self) -> tuple[str, ...]:
@@ -326,7 +336,10 @@ def toml_value(value: str | Sequence[str]) -> str:
 
 
 def check_together(concepts: Sequence[Concept]) -> None:
-    """Raise ConceptSpecError where concepts contradict: one target twice, or a target that is another's anchor."""
+    """Raise ConceptSpecError where concepts contradict each other.
+
+    One target twice, or a target that is another's anchor.
+    """
     anchors: dict[str, tuple[str, str]] = {}
     for concept in concepts:
         for word in concept.words:
@@ -341,6 +354,7 @@ def check_together(concepts: Sequence[Concept]) -> None:
         key = spelling(concept.anchor)
         if key in anchors:
             raise ConceptSpecError(
-                f"{concept.target!r} -> {concept.anchor!r} -> {anchors[key][1]!r}: the anchor {concept.anchor!r} is "
+                f"{concept.target!r} -> {concept.anchor!r} -> {anchors[key][1]!r}: the anchor "
+                f"{concept.anchor!r} is "
                 "itself erased; give an anchor that stays"
             )

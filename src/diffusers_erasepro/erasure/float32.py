@@ -79,7 +79,10 @@ def _twin(encoder: nn.Module) -> nn.Module:
 
 
 class Following(CpuOffload):
-    """Model offload of a twin. A copy of the encoder's hook would move the weights, which both share, and leave its buffers."""
+    """Model offload of a twin.
+
+    A copy of the encoder's hook would move the weights, which both share, and leave its buffers.
+    """
 
     def __init__(self, hook: CpuOffload, encoder: nn.Module) -> None:
         super().__init__(hook.execution_device)

@@ -43,8 +43,8 @@ class EncoderFamily:
     """An attention linear inside a block: stock loaders refuse CLIP files without any
     (diffusers 0.42)."""
     final_norm: tuple[str, ...] = ()
-    """Candidate paths of the norm behind the last block, which pipelines with `clip_skip` also apply
-    to the states of an earlier one. Empty where none does."""
+    """Candidate paths of the norm behind the last block, which pipelines with `clip_skip` also
+    apply to the states of an earlier one. Empty where none does."""
     file_blocks: str | None = None
     """Path of the block list in files, in the spelling that every stock loader maps. None keeps
     the live one."""

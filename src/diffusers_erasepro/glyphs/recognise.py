@@ -14,7 +14,7 @@ def is_glyph_world(pipe: Any) -> bool:
 
     The weights may differ: an edit, a LoRA, another dtype or a fine-tune is the same world.
     """
-    tokenizer = getattr(pipe, "tokenizer", None)
+    tokenizer: Any = getattr(pipe, "tokenizer", None)
     known = hasattr(tokenizer, "get_vocab") and tokenizer.get_vocab() == _words()
     return known and draws_glyphs(pipe)
 

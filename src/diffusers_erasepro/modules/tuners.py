@@ -39,7 +39,7 @@ def _stock_modules(root: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]
         yield from _stock_modules(root.original_module, path)
         return
     if isinstance(root, BaseTunerLayer) and hasattr(root, "base_layer"):
-        yield from _stock_modules(root.base_layer, path)
+        yield from _stock_modules(root.base_layer, path)  # type: ignore[arg-type]
         return
     yield path, root
     for name, child in root.named_children():

@@ -58,7 +58,7 @@ class Rows:
         )
 
     def subjects(self) -> Rows:
-        """Only the first position of each row: of rows aligned at the last subject token, that token."""
+        """The first position of each row: where the last subject token is aligned, that token."""
         return self.only(self._first)
 
     def ends(self) -> Rows:
@@ -92,10 +92,13 @@ class Rows:
 
 
 def span(mark: PromptSpan, prompt: Prompt) -> tuple[list[int], list[int]]:
-    """Token positions of the concept in `prompt`, and those after the prompt's own (EOS, or the end of a chat template).
+    """Token positions of the concept in `prompt`, and those after the prompt's own.
 
-    The empty concept sits on the token before it, so that "nothing in its place" means what stands there now. Where
-    nothing follows the prompt, its last token stands for the end: it has read everything.
+    The latter are EOS, or the end of a chat template.
+
+    The empty concept sits on the token before it, so that "nothing in its place" means what stands
+    there now. Where nothing follows the prompt, its last token stands for the end: it has read
+    everything.
 
     Raises:
         ConceptSpecError: The concept lies past the tokenizer's limit, or has no token.
@@ -111,12 +114,14 @@ def span(mark: PromptSpan, prompt: Prompt) -> tuple[list[int], list[int]]:
     covered = max([0, *(stop for _, (_, stop) in words)])
     if mark.needed > mark.stop - mark.first and covered < prompt.stop:
         raise ConceptSpecError(
-            f"concept truncated in {prompt.text[:60]!r}: it needs {mark.needed} tokens, the tokenizer allows "
+            f"concept truncated in {prompt.text[:60]!r}: it needs {mark.needed} tokens, the "
+            "tokenizer allows "
             f"{mark.stop - mark.first}; use a shorter template"
         )
     if not at:
         raise ConceptSpecError(
-            f"{prompt.text[prompt.start : prompt.stop]!r} has no token of its own in {prompt.text!r}"
+            f"{prompt.text[prompt.start : prompt.stop]!r} has no token of its own in "
+            f"{prompt.text!r}"
         )
     return at, list(range(last + 1, mark.stop)) or [last]
 
@@ -124,7 +129,10 @@ def span(mark: PromptSpan, prompt: Prompt) -> tuple[list[int], list[int]]:
 def aligned(
     pair: Pair, marks: tuple[PromptSpan, PromptSpan], alignment: Alignment
 ) -> list[tuple[int, int]]:
-    """`(target position, anchor position)` of every aligned token; the last subject token meets the last anchor token."""
+    """`(target position, anchor position)` of every aligned token.
+
+    The last subject token meets the last anchor token.
+    """
     target, target_end = span(marks[0], pair.target)
     anchor, anchor_end = span(marks[1], pair.anchor)
     found = [(target[-1], anchor[-1])]
@@ -156,7 +164,8 @@ def _marked(source: Any, prompts: Sequence[Prompt]) -> tuple[Tokens, list[Prompt
         mark = found.locate(i, prompt.text, found.text(0))
         if mark is None:
             raise ConceptSpecError(
-                f"the pipeline rewrites {prompt.text!r} to {found.text(i)!r} before it is tokenized; write the concept "
+                f"the pipeline rewrites {prompt.text!r} to {found.text(i)!r} before it is "
+                "tokenized; write the concept "
                 "and its templates that way"
             )
         marks.append(mark)
@@ -178,7 +187,8 @@ def rows_of(pairs: Sequence[Pair], source: Any, held: Held) -> Rows:
     pooled = isinstance(source, TextPath) and source.pooled
     prompts = [p.target for p in pairs] + [p.anchor for p in pairs]
     tokens, marks = _marked(source, prompts)
-    targets, anchors = tokens[: len(pairs)], tokens[len(pairs) :]
+    targets = tokens[: len(pairs)]
+    anchors = tokens[len(pairs) :]
     tokenizer = tokenizer_of(source)
     unknown = unknown_ids(tokenizer)
     asked: dict[tuple[int, ...], str] = {}
@@ -192,12 +202,14 @@ def rows_of(pairs: Sequence[Pair], source: Any, held: Held) -> Rows:
             refuse_unknown_tokens(tokenizer, unknown, prompts[at], marks[at], tokens.ids[at])
         if torch.equal(targets.ids[i], anchors.ids[i]):
             raise ConceptSpecError(
-                f"{pair.target.text!r} and {pair.anchor.text!r} are the same tokens; nothing to erase"
+                f"{pair.target.text!r} and {pair.anchor.text!r} are the same tokens; nothing to "
+                "erase"
             )
         key = tuple(targets.ids[i].tolist())
         if asked.setdefault(key, pair.anchor.text) != pair.anchor.text:
             raise ConceptSpecError(
-                f"{pair.target.text!r} is sent to {asked[key]!r} and to {pair.anchor.text!r}; keep one"
+                f"{pair.target.text!r} is sent to {asked[key]!r} and to {pair.anchor.text!r}; keep "
+                "one"
             )
         columns += [(i, t, a) for t, a in positions]
     row, target_at, anchor_at = torch.tensor(columns, dtype=torch.long).reshape(-1, 3).T
@@ -215,7 +227,10 @@ def rows_to_solve(
 def rows_to_measure(
     concepts: Sequence[Concept], captions: Sequence[str], source: Any, held: Held
 ) -> dict[str, Rows]:
-    """Rows of "held_out" prompts and of "kept" captions: a sample, evenly spread. Either may be empty."""
+    """Rows of "held_out" prompts and of "kept" captions: a sample, evenly spread.
+
+    Either may be empty.
+    """
     unseen = spread(pairs_of(concepts, "held_out"), MEASURED["held_out"])
     return {
         "held_out": rows_of(unseen, source, held),

@@ -53,10 +53,13 @@ def pairs_of(concepts: Sequence[Concept], kind: str, *, most: int | None = None)
 
 
 def _templates(concept: Concept, word: str, kind: str, named: Mentions) -> tuple[str, ...]:
-    """Only the target is held exactly. Words of one meaning arrive at the deep layers as nearly the same key, where
-    different exact corrections (their lengths differ) cost drift: a synonym takes every template softly.
+    """Only the target is held exactly.
 
-    A phrase that itself names a target ("a star by {}") would ask for that target back; only an exact one may.
+    Words of one meaning arrive at the deep layers as nearly the same key, where different exact
+    corrections (their lengths differ) cost drift: a synonym takes every template softly.
+
+    A phrase that itself names a target ("a star by {}") would ask for that target back; only an
+    exact one may.
     """
     if kind == "exact":
         return concept.exact if word == concept.target else ()
@@ -65,7 +68,10 @@ def _templates(concept: Concept, word: str, kind: str, named: Mentions) -> tuple
 
 
 def pairs_to_solve(concepts: Sequence[Concept], *, soft_budget: int) -> dict[str, list[Pair]]:
-    """ "exact" and "soft" pairs; every word gets its share of `soft_budget`, and two soft ones at least."""
+    """Pairs per kind, "exact" and "soft".
+
+    Every word gets its share of `soft_budget`, and two soft ones at least.
+    """
     share = max(2, soft_budget // sum(len(c.words) for c in concepts))
     return {"exact": pairs_of(concepts, "exact"), "soft": pairs_of(concepts, "soft", most=share)}
 

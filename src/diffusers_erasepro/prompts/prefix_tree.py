@@ -82,7 +82,8 @@ def as_trees(targets: Tokens, anchors: Tokens, needed: Tensor, ends: Tensor | No
     anchor_ids = _cut(anchors, needed[1])
     halves = [sorted({*target_ids}), sorted({*anchor_ids})]
     size = _best_size(halves, most)
-    target_trees, anchor_trees = ([_grow(part, size) for part in _fill(h, size)] for h in halves)
+    target_trees = [_grow(part, size) for part in _fill(halves[0], size)]
+    anchor_trees = [_grow(part, size) for part in _fill(halves[1], size)]
     trees = [*target_trees, *anchor_trees]
     tokens = Tokens(
         torch.cat([tree.ids for tree in trees]),

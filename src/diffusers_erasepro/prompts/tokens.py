@@ -26,8 +26,8 @@ class Tokens:
     ids: Tensor
     """`(n, length)`"""
     mask: Tensor | None = None
-    """`(n, length)` attention mask, if the pipeline gives one: then it reads no other position. Of trees
-    `(n, 1, length, length)`, what is added to the attention scores."""
+    """`(n, length)` attention mask, if the pipeline gives one: then it reads no other position.
+    Of trees `(n, 1, length, length)`, what is added to the attention scores."""
     positions: Tensor | None = None
     """`(n, length)` of trees, as in their prompts."""
 
@@ -110,7 +110,10 @@ class TextPath:
         return tokens_of(self.record(texts))
 
     def empty(self) -> Tokens:
-        """The unconditional prompt, as guidance encodes it where `encode_prompt` does so; that runs the encoder, so once."""
+        """The unconditional prompt, as guidance encodes it where `encode_prompt` does so.
+
+        That runs the encoder, so it is done once.
+        """
         known = _EMPTY.setdefault(getattr(self.pipe, self.use.tokenizer), {})
         key = (type(self.pipe), self.use.encoder)
         if key not in known:
