@@ -161,7 +161,7 @@ def record_encoder_inputs(
         pass
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError as error:
+    except (AttributeError, RuntimeError, TypeError) as error:  # a component may be None
         raise AdapterStateError(
             f"{type(pipe).__name__}.encode_prompt does not run as the pipeline is loaded: {error}"
         ) from error

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from ..adapters.adapter import ErasureAdapter
 from ..adapters.report import SizeLimit, frobenius
@@ -14,7 +16,9 @@ from ..modules.linear import dtype_of
 from ..modules.storage import weight_of, without_loras
 from ..patching.weights import base_fingerprint, resolve_edits, unedited
 from .stacking import solve_jointly
-from .verification import allowed_residual, measure_listed, predict_residual
+from .verification import allowed_residual, list_unseen_encoders, measure_listed, predict_residual
+
+Value = TypeVar("Value")
 
 
 def fit_adapter(pipe: Any, adapter: ErasureAdapter, *, allow_base_mismatch: bool) -> ErasureAdapter:
@@ -22,13 +26,27 @@ def fit_adapter(pipe: Any, adapter: ErasureAdapter, *, allow_base_mismatch: bool
 
     A LoRA that is on now does not count: it may go again, and `refit_erasure` is there for it.
 
+    Of an encoder that the pipeline was loaded without, nothing is read, and what the adapter holds
+    for it is left out.
+
     Raises:
-        BaseModelMismatchError: It was made for other components or weights, or these weights hold
-            it already.
+        BaseModelMismatchError: It was made for other components or weights, without an encoder
+            that this pipeline reads, or these weights hold it already.
         AdapterIntegrityError: It fits, and does not do what it says.
     """
+    adapter = _leave_out_absent(pipe, adapter)
     _check_components(pipe, adapter)
     _check_sizes(pipe, adapter)
+    unseen = () if adapter.imported else list_unseen_encoders(pipe, adapter)
+    if unseen and allow_base_mismatch:
+        return solve_jointly(pipe, [adapter], measure=True)
+    if unseen:
+        raise BaseModelMismatchError(
+            f"the adapter {adapter.origin or ''} was made without {' and '.join(unseen)}, which "
+            f"this {type(pipe).__name__} reads too: the concept would stay there; make it on a "
+            "pipeline with all its text encoders, or pass allow_base_mismatch=True to solve its "
+            "spec again here"
+        )
     with without_loras(get_component(pipe, part) for part in adapter.base):
         if _is_made_for(pipe, adapter):
             promises_residual = isinstance(adapter.options, Options)
@@ -45,6 +63,30 @@ def fit_adapter(pipe: Any, adapter: ErasureAdapter, *, allow_base_mismatch: bool
                 "allow_base_mismatch=True to solve its spec again here"
             )
         return solve_jointly(pipe, [adapter], measure=True)
+
+
+def _leave_out_absent(pipe: Any, adapter: ErasureAdapter) -> ErasureAdapter:
+    """The adapter without what it holds for text encoders that the pipeline lacks.
+
+    The adapter itself, where nothing else would be left.
+    """
+    encoders = {use.encoder for use in family_of(pipe).encoders}
+    absent = {name for name in encoders if getattr(pipe, name, None) is None}
+    held = {*adapter.components, *adapter.base, *adapter.goal_parts}
+    if absent.isdisjoint(held) or absent.issuperset(adapter.components):
+        return adapter
+    return replace(
+        adapter,
+        base=_without(adapter.base, absent),
+        edits=_without(adapter.edits, absent),
+        keys=_without(adapter.keys, absent),
+        goals=_without(adapter.goals, absent),
+    )
+
+
+def _without(values: Mapping[str, Value], parts: set[str]) -> dict[str, Value]:
+    """What belongs to other components; a name begins with its component."""
+    return {name: value for name, value in values.items() if name.split(".")[0] not in parts}
 
 
 def _refuse_erased(pipe: Any, adapter: ErasureAdapter) -> None:

@@ -398,13 +398,19 @@ def _add(
     """Check the new adapters against the pipeline, and switch them on beside those that are on."""
     loaded = get_adapters(pipe)
     for name, adapter in new.items():
-        if twin := next((n for n, a in loaded.items() if a.digest == adapter.digest), None):
-            raise AdapterStateError(
-                f"this erasure is loaded already, as {twin!r}; switch it with set_erasure_adapters"
-            )
-        loaded[name] = fit_adapter(pipe, adapter, allow_base_mismatch=allow_base_mismatch)
+        _refuse_twin(adapter, loaded)
+        fitted = fit_adapter(pipe, adapter, allow_base_mismatch=allow_base_mismatch)
+        _refuse_twin(fitted, loaded)  # what was left out of both may have told them apart
+        loaded[name] = fitted
     _switch(pipe, loaded, {**pipe.get_erasure_adapters(), **dict.fromkeys(new, True)}, locks=locks)
     _set_lost(pipe, {n: part for n, part in _get_lost(pipe).items() if n not in new})
+
+
+def _refuse_twin(adapter: ErasureAdapter, loaded: Mapping[str, ErasureAdapter]) -> None:
+    if twin := next((n for n, a in loaded.items() if a.digest == adapter.digest), None):
+        raise AdapterStateError(
+            f"this erasure is loaded already, as {twin!r}; switch it with set_erasure_adapters"
+        )
 
 
 def _switch(
@@ -421,6 +427,7 @@ def _switch(
     parts = dict.fromkeys(modules_with_registry(pipe))
     for adapter in adapters.values():
         parts |= dict.fromkeys(adapter.components)
+    parts |= dict.fromkeys(edit.components if edit else ())
     locks = {**get_locks(pipe), **(locks or {})}
     commit([_stage_component(pipe, part, adapters, on, edit, resume, locks) for part in parts])
 
@@ -436,8 +443,10 @@ def _stage_component(
 ) -> StagedEdit:
     """What changes in one component."""
     root = get_component(pipe, part)
-    mine = {n: a for n, a in adapters.items() if part in a.components}
     here = edit if edit and part in edit.components else None
+    mine = {n: a for n, a in adapters.items() if part in a.components}
+    if here and not mine:  # solved again, with an encoder that came later
+        mine = {n: a for n, a in adapters.items() if on[n]}
     registry = Registry(
         mine,
         {n: on[n] for n in mine},

@@ -130,7 +130,8 @@ def combine(pipe: Any, adapters: Sequence[ErasureAdapter]) -> ErasureAdapter | N
     if len(adapters) <= 1:
         return next(iter(adapters), None)
     ordered = sorted(adapters, key=lambda a: a.digest)
-    key = (*(a.digest for a in ordered), *_fingerprint_bases(pipe, ordered))
+    encoders = (path.use.encoder for path in text_paths(pipe))
+    key = (*(a.digest for a in ordered), *encoders, *_fingerprint_bases(pipe, ordered))
     if key not in _cache:
         _cache[key] = _join(pipe, ordered)
     _cache.move_to_end(key)

@@ -68,6 +68,10 @@ ROBUST = (
 """Ways around one made with `robust=True`."""
 READ = (ENCODED[1],)
 """Ways around one that edits the denoiser alone."""
+UNSEEN = (
+    "{} is read by the denoiser, and the erasure was made without it: the concept stays there; "
+    "refit_erasure() solves it with all encoders"
+)
 CALL_STEPS = 2
 MOST_ADMITTED = 0.1
 """No report excuses a larger residual: from there on the target shows in the images."""
@@ -103,6 +107,9 @@ def verify(
     broken = find_lost_edits(pipe)
     if not active:
         broken.append("no erasure is active")
+    for adapter in active:
+        for encoder in list_unseen_encoders(pipe, adapter):
+            broken.append(UNSEEN.format(encoder))
     tracked: Tracked = {}
     residuals: dict[str, float] = {}
     if sample:
@@ -474,6 +481,20 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 # --- what is not covered
+
+
+def list_unseen_encoders(pipe: Any, adapter: ErasureAdapter) -> list[str]:
+    """Text encoders that the pipeline reads and the adapter neither edits nor has goals for.
+
+    An adapter that has goals is measured at each of them, whether the encoder or the denoiser's
+    readers carry the edit. One without any (imported) also counts as having seen what linears of
+    the denoiser read that it edits: its verdict stays open, as nothing of it can be measured.
+    """
+    family = family_of(pipe)
+    if adapter.imported and family.denoiser in adapter.components:
+        return []
+    seen = {*adapter.goal_parts, *(adapter.components if adapter.imported else ())}
+    return [path.use.encoder for path in text_paths(pipe) if path.use.encoder not in seen]
 
 
 def _list_unmeasured(pipe: Any, active: Sequence[ErasureAdapter]) -> list[str]:
