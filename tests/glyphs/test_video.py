@@ -145,9 +145,9 @@ def apart(a, b):
 def test_noise_of_whole_clips_is_compared_and_motion_modules_are_left_alone(clip_captions):
     pipe = tiny.build("AnimateDiffPipeline")
     spec = ErasureSpec((Concept("star", "circle", soft_templates=()),), preserve=clip_captions[:6])
-    look = NoisePredictions.of(pipe, spec)
+    predictions = NoisePredictions.of(pipe, spec)
     adapter = erase(pipe, spec, layers=(0, "kv"))
-    assert {x.shape[2] for _, x, _, _ in look.anchored} == {FRAMES}
-    assert look.judged(adapter).report.denoiser_residual < 0.5  # most of the target is gone
+    assert {x.shape[2] for _, x, _, _ in predictions.anchored} == {FRAMES}
+    assert predictions.judge(adapter).report.denoiser_residual < 0.5  # most of the target is gone
     edited = [name for name in adapter.edits if name.startswith("unet.")]
     assert edited and not [name for name in edited if "motion_modules" in name]

@@ -42,14 +42,17 @@ class Pair:
 
 def pairs_of(concepts: Sequence[Concept], kind: str, *, most: int | None = None) -> list[Pair]:
     """The pairs of one kind, "exact", "soft" or "held_out", each once; at most `most` of a word."""
-    named = Mentions(w for c in concepts for w in c.words)
-    pairs = (
-        Pair(Prompt.of(template, word), Prompt.of(template, concept.anchor))
-        for concept in concepts
-        for word in concept.words
-        for template in spread(_templates(concept, word, kind, named), most)
-    )
-    return list(dict.fromkeys(pairs))
+    words: list[str] = []
+    for concept in concepts:
+        words += concept.words
+    named = Mentions(words)
+    pairs: dict[Pair, None] = {}
+    for concept in concepts:
+        for word in concept.words:
+            for template in spread(_templates(concept, word, kind, named), most):
+                target = Prompt.of(template, word)
+                pairs[Pair(target, Prompt.of(template, concept.anchor))] = None
+    return list(pairs)
 
 
 def _templates(concept: Concept, word: str, kind: str, named: Mentions) -> tuple[str, ...]:
