@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,12 +25,15 @@ from ..families.pipelines import family_of, get_component
 from ..linalg.low_rank import LowRank, stack
 from ..modules.fingerprint import fingerprints
 from ..modules.storage import weight_of
+from ..prompts.tokens import text_paths
 from .layerwise import Step, Walk
 from .residuals import read_residual
 from .sites.planning import Planning
 from .sites.protocol import STATES
 from .sites.readers import ReaderSite
 
+LENGTH = "max_sequence_length"
+"""The argument of a call that says how many tokens a prompt is padded to."""
 NOT_ADDABLE = (
     "two adapters with neurons may have given away the same ones: load_erasure_adapter solves them "
     "together, stock load_lora_weights would add them up"
@@ -104,12 +108,26 @@ def notes_of(pipe: Any, adapter: ErasureAdapter) -> tuple[str, ...]:
             notes.append(
                 f"stock load_lora_weights does not reach {part}: load with load_erasure_adapter"
             )
+    notes += notes_on_lengths(pipe)
     if adapter.plan.assigns_neurons:
         notes.append(NOT_ADDABLE)
     if any(use.skips for use in family.encoders):
         readings = {encoder.name: encoder.readings for encoder in adapter.report.encoders}
         notes += describe_clip_skip(adapter.edits, readings, adapter.clip_skip)
     return tuple(notes)
+
+
+def notes_on_lengths(pipe: Any) -> list[str]:
+    """Encoders for which the length of a call's prompts matters."""
+    defaults = inspect.signature(pipe.__call__).parameters
+    if LENGTH not in defaults:
+        return []
+    return [
+        f"{LENGTH} other than {defaults[LENGTH].default}: {path.use.encoder} does not mask its "
+        "padding, so that the edit holds at this length; an erasable pipeline refuses others"
+        for path in text_paths(pipe)
+        if path.reads_padding
+    ]
 
 
 def _report(planning: Planning, done: Walk) -> Report:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -124,7 +124,13 @@ class _Complete(Exception):
 
 
 def record_encoder_inputs(
-    pipe: Any, texts: Sequence[str], encoder: str, tokenizer: str, *, guidance: bool = False
+    pipe: Any,
+    texts: Sequence[str],
+    encoder: str,
+    tokenizer: str,
+    *,
+    guidance: bool = False,
+    call: Mapping[str, Any] | None = None,
 ) -> RecordedInputs:
     """What `encoder` receives for `texts`; it does not run.
 
@@ -135,6 +141,7 @@ def record_encoder_inputs(
         tokenizer: Name of the component that tokenizes for it.
         guidance: Ask for the negative prompt as well, and take what was encoded last. The encoder
             runs then.
+        call: Arguments of `__call__` that are given otherwise than by default.
 
     Raises:
         UnknownFamilyError: `encode_prompt` does not call this encoder, or calls it in a way that
@@ -152,7 +159,7 @@ def record_encoder_inputs(
         if not guidance and sum(len(call["input_ids"]) for call in calls) >= len(texts):
             raise _Complete
 
-    arguments = call_arguments(pipe, texts, guidance)
+    arguments = call_arguments(pipe, texts, guidance) | dict(call or {})
     handle = module.register_forward_pre_hook(keep, with_kwargs=True)
     try:
         with _recording_texts(getattr(pipe, tokenizer)) as rows, torch.no_grad():

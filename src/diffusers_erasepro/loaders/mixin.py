@@ -20,7 +20,12 @@ from ..adapters.file import write_atomically
 from ..adapters.hub import FileOptions, find
 from ..adapters.lockfile import SUFFIX, find_pinned
 from ..erasure.residuals import largest
-from ..errors import AdapterStateError, ConceptSpecError, ErasureVerificationError
+from ..errors import (
+    AdapterStateError,
+    ConceptSpecError,
+    ErasureInactiveError,
+    ErasureVerificationError,
+)
 from ..families.pipelines import family_of, get_component
 from ..modules.linear import is_compiled
 from ..patching.rwlock import WEIGHTS_LOCK
@@ -32,6 +37,7 @@ from ..patching.weights import (
     registry_of,
     stage,
 )
+from .call_arguments import find_uncovered, list_arguments
 from .compatibility import fit_adapter
 from .locking import (
     Lock,
@@ -324,9 +330,31 @@ class ErasureLoaderMixin:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         stock = super().__call__  # type: ignore[misc]
+        given = inspect.signature(stock).bind_partial(*args, **kwargs).arguments
+        _check_encoding(self, given)
         with WEIGHTS_LOCK.reading():
-            check_call(self, inspect.signature(stock).bind_partial(*args, **kwargs).arguments)
+            check_call(self, given)
             return stock(*args, **kwargs)
+
+
+def _check_encoding(pipe: Any, given: Mapping[str, Any]) -> None:
+    """Refuse a call whose arguments make the encoders receive what no edit answers to.
+
+    Raises:
+        ErasureInactiveError: The concept would come back in part.
+    """
+    names = [name for name, on in get_states(pipe).items() if on]
+    arguments = list_arguments(pipe, given) if names else {}
+    if not arguments:
+        return
+    with WEIGHTS_LOCK.writing():  # prompts are recorded on the encoders that others run
+        adapters = get_adapters(pipe)
+        why = find_uncovered(pipe, [adapters[name] for name in names], arguments)
+    if why is not None:
+        raise ErasureInactiveError(
+            f"{why}; nothing was drawn. Leave {' and '.join(arguments)} at its default, or "
+            "disable_erasure() to go on without"
+        )
 
 
 # --- switching

@@ -18,6 +18,7 @@ from ..adapters.adapter import ErasureAdapter
 from ..config.mentions import find_mention
 from ..config.options import Options, OtherMethod
 from ..config.spec import Concept
+from ..erasure.assemble import notes_on_lengths
 from ..erasure.residuals import largest, relative, target_states
 from ..erasure.states import edited
 from ..errors import (
@@ -551,6 +552,7 @@ def _list_routes(pipe: Any, active: Sequence[ErasureAdapter]) -> list[str]:
     else:
         notes = [*READ]
     notes += _list_other_readings(pipe, active)
+    notes += notes_on_lengths(pipe)
     for part in (denoiser, *encoders):
         loras = _list_loras(getattr(pipe, part, None))
         notes += [f"LoRA {name!r} is active in {part}" for name in loras]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..families.encode_prompt import RecordedInputs, record_encoder_inputs, tokenize
+from ..families.encoders import encoder_family_of
 from ..families.pipelines import family_of, get_component
 from ..families.types import Use
 
@@ -81,6 +82,9 @@ def join_tokens(parts: Sequence[Tokens]) -> Tokens:
 _EMPTY: WeakKeyDictionary[Any, dict[tuple[type, str], Tokens]] = WeakKeyDictionary()
 """Per tokenizer, pipeline class and encoder."""
 
+_READS_PADDING: WeakKeyDictionary[nn.Module, dict[type, bool]] = WeakKeyDictionary()
+"""Per encoder and pipeline class."""
+
 
 @dataclass(frozen=True)
 class TextPath:
@@ -99,15 +103,31 @@ class TextPath:
         """Whether the pipeline reads one vector per prompt of it."""
         return any(reading.pooled for reading in self.use.readings)
 
-    def record(self, texts: Sequence[str], *, guidance: bool = False) -> RecordedInputs:
+    @property
+    def reads_padding(self) -> bool:
+        """Whether padding changes what is read: attention sees it, and looks ahead."""
+        if encoder_family_of(self.encoder).causal:
+            return False
+        known = _READS_PADDING.setdefault(self.encoder, {})
+        if type(self.pipe) not in known:
+            known[type(self.pipe)] = self.tokens([""]).mask is None
+        return known[type(self.pipe)]
+
+    def record(
+        self,
+        texts: Sequence[str],
+        *,
+        guidance: bool = False,
+        call: Mapping[str, Any] | None = None,
+    ) -> RecordedInputs:
         """What the encoder receives for `texts`."""
         return record_encoder_inputs(
-            self.pipe, texts, self.use.encoder, self.use.tokenizer, guidance=guidance
+            self.pipe, texts, self.use.encoder, self.use.tokenizer, guidance=guidance, call=call
         )
 
-    def tokens(self, texts: Sequence[str]) -> Tokens:
-        """Prompts as the encoder receives them."""
-        return tokens_of(self.record(texts))
+    def tokens(self, texts: Sequence[str], call: Mapping[str, Any] | None = None) -> Tokens:
+        """Prompts as the encoder receives them, in a call with these arguments."""
+        return tokens_of(self.record(texts, call=call))
 
     def empty(self) -> Tokens:
         """The unconditional prompt, as guidance encodes it where `encode_prompt` does so.
