@@ -40,9 +40,12 @@ def main() -> None:
 
 def export_vae(folder: Path, to: Path) -> None:
     """The autoencoder, with the scale at which its latents have unit variance."""
-    vae = AutoencoderKL.from_pretrained(folder / "vae")
-    scale = torch.load(folder / "latents.pt", mmap=True)["scale"]
-    vae.register_to_config(scaling_factor=scale)
+    trained = AutoencoderKL.from_pretrained(folder / "vae")
+    # the name of the folder it came from is in the configuration of `trained`
+    config = {key: value for key, value in trained.config.items() if not key.startswith("_")}
+    config["scaling_factor"] = torch.load(folder / "latents.pt", mmap=True)["scale"]
+    vae = AutoencoderKL(**config)
+    vae.load_state_dict(trained.state_dict())
     vae.half().save_pretrained(to / "vae")
 
 

@@ -22,6 +22,8 @@ from diffusers_erasepro.pictures.captions import TRAINED, written
 from diffusers_erasepro.pictures.encoder import LENGTH, encoder_folder
 
 BATCH = 64
+UNSCALED = 0.18215
+"""The scaling factor of an `AutoencoderKL` that was told none."""
 
 
 def main() -> None:
@@ -42,10 +44,16 @@ def main() -> None:
     latents = encoded_scenes(pictures, scenes, args.folder / "vae")
     # "" is the text of classifier-free guidance
     states, masks = encoded_texts([scene.caption.text for scene in scenes] + [""])
-    scale = 1 / latents.float().std().item()
+    scale = scale_of(latents, args.folder / "vae")
     kept = {"latents": latents, "states": states, "masks": masks, "scale": scale}
     torch.save(kept, args.folder / "latents.pt")
     print(f"{len(latents)} scenes, scale {scale:.4f}, at most {masks.sum(1).max()} tokens")
+
+
+def scale_of(latents: Tensor, autoencoder: Path) -> float:
+    """What gives the latents unit variance; an exported autoencoder has it and keeps it."""
+    scale = AutoencoderKL.load_config(autoencoder)["scaling_factor"]
+    return 1 / latents.float().std().item() if scale == UNSCALED else scale
 
 
 @torch.no_grad()
