@@ -48,27 +48,26 @@ def generate(
 
 def run(out: Path, console: Console) -> None:
     """Everything the README claims, in one go; files land in `out`."""
-    pipe, preserve = glyphs.load_pipeline(), glyphs.captions(400, seed=0)
+    pipe = glyphs.load_pipeline()
+    preserve = tuple(glyphs.captions(400, seed=0))
     for name, concept in tqdm(CONCEPTS.items(), desc="erase", leave=False):
-        adapter = erase(pipe, ErasureSpec((concept,), preserve=tuple(preserve)))
+        adapter = erase(pipe, ErasureSpec((concept,), preserve=preserve))
         adapter.save_pretrained(out / name)
         console.print(report_table(name, adapter.header()["report"]))
 
     fresh = erasable(glyphs.load_pipeline())
-    pictures = {"base": generate(fresh)}
+    images = {"base": generate(fresh)}
     for name in tqdm(CONCEPTS, desc="load", leave=False):
         fresh.load_erasure_adapter(out / name, adapter_name=name)
     console.print(f"loaded: {fresh.get_erasure_adapters()}")
     console.print(
         f"verified on the live modules: {fresh.verify_erasure(raise_on_fail=True).residual:.1e}"
     )
-    pictures["all three\nerased"] = generate(fresh)
+    images["all three\nerased"] = generate(fresh)
     fresh.set_erasure_adapters(["no-star"])
-    pictures["only the star\nerased"] = generate(fresh)
+    images["only the star\nerased"] = generate(fresh)
     with fresh.erasure_disabled():
-        same = all(
-            a.tobytes() == b.tobytes()
-            for a, b in zip(generate(fresh), pictures["base"], strict=True)
-        )
+        pairs = zip(generate(fresh), images["base"], strict=True)
+        same = all(now.tobytes() == base.tobytes() for now, base in pairs)
     console.print(f"switched off, the pictures are the base's to the bit: {same}")
-    console.print(f"picture: {save_grid(out / 'before-after.png', PROMPTS, pictures)}")
+    console.print(f"picture: {save_grid(out / 'before-after.png', PROMPTS, images)}")

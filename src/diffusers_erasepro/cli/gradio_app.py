@@ -17,7 +17,9 @@ from ..config.template_set import TEMPLATES
 from ..errors import ErasureError
 from ..interop.pipelines import default_captions, load_model
 
-PROMPTS = "a red star on snow\na green ring on snow\na blue square on sand, made by Mira Voss"
+EXAMPLE_PROMPTS = (
+    "a red star on snow\na green ring on snow\na blue square on sand, made by Mira Voss"
+)
 STEPS = 15
 
 
@@ -114,7 +116,7 @@ def page(model: str) -> Any:
         switches = gr.CheckboxGroup([], label="Erasures that are on")
         state = gr.Markdown()
         with gr.Row():
-            prompts = gr.Textbox(PROMPTS, label="Prompts, one a line", lines=3)
+            prompts = gr.Textbox(EXAMPLE_PROMPTS, label="Prompts, one a line", lines=3)
             seed = gr.Number(0, label="Seed", precision=0, minimum=0)
         draw = gr.Button("Draw before and after")
         gallery = gr.Gallery(label="Before and after", columns=2, object_fit="contain")

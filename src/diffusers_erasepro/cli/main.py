@@ -1,6 +1,7 @@
-"""The command line: `erasepro demo / erase / show / list / verify / eval / attack / export / import / push / pull / card / ui`.
+"""The command line: `erasepro COMMAND`, each a function here.
 
-Exit codes: 0 done; 1 an error, said in one line; 2 wrong usage; 3 a verification that does not hold; 130 interrupted.
+Exit codes: 0 done; 1 an error, in one line; 2 wrong usage; 3 a verification that does not hold;
+130 interrupted.
 Nothing heavy is imported before a command needs it.
 """
 
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from ..adapters.adapter import ErasureAdapter
     from ..config.spec import ErasureSpec
 
-FAILED, NOT_HELD = 1, 3
+FAILED = 1
+NOT_VERIFIED = 3
 
 
 class Format(StrEnum):
@@ -34,7 +36,7 @@ NO_BARS = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 app = typer.Typer(
     no_args_is_help=True,
-    rich_markup_mode=None,  # plain help: rich's takes .15 s to import
+    rich_markup_mode=None,  # plain help: rich's takes 0.15 s to import
     pretty_exceptions_enable=False,
     help="Concept erasures as loadable adapters for diffusers.",
     epilog="Exit codes: 0 done, 1 error, 2 wrong usage, 3 the verification does not hold.",
@@ -65,7 +67,7 @@ def root(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")
 
 @app.command()
 def demo(out: Out = Path("demo-output")) -> None:
-    """Erase a shape, a style and an attribute from the shipped glyph world; save, load, toggle, look."""
+    """Erase a shape, a style and an attribute from the glyph world; save, load, switch."""
     from . import demo as job
 
     job.run(out, _console())
@@ -107,14 +109,14 @@ def erase(
     from ..erasure.erase import erase as make
     from ..interop.pipelines import load_model
 
-    what = _spec(model, target, anchor, templates, synonym or [], preserve_file, spec)
+    what = _read_spec(model, target, anchor, templates, synonym or [], preserve_file, spec)
     options: dict[str, Any] = {"robust": robust, "clip_skip": clip_skip}
-    options |= {"layers": _layers(layers)} if layers else {}
+    options |= {"layers": _parse_layers(layers)} if layers else {}
     adapter = make(load_model(model, config=config), what, **options)
     path = adapter.save_pretrained(out)
     write_text_file(out / "spec.toml", adapter.spec.to_toml())
     adapter.card(repo_id=str(out), base_model=model).save(out / "README.md")
-    _show(adapter.header(), as_json, path=str(path), seconds=adapter.report.seconds)
+    _print_adapter(adapter.header(), as_json, path=str(path), seconds=adapter.report.seconds)
 
 
 @app.command()
@@ -126,7 +128,7 @@ def show(
     from ..adapters.hub import find
 
     origin = find(adapter, subfolder=subfolder, revision=revision)
-    _show(
+    _print_adapter(
         read_header(origin.path),
         as_json,
         path=str(origin.path),
@@ -145,7 +147,7 @@ def verify(
     config: Config = None,
     as_json: Json = False,
 ) -> None:
-    """Load an adapter (or an erasures.lock) on a base and measure it there; exit code 3 if it does not hold."""
+    """Load an adapter or an erasures.lock on a base and measure it; exit code 3 if it fails."""
     from dataclasses import asdict
 
     from ..interop.pipelines import load_model
@@ -153,12 +155,11 @@ def verify(
     pipe = load_model(base, config=config)
     pipe.load_erasure_adapter(adapter, allow_base_mismatch=refit)
     found = pipe.verify_erasure()
-    lines = [
-        f"{'holds' if found.ok else 'DOES NOT HOLD'}: residual {found.residual:.1e}, at most {found.threshold:.0e} allowed"
-    ]
-    _say(asdict(found), as_json, lines + [f"not covered: {what}" for what in found.uncovered])
+    verdict = "holds" if found.ok else "DOES NOT HOLD"
+    lines = [f"{verdict}: residual {found.residual:.1e}, at most {found.threshold:.0e} allowed"]
+    _print(asdict(found), as_json, lines + [f"not covered: {what}" for what in found.uncovered])
     if not found.ok:
-        raise typer.Exit(NOT_HELD)
+        raise typer.Exit(NOT_VERIFIED)
 
 
 @app.command("eval")
@@ -175,26 +176,20 @@ def evaluate(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Draw and judge on the glyph world: target, anchor, neighbours, others; beside peers and controls."""
+    """Generate and judge on the glyph world, beside peers and controls."""
     from ..adapters.adapter import ErasureAdapter
     from ..evaluation.results import format_table
     from ..evaluation.runner import evaluate
     from ..interop.pipelines import load_model
 
-    ours, names = ErasureAdapter.from_pretrained(adapter), filter(None, against.split(","))
-    found = evaluate(
-        load_model("glyphs"),
-        ours.spec,
-        {"this": ours} | {m: m for m in names},
-        n=n,
-        seed=seed,
-        out=out,
-    )
-    plain = {
-        row: {k: getattr(v, "__dict__", v) for k, v in measures.items()}
-        for row, measures in found.items()
-    }
-    _say(plain, as_json, [format_table(found)])
+    ours = ErasureAdapter.from_pretrained(adapter)
+    compared: dict[str, Any] = {"this": ours}
+    compared |= {method: method for method in against.split(",") if method}
+    found = evaluate(load_model("glyphs"), ours.spec, compared, n=n, seed=seed, out=out)
+    plain = {}
+    for row, measures in found.items():
+        plain[row] = {name: getattr(value, "__dict__", value) for name, value in measures.items()}
+    _print(plain, as_json, [format_table(found)])
 
 
 @app.command()
@@ -205,23 +200,22 @@ def attack(
     seed: int = 0,
     as_json: Json = False,
 ) -> None:
-    """Try to bring the first concept back on the glyph world: share of pictures that show it, per attack."""
+    """Try to bring the first concept back on the glyph world: share of images that show it."""
     from ..adapters.adapter import ErasureAdapter
     from ..evaluation.attacks import ATTACKS, Siege, success
     from ..glyphs import FIRST, load_judge, load_pipeline
     from ..glyphs.concept_prompts import kind_of, prompts_with
     from ..loaders.mixin import erasable
 
-    made, victim = ErasureAdapter.from_pretrained(adapter), erasable(load_pipeline())
+    made = ErasureAdapter.from_pretrained(adapter)
+    victim = erasable(load_pipeline())
     victim.load_erasure_adapter(made)
     concept = made.spec.concepts[0]
     prompts = tuple(text for text, _ in prompts_with(concept, n, seed=seed, held_out=True))
-    siege, names = (
-        Siege(victim, load_pipeline(), concept, prompts, seed),
-        only.split(",") if only else tuple(ATTACKS),
-    )
+    siege = Siege(victim, load_pipeline(), concept, prompts, seed)
+    names = only.split(",") if only else tuple(ATTACKS)
     found = success(siege, load_judge(), kind_of(FIRST, concept), names)
-    _say(
+    _print(
         {k: vars(v) for k, v in found.items()},
         as_json,
         [f"{name}: {share}" for name, share in found.items()],
@@ -287,8 +281,8 @@ def export(
 
         notes = export_kohya(found, out)
     else:
-        notes = _merged(found, base, out)
-    _say(
+        notes = _save_merged(found, base, out)
+    _print(
         {"path": str(out), "notes": notes},
         as_json,
         [str(out), *(f"note: {note}" for note in notes)],
@@ -313,14 +307,14 @@ def import_lora(
     config: Config = None,
     as_json: Json = False,
 ) -> None:
-    """Make an adapter of another tool's LoRA; it stacks and switches, its effect cannot be measured."""
+    """Make an adapter of another tool's LoRA; it stacks, its effect cannot be measured."""
     from ..config.spec import Concept, ErasureSpec
     from ..interop import lora as convert
     from ..interop.pipelines import load_model
 
     spec = ErasureSpec((Concept(target, anchor),), preserve=())
     adapter = convert.import_lora(file, load_model(base, config=config), spec, strength=strength)
-    _show(adapter.header(), as_json, path=str(adapter.save_pretrained(out)))
+    _print_adapter(adapter.header(), as_json, path=str(adapter.save_pretrained(out)))
 
 
 @app.command()
@@ -350,7 +344,7 @@ def push(
         revision=revision,
         create_pr=create_pr,
     )
-    _say({"url": url}, as_json, [url])
+    _print({"url": url}, as_json, [url])
 
 
 @app.command()
@@ -378,7 +372,7 @@ def pull(
         lockfile.add_pin(lock, name or (subfolder or repo_id).split("/")[-1], origin)
     path = copy_to(origin, out) if out else origin.path
     facts = {"path": str(path), "commit": origin.commit, "sha256": origin.sha256}
-    _say(facts, as_json, [f"{key}: {value}" for key, value in facts.items()])
+    _print(facts, as_json, [f"{key}: {value}" for key, value in facts.items()])
 
 
 @app.command()
@@ -402,11 +396,11 @@ def ui(
     serve(model, host=host, port=port)
 
 
-# ------------------------------------------------------------------------------------------------ how it talks
+# --- output
 
 
 def main() -> None:
-    """Run the command line; errors end in one line without a traceback, unless `--debug` is given."""
+    """Run the command line; an error is one line without a traceback, unless `--debug`."""
     debug = "--debug" in sys.argv
     if not debug:  # before the libraries are imported, which read these once
         os.environ |= QUIET | os.environ
@@ -444,14 +438,14 @@ def _finite(data: Any) -> Any:
     return None if isinstance(data, float) and data - data != 0 else data
 
 
-def _say(data: dict[str, Any], as_json: bool, lines: list[str]) -> None:
+def _print(data: dict[str, Any], as_json: bool, lines: list[str]) -> None:
     if as_json:
         return _print_json(data)
     for line in lines:
         typer.echo(line)
 
 
-def _show(header: dict[str, Any], as_json: bool, **more: Any) -> None:
+def _print_adapter(header: dict[str, Any], as_json: bool, **more: Any) -> None:
     if as_json:
         return _print_json(header | more)
     from .tables import print_header
@@ -462,7 +456,7 @@ def _show(header: dict[str, Any], as_json: bool, **more: Any) -> None:
             typer.echo(f"{key.replace('_', ' ')}: {value}")
 
 
-def _merged(adapter: ErasureAdapter, base: str | None, out: Path) -> tuple[str, ...]:
+def _save_merged(adapter: ErasureAdapter, base: str | None, out: Path) -> tuple[str, ...]:
     """Save the pipeline with the erasure in its weights."""
     from ..adapters.header import list_clip_skip_limits
     from ..interop.pipelines import load_model
@@ -479,10 +473,10 @@ def _merged(adapter: ErasureAdapter, base: str | None, out: Path) -> tuple[str, 
     )
 
 
-# ------------------------------------------------------------------------------------------------ what it reads
+# --- input
 
 
-def _spec(
+def _read_spec(
     model: str,
     target: str | None,
     anchor: str,
@@ -495,18 +489,17 @@ def _spec(
     from ..config.text_files import read_text_file, read_text_lines
     from ..interop.pipelines import default_captions
 
-    if (spec is None) == (target is None):
-        raise typer.BadParameter("give either --target or --spec")
-    if spec is not None:
+    if spec is not None and target is None:
         return ErasureSpec.from_toml(read_text_file(spec))
+    if spec is not None or target is None:
+        raise typer.BadParameter("give either --target or --spec")
     captions = read_text_lines(preserve) if preserve else default_captions(model)
-    concept = Concept(target, anchor, templates=templates, synonyms=tuple(synonyms))  # type: ignore[arg-type]
-    return ErasureSpec(
-        (concept,), preserve=None if captions is None else tuple(filter(None, captions))
-    )
+    concept = Concept(target, anchor, templates=templates, synonyms=tuple(synonyms))
+    preserved = None if captions is None else tuple(filter(None, captions))
+    return ErasureSpec((concept,), preserve=preserved)
 
 
-def _layers(text: str) -> tuple[int | str, ...]:
+def _parse_layers(text: str) -> tuple[int | str, ...]:
     return tuple(int(part) if part.lstrip("-").isdigit() else part for part in text.split(","))
 
 

@@ -15,6 +15,7 @@ from ..adapters.header import describe, list_components, list_limits, list_promi
 def report_table(name: str, report: Mapping[str, Any]) -> Table:
     """A report, a line per layer."""
     unseen = report["held_out_mean"]
+    held_out = f"{unseen:.2f}" if isfinite(unseen) else "not measured"
     table = Table(
         "layer",
         "rank",
@@ -22,7 +23,7 @@ def report_table(name: str, report: Mapping[str, Any]) -> Table:
         "gap before",
         title_justify="left",
         title=f"{name}: residual {report['listed_residual']:.1e} listed, "
-        f"{f'{unseen:.2f}' if isfinite(unseen) else 'not measured'} held out; drift {report['drift']:.3f}",
+        f"{held_out} held out; drift {report['drift']:.3f}",
     )
     for layer in report["layers"]:
         table.add_row(
@@ -41,7 +42,12 @@ def print_header(console: Console, header: Mapping[str, Any]) -> None:
         f"preserves {len(header['spec'].get('preserve', ())) or 'the shipped'} captions",
         highlight=False,
     )
-    options = ", ".join(f"{k}={v}" for k, v in header["options"].items())
+    for target, recipe in header["plan"].items():
+        layers = ", ".join(map(str, recipe["layers"])) or "none of its own"
+        where = f"layers {layers}; positions {recipe['alignment']}"
+        console.print(f"{target} is erased in {where}", highlight=False)
+    asked = {k: v for k, v in header["options"].items() if v is not None}
+    options = ", ".join(f"{k}={v}" for k, v in asked.items())
     console.print(f"made with {options}", highlight=False)
     for part in list_components(header):
         console.print(f"for {part} with fingerprint {header['base'][part]}", highlight=False)

@@ -29,7 +29,8 @@ KOHYA = {"unet": "lora_unet", "text_encoder": "lora_te", "text_encoder_2": "lora
 """Component -> prefix; with two text encoders the first is `lora_te1`."""
 KOHYA_FACTORS = {"A.weight": "lora_down", "B.weight": "lora_up"}
 KOHYA_NOTES = (
-    "ComfyUI, A1111, Forge and InvokeAI apply it at the strength the user sets; only 1.0 erases as measured.",
+    "ComfyUI, A1111, Forge and InvokeAI apply it at the strength the user sets; only 1.0 erases as "
+    "measured.",
     "They add several erasures up instead of solving them together, and verify nothing.",
 )
 IMPORT = "import"
@@ -41,14 +42,15 @@ DOWN_UP = (
 """How tools end the names of the two factors."""
 
 
-# ------------------------------------------------------------------------------------------------ out
+# --- export
 
 
 def to_kohya(adapter: ErasureAdapter) -> dict[str, Tensor]:
-    """The adapter's factors under the names of kohya's scripts, which ComfyUI, A1111 and InvokeAI read too.
+    """The factors under the names of kohya's scripts, which ComfyUI, A1111 and InvokeAI read too.
 
     Raises:
-        AdapterFormatError: It edits a component that those names do not reach; leaving it out would leave half an erasure.
+        AdapterFormatError: It edits a component that those names do not reach; leaving it out
+            would leave half an erasure.
     """
     if unknown := [c for c in adapter.components if c not in KOHYA]:
         raise AdapterFormatError(
@@ -88,7 +90,7 @@ def export_kohya(adapter: ErasureAdapter, path: Path) -> tuple[str, ...]:
     return (*KOHYA_NOTES, *list_clip_skip_limits(adapter.header()))
 
 
-# ------------------------------------------------------------------------------------------------ in
+# --- import
 
 
 def import_lora(
@@ -106,26 +108,31 @@ def import_lora(
 
     Raises:
         UnsafeFileError: Not safetensors.
-        AdapterFormatError: Not a LoRA, or it changes what an adapter cannot: convolutions, unknown layers.
+        AdapterFormatError: Not a LoRA, or it changes what an adapter cannot: convolutions, unknown
+            layers.
     """
     pairs = _pairs(path)
-    places = _places(pipe)
-    if lost := [name for name in pairs if name not in places]:
+    layers_by_name = _name_layers(pipe)
+    if lost := [name for name in pairs if name not in layers_by_name]:
         raise AdapterFormatError(
-            f"{path}: {len(lost)} of {len(pairs)} layers are not in this pipeline ({lost[0]}); use the base it was made for"
+            f"{path}: {len(lost)} of {len(pairs)} layers are not in this pipeline ({lost[0]}); "
+            "use the base it was made for"
         )
-    edits, layers = {}, []
+    edits: dict[str, LowRank] = {}
+    layers: list[LayerReport] = []
     for name, factors in sorted(pairs.items()):
-        part, root, module = places[name]
-        stored, weight = stored_name(part, module), weight_of(root, module)
+        part, root, module = layers_by_name[name]
+        stored = stored_name(part, module)
+        weight = weight_of(root, module)
         if weight.ndim != 2 or (factors.B.shape[0], factors.A.shape[1]) != tuple(weight.shape):
             raise AdapterFormatError(
-                f"{path}: {name} does not fit {module} of shape {tuple(weight.shape)}; only linears can be edited"
+                f"{path}: {name} does not fit {module} of shape {tuple(weight.shape)}; "
+                "only linears can be edited"
             )
         edits[stored] = LowRank(factors.B * strength, factors.A)
         size = frobenius(edits[stored]) / float(weight.detach().double().norm())
         layers.append(LayerReport(stored, factors.rank, size, NAN, NAN, 0, 0))
-    parts = dict.fromkeys(places[name][0] for name in pairs)
+    parts = dict.fromkeys(layers_by_name[name][0] for name in pairs)
     base = {
         part: fingerprints(get_component(pipe, part), original_weights(get_component(pipe, part)))
         for part in parts
@@ -141,7 +148,7 @@ def import_lora(
     )
 
 
-def _places(pipe: Any) -> dict[str, tuple[str, nn.Module, str]]:
+def _name_layers(pipe: Any) -> dict[str, tuple[str, nn.Module, str]]:
     """Every name a tool may give a layer -> component, module, path inside it."""
     found: dict[str, tuple[str, nn.Module, str]] = {}
     for part, prefix in KOHYA.items():
@@ -176,15 +183,14 @@ def _pairs(path: Path) -> dict[str, LowRank]:
     for name in tensors:
         for down, up in DOWN_UP:
             if name.endswith(down) and (other := name.removesuffix(down) + up) in tensors:
-                found[name.removesuffix(down)] = _folded(
+                found[name.removesuffix(down)] = _fold_alpha(
                     path, name.removesuffix(down), tensors, tensors[name], tensors[other]
                 )
-    used = {
-        k
-        for name in found
-        for pair in DOWN_UP
-        for k in (name + pair[0], name + pair[1], f"{name}.alpha")
-    }
+    used: set[str] = set()
+    for name in found:
+        used.add(f"{name}.alpha")
+        for down, up in DOWN_UP:
+            used |= {name + down, name + up}
     if rest := sorted(set(tensors) - used):
         raise AdapterFormatError(
             f"{path} is not only low-rank pairs ({rest[0]}); it cannot be imported"
@@ -192,7 +198,7 @@ def _pairs(path: Path) -> dict[str, LowRank]:
     return found
 
 
-def _folded(
+def _fold_alpha(
     path: Path, name: str, tensors: Mapping[str, Tensor], down: Tensor, up: Tensor
 ) -> LowRank:
     if down.ndim != 2:
@@ -200,6 +206,7 @@ def _folded(
             raise AdapterFormatError(
                 f"{path}: {name} is a convolution {tuple(down.shape)}; only linears can be imported"
             )
-        down, up = down.flatten(1), up.flatten(1)
+        down = down.flatten(1)
+        up = up.flatten(1)
     scale = float(tensors.get(f"{name}.alpha", torch.tensor(float(down.shape[0])))) / down.shape[0]
     return LowRank(up * scale, down)

@@ -22,12 +22,14 @@ def load_model(name: str, *, config: str | None = None, revision: str | None = N
 
     Args:
         name: "glyphs", a folder in diffusers' layout, a `.safetensors` checkpoint, or a Hub id.
-        config: For a single file: folder or Hub id of the same model in diffusers' layout; None asks diffusers.
+        config: For a single file: folder or Hub id of the same model in diffusers' layout; None
+            asks diffusers.
         revision: For a Hub id: branch, tag or commit.
 
     Raises:
         UnsafeFileError: A single file that is not safetensors.
-        AdapterFormatError: A single file that cannot be read, or is not the model that `config` describes.
+        AdapterFormatError: A single file that cannot be read, or is not the model that `config`
+            describes.
         HubNotFoundError: No such file, folder or repository.
         HubError: The Hub did not give it.
         UnknownFamilyError: The pipeline has no record.
@@ -41,18 +43,23 @@ def load_model(name: str, *, config: str | None = None, revision: str | None = N
         path.is_absolute() or name.count("/") != 1 or name.startswith((".", "~"))
     ):
         raise HubNotFoundError(
-            f"no model {name!r}; give {GLYPHS!r}, a folder, a .safetensors checkpoint or a Hub id 'owner/name'"
+            f"no model {name!r}; give {GLYPHS!r}, a folder, a .safetensors checkpoint or a Hub id "
+            "'owner/name'"
         )
     if path.is_dir() and not (path / diffusers.DiffusionPipeline.config_name).is_file():
         raise HubNotFoundError(
-            f"{name} holds no {diffusers.DiffusionPipeline.config_name}; give a folder in diffusers' layout"
+            f"{name} holds no {diffusers.DiffusionPipeline.config_name}; "
+            "give a folder in diffusers' layout"
         )
     with translate_hub_errors(name):
         return _ready(diffusers.DiffusionPipeline.from_pretrained(name, revision=revision))
 
 
 def default_captions(name: str) -> tuple[str, ...] | None:
-    """Preserve captions for a model without a spec: the glyph world's own grammar; None, the shipped ones, for others."""
+    """Preserve captions for a model without a spec.
+
+    Of the glyph world its own; None, which means the shipped ones, for others.
+    """
     return tuple(glyphs.captions(400, seed=0)) if name == GLYPHS else None
 
 
@@ -84,7 +91,8 @@ def _single_file(path: Path, config: str | None) -> Any:
         ) from error
     except (SingleFileComponentError, KeyError, RuntimeError, ValueError) as error:
         raise AdapterFormatError(
-            f"{path} is not the model that {config} describes; --config names one that fits: {error}"
+            f"{path} is not the model that {config} describes; "
+            f"--config names one that fits: {error}"
         ) from error
 
 
