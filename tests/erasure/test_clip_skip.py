@@ -34,7 +34,8 @@ LEFT = re.compile("last blocks of text_encoder")
 @torch.no_grad()
 def states(pipe, text: str, clip_skip: int):
     """As A1111 and ComfyUI read them: of an earlier block, through the final norm."""
-    encoder = pipe.text_encoder
+    # a copy: transformers leaves hooks for the hidden states behind that cannot be pickled
+    encoder = copy.deepcopy(pipe.text_encoder)
     found = encoder(token_ids(pipe.tokenizer, [text]).to(encoder.device), output_hidden_states=True)
     return encoder.final_layer_norm(found.hidden_states[-(clip_skip + 1)])[0]
 
