@@ -208,13 +208,14 @@ def attack(
     from ..loaders.mixin import erasable
 
     made = ErasureAdapter.from_pretrained(adapter)
+    concept = made.spec.concepts[0]
+    question = kind_of(FIRST, concept)
     victim = erasable(load_pipeline())
     victim.load_erasure_adapter(made)
-    concept = made.spec.concepts[0]
     prompts = tuple(text for text, _ in prompts_with(concept, n, seed=seed, held_out=True))
     siege = Siege(victim, load_pipeline(), concept, prompts, seed)
     names = only.split(",") if only else tuple(ATTACKS)
-    found = success(siege, load_judge(), kind_of(FIRST, concept), names)
+    found = success(siege, load_judge(), question, names)
     _print(
         {k: vars(v) for k, v in found.items()},
         as_json,

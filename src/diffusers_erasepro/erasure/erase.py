@@ -21,7 +21,6 @@ from ..errors import AdapterStateError, ConceptSpecError, IllPosedError
 from ..families.encoders import blocks_of, blocks_read
 from ..families.pipelines import family_of
 from ..linalg.low_rank import LowRank, stack
-from ..modules.fingerprint import fingerprints
 from ..modules.hooks import names_of_hooks
 from ..patching.weights import unedited
 from ..prompts.alignment import Rows, rows_to_measure
@@ -225,9 +224,8 @@ def erase_encoder(
     planner: Planner,
 ) -> ErasureAdapter:
     """The erasure in one text encoder: plan the sites, walk through them, keep what they found."""
-    base = fingerprints(path.encoder, {})
     with in_float32(path.encoder) as encoder:
-        planning = Planning.of(pipe, path, encoder, spec, options, plan, base)
+        planning = Planning.of(pipe, path, encoder, spec, options, plan)
         sites = planner(planning)
         rows = dict(planning.rows)
         if measure:  # these only ride along

@@ -13,6 +13,7 @@ from ...config.options import Options
 from ...config.plan import Plan
 from ...config.spec import Concept, ErasureSpec
 from ...errors import ConceptSpecError
+from ...modules.fingerprint import fingerprints
 from ...prompts.alignment import Rows, rows_of
 from ...prompts.pairs import Pair, pairs_to_solve
 from ...prompts.tokens import TextPath
@@ -50,13 +51,13 @@ class Planning:
         spec: ErasureSpec,
         options: Options,
         plan: Plan,
-        base: Mapping[str, str],
     ) -> Planning:
         """The prompts of the spec, tokenized and aligned for one encoder."""
         pairs = pairs_to_solve(spec.concepts, soft_budget=options.soft_budget)
         alignments = plan.alignments(spec.concepts)
         with naming_encoder(path):
             rows = {kind: rows_of(found, path, alignments) for kind, found in pairs.items()}
+        base = fingerprints(path.encoder, {})
         return cls(pipe, path, encoder, spec, options, plan, pairs, rows, base)
 
     @property
