@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -40,8 +41,20 @@ NOT_ADDABLE = (
 )
 
 
-def adapter_from_walk(planning: Planning, done: Walk) -> ErasureAdapter:
-    """The adapter of one text encoder.
+@dataclass(frozen=True)
+class ErasedEncoder:
+    """One text encoder's share of an adapter; it may hold no edit, where others hold some."""
+
+    planning: Planning
+    base: Mapping[str, Mapping[str, str]]
+    edits: Mapping[str, LowRank]
+    keys: Mapping[str, Tensor]
+    goals: Mapping[str, Tensor]
+    report: Report
+
+
+def encoder_from_walk(planning: Planning, done: Walk) -> ErasedEncoder:
+    """What a finished walk leaves of one text encoder.
 
     Raises:
         IllPosedError: An edit is larger than the options allow.
@@ -62,20 +75,22 @@ def adapter_from_walk(planning: Planning, done: Walk) -> ErasureAdapter:
     goals = {}
     for reading, (_, goal) in zip(planning.path.use.readings, done.states["exact"], strict=True):
         goals[f"{name}.{reading}"] = goal.float().cpu()
-    return ErasureAdapter(
-        planning.spec,
-        planning.options,
+    return ErasedEncoder(
+        planning,
         base=base,
         edits={stored: stack(found).to(torch.float32) for stored, found in edits.items()},
         keys=keys,
         goals=goals,
         report=_report(planning, done),
-        plan=planning.plan,
     )
 
 
-def merge_encoders(parts: Sequence[ErasureAdapter]) -> ErasureAdapter:
-    """One adapter for all encoders."""
+def merge_encoders(parts: Sequence[ErasedEncoder]) -> ErasureAdapter:
+    """One adapter for all encoders.
+
+    Raises:
+        IllPosedError: None of them holds an edit.
+    """
 
     def merged(name: str) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -83,16 +98,16 @@ def merge_encoders(parts: Sequence[ErasureAdapter]) -> ErasureAdapter:
             found |= getattr(part, name)
         return found
 
-    first = parts[0]
+    planning = parts[0].planning
     return ErasureAdapter(
-        first.spec,
-        first.options,
+        planning.spec,
+        planning.options,
         base=merged("base"),
         edits=merged("edits"),
         keys=merged("keys"),
         goals=merged("goals"),
         report=worst([part.report for part in parts]),
-        plan=first.plan,
+        plan=planning.plan,
     )
 
 

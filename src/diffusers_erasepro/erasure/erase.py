@@ -25,7 +25,7 @@ from ..modules.hooks import names_of_hooks
 from ..patching.weights import unedited
 from ..prompts.alignment import Rows, rows_to_measure
 from ..prompts.tokens import TextPath, text_paths
-from .assemble import adapter_from_walk, merge_encoders, notes_of
+from .assemble import ErasedEncoder, encoder_from_walk, merge_encoders, notes_of
 from .auto_anchor import with_anchors
 from .auto_layers import choose_layers
 from .float32 import in_float32
@@ -222,7 +222,7 @@ def erase_encoder(
     *,
     measure: bool,
     planner: Planner,
-) -> ErasureAdapter:
+) -> ErasedEncoder:
     """The erasure in one text encoder: plan the sites, walk through them, keep what they found."""
     with in_float32(path.encoder) as encoder:
         planning = Planning.of(pipe, path, encoder, spec, options, plan)
@@ -236,7 +236,7 @@ def erase_encoder(
         done = walk(encoder, rows, sites, path.use.readings)
         refuse_unsolved(encoder, path, rows["exact"], done)
         notes = notes_on_last_words(planning, done) if measure else ()
-    made = adapter_from_walk(planning, done)
+    made = encoder_from_walk(planning, done)
     return replace(made, report=replace(made.report, notes=notes))
 
 
