@@ -18,10 +18,14 @@ from diffusers_erasepro.adapters.file import write_atomically
 from diffusers_erasepro.patching.rwlock import WEIGHTS_LOCK
 from diffusers_erasepro.patching.weights import registry_of
 
-STEPS = tuple(
-    f"diffusers_erasepro/{module}.py"
-    for module in ("loader", "weights", "places", "compose", "verify")
+MODULES = (
+    "loaders/mixin",
+    "loaders/stacking",
+    "loaders/verification",
+    "modules/storage",
+    "patching/weights",
 )
+STEPS = tuple(f"diffusers_erasepro/{module}.py" for module in MODULES)
 FAULTS = (RuntimeError("fault"), KeyboardInterrupt(), MemoryError())
 
 
