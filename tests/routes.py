@@ -513,8 +513,7 @@ def _(pipe, kit):
         "both, fp32": "listed",
         "both, bf16": "holds or listed",
     },
-    # in 16 bits the allowance for rounding may hide so little; the standing note says it
-    note="fine-tuning",
+    note="was changed by someone else since the erasure was applied",
 )
 def _(pipe, kit):
     torch.manual_seed(0)
