@@ -23,7 +23,7 @@ from ..adapters.report import (
 )
 from ..families.encoders import stored_name
 from ..families.pipelines import family_of, get_component
-from ..linalg.low_rank import LowRank, stack
+from ..linalg.low_rank import LowRank
 from ..modules.fingerprint import fingerprints
 from ..modules.storage import weight_of
 from ..prompts.tokens import text_paths
@@ -61,24 +61,25 @@ def encoder_from_walk(planning: Planning, done: Walk) -> ErasedEncoder:
     """
     name = planning.path.use.encoder
     base = {name: dict(planning.base)}
-    edits: dict[str, list[LowRank]] = {}
+    edits: dict[str, LowRank] = {}
     keys: dict[str, Tensor] = {}
     for step in done.steps:
         part = step.site.component
         if part not in base:
             base[part] = fingerprints(get_component(planning.pipe, part), {})
-        for linear, factors in step.edits.factors.items():
-            edits.setdefault(stored_name(part, linear), []).append(factors)
         for linear, key in step.keys.items():
             stored = f"{name}.{STATES}" if linear == STATES else stored_name(part, linear)
             keys[stored] = key.T.float().cpu()
+    for part in base:
+        for linear, factors in done.edits_of(part).items():
+            edits[stored_name(part, linear)] = factors.to(torch.float32)
     goals = {}
     for reading, (_, goal) in zip(planning.path.use.readings, done.states["exact"], strict=True):
         goals[f"{name}.{reading}"] = goal.float().cpu()
     return ErasedEncoder(
         planning,
         base=base,
-        edits={stored: stack(found).to(torch.float32) for stored, found in edits.items()},
+        edits=edits,
         keys=keys,
         goals=goals,
         report=_report(planning, done),

@@ -20,7 +20,6 @@ from ..config.spec import Concept, ErasureSpec
 from ..errors import AdapterStateError, ConceptSpecError, IllPosedError
 from ..families.encoders import blocks_of, blocks_read
 from ..families.pipelines import family_of
-from ..linalg.low_rank import LowRank, stack
 from ..modules.hooks import names_of_hooks
 from ..patching.weights import unedited
 from ..prompts.alignment import Rows, rows_to_measure
@@ -249,12 +248,7 @@ def refuse_unsolved(encoder: nn.Module, path: TextPath, rows: Rows, done: Walk) 
     hooks = names_of_hooks(encoder, neutral=False)
     if not hooks:
         return
-    edits: dict[str, list[LowRank]] = {}
-    for step in done.steps:
-        if step.site.component == path.use.encoder:
-            for name, factors in step.edits.factors.items():
-                edits.setdefault(name, []).append(factors)
-    with edited(encoder, {name: stack(found) for name, found in edits.items()}):
+    with edited(encoder, done.edits_of(path.use.encoder)):
         states = target_states(encoder, rows, path.use.readings)
     for have, (expected, _) in zip(states, done.states["exact"], strict=True):
         off = largest([relative(have.cpu(), expected)])

@@ -7,7 +7,7 @@ import torch
 from ..config.mentions import Mentions, same_words
 from ..config.spec import Concept
 from ..errors import ConceptSpecError
-from ..linalg.low_rank import LowRank, stack
+from ..linalg.low_rank import LowRank
 from ..prompts.alignment import rows_of
 from ..prompts.pairs import Pair, Prompt
 from .layerwise import Walk
@@ -31,7 +31,7 @@ def notes_on_last_words(planning: Planning, done: Walk) -> tuple[str, ...]:
     Erasing "red star" must leave "blue star" alone. The last word's position answers for the name,
     and its state is much the same in both.
     """
-    edits = _edits_of_encoder(planning, done)
+    edits = done.edits_of(planning.path.use.encoder)
     named = [concept for concept in planning.spec.concepts if len(concept.target.split()) > 1]
     notes = []
     for concept in named[:MEASURED]:
@@ -47,15 +47,6 @@ def notes_on_last_words(planning: Planning, done: Walk) -> tuple[str, ...]:
                 f"generate before you rely on them, or erase {last!r} as a whole"
             )
     return tuple(notes)
-
-
-def _edits_of_encoder(planning: Planning, done: Walk) -> dict[str, LowRank]:
-    found: dict[str, list[LowRank]] = {}
-    for step in done.steps:
-        if step.site.component == planning.path.use.encoder:
-            for linear, factors in step.edits.factors.items():
-                found.setdefault(linear, []).append(factors)
-    return {linear: stack(parts) for linear, parts in found.items()}
 
 
 def _share_moved(planning: Planning, concept: Concept, edits: dict[str, LowRank]) -> float:

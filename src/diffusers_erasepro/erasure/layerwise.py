@@ -14,12 +14,13 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..families.encoders import blocks_of, encoder_family_of
 from ..families.types import LAST, Reading
+from ..linalg.low_rank import LowRank, stack
 from ..modules.hooks import refuse_uncalled
 from ..modules.tuners import edited_module
 from ..prompts.alignment import Rows
 from ..prompts.prefix_tree import Batch, as_rows, as_trees
 from ..prompts.tokens import Tokens, join_tokens
-from .sites.protocol import STATES, Edits, EditSite
+from .sites.protocol import STATES, Edits, EditSite, inputs_of
 from .states import hidden_of, reading_states
 
 PART = 8192
@@ -51,6 +52,15 @@ class Walk:
     states: dict[str, list[tuple[Tensor, Tensor]]]
     """Per kind of rows, per reading: edited target states and anchor states, `(k, d)` at the
     aligned positions, or `(n, d)` if pooled."""
+
+    def edits_of(self, component: str) -> dict[str, LowRank]:
+        """The edits of one component's linears; one that several sites change gets all of them."""
+        found: dict[str, list[LowRank]] = {}
+        for step in self.steps:
+            if step.site.component == component:
+                for linear, factors in step.edits.factors.items():
+                    found.setdefault(linear, []).append(factors)
+        return {linear: stack(parts) for linear, parts in found.items()}
 
 
 @torch.no_grad()
@@ -114,13 +124,12 @@ class _Run:
     @contextmanager
     def hooks(self, outputs: Mapping[str, Sequence[EditSite]]) -> Iterator[None]:
         """Inside, inputs are collected and every site solves where its output has run."""
-        names: dict[str, None] = {}
+        every: list[EditSite] = []
         for sites in outputs.values():
-            for site in sites:
-                names |= dict.fromkeys(site.inputs)
+            every += sites
         handles = []
         try:
-            for name in names:
+            for name in inputs_of(every):
                 module = edited_module(self.encoder, name)
                 handles.append(module.register_forward_pre_hook(self._keeper(name)))
             for name, sites in outputs.items():
@@ -143,9 +152,7 @@ class _Run:
         """A hook that solves the sites of one output, one after the other."""
 
         def hook(_: nn.Module, __: object, output: Tensor | tuple[Tensor, ...]) -> object:
-            names: dict[str, None] = {}
-            for site in sites:
-                names |= dict.fromkeys(site.inputs)
+            names = inputs_of(sites)
             refuse_uncalled(self.encoder, [name for name in names if name not in self.seen])
             inputs = {name: torch.cat(self.seen.pop(name)) for name in names}
             out = hidden_of(output)

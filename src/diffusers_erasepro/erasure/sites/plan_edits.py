@@ -13,7 +13,7 @@ from ..covariance import kept_inputs, metrics_of
 from .blocks import block_sites
 from .neurons import neuron_sites
 from .planning import Planning
-from .protocol import STATES, EditSite
+from .protocol import STATES, EditSite, inputs_of
 from .readers import reader_sites
 
 
@@ -46,10 +46,9 @@ def with_metrics(planning: Planning, sites: list[EditSite]) -> list[EditSite]:
 def linears_of(encoder: nn.Module, sites: Sequence[EditSite]) -> dict[str, nn.Module]:
     """The linears whose inputs the sites see."""
     found = {}
-    for site in sites:
-        for name in site.inputs:
-            if name == STATES:
-                continue
-            if hasattr(base_linear(encoder.get_submodule(name)), "in_features"):
-                found[name] = edited_module(encoder, name)
+    for name in inputs_of(sites):
+        if name == STATES:
+            continue
+        if hasattr(base_linear(encoder.get_submodule(name)), "in_features"):
+            found[name] = edited_module(encoder, name)
     return found

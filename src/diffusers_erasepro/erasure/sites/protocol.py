@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -70,3 +70,11 @@ class EditSite(Protocol):
             inputs: By module, `(n, length, d_in)` of the target rows.
             edits: What `solve` returned.
         """
+
+
+def inputs_of(sites: Sequence[EditSite]) -> list[str]:
+    """Every module whose inputs some site needs to see, once."""
+    found: dict[str, None] = {}
+    for site in sites:
+        found |= dict.fromkeys(site.inputs)
+    return list(found)
