@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 import os
+import sys
 import tempfile
 
 from fake_hub import FakeHub, free_socket
@@ -124,3 +125,19 @@ def world():
     from diffusers_erasepro import pictures
 
     return pictures
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Run `erasepro ARGS...`; returns exit code, stdout, stderr."""
+    from diffusers_erasepro.cli import main as cli
+
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["erasepro", *map(str, args)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return (end.value.code or 0, *capsys.readouterr())
+
+    return run

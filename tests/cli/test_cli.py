@@ -4,7 +4,6 @@ Output, exit codes, one-line errors, and what it does not import.
 """
 
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -13,23 +12,8 @@ from itertools import pairwise
 import pytest
 
 from diffusers_erasepro import ErasureAdapter
-from diffusers_erasepro.cli import main as cli
 
 HEAVY = ("torch", "diffusers", "transformers", "peft", "matplotlib", "pandas")
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """Run `erasepro ARGS...`; returns exit code, stdout, stderr."""
-    monkeypatch.setattr(os, "environ", os.environ.copy())
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["erasepro", *map(str, args)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        return (end.value.code or 0, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import sys
 import pytest
 
 from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, glyphs
-from diffusers_erasepro.cli import main as cli
 
 SPEC = ErasureSpec([Concept("Käthe Öl", "Łukasz", templates=("a {}",))])
 WARNED = """
@@ -36,19 +35,6 @@ def cp1252(monkeypatch):
 
     monkeypatch.setattr(io, "text_encoding", text_encoding)
     monkeypatch.setattr(builtins, "open", opened)
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    monkeypatch.setattr(os, "environ", os.environ.copy())
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["erasepro", *map(str, args)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        return (end.value.code or 0, *capsys.readouterr())
-
-    return run
 
 
 def saved(tmp_path, content):
