@@ -68,8 +68,7 @@ def literal(
 
 
 def plan_every_linear(planning: Planning) -> list[EditSite]:
-    """Every linear of the planned blocks, until its own output is the anchor's; then the readers.
-    """
+    """Every linear of the planned blocks, each for its own output; then the readers."""
     live = planning.live
     there = {name for name, _ in live.named_modules()}
     sites: list[EditSite] = []
