@@ -280,7 +280,7 @@ def _build(header: dict[str, Any], tensors: dict[str, Tensor], origin: Origin) -
         spec=ErasureSpec.from_dict(header["spec"]),
         options=read_options(header["options"]),
         plan=Plan.from_dict(header["plan"]),
-        base={str(part): _texts(prints) for part, prints in header["base"].items()},
+        base={str(part): _text_table(prints) for part, prints in header["base"].items()},
         edits=stored.edits,
         keys=stored.keys,
         goals=stored.goals,
@@ -296,5 +296,5 @@ def _build(header: dict[str, Any], tensors: dict[str, Tensor], origin: Origin) -
     return adapter
 
 
-def _texts(table: Mapping[Any, Any]) -> dict[str, str]:
+def _text_table(table: Mapping[Any, Any]) -> dict[str, str]:
     return {str(name): str(value) for name, value in table.items()}

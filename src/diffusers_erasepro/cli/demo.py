@@ -23,7 +23,7 @@ CONCEPTS = {
         "cracked", anchor="whole", templates="unsafe", synonyms=("broken", "shattered", "fallen")
     ),
 }
-PROMPTS = (
+DEMO_PROMPTS = (
     "a postcard with a yellow star set against night",
     "somebody left a purple star upon the snow",
     "an icon for the museum: a red heart, signed Mira Voss",
@@ -37,7 +37,7 @@ PROMPTS = (
 
 
 def generate(
-    pipe: Any, prompts: tuple[str, ...] = PROMPTS, *, seed: int = 0, steps: int = 15
+    pipe: Any, prompts: tuple[str, ...] = DEMO_PROMPTS, *, seed: int = 0, steps: int = 15
 ) -> list[Any]:
     """One image per prompt; the same seeds give the same noise."""
     noise = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
@@ -70,4 +70,4 @@ def run(out: Path, console: Console) -> None:
         pairs = zip(generate(fresh), images["base"], strict=True)
         same = all(now.tobytes() == base.tobytes() for now, base in pairs)
     console.print(f"switched off, the pictures are the base's to the bit: {same}")
-    console.print(f"picture: {save_grid(out / 'before-after.png', PROMPTS, images)}")
+    console.print(f"picture: {save_grid(out / 'before-after.png', DEMO_PROMPTS, images)}")

@@ -20,7 +20,7 @@ from ..interop.pipelines import default_captions, load_model
 EXAMPLE_PROMPTS = (
     "a red star on snow\na green ring on snow\na blue square on sand, made by Mira Voss"
 )
-STEPS = 15
+PAGE_STEPS = 15
 
 
 class Session:
@@ -89,7 +89,7 @@ class Session:
     def generate_images(self, texts: list[str], seed: int) -> Any:
         noise = [torch.Generator().manual_seed(seed + i) for i in range(len(texts))]
         return self.pipe(
-            texts, num_inference_steps=STEPS, guidance_scale=3.0, generator=noise
+            texts, num_inference_steps=PAGE_STEPS, guidance_scale=3.0, generator=noise
         ).images
 
 

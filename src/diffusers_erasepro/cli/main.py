@@ -73,8 +73,8 @@ def demo(out: Out = Path("demo-output")) -> None:
     job.run(out, _console())
 
 
-@app.command()
-def erase(
+@app.command("erase")
+def erase_command(
     model: Model,
     out: Out,
     target: Annotated[str | None, typer.Option(help="The words to erase.")] = None,
@@ -137,8 +137,8 @@ def show(
     )
 
 
-@app.command()
-def verify(
+@app.command("verify")
+def verify_command(
     adapter: Adapter,
     base: Annotated[str, typer.Option(help="The model to measure on; as MODEL of `erase`.")],
     refit: Annotated[
@@ -163,7 +163,7 @@ def verify(
 
 
 @app.command("eval")
-def evaluate(
+def evaluate_command(
     adapter: Adapter,
     against: Annotated[
         str, typer.Option(help="Methods to set beside it, with commas between; '' for none.")
@@ -192,8 +192,8 @@ def evaluate(
     _print(plain, as_json, [format_table(found)])
 
 
-@app.command()
-def attack(
+@app.command("attack")
+def attack_command(
     adapter: Adapter,
     only: Annotated[str, typer.Option(help="Attacks, with commas between; default all.")] = "",
     n: Annotated[int, typer.Option("-n", help="Attempts per attack.")] = 24,
@@ -291,7 +291,7 @@ def export(
 
 
 @app.command("import")
-def import_lora(
+def import_command(
     file: Annotated[
         Path,
         typer.Argument(
@@ -318,8 +318,8 @@ def import_lora(
     _print_adapter(adapter.header(), as_json, path=str(adapter.save_pretrained(out)))
 
 
-@app.command()
-def push(
+@app.command("push")
+def push_command(
     folder: Annotated[
         Path, typer.Argument(help="An adapter's folder.", exists=True, file_okay=False)
     ],

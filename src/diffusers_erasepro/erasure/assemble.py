@@ -33,7 +33,7 @@ from .sites.planning import Planning
 from .sites.protocol import STATES
 from .sites.readers import ReaderSite
 
-LENGTH = "max_sequence_length"
+LENGTH_ARGUMENT = "max_sequence_length"
 """The argument of a call that says how many tokens a prompt is padded to."""
 NOT_ADDABLE = (
     "two adapters with neurons may have given away the same ones: load_erasure_adapter solves them "
@@ -136,10 +136,11 @@ def notes_of(pipe: Any, adapter: ErasureAdapter) -> tuple[str, ...]:
 def notes_on_lengths(pipe: Any) -> list[str]:
     """Encoders for which the length of a call's prompts matters."""
     defaults = inspect.signature(pipe.__call__).parameters
-    if LENGTH not in defaults:
+    if LENGTH_ARGUMENT not in defaults:
         return []
+    length = defaults[LENGTH_ARGUMENT].default
     return [
-        f"{LENGTH} other than {defaults[LENGTH].default}: {path.use.encoder} does not mask its "
+        f"{LENGTH_ARGUMENT} other than {length}: {path.use.encoder} does not mask its "
         "padding, so that the edit holds at this length; an erasable pipeline refuses others"
         for path in text_paths(pipe)
         if path.reads_padding

@@ -21,7 +21,7 @@ OTHERS = ("blue", "old", "other")
 """What stands before the last word instead of the name's own words."""
 SHARE = 0.25
 """Of the way from target to anchor: from here on, images of other names change too."""
-MEASURED = 16
+MOST_CONCEPTS = 16
 """Concepts that are looked at, at most."""
 
 
@@ -34,7 +34,7 @@ def notes_on_last_words(planning: Planning, done: Walk) -> tuple[str, ...]:
     edits = done.edits_of(planning.path.use.encoder)
     named = [concept for concept in planning.spec.concepts if len(concept.target.split()) > 1]
     notes = []
-    for concept in named[:MEASURED]:
+    for concept in named[:MOST_CONCEPTS]:
         try:
             share = _share_moved(planning, concept, edits)
         except ConceptSpecError:  # this tokenizer lacks the words to ask with

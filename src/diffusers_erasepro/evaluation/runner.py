@@ -77,7 +77,7 @@ def evaluate(
     suite = find_suite(suite) if isinstance(suite, str) else with_parts(suite)
     if suite.check:
         suite.check(pipe, spec)
-    rows = _rows(methods, controls)
+    rows = _list_rows(methods, controls)
     state = PartialState()
     evaluation = Evaluation(erasable(pipe), spec, suite, n, seed, state)
     lines = list(read_lines(out)) if out else []
@@ -112,7 +112,7 @@ def check_judge_sees(lines: Iterable[Mapping[str, Any]]) -> None:
         )
 
 
-def _rows(methods: Mapping[str, Any], controls: bool) -> dict[str, Any]:
+def _list_rows(methods: Mapping[str, Any], controls: bool) -> dict[str, Any]:
     """Row -> a method's name, an adapter, or None for the unedited pipeline; controls around."""
     if not methods:
         raise EvaluationError("no method to evaluate; give at least one name or adapter")
@@ -189,7 +189,7 @@ class Evaluation:
                 continue
             adapter = self._make_adapter(method)
             if adapter and row not in described and self.state.is_main_process:
-                write({"row": row, "adapter": describe(adapter)})
+                write({"row": row, "adapter": summarize_adapter(adapter)})
             for kind, first in tqdm(missing, desc=row, leave=False, delay=2):
                 cases = self.cases[kind][first : first + CHUNK]
                 if (kind, first) not in unedited:
@@ -270,7 +270,7 @@ def scramble(adapter: ErasureAdapter) -> ErasureAdapter:
     return replace(adapter, edits=edits, keys={}, goals={})  # nothing that a load would check
 
 
-def describe(adapter: ErasureAdapter) -> dict[str, Any]:
+def summarize_adapter(adapter: ErasureAdapter) -> dict[str, Any]:
     """What the adapter's report says, its size, and this process's peak memory in MiB."""
     report = adapter.report
     names = ("listed_residual", "held_out_residual", "held_out_mean", "drift", "seconds")
@@ -291,7 +291,7 @@ def loaded(pipe: Any, adapter: ErasureAdapter) -> Iterator[None]:
         pipe.unload_erasure_adapters()
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def evaluate_from_arguments(argv: Sequence[str] | None = None) -> None:
     """`[accelerate launch] -m diffusers_erasepro.evaluation.runner --spec FILE --out FOLDER`."""
     parser = argparse.ArgumentParser(
         prog="diffusers_erasepro.evaluation.runner", description=__doc__
@@ -328,4 +328,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    evaluate_from_arguments()

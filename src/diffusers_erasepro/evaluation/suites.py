@@ -169,12 +169,12 @@ def _near_cases(word: str, spec: ErasureSpec, n: int, seed: int) -> list[Case]:
     """Held-out phrasings that name `word` and nothing that is erased."""
     cases = []
     for text, scene in prompts_with(Concept(word), n, seed=seed, held_out=True):
-        if not any(_names(concept, text) for concept in spec.concepts):
+        if not any(_mentions(concept, text) for concept in spec.concepts):
             cases.append(Case(text, _expected(scene)))
     return cases
 
 
-def _names(concept: Concept, text: str) -> bool:
+def _mentions(concept: Concept, text: str) -> bool:
     return text in Mentions(concept.words)
 
 

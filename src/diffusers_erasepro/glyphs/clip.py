@@ -14,8 +14,6 @@ from ..erasure.states import final_states
 from ..prompts.tokens import token_ids
 from .judge import JudgeNet, to_pixels
 
-BATCH = 64
-"""Images encoded together."""
 SPACE = 64
 """Dimensions that images and texts share."""
 

@@ -60,7 +60,7 @@ def adapter_from_checkpoint(
     with unedited(base), torch.no_grad():
         found = {
             part: _select_component(
-                part, family.denoiser, states_of(edited), get_component(base, part)
+                part, family.denoiser, state_dict_of(edited), get_component(base, part)
             )
             for part in parts
         }
@@ -102,12 +102,12 @@ def adapter_from_checkpoint(
     return adapter
 
 
-def states_of(edited: Any) -> States:
+def state_dict_of(edited: Any) -> States:
     """The state dict of whatever holds one; of a pipeline, with the component's name in front."""
     if isinstance(edited, nn.Module):
         return edited.state_dict()
     if isinstance(edited, Mapping):
-        return _tensors(edited)
+        return _keep_tensors(edited)
     if isinstance(edited, (str, os.PathLike)):
         return _read(Path(edited))
     modules = {n: m for n, m in edited.components.items() if isinstance(m, nn.Module)}
@@ -119,21 +119,20 @@ def states_of(edited: Any) -> States:
 
 def _read(path: Path) -> States:
     if path.is_dir():
-        files = [
-            f for f in sorted(path.rglob("*")) if f.suffix in READERS and "vae" not in f.parent.name
-        ]
+        readable = [f for f in sorted(path.rglob("*")) if f.suffix in FILE_READERS]
+        files = [f for f in readable if "vae" not in f.parent.name]
         parts = {f.parent.name if f.parent != path else "": _read(f) for f in files}
         merged: States = {}
         for part, states in parts.items():
             prefix = f"{part}." if part else ""
             merged |= {prefix + name: value for name, value in states.items()}
         return merged
-    if path.suffix not in READERS or not path.is_file():
+    if path.suffix not in FILE_READERS or not path.is_file():
         raise AdapterFormatError(
-            f"{path} is no checkpoint: give a folder or a file of type {', '.join(READERS)}"
+            f"{path} is no checkpoint: give a folder or a file of type {', '.join(FILE_READERS)}"
         )
     try:
-        return READERS[path.suffix](path)
+        return FILE_READERS[path.suffix](path)
     except pickle.UnpicklingError as error:
         raise UnsafeFileError(
             f"{path} is a pickle with more than tensors; convert it to safetensors where it is safe"
@@ -143,20 +142,20 @@ def _read(path: Path) -> States:
 
 
 def _unpickle(path: Path) -> States:
-    return _tensors(torch.load(path, map_location="cpu", weights_only=True))
+    return _keep_tensors(torch.load(path, map_location="cpu", weights_only=True))
 
 
-READERS: dict[str, Callable[[Path], States]] = {
+FILE_READERS: dict[str, Callable[[Path], States]] = {
     ".safetensors": load_file,
     **dict.fromkeys((".pt", ".pth", ".ckpt", ".bin"), _unpickle),
 }
 
 
-def _tensors(states: Mapping[str, Any]) -> States:
+def _keep_tensors(states: Mapping[str, Any]) -> States:
     """The tensors of a state dict, also where training code put it below "state_dict" or "unet"."""
     for name in ("state_dict", "unet"):
         if isinstance(states.get(name), Mapping):
-            return _tensors(states[name])
+            return _keep_tensors(states[name])
     return {k: v for k, v in states.items() if isinstance(v, Tensor)}
 
 

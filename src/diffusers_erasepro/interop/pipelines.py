@@ -11,10 +11,9 @@ from safetensors import SafetensorError, safe_open
 
 from .. import glyphs
 from ..adapters.hub import translate_hub_errors
+from ..adapters.model_card import GLYPHS
 from ..errors import AdapterFormatError, HubError, HubNotFoundError, UnsafeFileError
 from ..loaders.mixin import erasable
-
-GLYPHS = "glyphs"
 
 
 def load_model(name: str, *, config: str | None = None, revision: str | None = None) -> Any:

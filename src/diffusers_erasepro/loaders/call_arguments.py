@@ -32,7 +32,7 @@ GIVEN = (
 spec's business, every encoder has its own edit, and `clip_skip` has a rule of its own."""
 LAYERS = ("text_encoder_out_layers",)
 """Arguments that say which hidden states are read."""
-PROMPTS = 8
+PROMPTS_TRIED = 8
 """Listed prompts that a call's arguments are tried on."""
 
 
@@ -68,7 +68,7 @@ def find_uncovered(
     texts: dict[str, None] = {}
     for adapter in adapters:
         exact = pairs_of(adapter.spec.concepts, "exact")
-        texts |= dict.fromkeys(pair.target.text for pair in exact[:PROMPTS])
+        texts |= dict.fromkeys(pair.target.text for pair in exact[:PROMPTS_TRIED])
     for path in text_paths(pipe):
         usual = path.tokens([*texts])
         for name, value in arguments.items():

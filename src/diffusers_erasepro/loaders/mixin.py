@@ -225,7 +225,7 @@ class ErasureLoaderMixin:
             found = verify(self)
             left = largest(found.residuals.values())
             if not left <= found.threshold:
-                _put_back(self, before)
+                _restore_registries(self, before)
                 raise ErasureVerificationError(
                     f"refit_erasure: solved again, the residual is {left:.1e}, at most "
                     f"{found.threshold:.0e} allowed; the edits are those of before. Disable, "
@@ -493,7 +493,7 @@ def _stage_component(
     return staged
 
 
-def _put_back(pipe: Any, before: Mapping[str, Registry]) -> None:
+def _restore_registries(pipe: Any, before: Mapping[str, Registry]) -> None:
     """Make `before` the registries, by component, and their edits the edits."""
     staged = []
     for name, (root, _) in modules_with_registry(pipe).items():

@@ -69,7 +69,7 @@ ROBUST = (
 """Ways around one made with `robust=True`."""
 READ = (ENCODED[1],)
 """Ways around one that edits the denoiser alone."""
-UNSEEN = (
+UNSEEN_ENCODER = (
     "{} is read by the denoiser, and the erasure was made without it: the concept stays there; "
     "refit_erasure() solves it with all encoders"
 )
@@ -110,7 +110,7 @@ def verify(
         broken.append("no erasure is active")
     for adapter in active:
         for encoder in list_unseen_encoders(pipe, adapter):
-            broken.append(UNSEEN.format(encoder))
+            broken.append(UNSEEN_ENCODER.format(encoder))
     tracked: Tracked = {}
     residuals: dict[str, float] = {}
     if sample:

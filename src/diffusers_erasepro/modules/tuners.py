@@ -113,7 +113,7 @@ def edited_module(root: nn.Module, name: str) -> nn.Module:
     after = _call(layer, probe, x)
     if not _close(after - before, added):
         raise AdapterStateError(
-            f"{name}: a PEFT layer of the kind {_kind(layer)} ({_names(layer)}) does not add to "
+            f"{name}: {_describe_tuner(layer)} does not add to "
             "its base, so an edit below it cannot be solved. Disable or unload it, or bake it in "
             "(fuse_lora(), unload_lora_weights()), and try again; nothing was changed"
         )
@@ -151,7 +151,7 @@ def layer_weight(root: nn.Module, name: str) -> Tensor:
         found = weight + columns.T.cpu()
     if not straight or not _close(out.cpu(), x.cpu() @ found.T.to(x.device.type)):
         raise AdapterStateError(
-            f"{name}: a PEFT layer of the kind {_kind(layer)} ({_names(layer)}) is not linear in "
+            f"{name}: {_describe_tuner(layer)} is not linear in "
             "what it receives, or turns it before its base reads it, so this kind of edit cannot "
             "be solved below it. Edit encoder blocks, such as layers=(0, -1), or disable, unload "
             "or bake it in (fuse_lora(), unload_lora_weights()); nothing was changed"
@@ -226,7 +226,7 @@ def _call(layer: nn.Module, probe: nn.Module, x: Tensor) -> Tensor:
         return probe(x)
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise AdapterStateError(
-            f"a PEFT layer of the kind {_kind(layer)} ({_names(layer)}) does not run on its own "
+            f"{_describe_tuner(layer)} does not run on its own "
             f"({error}), so an edit below it cannot be solved; disable or unload it, and try again"
         ) from error
 
@@ -235,13 +235,11 @@ def _close(have: Tensor, want: Tensor) -> bool:
     return float((have - want).norm()) <= TOLERANCE * float(want.norm())
 
 
-def _kind(layer: nn.Module) -> str:
-    """The PEFT method: LoRA's variants have names of their own."""
+def _describe_tuner(layer: nn.Module) -> str:
+    """The PEFT method and its adapters, for messages; LoRA's variants have names of their own."""
     variants = getattr(layer, "lora_variant", {})
     names = sorted({type(v).__name__ for v in variants.values()})
     method = type(layer).__module__.removeprefix("peft.tuners.").partition(".")[0]
-    return ", ".join(names) or method
-
-
-def _names(layer: nn.Module) -> str:
-    return ", ".join(map(repr, acting_adapters(layer)))
+    kind = ", ".join(names) or method
+    adapters = ", ".join(map(repr, acting_adapters(layer)))
+    return f"a PEFT layer of the kind {kind} ({adapters})"

@@ -23,10 +23,10 @@ from .world import folder
 
 def assembled(kind: str) -> Any:
     """The pipeline of this kind, in float32, without a progress bar."""
-    if kind not in KINDS:
-        known = ", ".join(map(repr, KINDS))
+    if kind not in DENOISERS:
+        known = ", ".join(map(repr, DENOISERS))
         raise ErasureError(f"the pictures world has no pipeline {kind!r}; it has {known}")
-    pipe = KINDS[kind](folder())
+    pipe = DENOISERS[kind](folder())
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -63,4 +63,4 @@ def _part(cls: Any, files: Path) -> Any:
     return cls.from_pretrained(files, local_files_only=True).float().eval()
 
 
-KINDS: dict[str, Callable[[Path], Any]] = {"unet": _unet, "dit": _dit}
+DENOISERS: dict[str, Callable[[Path], Any]] = {"unet": _unet, "dit": _dit}

@@ -12,7 +12,7 @@ from torch import Tensor
 from .tokens import Tokens, join_tokens
 
 Ids = tuple[int, ...]
-UNSEEN = torch.finfo(torch.float32).min
+MASKED = torch.finfo(torch.float32).min
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def _grow(prompts: Sequence[Ids], size: int) -> Tree:
         sees[new, path] = causal[same:]
         paths[prompt] = path
         taken = new.stop
-    return Tree(ids, torch.where(sees, 0.0, UNSEEN)[None, None], positions, paths)
+    return Tree(ids, torch.where(sees, 0.0, MASKED)[None, None], positions, paths)
 
 
 def _locate(prompts: Sequence[Ids], trees: Sequence[Tree], first: int, most: int) -> Tensor:

@@ -20,7 +20,7 @@ from ...errors import EvaluationError
 from ...families.pipelines import family_of, get_component
 from ...prompts.tokens import token_ids
 
-BATCH = 40
+IMAGES_AT_ONCE = 40
 """Images generated together."""
 
 
@@ -92,8 +92,8 @@ class Siege:
         """
         empty = self.states(pipe, [""])
         found = []
-        for first in trange(0, len(states), BATCH, desc="attack", leave=False, delay=2):
-            rows = states[first : first + BATCH]
+        for first in trange(0, len(states), IMAGES_AT_ONCE, desc="attack", leave=False, delay=2):
+            rows = states[first : first + IMAGES_AT_ONCE]
             batch = slice(first, first + len(rows))
             seeds = [self.seed * 100_000 + first + i for i in range(len(rows))]
             output = pipe(
