@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from weakref import WeakSet
 
 from ..errors import AdapterStateError
+
+FORK_PATIENCE = 5.0
+"""Seconds that a fork waits for a thread that writes. It may itself wait for the forking one."""
+_LOCKS: WeakSet[ReadWriteLock] = WeakSet()
+"""All that there are; `os.register_at_fork` keeps its functions for ever, so it gets none of
+theirs."""
 
 
 class ReadWriteLock:
@@ -16,6 +24,9 @@ class ReadWriteLock:
     Both sides are re-entrant within a thread, and a thread that writes may read. A thread that
     reads cannot begin to write, since other threads may be reading; that is an error, not a
     deadlock.
+
+    A child process has only the thread that forked it: the others own nothing there. A fork waits
+    for a writer, so that no weight is half-written in the child.
     """
 
     def __init__(self) -> None:
@@ -28,12 +39,19 @@ class ReadWriteLock:
         """How often it is."""
         self._writers_waiting = 0
         """They go before new readers, or a busy server could never switch an erasure."""
+        self._forked_while_writing = False
+        _LOCKS.add(self)
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Inside, no other thread changes a weight."""
+        """Inside, no other thread changes a weight.
+
+        Raises:
+            AdapterStateError: This process was forked while a thread was writing.
+        """
         me = threading.get_ident()
         with self._released:
+            self._refuse_half_written()
             self._released.wait_for(lambda: self._may_read(me))
             self._readers[me] += 1
         try:
@@ -49,10 +67,12 @@ class ReadWriteLock:
         """Inside, no other thread reads or writes.
 
         Raises:
-            AdapterStateError: This thread is reading.
+            AdapterStateError: This thread is reading, or this process was forked while a thread
+                was writing.
         """
         me = threading.get_ident()
         with self._released:
+            self._refuse_half_written()
             if self._writer != me and self._readers[me]:
                 raise AdapterStateError(
                     "an erasure cannot be switched from inside a call of the pipeline; do it "
@@ -80,6 +100,54 @@ class ReadWriteLock:
     def _may_write(self, me: int) -> bool:
         return self._writer == me or (self._writer is None and not self._readers.total())
 
+    def _refuse_half_written(self) -> None:
+        if self._forked_while_writing:
+            raise AdapterStateError(
+                "this process was forked while another thread was switching or making an erasure, "
+                f"which took longer than the {FORK_PATIENCE:g} s that a fork waits: its weights "
+                "may be half-written. Fork before or after, or start the process by 'spawn'"
+            )
+
+    def _before_fork(self) -> None:
+        me = threading.get_ident()
+        self._released.acquire()
+        self._released.wait_for(lambda: self._writer in (None, me), FORK_PATIENCE)
+
+    def _after_fork_in_parent(self) -> None:
+        self._released.release()
+
+    def _after_fork_in_child(self) -> None:
+        me = threading.get_ident()
+        self._released = threading.Condition()
+        self._readers = +Counter({me: self._readers[me]})
+        self._writers_waiting = 0
+        if self._writer != me:
+            self._forked_while_writing |= self._writer is not None
+            self._writer = None
+            self._depth = 0
+
+
+def _before_fork() -> None:
+    for lock in sorted(_LOCKS, key=id):  # in one order, whichever thread forks
+        lock._before_fork()
+
+
+def _after_fork_in_parent() -> None:
+    for lock in _LOCKS:
+        lock._after_fork_in_parent()
+
+
+def _after_fork_in_child() -> None:
+    for lock in _LOCKS:
+        lock._after_fork_in_child()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which cannot fork
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=_after_fork_in_parent,
+        after_in_child=_after_fork_in_child,
+    )
 
 WEIGHTS_LOCK = ReadWriteLock()
 """One for the process: pipelines share components, so a lock per pipeline would not do."""
