@@ -51,6 +51,24 @@ def test_erase_by_options_and_by_spec_then_show_and_verify(run, tmp_path):
     assert code == 0 and text.startswith("holds: residual")
 
 
+def test_every_option_of_erase_reaches_the_adapter(run, tmp_path):
+    captions = tmp_path / "captions.txt"
+    lines = [f"a red {shape} on snow\n" for shape in ("ring", "square", "heart", "moon", "plus")]
+    captions.write_text("".join(lines) + "".join(lines).replace("red", "blue"), encoding="utf-8")
+    concept = ("--target", "star", "--anchor", "circle", "--templates", "style")
+    concept += ("--synonym", "spark", "--synonym", "bolt", "--preserve-file", captions)
+    solver = ("--layers", "0,-1", "--robust", "--clip-skip", "1")
+    code, text, err = run("erase", "glyphs", *concept, *solver, "-o", tmp_path / "a", "--json")
+    assert code == 0, err
+    header = json.loads(text)
+    (made,) = header["spec"]["concepts"]
+    words = ["star", "circle", "style", ["spark", "bolt"]]
+    assert [made[k] for k in ("target", "anchor", "templates", "synonyms")] == words
+    assert header["spec"]["preserve"] == captions.read_text(encoding="utf-8").splitlines()
+    options = header["options"]
+    assert [options[k] for k in ("layers", "robust", "clip_skip")] == [[0, -1], True, 1]
+
+
 def test_verify_fails_with_its_own_exit_code(run, folder, monkeypatch):
     from diffusers_erasepro.loaders import compatibility as fit
     from diffusers_erasepro.loaders import verification as verify

@@ -10,11 +10,14 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from .option_groups import with_option_groups
 
 if TYPE_CHECKING:
     from ..adapters.adapter import ErasureAdapter
@@ -73,46 +76,62 @@ def demo(out: Out = Path("demo-output")) -> None:
     job.run(out, _console())
 
 
-@app.command("erase")
-def erase_command(
-    model: Model,
-    out: Out,
-    target: Annotated[str | None, typer.Option(help="The words to erase.")] = None,
-    anchor: Annotated[str, typer.Option(help="What they become; nothing, if empty.")] = "",
-    templates: Annotated[str, typer.Option(help="instance, style, person or unsafe.")] = "instance",
+@dataclass(frozen=True)
+class ConceptOptions:
+    """What `erase` takes out: one concept by options, or a whole spec."""
+
+    target: Annotated[str | None, typer.Option(help="The words to erase.")] = None
+    anchor: Annotated[str, typer.Option(help="What they become; nothing, if empty.")] = ""
+    templates: Annotated[str, typer.Option(help="instance, style, person or unsafe.")] = "instance"
     synonym: Annotated[
         list[str] | None, typer.Option(help="A further word for it; may be given again.")
-    ] = None,
-    preserve_file: Annotated[
-        Path | None, typer.Option(help="Captions to keep, one a line.")
-    ] = None,
-    spec: Annotated[
-        Path | None, typer.Option(help="A spec.toml instead of the options above.")
-    ] = None,
+    ] = None
+    preserve_file: Annotated[Path | None, typer.Option(help="Captions to keep, one a line.")] = None
+    spec: Annotated[Path | None, typer.Option(help="A spec.toml instead of the options above.")] = (
+        None
+    )
+
+
+@dataclass(frozen=True)
+class SolverOptions:
+    """How `erase` solves it."""
+
     layers: Annotated[
         str | None,
         typer.Option(help="'auto', or such as '0,-1' or 'neurons,-1'; default: by kind."),
-    ] = None,
+    ] = None
     robust: Annotated[
         bool,
         typer.Option("--robust", help="Hold against embeddings made elsewhere too; drifts more."),
-    ] = False,
+    ] = False
     clip_skip: Annotated[
         int,
         typer.Option(help="Blocks of CLIP that a call skips, as in diffusers (A1111: one more)."),
-    ] = 0,
+    ] = 0
+
+    def arguments(self) -> dict[str, Any]:
+        """As `erase` takes them; what was left open is left out."""
+        chosen = {"layers": _parse_layers(self.layers)} if self.layers else {}
+        return {"robust": self.robust, "clip_skip": self.clip_skip, **chosen}
+
+
+@app.command("erase")
+@with_option_groups
+def erase_command(
+    model: Model,
+    out: Out,
+    concept: ConceptOptions,
+    solver: SolverOptions,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
     """Make an adapter: one concept by options, or a whole spec."""
     from ..config.text_files import write_text_file
-    from ..erasure.erase import erase as make
+    from ..erasure.erase import erase
     from ..interop.pipelines import load_model
 
-    what = _read_spec(model, target, anchor, templates, synonym or [], preserve_file, spec)
-    options: dict[str, Any] = {"robust": robust, "clip_skip": clip_skip}
-    options |= {"layers": _parse_layers(layers)} if layers else {}
-    adapter = make(load_model(model, config=config), what, **options)
+    what = _read_spec(model, concept)
+    adapter = erase(load_model(model, config=config), what, **solver.arguments())
     path = adapter.save_pretrained(out)
     write_text_file(out / "spec.toml", adapter.spec.to_toml())
     adapter.card(repo_id=str(out), base_model=model).save(out / "README.md")
@@ -148,8 +167,6 @@ def verify_command(
     as_json: Json = False,
 ) -> None:
     """Load an adapter or an erasures.lock on a base and measure it; exit code 3 if it fails."""
-    from dataclasses import asdict
-
     from ..interop.pipelines import load_model
 
     pipe = load_model(base, config=config)
@@ -477,25 +494,23 @@ def _save_merged(adapter: ErasureAdapter, base: str | None, out: Path) -> tuple[
 # --- input
 
 
-def _read_spec(
-    model: str,
-    target: str | None,
-    anchor: str,
-    templates: str,
-    synonyms: list[str],
-    preserve: Path | None,
-    spec: Path | None,
-) -> ErasureSpec:
+def _read_spec(model: str, asked: ConceptOptions) -> ErasureSpec:
     from ..config.spec import Concept, ErasureSpec
     from ..config.text_files import read_text_file, read_text_lines
     from ..interop.pipelines import default_captions
 
-    if spec is not None and target is None:
-        return ErasureSpec.from_toml(read_text_file(spec))
-    if spec is not None or target is None:
+    if asked.spec is not None and asked.target is None:
+        return ErasureSpec.from_toml(read_text_file(asked.spec))
+    if asked.spec is not None or asked.target is None:
         raise typer.BadParameter("give either --target or --spec")
-    captions = read_text_lines(preserve) if preserve else default_captions(model)
-    concept = Concept(target, anchor, templates=templates, synonyms=tuple(synonyms))
+    file = asked.preserve_file
+    captions = read_text_lines(file) if file else default_captions(model)
+    concept = Concept(
+        asked.target,
+        asked.anchor,
+        templates=asked.templates,
+        synonyms=tuple(asked.synonym or ()),
+    )
     preserved = None if captions is None else tuple(filter(None, captions))
     return ErasureSpec((concept,), preserve=preserved)
 
