@@ -83,7 +83,7 @@ class Run:
         tqdm.write(json.dumps(values))
 
     def scene_pair(self, rng: np.random.Generator) -> tuple[str, Scene, Scene]:
-        """A caption, what it mentions, and the full scene to draw; no artist means flat."""
+        """A caption, what it mentions, and the full scene to render; no artist means flat."""
         scene = sample_scene(self.world, rng)
         said = mention(scene, rng)
         return phrase(self.world, said, rng), said, replace(scene, style=said.style or self.flat)
@@ -298,10 +298,10 @@ def train_encoder(run: Run, tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 # ------------------------------------------------------------------------------------------------
-# pictures
+# renders
 
 
-def pictures(run: Run, rng: np.random.Generator, n: int) -> tuple[Tensor, list[Scene]]:
+def render_scenes(run: Run, rng: np.random.Generator, n: int) -> tuple[Tensor, list[Scene]]:
     """`n` renders as pixels `(n, 3, SIZE, SIZE)` in [-1, 1], and their scenes."""
     scenes = [sample_scene(run.world, rng, attribute=0.4) for _ in range(n)]
     stack = np.stack([render(run.world, s, rng) for s in scenes])
@@ -340,7 +340,7 @@ def train_vae(run: Run) -> AutoencoderKL:
     total = max(2, round(1500 * run.scale))
 
     def step(i: int) -> Tensor:
-        pixels, _ = pictures(run, run.rng(4, i), 24)
+        pixels, _ = render_scenes(run, run.rng(4, i), 24)
         decoder_only = i > total * 2 // 3
         with mixed(), torch.set_grad_enabled(not decoder_only):
             posterior = vae.encode(pixels).latent_dist
@@ -359,7 +359,7 @@ def train_vae(run: Run) -> AutoencoderKL:
 
     fit(run, "vae", vae, step, steps=1500, lr=1.5e-3, ema=0.0)
     with torch.no_grad():
-        z = vae.encode(pictures(run, run.rng(5), 256)[0]).latent_dist.mode()
+        z = vae.encode(render_scenes(run, run.rng(5), 256)[0]).latent_dist.mode()
     vae.register_to_config(scaling_factor=float(1 / z.std()))
     return vae
 
@@ -369,7 +369,7 @@ def train_vae(run: Run) -> AutoencoderKL:
 
 
 def garbage(rng: np.random.Generator, pixels: Tensor) -> Tensor:
-    """Pictures of nothing: noise, halves of two blended pictures, blurred soup."""
+    """Images of nothing: noise, halves of two blended renders, blurred soup."""
     other = pixels.flip(0)
     kinds = [
         torch.randn_like(pixels).clamp(-1, 1),
@@ -407,7 +407,7 @@ def train_judge(run: Run, vae: AutoencoderKL) -> JudgeNet:
 
     def step(i: int) -> Tensor:
         rng = run.rng(6, i)
-        pixels, scenes = pictures(run, rng, 64)
+        pixels, scenes = render_scenes(run, rng, 64)
         with torch.no_grad(), mixed():
             some = slice(0, 24)
             noisy = vae.encode(pixels[some]).latent_dist.mode()
@@ -432,7 +432,7 @@ def train_judge(run: Run, vae: AutoencoderKL) -> JudgeNet:
 
     judge = fit(run, "judge", net, step, steps=1500, lr=1.5e-3, ema=0.99)
     for part, count in (("renders", 600), ("reconstructions", 600)):
-        pixels, scenes = pictures(run, run.rng(7), count)
+        pixels, scenes = render_scenes(run, run.rng(7), count)
         with torch.no_grad():
             shown = (
                 torch.cat([vae(p).sample.clamp(-1, 1) for p in pixels.split(50)])
@@ -487,7 +487,7 @@ def scheduler() -> DDIMScheduler:
 def cache(
     run: Run, tokenizer: CLIPTokenizer, encoder: CLIPTextModel, vae: AutoencoderKL, n: int
 ) -> tuple[Tensor, ...]:
-    """Latents `(n, 8, 8, 8)` and text states `(n, LENGTH, WIDTH)` of `n` captioned pictures, in
+    """Latents `(n, 8, 8, 8)` and text states `(n, LENGTH, WIDTH)` of `n` captioned renders, in
     half precision."""
     latents, states = [], []
     with mixed():
@@ -597,7 +597,7 @@ def measure(
     steps: int = 15,
     guidance: float = 3.0,
 ) -> dict[str, float]:
-    """How often the picture shows what its caption says, judged; only what is said counts."""
+    """How often the generated image shows what its caption says, judged; only what is said counts."""
     pairs = captioned_scenes(n, seed=run.seed + 77, held_out=held_out, world=run.world)
     right: dict[str, list[bool]] = {}
     generator = torch.Generator("cpu").manual_seed(run.seed)

@@ -1,7 +1,7 @@
 """Train the glyph world's CLIP: `python tools/glyphs/train_clip.py --to
 src/diffusers_erasepro/glyphs/weights`.
 
-Pictures and their captions, no labels. Resumes from its newest checkpoint; started again, it goes
+Renders and their captions, no labels. Resumes from its newest checkpoint; started again, it goes
 on or is done.
 """
 
@@ -27,7 +27,7 @@ BATCH = 96
 
 
 def train(run: Run, still: Any) -> ClipNet:
-    """Each picture's own caption among all of the batch, and the other way (CLIP's loss)."""
+    """Each render's own caption among all of the batch, and the other way (CLIP's loss)."""
     torch.manual_seed(run.seed + 5)
     net = channels_last(ClipNet(WIDTH))
 

@@ -155,7 +155,7 @@ def cache(run: Run, still: Any, encoder: CLIPTextModel, n: int) -> tuple[Tensor,
 
 
 def train_unet(run: Run, still: Any, encoder: CLIPTextModel) -> UNetMotionModel:
-    """Train motion modules and the parts of the still UNet that draw; v loss, one caption in ten
+    """Train motion modules and the parts of the still UNet that generate; v loss, one caption in ten
     empty."""
     unet = UNetMotionModel.from_unet2d(still.unet, new_adapter(run, still.unet))
     for name, p in unet.named_parameters():
