@@ -597,7 +597,7 @@ def measure(
     steps: int = 15,
     guidance: float = 3.0,
 ) -> dict[str, float]:
-    """How often the generated image shows what its caption says, judged; only what is said counts."""
+    """How often a generated image shows what its caption says; only what is said counts."""
     pairs = captioned_scenes(n, seed=run.seed + 77, held_out=held_out, world=run.world)
     right: dict[str, list[bool]] = {}
     generator = torch.Generator("cpu").manual_seed(run.seed)

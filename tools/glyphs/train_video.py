@@ -155,8 +155,10 @@ def cache(run: Run, still: Any, encoder: CLIPTextModel, n: int) -> tuple[Tensor,
 
 
 def train_unet(run: Run, still: Any, encoder: CLIPTextModel) -> UNetMotionModel:
-    """Train motion modules and the parts of the still UNet that generate; v loss, one caption in ten
-    empty."""
+    """Train motion modules and the parts of the still UNet that generate.
+
+    The loss is of v; one caption in ten is empty.
+    """
     unet = UNetMotionModel.from_unet2d(still.unet, new_adapter(run, still.unet))
     for name, p in unet.named_parameters():
         p.requires_grad_("motion_modules" in name or re.match(SPATIAL, name) is not None)
