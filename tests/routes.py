@@ -782,7 +782,7 @@ ROUTES += [
         "prompt_embeds made before the erasure was loaded",
         _foreign_embeds,
         {"text encoder": "listed", "both": "listed"},
-        note="prompt_embeds made elsewhere",
+        note="the last call was given prompt_embeds",
     ),
     Route("prompt weighting (subject x 1.5)", _weighted),
     Route("IP-Adapter with an image", _ip_adapter),
