@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 import unicodedata
 import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from ..errors import ConceptSpecError
+from .everyday import everyday_captions, everyday_words
+from .kinds import FORMER_NAMES, SUFFIX, Kind, check_phrase, find_kind
 from .mentions import Mentions, mentions, same_words, spelling
 from .plan import BLOCKS, Recipe
-from .template_set import TEMPLATES, TemplateSet
+from .words import SLOT, Form, fill, forms_of
 
 AUTO_ANCHOR = "auto"
+DEFAULT_KIND = "object"
 MAX_CONCEPTS = 10_000
 MAX_WORDS = 300  # characters of one concept
+MAX_SYNONYMS = 100
+NEAR_FRAMES = ("{}", "a {}", "the {}")
+"""In which the parts of a name are kept where they stand alone."""
+_LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]+)*")
+Names = tuple[tuple[str, tuple[str, ...]], ...]
+"""Language -> what a concept is called there."""
 
 
 def _warn_unseen(text: str, what: str) -> None:
@@ -76,12 +87,6 @@ def _texts(values: object, what: str) -> tuple[str, ...]:
     return tuple(_text(v, f"{what}[{i}]") for i, v in enumerate(values))
 
 
-def _template(template: str, what: str) -> str:
-    if template.count("{}") != 1 or template.count("{") != 1 or template.count("}") != 1:
-        raise ConceptSpecError(f"{what} needs exactly one '{{}}' for the concept, got {template!r}")
-    return template
-
-
 @dataclass(frozen=True)
 class Concept:
     """Something to erase, and what to leave in its place.
@@ -90,14 +95,21 @@ class Concept:
         target: The words to erase.
         anchor: What prompts with the target should mean instead; "" means nothing in its place,
             "auto" the nearest of `anchors`, which `erase` looks up and the adapter's spec then
-            names.
-        templates: Name of a template set ("instance", "style", "person", "unsafe"), or texts with
-            one `{}`. Of a tuple the first is held exactly and the others softly, unless
-            `soft_templates` says which are soft.
+            names. It stands where the target stands, so it has an article where the phrases of its
+            kind have none ("a painter" in "a painting by {}"), and none where they have one
+            ("object" in "a {}").
+        templates: What is said around it: a kind by name ("object", "character", "person", "style",
+            "nudity", "nudity.noun", "violence", "violence.noun", "logo", "attribute"), a TOML file
+            of your own, a `Kind`, or texts with one `{}`. Of a tuple the first is held exactly and
+            the others softly, unless `soft_templates` says which are soft.
         soft_templates: Texts with one `{}` met by least squares; None takes them from `templates`.
         synonyms: Further words erased to the same anchor, all by least squares; only the target's
             residual is zero. A word that needs zero residual too is a concept of its own.
-        anchors: What anchor="auto" chooses from; default the template set's broader concepts.
+        anchors: What anchor="auto" chooses from; default those of the kind.
+        names: Language (ISO 639) -> what it is called there. Encoders that read the script meet
+            them like synonyms, others are not shown them.
+        near: Finished phrases that look like the concept and must stay ("a golf course" where "golf
+            ball" goes); the edit keeps them.
 
     Raises:
         ConceptSpecError: On anything that cannot mean an erasure; the message says what and why.
@@ -105,51 +117,83 @@ class Concept:
 
     target: str
     anchor: str = ""
-    templates: str | tuple[str, ...] = "instance"
+    templates: str | tuple[str, ...] | Kind = DEFAULT_KIND
     soft_templates: tuple[str, ...] | None = None
     synonyms: tuple[str, ...] = ()
     anchors: tuple[str, ...] = ()
+    names: Names = ()
+    near: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _text(self.target, "target")
-        _text(self.anchor, f"anchor of {self.target!r}", blank=True)
-        object.__setattr__(self, "synonyms", _texts(self.synonyms, f"synonyms of {self.target!r}"))
-        object.__setattr__(self, "anchors", _texts(self.anchors, f"anchors of {self.target!r}"))
+        what = f"of {self.target!r}"
+        _text(self.anchor, f"anchor {what}", blank=True)
+        object.__setattr__(self, "synonyms", _texts(self.synonyms, f"synonyms {what}"))
+        object.__setattr__(self, "anchors", _texts(self.anchors, f"anchors {what}"))
+        object.__setattr__(self, "names", _names(self.names, f"names {what}"))
+        object.__setattr__(self, "near", _captions(self.near, f"near {what}"))
+        if len(self.synonyms) > MAX_SYNONYMS:
+            raise ConceptSpecError(
+                f"{self.target!r} has {len(self.synonyms)} synonyms, at most {MAX_SYNONYMS} are "
+                "allowed; the soft prompts are shared among them. Keep the words that people use, "
+                "and make a concept of its own of what means something else"
+            )
         if self.anchors and self.anchor != AUTO_ANCHOR:
             raise ConceptSpecError(
-                f"anchors of {self.target!r} are given beside anchor={self.anchor!r}; give one or "
-                "the other"
+                f"anchors {what} are given beside anchor={self.anchor!r}; give one or the other"
             )
-        if isinstance(self.templates, str):
-            if self.templates not in TEMPLATES:
-                known = ", ".join(TEMPLATES)
-                raise ConceptSpecError(
-                    f"templates of {self.target!r}: no set {self.templates!r} (known: {known})"
-                )
-        else:
-            object.__setattr__(self, "templates", self._checked("templates"))
-            if not self.templates:
-                raise ConceptSpecError(
-                    f"templates of {self.target!r} is empty; give one text with '{{}}' or a set's "
-                    "name"
-                )
+        object.__setattr__(self, "templates", self._checked_templates())
         if self.soft_templates is not None:
-            object.__setattr__(self, "soft_templates", self._checked("soft_templates"))
+            object.__setattr__(self, "soft_templates", self._phrases("soft_templates"))
         for word in self.words:
             if same_words(word, self.anchor):
                 raise ConceptSpecError(
                     f"target and anchor are both {word!r}; there would be nothing to erase"
                 )
-            if self.anchor and mentions(self.anchor, word):
+        named = Mentions(self.words)
+        for i, phrase in enumerate(self.near):
+            if phrase in named:
                 raise ConceptSpecError(
-                    f"anchor {self.anchor!r} contains the target {word!r}; choose a broader concept"
+                    f"near[{i}] {what} is {phrase!r}, which names it; a phrase cannot be kept and "
+                    "erased"
                 )
 
-    def _checked(self, name: str) -> tuple[str, ...]:
+    def _checked_templates(self) -> str | tuple[str, ...] | Kind:
+        given: Any = self.templates
+        if isinstance(given, Kind):
+            return given
+        if isinstance(given, Path):
+            return find_kind(str(given))
+        if isinstance(given, str):
+            if given in FORMER_NAMES:
+                warnings.warn(
+                    f"templates {given!r} are called {FORMER_NAMES[given]!r} now, and say other "
+                    "things",
+                    FutureWarning,
+                    stacklevel=4,
+                )
+                given = FORMER_NAMES[given]
+            try:
+                kind = find_kind(given)
+            except ConceptSpecError as error:
+                raise ConceptSpecError(f"templates of {self.target!r}: {error}") from error
+            return kind if SUFFIX in given else given
+        phrases = self._phrases("templates")
+        if not phrases:
+            raise ConceptSpecError(
+                f"templates of {self.target!r} is empty; give one text with '{SLOT}', or the name "
+                "of a kind"
+            )
+        return phrases
+
+    def _phrases(self, name: str) -> tuple[str, ...]:
         what = f"{name} of {self.target!r}"
-        return tuple(
-            _template(t, f"{what}[{i}]") for i, t in enumerate(_texts(getattr(self, name), what))
-        )
+        given = getattr(self, name)
+        if isinstance(given, str) or not isinstance(given, Iterable):
+            raise ConceptSpecError(
+                f"{what} must be a sequence of texts, got {type(given).__name__} {given!r}"
+            )
+        return tuple(check_phrase(t, f"{what}[{i}]") for i, t in enumerate(given))
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -157,46 +201,134 @@ class Concept:
         return (self.target, *self.synonyms)
 
     @property
-    def _set(self) -> TemplateSet:
-        return TEMPLATES[self.templates if isinstance(self.templates, str) else "instance"]
+    def foreign(self) -> tuple[str, ...]:
+        """What it is called in other languages, each word once."""
+        known = {spelling(word) for word in (*self.words, self.anchor)}
+        found: dict[str, str] = {}
+        for _, names in self.names:
+            for name in names:
+                if spelling(name) not in known:
+                    found.setdefault(spelling(name), name)
+        return tuple(found.values())
+
+    @property
+    def forms(self) -> tuple[tuple[str, Form], ...]:
+        """Word -> another way to write it, by rule; what is a word of the concept is left out."""
+        known = {*self.words, *self.foreign, self.anchor}
+        found = []
+        for word in self.words:
+            for form in forms_of(word, countable=self.kind.countable):
+                if form.text not in known:
+                    known.add(form.text)
+                    found.append((word, form))
+        return tuple(found)
+
+    @property
+    def kind(self) -> Kind:
+        """What is said around it; texts of one's own stand in for what the default kind says."""
+        if isinstance(self.templates, Kind):
+            return self.templates
+        return find_kind(self.templates if isinstance(self.templates, str) else DEFAULT_KIND)
 
     @property
     def candidates(self) -> tuple[str, ...]:
         """What anchor="auto" chooses from."""
-        return self.anchors or self._set.broader
-
-    @property
-    def corpus(self) -> tuple[str, ...]:
-        """Everyday captions of its kind, kept where a spec gives none."""
-        return self._set.corpus
+        return self.anchors or self.kind.anchors
 
     @property
     def recipe(self) -> Recipe:
         """How its kind is erased unless one says otherwise; texts of one's own tell no kind."""
-        return self._set.recipe if isinstance(self.templates, str) else BLOCKS
+        return BLOCKS if isinstance(self.templates, tuple) else self.kind.recipe
 
     @property
     def exact(self) -> tuple[str, ...]:
         """Templates held with zero residual."""
-        if isinstance(self.templates, str):
-            return TEMPLATES[self.templates].exact
-        return self.templates if self.soft_templates is not None else self.templates[:1]
+        if isinstance(self.templates, tuple):
+            return self.templates if self.soft_templates is not None else self.templates[:1]
+        return self.kind.exact
 
     @property
     def soft(self) -> tuple[str, ...]:
         """Templates met by least squares."""
         if self.soft_templates is not None:
             return self.soft_templates
-        return (
-            TEMPLATES[self.templates].soft
-            if isinstance(self.templates, str)
-            else self.templates[1:]
-        )
+        return self.templates[1:] if isinstance(self.templates, tuple) else self.kind.soft
 
     @property
     def held_out(self) -> tuple[str, ...]:
         """Templates the residual is measured on, never solved for."""
-        return tuple(t for t in self._set.held_out if t not in (*self.exact, *self.soft))
+        return tuple(t for t in self.kind.held_out if t not in (*self.exact, *self.soft))
+
+    def held_out_prompts(self) -> tuple[str, ...]:
+        """Finished phrases with the target and its synonyms that no solve may see."""
+        return _filled(self.held_out, self.words)
+
+    def near_words(self) -> tuple[str, ...]:
+        """Parts of the name that mean something else where they stand alone.
+
+        Of "golf ball" both; of a proper name those that everyday captions use: "van", not "gogh".
+        """
+        taken = {spelling(word) for word in (*self.words, *self.foreign)}
+        found: dict[str, None] = {}
+        for word in self.words:
+            parts = re.split(r"[\s-]+", word)
+            for part in parts if len(parts) > 1 else []:
+                plain = part.casefold()
+                ordinary = part.islower() and self.kind.countable
+                usable = plain.isalpha() and len(plain) > 2 and plain not in taken
+                if usable and (ordinary or plain in everyday_words()):
+                    found[plain] = None
+        return tuple(found)
+
+    def near_prompts(self) -> tuple[str, ...]:
+        """Phrases that look like it and must stay: what the edit is given to keep."""
+        return tuple(dict.fromkeys((*self.near, *_filled(NEAR_FRAMES, self.near_words()))))
+
+    def held_out_near_prompts(self) -> tuple[str, ...]:
+        """Phrases that look like it and must stay, which no solve may see; they are measured."""
+        given = {*self.near_prompts()}
+        named = Mentions(self.words)
+        found = _filled(self.kind.near, self.near_words())
+        return tuple(text for text in found if text not in given and text not in named)
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """What its words alone say against it, a sentence each."""
+        found = []
+        for word in self.words:
+            if self.anchor and mentions(self.anchor, word):
+                found.append(
+                    f"the anchor {self.anchor!r} contains {word!r}: what reads the word before it "
+                    "has read the rest of the anchor may keep its meaning; look at what it "
+                    "generates, or give a broader anchor"
+                )
+        return tuple(found)
+
+
+def _filled(phrases: Sequence[str], words: Sequence[str]) -> tuple[str, ...]:
+    """Every word in every phrase, each text once."""
+    found: dict[str, None] = {}
+    for word in words:
+        for phrase in phrases:
+            found[fill(phrase, word)[0]] = None
+    return tuple(found)
+
+
+def _names(given: object, what: str) -> Names:
+    """A table of languages, as tuples."""
+    if not isinstance(given, Mapping) and not isinstance(given, tuple):
+        raise ConceptSpecError(
+            f"{what} must be a table of languages, such as {{'de': ['Pistole']}}, got "
+            f"{type(given).__name__} {given!r}"
+        )
+    found = []
+    for language, names in given.items() if isinstance(given, Mapping) else given:
+        if not isinstance(language, str) or not _LANGUAGE.fullmatch(language):
+            raise ConceptSpecError(
+                f"{what}: {language!r} is no language code of ISO 639, such as 'de' or 'zh'"
+            )
+        found.append((language, _texts(names, f"{what} [{language}]")))
+    return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -205,10 +337,18 @@ class ErasureSpec:
 
     Args:
         concepts: What to erase, jointly.
-        preserve: Captions that stand for everything else; None takes the shipped everyday corpus.
-            More and closer to what the model is used for means less drift.
+        preserve: Captions that stand for everything else; None takes the shipped ones: everyday
+            scenes, and siblings of each concept's kind. More and closer to what the model is used
+            for means less drift.
         keep: A few prompts whose text features must not change at all, such as "". Each takes as
             many constraints as the tokenizer's limit, so they cost drift elsewhere.
+        near: Finished phrases that look like a concept and must stay, beside those that each
+            concept names; the edit keeps them.
+        everyday: Keep the shipped captions beside those in `preserve`, which then are neighbours
+            alone. Without `preserve` they are kept anyway.
+        description: What the spec is for, in a sentence or two.
+        covers: Which prompts it erases.
+        does_not_cover: Which it does not.
 
     Raises:
         ConceptSpecError: No concepts, one target twice, a cycle or chain of targets and anchors, a
@@ -218,6 +358,11 @@ class ErasureSpec:
     concepts: tuple[Concept, ...]
     preserve: tuple[str, ...] | None = field(default=None, repr=False)
     keep: tuple[str, ...] = ()
+    near: tuple[str, ...] = ()
+    everyday: bool = False
+    description: str = ""
+    covers: str = ""
+    does_not_cover: str = ""
 
     def __post_init__(self) -> None:
         concepts = (self.concepts,) if isinstance(self.concepts, Concept) else tuple(self.concepts)
@@ -236,8 +381,18 @@ class ErasureSpec:
         if self.preserve is not None:
             object.__setattr__(self, "preserve", _captions(self.preserve, "preserve"))
         object.__setattr__(self, "keep", _captions(self.keep, "keep"))
+        object.__setattr__(self, "near", _captions(self.near, "near"))
+        if not isinstance(self.everyday, bool):
+            raise ConceptSpecError(f"everyday must be True or False, got {self.everyday!r}")
+        for name in _ABOUT:
+            if not isinstance(getattr(self, name), str):
+                raise ConceptSpecError(f"{name} must be text, got {getattr(self, name)!r}")
         check_together(concepts)
-        targets = {spelling(w) for c in concepts for w in c.words}
+        _check_kinds(concepts)
+        self._refuse_targets_among_kept()
+
+    def _refuse_targets_among_kept(self) -> None:
+        targets = {spelling(w) for c in self.concepts for w in c.words}
         for name in ("preserve", "keep"):
             for i, caption in enumerate(getattr(self, name) or ()):
                 if spelling(caption) in targets:
@@ -245,52 +400,113 @@ class ErasureSpec:
                         f"{name}[{i}] is {caption!r}, which is also a target; a concept cannot be "
                         "kept and erased"
                     )
+        named = self._named()
+        for i, phrase in enumerate(self.near):
+            if phrase in named:
+                raise ConceptSpecError(
+                    f"near[{i}] is {phrase!r}, which names a target; a phrase cannot be kept and "
+                    "erased"
+                )
+        if self.preserve and not self.everyday and not self.preserve_captions():
+            raise ConceptSpecError(
+                f"every caption of preserve names a target ({self.preserve[0]!r}); nothing would "
+                "be left to keep, give captions that name none"
+            )
+
+    def _named(self) -> Mentions:
+        words: list[str] = []
+        for concept in self.concepts:
+            words += concept.words
+        return Mentions(words)
 
     def every_caption(self) -> tuple[str, ...]:
-        """The preserve captions given, or the shipped ones, each once."""
-        shipped = (text for concept in self.concepts for text in concept.corpus)
-        return tuple(dict.fromkeys(shipped if self.preserve is None else self.preserve))
+        """The captions of `preserve`, the shipped ones, or both; each once."""
+        captions = list(self.preserve or ())
+        if self.preserve is None or self.everyday:
+            for concept in self.concepts:
+                captions += concept.kind.preserve
+            captions += everyday_captions()
+        return tuple(dict.fromkeys(captions))
 
     def preserve_captions(self) -> tuple[str, ...]:
-        """Those that name no target: the metric is made of them."""
-        named = Mentions(w for c in self.concepts for w in c.words)
+        """Those that name no target in any of its forms: the metric is made of them."""
+        words: list[str] = []
+        for concept in self.concepts:
+            words += [*concept.words, *concept.foreign, *(form.text for _, form in concept.forms)]
+        named = Mentions(words)
         return tuple(t for t in self.every_caption() if t not in named)
+
+    def near_prompts(self) -> tuple[str, ...]:
+        """Phrases that look like a concept and must stay: what the edit is given to keep."""
+        return self._not_naming(self.near, Concept.near_prompts)
+
+    def held_out_near_prompts(self) -> tuple[str, ...]:
+        """Phrases that look like a concept and must stay, which no solve may see."""
+        given = {*self.near_prompts()}
+        found = self._not_naming((), Concept.held_out_near_prompts)
+        return tuple(text for text in found if text not in given)
+
+    def _not_naming(
+        self, phrases: tuple[str, ...], of_concept: Callable[[Concept], tuple[str, ...]]
+    ) -> tuple[str, ...]:
+        """`phrases` and those of every concept, without those that name another's target."""
+        named = self._named()
+        found = list(phrases)
+        for concept in self.concepts:
+            found += of_concept(concept)
+        return tuple(text for text in dict.fromkeys(found) if text not in named)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON and TOML, defaults left out."""
-        rows = [{k: v for k, v in asdict(c).items() if v not in (None, ())} for c in self.concepts]
-        lists = {"preserve": self.preserve, "keep": self.keep or None}
-        return {"concepts": rows} | {
-            name: list(texts) for name, texts in lists.items() if texts is not None
-        }
+        rows = []
+        kinds: dict[str, Any] = {}
+        for concept in self.concepts:
+            rows.append(_row(concept))
+            if isinstance(concept.templates, Kind):
+                kinds[concept.templates.name] = concept.templates.to_dict()
+        found: dict[str, Any] = {"concepts": rows}
+        if self.preserve is not None:
+            found["preserve"] = list(self.preserve)
+        for name in ("keep", "near"):
+            if getattr(self, name):
+                found[name] = list(getattr(self, name))
+        for name in ("everyday", *_ABOUT):
+            if getattr(self, name):
+                found[name] = getattr(self, name)
+        return found | ({"kinds": kinds} if kinds else {})
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ErasureSpec:
         """The inverse of `to_dict`; unknown fields are an error."""
         if not isinstance(data, dict) or not isinstance(data.get("concepts"), list):
             raise ConceptSpecError("a spec needs a list `concepts`")
-        _known(data, {"concepts", "preserve", "keep"}, "spec")
+        _known(data, {f.name for f in fields(cls)} | {"kinds"}, "spec")
+        kinds = {}
+        for name, row in data.get("kinds", {}).items():
+            _known(row, {f.name for f in fields(Kind)}, f"kinds.{name}")
+            kinds[name] = Kind.from_dict(row)
         concepts = []
         for i, row in enumerate(data["concepts"]):
             _known(row, {f.name for f in fields(Concept)}, f"concepts[{i}]")
-            concepts.append(Concept(**row))
-        return cls(tuple(concepts), preserve=data.get("preserve"), keep=data.get("keep", ()))
+            templates = row.get("templates", DEFAULT_KIND)
+            own = kinds.get(templates) if isinstance(templates, str) else None
+            concepts.append(Concept(**(row | {"templates": own or templates})))
+        rest = {k: v for k, v in data.items() if k not in ("concepts", "kinds")}
+        return cls(tuple(concepts), **rest)
 
     def to_toml(self) -> str:
         """The spec as a TOML document."""
         data = self.to_dict()
-        lines = [
-            line
-            for name in ("preserve", "keep")
-            if name in data
-            for line in (f"{name} = {toml_value(data[name])}", "")
-        ]
+        lines: list[str] = []
+        for name in (*_ABOUT, "everyday", "preserve", "near", "keep"):
+            if name in data:
+                lines += [f"{name} = {toml_value(data[name])}", ""]
+        for name, kind in data.get("kinds", {}).items():
+            lines += _table(f"[kinds.{toml_value(name)}]", kind)
         for row in data["concepts"]:
-            lines += [
-                "[[concepts]]",
-                *(f"{key} = {toml_value(value)}" for key, value in row.items()),
-                "",
-            ]
+            names = row.pop("names", {})
+            lines += _table("[[concepts]]", row)
+            lines += _table("[concepts.names]", names) if names else []
         return "\n".join(lines)
 
     @classmethod
@@ -300,6 +516,44 @@ class ErasureSpec:
             return cls.from_dict(tomllib.loads(text.removeprefix("\ufeff")))
         except tomllib.TOMLDecodeError as error:
             raise ConceptSpecError(f"the spec is not TOML: {error}") from error
+
+
+_ABOUT = ("description", "covers", "does_not_cover")
+"""Fields that are for people."""
+
+
+def _row(concept: Concept) -> dict[str, Any]:
+    """A concept as plain data, what is not given left out."""
+    row: dict[str, Any] = {}
+    for item in fields(concept):
+        value = getattr(concept, item.name)
+        if isinstance(value, Kind):
+            row[item.name] = value.name
+        elif item.name == "names":
+            row |= {"names": {language: list(names) for language, names in value}} if value else {}
+        elif value is not None and (value != () or item.name == "soft_templates"):
+            row[item.name] = value
+    return row
+
+
+def _check_kinds(concepts: Sequence[Concept]) -> None:
+    """Raise ConceptSpecError where two kinds in one spec have one name."""
+    known: dict[str, object] = {}
+    for concept in concepts:
+        templates = concept.templates
+        if isinstance(templates, tuple):
+            continue
+        name = templates.name if isinstance(templates, Kind) else templates
+        if known.setdefault(name, templates) != templates:
+            raise ConceptSpecError(
+                f"two kinds in one spec are called {name!r}; give yours another name (`kind` in "
+                "its file)"
+            )
+
+
+def _table(head: str, values: Mapping[str, Any]) -> list[str]:
+    """Lines of a TOML table."""
+    return [head, *(f"{key} = {toml_value(value)}" for key, value in values.items()), ""]
 
 
 def _captions(values: object, what: str) -> tuple[str, ...]:
@@ -326,7 +580,10 @@ def _known(row: object, fields: set[str], what: str) -> None:
         )
 
 
-def toml_value(value: str | Sequence[str]) -> str:
+def toml_value(value: str | bool | int | Sequence[str | int]) -> str:
+    """A value as TOML writes it."""
+    if isinstance(value, (bool, int)):
+        return str(value).lower()
     if isinstance(value, str):
         escaped = "".join(
             c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08x}" for c in value

@@ -216,11 +216,69 @@ def rows_of(pairs: Sequence[Pair], source: Any, held: Held) -> Rows:
     return Rows(targets, anchors, row, target_at, anchor_at)
 
 
+def readable(pairs: Sequence[Pair], source: Any) -> list[Pair]:
+    """The soft or held-out pairs that an encoder can read; the others have no part there.
+
+    A long phrase may be cut before it comes to the concept, or hold characters that the tokenizer
+    does not know. A name in another language is left out where the tokenizer does not know its
+    script. What is the same tokens as an earlier pair is left out as well: capitals, where the
+    tokenizer has none.
+
+    Args:
+        pairs: What is said, and what it shall mean.
+        source: The `TextPath` that reads them, or a tokenizer that stands alone.
+
+    Raises:
+        ConceptSpecError: No phrase of a word of the concept can be read; the message is the first
+            one's.
+    """
+    prompts = [p.target for p in pairs] + [p.anchor for p in pairs]
+    tokens, marks = _marked(source, prompts)
+    tokenizer = tokenizer_of(source)
+    unknown = unknown_ids(tokenizer)
+    kept: list[Pair] = []
+    seen: set[tuple[int, ...]] = set()
+    faults: dict[str, ConceptSpecError] = {}
+    for i, pair in enumerate(pairs):
+        try:
+            for at in (i, len(pairs) + i):
+                span(marks[at], prompts[at])
+                refuse_unknown_tokens(tokenizer, unknown, prompts[at], marks[at], tokens.ids[at])
+        except ConceptSpecError as error:
+            faults.setdefault(pair.word, error)
+            continue
+        ids = tuple(tokens.ids[i].tolist())
+        same = ids in seen or ids == tuple(tokens.ids[len(pairs) + i].tolist())
+        if pair.stands_for and (same or not knows_script(tokenizer, pair)):
+            continue
+        seen.add(ids)
+        kept.append(pair)
+    lost = {pair.word for pair in pairs} - {pair.word for pair in kept}
+    for word, error in faults.items():
+        if word in lost:
+            raise error
+    return kept
+
+
+def knows_script(tokenizer: Any, pair: Pair) -> bool:
+    """Whether a name in another language is more to a tokenizer than single bytes.
+
+    One that spells what it does not know in bytes needs two or three of them for a letter of
+    another script; one that knows the script needs a token per letter at most.
+    """
+    name = pair.target.text[pair.target.start : pair.target.stop]
+    if not pair.foreign or name.isascii():
+        return True
+    pieces = tokenizer(name, add_special_tokens=False).input_ids
+    return len(pieces) <= len(name)
+
+
 def rows_to_solve(
     concepts: Sequence[Concept], source: Any, held: Held, *, soft_budget: int
 ) -> dict[str, Rows]:
     """Rows of `pairs_to_solve`."""
     pairs = pairs_to_solve(concepts, soft_budget=soft_budget)
+    pairs["soft"] = readable(pairs["soft"], source)
     return {kind: rows_of(found, source, held) for kind, found in pairs.items()}
 
 
@@ -231,7 +289,7 @@ def rows_to_measure(
 
     Either may be empty.
     """
-    unseen = spread(pairs_of(concepts, "held_out"), MEASURED["held_out"])
+    unseen = spread(readable(pairs_of(concepts, "held_out"), source), MEASURED["held_out"])
     return {
         "held_out": rows_of(unseen, source, held),
         "kept": kept_rows(spread(captions, MEASURED["kept"]), source),

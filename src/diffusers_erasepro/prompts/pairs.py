@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from ..config.mentions import Mentions
 from ..config.spec import Concept
+from ..config.words import SLOT, fill, is_plural, other_number
 
 T = TypeVar("T")
+SHARE_OF_FORMS = 4
+"""Of the soft budget, one in so many prompts goes to the plural and other forms of the words."""
+_SINGULAR = re.compile(r"\b(?:an? [\w-]+|one|this|that|every|each|another|which) \{\}", re.I)
+"""A phrase that takes no plural: "an old {}"; of "a {}" the article is dropped."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +29,9 @@ class Prompt:
 
     @classmethod
     def of(cls, template: str, words: str) -> Prompt:
-        at = template.index("{}")
-        return cls(template.replace("{}", words), at, at + len(words))
+        """The template with the words in its slot, articles as the words ask for."""
+        text, at = fill(template, words)
+        return cls(text, at, at + len(words))
 
 
 @dataclass(frozen=True)
@@ -33,11 +40,15 @@ class Pair:
 
     target: Prompt
     anchor: Prompt
+    stands_for: str | None = None
+    """The word of the concept that the prompt has another form of, or names in another language."""
+    foreign: bool = False
+    """Whether the prompt names it in another language."""
 
     @property
     def word(self) -> str:
-        """The concept, as the prompt names it."""
-        return self.target.text[self.target.start : self.target.stop]
+        """The concept's word, as the prompt names it or as it stands in the spec."""
+        return self.stands_for or self.target.text[self.target.start : self.target.stop]
 
 
 def pairs_of(concepts: Sequence[Concept], kind: str, *, most: int | None = None) -> list[Pair]:
@@ -67,7 +78,48 @@ def _templates(concept: Concept, word: str, kind: str, named: Mentions) -> tuple
     if kind == "exact":
         return concept.exact if word == concept.target else ()
     soft = concept.soft if word == concept.target else (*concept.exact, *concept.soft)
-    return tuple(t for t in (soft if kind == "soft" else concept.held_out) if t not in named)
+    found = soft if kind == "soft" else concept.held_out
+    if concept.kind.countable and is_plural(word):
+        plural = concept.kind.plural_soft if kind == "soft" else concept.kind.plural_held_out
+        found = (*plural, *(t for t in found if not _SINGULAR.search(t)))
+    return tuple(t for t in found if t not in named)
+
+
+def pairs_of_forms(concepts: Sequence[Concept], *, most: int) -> list[Pair]:
+    """Soft pairs of the words' other forms, at most `most` in all; the plural's come first."""
+    found: list[list[Pair]] = [[], []]
+    for concept in concepts:
+        for word, form in concept.forms:
+            anchor = concept.anchor
+            templates = [SLOT, *concept.exact[:1]]
+            of_number = form.kind in ("plural", "singular")
+            if of_number:
+                other = other_number(anchor)
+                anchor = other.text if other and other.kind == form.kind else anchor
+                if form.kind == "plural":
+                    templates = [*concept.kind.plural_soft, SLOT]
+            if form.kind == "possessive":
+                templates = templates[:1]
+            for template in templates:
+                target = Prompt.of(template, form.text)
+                pair = Pair(target, Prompt.of(template, anchor), stands_for=word)
+                found[0 if of_number else 1].append(pair)
+    first = spread(found[0], most - most // 3 if found[1] else most)
+    return [*first, *spread(found[1], most - len(first))]
+
+
+def pairs_of_names(concepts: Sequence[Concept], *, most: int) -> list[Pair]:
+    """Soft pairs of what the concepts are called in other languages: one of each at least."""
+    names = sum(len(concept.foreign) for concept in concepts)
+    share = max(1, most // max(1, names))
+    found = []
+    for concept in concepts:
+        for name in concept.foreign:
+            for template in spread((SLOT, *concept.exact, *concept.soft), share):
+                target = Prompt.of(template, name)
+                anchor = Prompt.of(template, concept.anchor)
+                found.append(Pair(target, anchor, stands_for=concept.target, foreign=True))
+    return found
 
 
 def pairs_to_solve(concepts: Sequence[Concept], *, soft_budget: int) -> dict[str, list[Pair]]:
@@ -76,7 +128,8 @@ def pairs_to_solve(concepts: Sequence[Concept], *, soft_budget: int) -> dict[str
     Every word gets its share of `soft_budget`, and two soft ones at least.
     """
     share = max(2, soft_budget // sum(len(c.words) for c in concepts))
-    return {"exact": pairs_of(concepts, "exact"), "soft": pairs_of(concepts, "soft", most=share)}
+    soft = pairs_of(concepts, "soft", most=share)
+    return {"exact": pairs_of(concepts, "exact"), "soft": soft}
 
 
 def spread(items: Sequence[T], most: int | None) -> list[T]:

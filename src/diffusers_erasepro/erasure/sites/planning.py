@@ -14,7 +14,7 @@ from ...config.plan import Plan
 from ...config.spec import Concept, ErasureSpec
 from ...errors import ConceptSpecError
 from ...modules.fingerprint import fingerprints
-from ...prompts.alignment import Rows, rows_of
+from ...prompts.alignment import Rows, readable, rows_of
 from ...prompts.pairs import Pair, pairs_to_solve
 from ...prompts.tokens import TextPath
 
@@ -56,6 +56,7 @@ class Planning:
         pairs = pairs_to_solve(spec.concepts, soft_budget=options.soft_budget)
         alignments = plan.alignments(spec.concepts)
         with naming_encoder(path):
+            pairs["soft"] = readable(pairs["soft"], path)
             rows = {kind: rows_of(found, path, alignments) for kind, found in pairs.items()}
         base = fingerprints(path.encoder, {})
         return cls(pipe, path, encoder, spec, options, plan, pairs, rows, base)
