@@ -146,7 +146,7 @@ def load_tokenizer(name: str, cache: Path | None = None) -> Any:
 
 def _load_clip(folder: Path) -> Any:
     from transformers import CLIPTokenizer
-    from transformers.models.gpt2.tokenization_gpt2 import bytes_to_unicode
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
     merges = [tuple(line.split()) for line in lines[1 : CLIP_MERGES + 1]]
