@@ -1,23 +1,24 @@
 """Which tokens of a name only that name uses.
 
-The embedding row of such a token can become another's, and nothing else changes. A token is the
-name's own unless one of these holds:
+The embedding row of such a token can become another's, and nothing else changes. Where it is not
+sure that a token is the name's own, it counts as shared: what is done instead costs little, and a
+row that others use costs them their meaning. A token is the name's own unless one of these holds:
 
-- the tokenizer does not know it, it is a part of a letter, or it has fewer than three letters;
-- a text to keep uses it. Texts that mention the concept itself do not count, for "a gun on a
-  table" says nothing against the token of "gun"; `near` phrases count in any case;
-- another concept of the spec uses it, or an anchor, or a template;
-- a word that is not the name uses it, of 45,000 English words (SCOWL up to size 40) and 7,200
-  given names and surnames that many people bear (`words.txt`, `names.txt`). So neither "swift" and
-  "taylor" nor "van" are own, and "gogh" and "rembrandt" are;
-- its script is not Latin: there is no list to ask.
+- The tokenizer does not know it, it is a part of a letter, or it has fewer than three letters.
+- It is a part of a word: names that no list holds are spelled with such pieces.
+- A text to keep uses it: a caption, an anchor, a template. Texts that mention the concept do not
+  count, for "a gun on a table" says nothing against the token of "gun"; near phrases always count.
+- It is a whole word of another concept of the spec.
+- It is one of 45,000 English words (SCOWL up to size 40) or of 7,200 given names and surnames that
+  many people bear (`words.txt`, `names.txt`), or a very common word (size 10) holds it. So "swift",
+  "taylor" and "van" are shared, and "gogh" and "rembrandt" are own. The words of the concept itself
+  are excepted if they are written without capitals: "cat" means the word, "Apple" a proper name
+  beside which the plain word has another meaning.
+- Its script is not Latin: there is no list to ask.
 
-A name of one word that is written without capitals means the word itself ("cat"); with a capital
-it is a proper name ("Apple"), and the plain word is another meaning.
-
-The token of a whole word can also be a part of longer ones: the first in word-piece vocabularies
-("cat" of "catnip"), the last in CLIP's ("gun" of "handgun"). Texts and very common words (size 10)
-that do so count; other words are listed in `NameToken.inside`.
+The token of a whole word can be a part of longer, less common ones: the first of them in word-piece
+vocabularies ("cat" of "catnip"), the last in CLIP's ("gun" of "handgun"). `NameToken.inside` lists
+them.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ from typing import Any
 import regex
 
 from ..config.mentions import Mentions
-from ..config.spec import ErasureSpec
+from ..config.spec import AUTO_ANCHOR, Concept, ErasureSpec
+from ..config.words import SLOT, other_number
 from .unknown_tokens import unknown_ids
 
 SHORTEST = 3
@@ -114,8 +116,8 @@ def own_tokens(
         near: Phrases that must stay though they may hold the name's words, all of them.
         taken: Tokens that others use, by id, and who does.
     """
-    words = [form for word in (name, *synonyms) for form in _forms(word)]
-    judge = _Judge(tokenizer, name, Mentions(words), tuple(texts), tuple(near), dict(taken or {}))
+    words = dict.fromkeys((name, *synonyms))
+    judge = _Judge(tokenizer, tuple(words), tuple(texts), tuple(near), dict(taken or {}))
     spellings: dict[tuple[int, ...], tuple[NameToken, ...]] = {}
     known: dict[_Token, NameToken] = {}
     for tokens in _spellings(tokenizer, name):
@@ -130,17 +132,22 @@ def own_tokens(
 
 
 def own_tokens_of(spec: ErasureSpec, tokenizer: Any) -> dict[str, OwnTokens]:
-    """The tokens of every word of a spec, and which are the word's own, by word."""
-    texts = list(spec.every_caption())
+    """The tokens of every word of a spec and of its other number, and which are the word's own.
+
+    What must stay is all that the edit is given to keep: captions, anchors, templates, near
+    phrases. What is only measured is not looked at.
+    """
+    texts = [*spec.every_caption(), *spec.keep]
     owners: dict[int, dict[str, None]] = {}
     for concept in spec.concepts:
-        phrases = (*concept.exact, *concept.soft, *concept.held_out)
-        texts += [phrase.replace("{}", " ") for phrase in phrases]
-        texts += [concept.anchor]
-        for word in concept.words:
+        texts += [phrase.replace(SLOT, " ") for phrase in (*concept.exact, *concept.soft)]
+        texts += concept.near_prompts()
+        texts += [] if concept.anchor == AUTO_ANCHOR else [concept.anchor]
+        for word in _words_of(concept):
             for tokens in _spellings(tokenizer, word):
                 for token in tokens:
-                    owners.setdefault(token.id, {})[concept.target] = None
+                    if token.whole:
+                        owners.setdefault(token.id, {})[concept.target] = None
     kept = tuple(dict.fromkeys(texts))
     found = {}
     for concept in spec.concepts:
@@ -148,14 +155,18 @@ def own_tokens_of(spec: ErasureSpec, tokenizer: Any) -> dict[str, OwnTokens]:
         for token_id, targets in owners.items():
             others = [target for target in targets if target != concept.target]
             if others:
-                taken[token_id] = f"{others[0]!r}, which is erased too"
-        near = (*getattr(spec, "near", ()), *getattr(concept, "near", ()))
-        for word in concept.words:
-            synonyms = concept.words
-            found[word] = own_tokens(
-                tokenizer, word, kept, synonyms=synonyms, near=near, taken=taken
-            )
+                taken[token_id] = f"erased too: {others[0]!r}"
+        words = _words_of(concept)
+        near = (*spec.near, *concept.near_prompts())
+        for word in words:
+            found[word] = own_tokens(tokenizer, word, kept, synonyms=words, near=near, taken=taken)
     return found
+
+
+def _words_of(concept: Concept) -> tuple[str, ...]:
+    """The words of a concept, and their plural or singular."""
+    numbers = [form.text for _, form in concept.forms if form.kind in ("plural", "singular")]
+    return (*concept.words, *numbers)
 
 
 @dataclass(frozen=True)
@@ -221,25 +232,26 @@ def _tokens_within(
 
 
 class _Judge:
-    """Decides for one name which of its tokens others use."""
+    """Decides for the words of a concept which of their tokens others use."""
 
     def __init__(
         self,
         tokenizer: Any,
-        name: str,
-        mentioned: Mentions,
+        words: tuple[str, ...],
         texts: tuple[str, ...],
         near: tuple[str, ...],
         taken: dict[int, str],
     ) -> None:
+        forms: list[str] = []
+        for word in words:
+            forms += _numbers(word)
         self.tokenizer = tokenizer
-        self.mentioned = mentioned
+        self.mentioned = Mentions(forms)
+        self.plain = {_fold(form) for form in forms if form == form.lower()}
         self.unknown = unknown_ids(tokenizer)
         self.texts = _search(texts)
         self.near = _search(near)
         self.taken = taken
-        proper = name != name.lower()
-        self.forms = frozenset() if proper else frozenset(map(_fold, _forms(name)))
 
     def decide(self, token: _Token) -> NameToken:
         """The token with what speaks against it, if anything does."""
@@ -261,6 +273,8 @@ class _Judge:
             return "no list of words in its script"
         if len(letters) < SHORTEST:
             return f"fewer than {SHORTEST} letters"
+        if not token.whole:
+            return "part of a word"
         return self.taken.get(token.id, "")
 
     def _used_in_texts(self, token: _Token) -> str:
@@ -293,8 +307,8 @@ class _Judge:
         return "", tuple(inside)[:LISTED_EXAMPLES]
 
     def _words_with(self, token: _Token, words: _Search) -> Iterator[tuple[str, bool]]:
-        """Listed words that hold the token, and whether the token alone is another whole word."""
-        found = [word for word in words.holding(token.letters) if word not in self.forms]
+        """Listed words that hold the token, and whether they are longer than it."""
+        found = [word for word in words.holding(token.letters) if word not in self.plain]
         for i in range(0, len(found), BATCH):
             texts = []
             for word in found[i : i + BATCH]:
@@ -306,7 +320,7 @@ class _Judge:
             ):
                 if token.id in ids:
                     first, last = offsets[ids.index(token.id)]
-                    yield word, token.whole and len(text[first:last].strip()) < len(word)
+                    yield word, len(text[first:last].strip()) < len(word)
 
 
 class _Search:
@@ -366,9 +380,10 @@ def _encode(tokenizer: Any, texts: Sequence[str]) -> Any:
     )
 
 
-def _forms(word: str) -> tuple[str, ...]:
-    """A word and its plural."""
-    return word, word + "s", word + "es"
+def _numbers(word: str) -> tuple[str, ...]:
+    """A word, its plural and its singular."""
+    number = other_number(word)
+    return (word, number.text) if number else (word,)
 
 
 def _fold(text: str) -> str:
