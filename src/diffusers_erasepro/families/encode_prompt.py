@@ -36,6 +36,14 @@ class PromptSpan:
     needed: int
     """Tokens of the row before truncation."""
 
+    def moved(self, shift: int, length: int) -> PromptSpan:
+        """The same span in a row of `length` positions, `shift` further back."""
+        if not shift and length == len(self.offsets):
+            return self
+        offsets: list[tuple[int, int] | None] = [None] * length
+        offsets[self.first + shift : self.stop + shift] = self.offsets[self.first : self.stop]
+        return PromptSpan(tuple(offsets), self.first + shift, self.stop + shift, self.needed)
+
 
 @dataclass(frozen=True)
 class RecordedInputs:
@@ -50,10 +58,12 @@ class RecordedInputs:
 
         `wrapping` is the text that the tokenizer was given for the empty prompt.
         """
+        ids = self.inputs["input_ids"][row].tolist()
         for text, encoding in self._tokenized(row):
             start = _find_prompt(text, prompt, wrapping)
             if start is not None:
-                return _span_of(encoding, start)
+                shift = _shift_of(encoding, ids)
+                return _span_of(encoding, start).moved(shift, len(ids))
         return None
 
     def prompt_positions(self, row: int, prompt: str, wrapping: str) -> list[int]:
@@ -77,8 +87,18 @@ class RecordedInputs:
         return found[0][0] if found else ""
 
     def _tokenized(self, row: int) -> Sequence[tuple[str, Any]]:
-        ids = tuple(self.inputs["input_ids"][row].tolist())
-        return self.texts.get(ids, ())
+        """What was tokenized to a row, or to the longest part of it."""
+        ids = self.inputs["input_ids"][row].tolist()
+        if found := self.texts.get(tuple(ids)):
+            return found
+        best: Sequence[tuple[str, Any]] = ()
+        most = 0
+        for noted in self.texts.values():
+            run = unpadded(noted[0][1])
+            if len(run) > most and find_run(ids, run) is not None:
+                best = noted
+                most = len(run)
+        return best
 
 
 def _find_prompt(text: str, prompt: str, wrapping: str) -> int | None:
@@ -91,6 +111,29 @@ def _find_prompt(text: str, prompt: str, wrapping: str) -> int | None:
         if wrapped and middle.lower() == prompt.lower():
             return start
     return None
+
+
+def unpadded(encoding: Any) -> list[int]:
+    """The ids of an encoding that are not padding."""
+    return [i for i, on in zip(encoding.ids, encoding.attention_mask, strict=True) if on]
+
+
+def find_run(row: Sequence[int], run: Sequence[int]) -> int | None:
+    """Where `run` begins in `row`; None if it is not there, or empty."""
+    if not run:
+        return None
+    for start in range(len(row) - len(run) + 1):
+        if row[start] == run[0] and list(row[start : start + len(run)]) == list(run):
+            return start
+    return None
+
+
+def _shift_of(encoding: Any, row: Sequence[int]) -> int:
+    """How much further back the tokens of an encoding lie in the row that an encoder received."""
+    if list(encoding.ids) == list(row):
+        return 0
+    start = find_run(row, unpadded(encoding))
+    return 0 if start is None else start - encoding.attention_mask.index(1)
 
 
 def _span_of(encoding: Any, start: int) -> PromptSpan:
@@ -108,7 +151,7 @@ def tokenize(tokenizer: Any, texts: Sequence[str]) -> RecordedInputs:
     length = tokenizer.model_max_length
     if not texts:
         return RecordedInputs({"input_ids": torch.zeros(0, length, dtype=torch.long)}, {})
-    with _recording_texts(tokenizer) as rows:
+    with recording_texts(tokenizer) as rows:
         found = tokenizer(
             list(texts),
             padding="max_length",
@@ -123,6 +166,10 @@ class _Complete(Exception):
     """Everything that was asked for is recorded; ends `encode_prompt` early."""
 
 
+IGNORED = ("mm_token_type_ids",)
+"""Inputs that say which tokens are an image's; of text alone they are zero."""
+
+
 def record_encoder_inputs(
     pipe: Any,
     texts: Sequence[str],
@@ -131,8 +178,11 @@ def record_encoder_inputs(
     *,
     guidance: bool = False,
     call: Mapping[str, Any] | None = None,
+    alone: bool = False,
 ) -> RecordedInputs:
     """What `encoder` receives for `texts`; it does not run.
+
+    Rows of several lengths are filled up to the longest, with positions that the mask hides.
 
     Args:
         pipe: Any pipeline with `encode_prompt`, called with the defaults of its `__call__`.
@@ -142,12 +192,24 @@ def record_encoder_inputs(
         guidance: Ask for the negative prompt as well, and take what was encoded last. The encoder
             runs then.
         call: Arguments of `__call__` that are given otherwise than by default.
+        alone: Give the pipeline one prompt at a time: what it makes of one depends on others.
 
     Raises:
         UnknownFamilyError: `encode_prompt` does not call this encoder, or calls it in a way that
             is not known here.
         AdapterStateError: `encode_prompt` does not run.
     """
+    if alone and len(texts) > 1:
+        rows: list[dict[str, Tensor]] = []
+        noted: TokenizedTexts = defaultdict(list)
+        for text in texts:
+            one = record_encoder_inputs(
+                pipe, [text], encoder, tokenizer, guidance=guidance, call=call
+            )
+            rows.append(one.inputs)
+            for ids, found in one.texts.items():
+                noted[ids] += found
+        return RecordedInputs(_concatenate(rows, encoder, type(pipe).__name__), noted)
     module = getattr(pipe, encoder)
     signature = inspect.signature(unwrapped(module).forward)
     calls: list[dict[str, Tensor]] = []
@@ -156,13 +218,14 @@ def record_encoder_inputs(
         received = signature.bind(*args, **kwargs).arguments
         received |= received.pop("kwargs", {})
         calls.append({k: v.detach().cpu() for k, v in received.items() if isinstance(v, Tensor)})
-        if not guidance and sum(len(call["input_ids"]) for call in calls) >= len(texts):
+        counts = [len(one["input_ids"]) for one in calls if "input_ids" in one]
+        if not guidance and sum(counts) >= len(texts):
             raise _Complete
 
     arguments = call_arguments(pipe, texts, guidance) | dict(call or {})
     handle = module.register_forward_pre_hook(keep, with_kwargs=True)
     try:
-        with _recording_texts(getattr(pipe, tokenizer)) as rows, torch.no_grad():
+        with recording_texts(getattr(pipe, tokenizer)) as noted, torch.no_grad():
             pipe.encode_prompt(**arguments)
     except _Complete:
         pass
@@ -175,7 +238,7 @@ def record_encoder_inputs(
     finally:
         handle.remove()
     inputs = _concatenate(calls[-1:] if guidance else calls, encoder, type(pipe).__name__)
-    return RecordedInputs(inputs, rows)
+    return RecordedInputs(inputs, noted)
 
 
 def call_arguments(pipe: Any, texts: Sequence[str], guidance: bool) -> dict[str, Any]:
@@ -201,6 +264,17 @@ def call_arguments(pipe: Any, texts: Sequence[str], guidance: bool) -> dict[str,
         "num_videos_per_prompt": 1,
     }
     accepted = inspect.signature(pipe.encode_prompt).parameters
+    if "prompt" in accepted and accepted["prompt"].annotation in (str, "str") and len(texts) == 1:
+        values["prompt"] = texts[0]
+    required = {
+        "prompts": list(texts),
+        "batch_size": len(texts),
+        "mode": "generate",
+        "dtype": getattr(pipe, "dtype", None),
+    }
+    for name, value in required.items():
+        if name in accepted and accepted[name].default is accepted[name].empty:
+            values.setdefault(name, value)
     return {name: values[name] for name in accepted if name in values}
 
 
@@ -212,26 +286,41 @@ def _concatenate(
         raise UnknownFamilyError(
             f"{pipeline}.encode_prompt never calls {encoder}; see docs/families.md"
         )
-    if odd := sorted(set(calls[0]) - {"input_ids", "attention_mask"}):
-        raise UnknownFamilyError(
-            f"{pipeline}.encode_prompt hands {', '.join(odd)} to {encoder}, which is not known here"
-        )
-    if len({call["input_ids"].shape[1] for call in calls}) > 1:
-        raise UnknownFamilyError(
-            f"{pipeline}.encode_prompt gives {encoder} rows of several lengths, which is not known "
-            "here"
-        )
+    rows = []
+    for call in calls:
+        used = {k: v for k, v in call.items() if k not in IGNORED or v.any()}
+        if odd := sorted(set(used) - {"input_ids", "attention_mask"}):
+            raise UnknownFamilyError(
+                f"{pipeline}.encode_prompt hands {', '.join(odd)} to {encoder}, which is not known "
+                "here"
+            )
+        rows.append(used)
+    lengths = {row["input_ids"].shape[1] for row in rows}
+    if len(lengths) > 1:
+        rows = [_filled(row, max(lengths)) for row in rows]
     joined = {}
-    for key in calls[0]:
-        joined[key] = torch.cat([call[key] for call in calls])
+    for key in rows[0]:
+        joined[key] = torch.cat([row[key] for row in rows])
     return joined
 
 
+def _filled(row: Mapping[str, Tensor], length: int) -> dict[str, Tensor]:
+    """Inputs of `length` positions; the mask hides those that are added behind."""
+    ids = row["input_ids"]
+    missing = (0, length - ids.shape[1])
+    mask = row.get("attention_mask", torch.ones_like(ids))
+    return {
+        "input_ids": nn.functional.pad(ids, missing),
+        "attention_mask": nn.functional.pad(mask, missing),
+    }
+
+
 @contextmanager
-def _recording_texts(tokenizer: Any) -> Iterator[TokenizedTexts]:
+def recording_texts(tokenizer: Any, *, strict: bool = True) -> Iterator[TokenizedTexts]:
     """Inside, every text that the tokenizer tokenizes is noted under the row it makes.
 
     The tokenizer's class is swapped, as a call looks for `__call__` there, not at the instance.
+    With `strict`, a tokenizer that gives no offsets is an error; otherwise nothing is noted of it.
     """
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # below a processor
     rows: TokenizedTexts = defaultdict(list)
@@ -240,6 +329,8 @@ def _recording_texts(tokenizer: Any) -> Iterator[TokenizedTexts]:
     def call(self: Any, text: Any = None, *args: Any, **kwargs: Any) -> Any:
         found = stock.__call__(self, text, *args, **kwargs)
         if found.encodings is None:
+            if not strict:
+                return found
             raise UnknownFamilyError(f"{stock.__name__} gives no offsets; load its fast version")
         texts = [text] if isinstance(text, str) else text
         for one, encoding in zip(texts, found.encodings, strict=True):

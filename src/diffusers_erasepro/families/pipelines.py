@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from ..errors import AdapterStateError
+from ..errors import AdapterStateError, UnknownFamilyError
 from ..modules.linear import unwrapped
-from .encoders import ENCODERS
-from .types import LAST, EncoderFamily, PipelineFamily, Reading, Use, find_record
+from .encoders import ENCODERS, encoder_family_of
+from .observe import observe
+from .types import (
+    LAST,
+    DenoiserFamily,
+    EncoderFamily,
+    PipelineFamily,
+    Reading,
+    Use,
+    find_record,
+)
 
 NEXT_TO_LAST = Reading("hidden_states", -2)
 CLIP_LAST = replace(LAST, skips=True)
@@ -225,6 +237,34 @@ Linears that text and image tokens share (Flux single blocks, CogVideoX, Z-Image
 `readers`: an edit of them would touch image tokens. There the encoders carry the erasure.
 """
 
+DENOISERS: list[DenoiserFamily] = [
+    DenoiserFamily(("UNet2DConditionModel",), CLIP_UNET),
+    DenoiserFamily(("UNetMotionModel",), SPATIAL_UNET, frames=8),
+    DenoiserFamily(("FluxTransformer2DModel", "AuraFlowTransformer2DModel"), CONTEXT),
+    DenoiserFamily(("ChromaTransformer2DModel",), CONTEXT),
+    DenoiserFamily(("SanaTransformer2DModel", "PixArtTransformer2DModel"), CAPTION),
+    DenoiserFamily(("LTXVideoTransformer3DModel",), CAPTION),
+    DenoiserFamily(
+        ("Lumina2Transformer2DModel",),
+        r"^time_caption_embed\.caption_embedder\.1$",
+        norm="time_caption_embed.caption_embedder.0",
+    ),
+    DenoiserFamily(
+        ("HunyuanVideoTransformer3DModel",),
+        r"^context_embedder\.(proj_in|time_text_embed\.text_embedder\.linear_1)$",
+    ),
+    DenoiserFamily(("MochiTransformer3DModel",), r"^time_embed\.(caption_proj|pooler\.to_(kv|q))$"),
+    DenoiserFamily(("CogVideoXTransformer3DModel",), r"^patch_embed\.text_proj$"),
+]
+"""What reads the text states, of pipelines that are observed; a denoiser without a record is read
+by nothing that `layers="kv"` may edit."""
+
+DENOISER_NAMES = ("transformer", "unet", "prior", "decoder")
+"""What pipelines call the component that reads the text states, the usual ones first."""
+
+_OBSERVED: WeakKeyDictionary[Any, tuple[tuple[object, ...], PipelineFamily]] = WeakKeyDictionary()
+"""Per pipeline, what was observed, and with which components."""
+
 
 def register(*records: EncoderFamily | PipelineFamily) -> None:
     """Make records known, before the shipped ones; `docs/families.md` shows how to write one."""
@@ -233,13 +273,94 @@ def register(*records: EncoderFamily | PipelineFamily) -> None:
         table.insert(0, record)
 
 
-def family_of(pipe: object) -> PipelineFamily:
-    """The record of a pipeline, found by its class or a base class.
+def family_of(pipe: Any) -> PipelineFamily:
+    """What a pipeline reads of its text encoders.
+
+    As a record says, found by its class or a base class; of any other, as `observe` finds.
 
     Raises:
-        UnknownFamilyError: It has none.
+        UnknownFamilyError: It cannot be observed, or its `encode_prompt` is not explained.
+        AdapterStateError: Its `encode_prompt` does not run.
     """
-    return find_record(pipe, PIPELINES, "pipelines", "pipeline family")
+    with suppress(UnknownFamilyError):
+        return find_record(pipe, PIPELINES, "pipelines", "pipeline family")
+    return observed_family_of(pipe)
+
+
+def observed_family_of(pipe: Any) -> PipelineFamily:
+    """What is observed of a pipeline; once, as long as its components stay.
+
+    Raises:
+        UnknownFamilyError: It cannot be observed, or its `encode_prompt` is not explained.
+        AdapterStateError: Its `encode_prompt` does not run.
+    """
+    components = getattr(pipe, "components", None)
+    if not isinstance(components, Mapping):
+        raise UnknownFamilyError(
+            f"{type(pipe).__name__} is not a pipeline: it has no components; hand in a "
+            "DiffusionPipeline"
+        )
+    key = tuple(map(id, components.values()))
+    known = _OBSERVED.get(pipe)
+    if known is None or known[0] != key:
+        known = (key, _observe_family(pipe, components))
+        _OBSERVED[pipe] = known
+    return known[1]
+
+
+def _observe_family(pipe: Any, components: Mapping[str, Any]) -> PipelineFamily:
+    seen = observe(pipe)
+    denoiser = next((n for n in DENOISER_NAMES if isinstance(components.get(n), nn.Module)), "")
+    uses = seen.uses
+    record = None
+    if sum(use.per_position for use in uses) == 1:
+        record = _denoiser_record(pipe, denoiser, {use.encoder for use in uses})
+    if record is not None and record.norm is not None:
+        uses = tuple(use._replace(readings=_behind(use, record.norm)) for use in uses)
+    return PipelineFamily(
+        pipelines=(type(pipe).__name__,),
+        encoders=uses,
+        denoiser=denoiser,
+        readers=None if record is None else record.readers,
+        stock=_stock_parts(pipe, denoiser, uses),
+        frames=None if record is None else record.frames,
+        notes=seen.notes,
+    )
+
+
+def _behind(use: Use, norm: str) -> tuple[Reading, ...]:
+    """The readings, with the denoiser's norm behind those of every position."""
+    return tuple(r if r.pooled else replace(r, norm=norm) for r in use.readings)
+
+
+def _denoiser_record(pipe: Any, denoiser: str, encoders: set[str]) -> DenoiserFamily | None:
+    """The record of the denoiser, if nothing beside it may read the prompt too."""
+    if not denoiser:
+        return None
+    module = get_component(pipe, denoiser)
+    for name, other in pipe.components.items():
+        mixed = hasattr(other, "save_pretrained") and isinstance(other, nn.Module)
+        if not mixed or name in {denoiser, *encoders}:
+            continue
+        if not any(part in name for part in ("vae", "vqvae", "image_encoder", "safety", "motion")):
+            return None
+    with suppress(UnknownFamilyError):
+        record = find_record(module, DENOISERS, "classes", "denoiser")
+        pattern = re.compile(record.readers)
+        if any(pattern.search(name) for name, _ in module.named_modules()):
+            return record
+    return None
+
+
+def _stock_parts(pipe: Any, denoiser: str, uses: tuple[Use, ...]) -> tuple[str, ...]:
+    """What stock `load_lora_weights` reaches: of text encoders, only CLIP (diffusers 0.42)."""
+    loadable = getattr(type(pipe), "_lora_loadable_modules", ())
+    found = [denoiser] if denoiser in loadable else []
+    for use in uses:
+        family = encoder_family_of(get_component(pipe, use.encoder))
+        if use.encoder in loadable and family.file_blocks is not None:
+            found.append(use.encoder)
+    return tuple(found)
 
 
 def get_component(pipe: Any, name: str) -> nn.Module:

@@ -38,8 +38,29 @@ def propose_records(pipe: Any) -> Proposal:
             tokenizer = name.replace("text_encoder", "tokenizer")
             uses.append(Use(name, tokenizer, _readings(outputs[name], returned)))
     denoiser = next((n for n in ("transformer", "unet") if n in components), "")
-    encoders = tuple(_propose_encoder(getattr(pipe, use.encoder)) for use in uses)
+    encoders = tuple(propose_encoder(getattr(pipe, use.encoder)) for use in uses)
     return Proposal(PipelineFamily((type(pipe).__name__,), tuple(uses), denoiser), encoders)
+
+
+def write_record(family: EncoderFamily) -> str:
+    """The lines that register a record of a text encoder."""
+    lines = [
+        "from diffusers_erasepro.families.pipelines import register",
+        "from diffusers_erasepro.families.types import EncoderFamily",
+        "",
+        "register(",
+        "    EncoderFamily(",
+        f"        classes={family.classes!r},",
+        f"        blocks={family.blocks!r},",
+        f"        writer={family.writer!r},",
+        "        linears=(",
+        *(f"            {linear!r}," for linear in family.linears),
+        "        ),",
+        f"        causal={family.causal!r},",
+        "    )",
+        ")",
+    ]
+    return "\n".join(lines)
 
 
 @contextmanager
@@ -103,7 +124,8 @@ def _contains_a_row(returned: Tensor, states: Tensor) -> bool:
     return bool((torch.cdist(wanted, parts) < tolerance).any())
 
 
-def _propose_encoder(encoder: nn.Module) -> EncoderFamily:
+def propose_encoder(encoder: nn.Module) -> EncoderFamily:
+    """A record for a text encoder, by its shape and by trying it."""
     lists = {
         name: module
         for name, module in encoder.named_modules()

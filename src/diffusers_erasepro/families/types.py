@@ -149,6 +149,9 @@ class Use(NamedTuple):
     tokenizer: str
     """Name of the component."""
     readings: tuple[Reading, ...]
+    alone: bool = False
+    """Whether what the encoder receives of a prompt depends on the others of its batch, so that
+    prompts are given to the pipeline one at a time."""
 
     def on(self, denoiser: Callable[[], nn.Module]) -> Use:
         """The same use, on a pipeline that has this denoiser."""
@@ -180,7 +183,7 @@ class PipelineFamily:
     """Names of classes; subclasses belong to the family too."""
     encoders: tuple[Use, ...]
     denoiser: str
-    """Name of the component."""
+    """Name of the component; empty where the pipeline has none that is known."""
     readers: str | None = None
     """Pattern of the denoiser's linears that read the text states as the encoder gives them, and
     nothing else. None where there are none, or where they read several encoders at once, or image
@@ -190,6 +193,9 @@ class PipelineFamily:
     frames: int | None = None
     """Frames of the clips that `layers="auto"` looks at, the second axis of a latent after its
     channels; None for images."""
+    notes: tuple[str, ...] = ()
+    """What of a prompt goes past these encoders; an adapter's report says so, and what lists the
+    ways around it."""
 
     @property
     def read_whole(self) -> Use | None:
@@ -202,7 +208,21 @@ class PipelineFamily:
         return self.read_whole is not None and self.read_whole.encoder == use.encoder
 
 
-Record = TypeVar("Record", EncoderFamily, PipelineFamily)
+@dataclass(frozen=True)
+class DenoiserFamily:
+    """What cannot be observed of a denoiser: which of its linears read the text states."""
+
+    classes: tuple[str, ...]
+    """Names of classes; subclasses belong to the family too."""
+    readers: str
+    """As `PipelineFamily.readers`."""
+    norm: str | None = None
+    """As `Reading.norm`."""
+    frames: int | None = None
+    """As `PipelineFamily.frames`."""
+
+
+Record = TypeVar("Record", EncoderFamily, PipelineFamily, DenoiserFamily)
 
 
 def find_record(obj: object, table: Sequence[Record], names: str, what: str) -> Record:

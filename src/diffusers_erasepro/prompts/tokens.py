@@ -75,8 +75,10 @@ def join_tokens(parts: Sequence[Tokens]) -> Tokens:
     def even(rows: Sequence[Tensor]) -> Tensor:
         return torch.cat([nn.functional.pad(x, (0, length - x.shape[1])) for x in rows])
 
-    masks = [p.mask for p in parts if p.mask is not None]
-    return Tokens(even([p.ids for p in parts]), even(masks) if masks else None)
+    if all(p.mask is None for p in parts) and len({p.ids.shape[1] for p in parts}) == 1:
+        return Tokens(even([p.ids for p in parts]))
+    masks = [torch.ones_like(p.ids) if p.mask is None else p.mask for p in parts]
+    return Tokens(even([p.ids for p in parts]), even(masks))
 
 
 _EMPTY: WeakKeyDictionary[Any, dict[tuple[type, str], Tokens]] = WeakKeyDictionary()
@@ -122,7 +124,13 @@ class TextPath:
     ) -> RecordedInputs:
         """What the encoder receives for `texts`."""
         return record_encoder_inputs(
-            self.pipe, texts, self.use.encoder, self.use.tokenizer, guidance=guidance, call=call
+            self.pipe,
+            texts,
+            self.use.encoder,
+            self.use.tokenizer,
+            guidance=guidance,
+            call=call,
+            alone=self.use.alone,
         )
 
     def tokens(self, texts: Sequence[str], call: Mapping[str, Any] | None = None) -> Tokens:

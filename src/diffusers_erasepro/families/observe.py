@@ -1,0 +1,611 @@
+"""The family of a pipeline, found by watching what its `encode_prompt` does with a prompt.
+
+One call runs the text encoders, and notes what they receive and give. Further calls get those
+outputs back, no encoder runs: with one state replaced by noise, to see whether it leaves
+`encode_prompt`; and with another prompt, to see that nothing else of a prompt does.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from copy import copy
+from dataclasses import dataclass, replace
+from functools import wraps
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import AdapterStateError, UnknownFamilyError
+from ..modules.linear import unwrapped
+from .encode_prompt import (
+    TokenizedTexts,
+    call_arguments,
+    find_run,
+    record_encoder_inputs,
+    recording_texts,
+    unpadded,
+)
+from .encoders import blocks_of, encoder_family_of
+from .probe import propose_encoder, write_record
+from .types import LAST, POOLED, Reading, Use
+
+WORDS = ("star", "ring", "cat", "dog", "house", "tree", "circle", "heart")
+PROMPTS = tuple(f"a {word}" for word in WORDS)
+"""The first is shown to a pipeline, and compared with one of the others that is as many tokens."""
+LONGER = "a star beside a ring and a house under a tree"
+"""A second prompt of a batch, which a first one should not notice."""
+
+
+@dataclass(frozen=True)
+class EncoderCall:
+    """One call of a text encoder."""
+
+    encoder: str
+    """Name of the component."""
+    inputs: Mapping[str, Tensor]
+    output: Any
+
+    @property
+    def ids(self) -> Tensor | None:
+        """`(n, length)` token ids, if it got any."""
+        return self.inputs.get("input_ids")
+
+
+class Encoded(NamedTuple):
+    """One call of `encode_prompt`."""
+
+    calls: list[EncoderCall]
+    returned: list[Tensor]
+    """Every tensor that it returned, in order."""
+    texts: dict[str, TokenizedTexts]
+    """By tokenizer, what it was given."""
+    blocks: dict[str, list[Tensor]]
+    """By encoder, what each of its blocks gave; empty where no encoder ran."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a pipeline reads of its text encoders, and what of a prompt goes past them."""
+
+    uses: tuple[Use, ...]
+    notes: tuple[str, ...] = ()
+    """What no edit of these encoders reaches."""
+
+
+class _NotedStates(tuple[Tensor, ...]):
+    """Hidden states that note which of them are asked for, as the pipeline counts them."""
+
+    asked: list[int]
+
+    def __getitem__(self, at: Any) -> Any:
+        if isinstance(at, int):
+            self.asked.append(at)
+        return super().__getitem__(at)
+
+
+@torch.no_grad()
+def observe(pipe: Any) -> Observation:
+    """Find out what `pipe` reads of which text encoder.
+
+    Raises:
+        UnknownFamilyError: It has no `encode_prompt` or takes no text, an encoder has no record, or
+            what it returns is not explained by the states of its encoders.
+        AdapterStateError: `encode_prompt` does not run.
+    """
+    name = type(pipe).__name__
+    encoders = text_encoders_of(pipe)
+    if not hasattr(pipe, "encode_prompt"):
+        raise UnknownFamilyError(
+            f"{name} has no encode_prompt, so what it makes of a prompt cannot be observed; erase "
+            "on a pipeline that has one, or register a record (docs/families.md)"
+        )
+    if not encoders:
+        raise UnknownFamilyError(
+            f"{name} has no text encoder among {', '.join(sorted(pipe.components))}: no words "
+            "reach it, so there is nothing to erase"
+        )
+    shown = _run(pipe, PROMPTS[0], encoders)
+    if not shown.calls:
+        raise UnknownFamilyError(
+            f"{name}.encode_prompt calls none of its text encoders {', '.join(encoders)}, so that "
+            "what it reads of them cannot be observed; register a record (docs/families.md)"
+        )
+    for encoder in dict.fromkeys(call.encoder for call in shown.calls):
+        _refuse_unknown(name, encoder, unwrapped(encoders[encoder]))
+    return _Comparison(pipe, encoders, shown).observation()
+
+
+SKIPPED = {"clip_skip": 1}
+"""Arguments of a call that reads CLIP one block earlier."""
+
+
+def _refuse_unknown(pipeline: str, name: str, encoder: nn.Module) -> None:
+    """Raise where an encoder has no record, with the one that looking at it proposes.
+
+    Raises:
+        UnknownFamilyError: It has none.
+    """
+    try:
+        encoder_family_of(encoder)
+    except UnknownFamilyError as error:
+        try:
+            proposed = write_record(propose_encoder(encoder))
+        except (RuntimeError, ValueError, TypeError, KeyError, IndexError, StopIteration):
+            raise error from None
+        raise UnknownFamilyError(
+            f"{pipeline} reads its {name}, and {error}. Looking at it proposes this record; read "
+            f"it, and run it before erase:\n\n{proposed}"
+        ) from error
+
+
+@torch.no_grad()
+def trace(
+    pipe: Any, prompt: str, positions: Mapping[str, Sequence[int]]
+) -> list[tuple[Tensor, Tensor]]:
+    """What `encode_prompt` returns of a prompt, and which of it comes from some positions.
+
+    Args:
+        pipe: A pipeline.
+        prompt: One prompt.
+        positions: By text encoder, positions of the row that it receives.
+
+    Returns:
+        Per tensor with such elements: the tensor, and where `(same shape, true or false)` they are.
+        A pooled vector comes from every position.
+    """
+    encoders = text_encoders_of(pipe)
+    shown = _run(pipe, prompt, encoders)
+    noisy: dict[int, Any] = {}
+    for encoder, at in positions.items():
+        index = next(i for i, call in enumerate(shown.calls) if call.encoder == encoder)
+        noisy[index] = _with_noise_at(shown.calls[index].output, at)
+
+    def answer(index: int) -> Any:
+        return noisy.get(index, shown.calls[index].output)
+
+    changed = _run(pipe, prompt, encoders, answer)
+    found = []
+    for one, other in zip(shown.returned, changed.returned, strict=True):
+        where = one != other
+        if where.any():
+            found.append((one, where))
+    return found
+
+
+def text_encoders_of(pipe: Any) -> dict[str, nn.Module]:
+    """The components that may read a prompt: of a known class, or named as text encoders are."""
+    found = {}
+    for name, module in pipe.components.items():
+        if not isinstance(module, nn.Module):
+            continue
+        known = False
+        with suppress(UnknownFamilyError):
+            known = bool(encoder_family_of(unwrapped(module)))
+        if known or name.startswith("text_encoder"):
+            found[name] = module
+    return found
+
+
+class _Comparison:
+    """Calls of one pipeline's `encode_prompt`, compared with the one that ran its encoders."""
+
+    def __init__(
+        self,
+        pipe: Any,
+        encoders: Mapping[str, nn.Module],
+        shown: Encoded,
+        call: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.pipe = pipe
+        self.name = type(pipe).__name__
+        self.encoders = encoders
+        self.shown = shown
+        self.call = call
+        self.other = self._another_prompt()
+
+    def again(self, prompt: str, other: Mapping[int, Any]) -> Encoded:
+        """`encode_prompt` again, with the states that were given before, or `other` ones."""
+
+        def answer(index: int) -> Any:
+            return other[index] if index in other else self.shown.calls[index].output
+
+        return _run(self.pipe, prompt, self.encoders, answer, self.call)
+
+    def observation(self) -> Observation:
+        """What is read, once it explains everything that is returned."""
+        uses = []
+        notes = []
+        for encoder in dict.fromkeys(call.encoder for call in self.shown.calls):
+            if not self._of_prompt(encoder):
+                continue
+            readings = self.readings(encoder)
+            if any(reading.index == 0 for reading in readings):
+                notes.append(
+                    f"{encoder}.hidden_states[0]: the pipeline also reads the embeddings of the "
+                    "tokens, before any block, which no edit reaches"
+                )
+            kept = tuple(
+                sorted((r for r in readings if r.index != 0), key=lambda reading: reading.pooled)
+            )
+            if kept:
+                uses.append(Use(encoder, self._tokenizer(encoder), kept))
+        self._refuse_unexplained(uses)
+        for encoder in self.encoders:
+            if all(use.encoder != encoder for use in uses):
+                notes.append(
+                    f"{encoder}: encode_prompt calls it for no plain prompt; what it reads of "
+                    "others (words in quotes, a prior's prompt) is not erased"
+                )
+        found = [self._alone(use) for use in self._skipping(uses)]
+        return Observation(tuple(found), tuple(notes))
+
+    def _skipping(self, uses: Sequence[Use]) -> list[Use]:
+        """The uses, with the readings marked that `clip_skip` moves to an earlier block."""
+        taken = [inspect.signature(f).parameters for f in (self.pipe.encode_prompt, self.pipe)]
+        if not all("clip_skip" in parameters for parameters in taken):
+            return list(uses)
+        try:
+            shown = _run(self.pipe, PROMPTS[0], self.encoders, None, SKIPPED)
+        except AdapterStateError:
+            return [self._said_to_skip(use) for use in uses]
+        skipped = _Comparison(self.pipe, self.encoders, shown, SKIPPED)
+        found = []
+        for use in uses:
+            moved = skipped.readings(use.encoder)
+            readings = []
+            for reading in use.readings:
+                marked = replace(reading, skips=not reading.pooled)
+                there = replace(marked.skipping(1), final_norm=False)
+                skips = reading not in moved and there in moved
+                readings.append(marked if skips else reading)
+            found.append(use._replace(readings=tuple(readings)))
+        return found
+
+    def _said_to_skip(self, use: Use) -> Use:
+        """The use, where a call with `clip_skip` fails: the states that the record says it moves.
+
+        diffusers 0.42 looks for the final norm where transformers 5.6 no longer has it.
+        """
+        if not encoder_family_of(unwrapped(self.encoders[use.encoder])).final_norm:
+            return use
+        readings = [replace(reading, skips=not reading.pooled) for reading in use.readings]
+        return use._replace(readings=tuple(readings))
+
+    def _another_prompt(self) -> Encoded | None:
+        """Another prompt of as many tokens, answered with the states of the one shown."""
+        for prompt in PROMPTS[1:]:
+            with suppress(RuntimeError, ValueError, TypeError, KeyError, AttributeError):
+                found = self.again(prompt, {})
+                if _same_shapes(self.shown.calls, found.calls):
+                    return found
+        return None
+
+    def _of_prompt(self, encoder: str) -> list[int]:
+        """The calls of an encoder that received the prompt, and not an empty or negative one."""
+        calls = [i for i, call in enumerate(self.shown.calls) if call.encoder == encoder]
+        if self.other is None:
+            return calls
+        return [i for i in calls if _differ(self.shown.calls[i], self.other.calls[i])]
+
+    def readings(self, encoder: str) -> tuple[Reading, ...]:
+        """Which of the encoder's states leave `encode_prompt`."""
+        found: list[Reading] = []
+        at = self._of_prompt(encoder)
+        if len(at) > 1:
+            raise UnknownFamilyError(
+                f"{self.name}.encode_prompt runs {encoder} {len(at)} times for one prompt, which "
+                "is not known here; register a record (docs/families.md)"
+            )
+        call = self.shown.calls[at[0]]
+        if self.other is None:
+            return self._equal_states(encoder)
+        for reading in self._candidates(call):
+            noise = {at[0]: _with_noise(call.output, reading)}
+            changed = self.again(PROMPTS[0], noise)
+            if not _same_tensors(changed.returned, self.shown.returned):
+                found.append(self._before_norm(encoder, reading, call.output))
+        return tuple(dict.fromkeys(found)) or self._equal_states(encoder)
+
+    def _candidates(self, call: EncoderCall) -> list[Reading]:
+        """The states of an output that a pipeline may take."""
+        output = call.output
+        found = [Reading(name) for name in (LAST.name, *POOLED) if _field(output, name) is not None]
+        states = _field(output, "hidden_states")
+        if states is None:
+            return found
+        noted = _NotedStates(states)
+        noted.asked = []
+        answer = copy(output)
+        answer.hidden_states = noted
+        at = next(i for i, one in enumerate(self.shown.calls) if one is call)
+        self.again(PROMPTS[0], {at: answer})
+        asked = list(dict.fromkeys(noted.asked)) or [i - len(states) for i in range(len(states))]
+        if asked and asked[0] == -len(states):
+            asked[0] = 0
+        return [*found, *(Reading("hidden_states", index) for index in asked)]
+
+    def _before_norm(self, encoder: str, reading: Reading, output: Any) -> Reading:
+        """The last hidden state, counted from the front where the final norm was left out of it.
+
+        So a block's own output is called (`Reading.inner`); a pipeline gets it with a hook.
+        """
+        raw = self.shown.blocks.get(encoder)
+        if reading.index != -1 or not raw:
+            return reading
+        if torch.equal(reading.of(output), raw[-1]):
+            return Reading("hidden_states", len(raw))
+        return reading
+
+    def _equal_states(self, encoder: str) -> tuple[Reading, ...]:
+        """The blocks whose output, or the final states, are among what was returned.
+
+        For pipelines that take them with a hook, so that no output of the encoder tells.
+        """
+        raw = self.shown.blocks.get(encoder, [])
+        return tuple(
+            Reading("hidden_states", i)
+            for i, states in enumerate(raw, 1)
+            if any(_holds_rows(x, states[0]) for x in self.shown.returned)
+        )
+
+    def _refuse_unexplained(self, uses: Sequence[Use]) -> None:
+        """What is returned for another prompt must be the same, with the same states put in.
+
+        Raises:
+            UnknownFamilyError: It is not.
+        """
+        seen = "; ".join(f"{use.encoder} ({', '.join(map(str, use.readings))})" for use in uses)
+        shapes = ", ".join(str(tuple(x.shape)) for x in self.shown.returned)
+        if not uses:
+            raise UnknownFamilyError(
+                f"{self.name}.encode_prompt returns tensors of {shapes}, and none of the states of "
+                f"{', '.join(self.encoders)} is in them; register a record (docs/families.md)"
+            )
+        if self.other is None:
+            return
+        for i, (one, other) in enumerate(
+            zip(self.shown.returned, self.other.returned, strict=True)
+        ):
+            if one.shape != other.shape or not torch.equal(one, other):
+                raise UnknownFamilyError(
+                    f"{self.name}.encode_prompt is not explained by what was seen of it, {seen}: "
+                    f"with the same states, tensor {i} of those it returns ({shapes}) still "
+                    "changes with the prompt, so that words pass beside these encoders"
+                )
+
+    def _tokenizer(self, encoder: str) -> str:
+        """The component whose tokens an encoder receives."""
+        call = self.shown.calls[self._of_prompt(encoder)[0]]
+        usual = encoder.replace("text_encoder", "tokenizer")
+        scores = {}
+        for name, texts in self.shown.texts.items():
+            row = [] if call.ids is None else call.ids[0].tolist()
+            runs = [unpadded(encoding) for encoding in _encodings(texts)]
+            runs = [run for run in runs if find_run(row, run) is not None]
+            scores[name] = (max(map(len, runs), default=0), name == usual)
+        best = max(scores, key=lambda name: scores[name], default=usual)
+        if not scores or not scores[best][0]:
+            raise UnknownFamilyError(
+                f"{self.name}: no tokenizer among {', '.join(self.shown.texts) or 'its parts'} "
+                f"makes the tokens that {encoder} receives, or it gives no offsets; load the fast "
+                "version of the tokenizer"
+            )
+        return best
+
+    def _alone(self, use: Use) -> Use:
+        """The use, marked where a prompt's tokens depend on what else is in the batch."""
+        with suppress(UnknownFamilyError, AdapterStateError, RuntimeError, ValueError, KeyError):
+            both = record_encoder_inputs(
+                self.pipe, [PROMPTS[0], LONGER], use.encoder, use.tokenizer
+            ).inputs
+            one = self.shown.calls[self._of_prompt(use.encoder)[0]].inputs
+            causal = encoder_family_of(unwrapped(self.encoders[use.encoder])).causal
+            if len(both["input_ids"]) == 2 and _same_row(one, both, causal):
+                return use
+        return use._replace(alone=True)
+
+
+def _run(
+    pipe: Any,
+    prompt: str,
+    encoders: Mapping[str, nn.Module],
+    answer: Callable[[int], Any] | None = None,
+    call: Mapping[str, Any] | None = None,
+) -> Encoded:
+    """Call `encode_prompt`; with `answer`, no encoder runs, and call i gives `answer(i)`."""
+    arguments = call_arguments(pipe, [prompt], guidance=False) | dict(call or {})
+    calls: list[EncoderCall] = []
+    blocks: dict[str, list[Tensor]] = {}
+    with ExitStack() as stack:
+        texts = {}
+        for name, tokenizer in tokenizers_of(pipe).items():
+            texts[name] = stack.enter_context(recording_texts(tokenizer, strict=False))
+        for name, encoder in encoders.items():
+            stack.enter_context(_noting_calls(name, encoder, calls, answer))
+            if answer is None:
+                blocks[name] = stack.enter_context(_noting_blocks(unwrapped(encoder)))
+        try:
+            found = pipe.encode_prompt(**arguments)
+        except torch.OutOfMemoryError:
+            raise
+        except (AttributeError, RuntimeError, TypeError, ValueError, KeyError) as error:
+            if answer is not None or isinstance(error, UnknownFamilyError):
+                raise
+            raise AdapterStateError(
+                f"{type(pipe).__name__}.encode_prompt does not run as the pipeline is loaded: "
+                f"{error}"
+            ) from error
+    return Encoded(calls, list(_tensors(found)), texts, blocks)
+
+
+@contextmanager
+def _noting_calls(
+    name: str,
+    encoder: nn.Module,
+    calls: list[EncoderCall],
+    answer: Callable[[int], Any] | None,
+) -> Iterator[None]:
+    """Inside, calls of the encoder are noted, and answered."""
+    signature = inspect.signature(unwrapped(encoder).forward)
+    own = vars(encoder).get("forward")  # where offloading hangs its own
+    stock = encoder.forward
+
+    @wraps(stock)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        received = dict(signature.bind(*args, **kwargs).arguments)
+        received |= received.pop("kwargs", {})
+        inputs = {k: v.detach().cpu() for k, v in received.items() if isinstance(v, Tensor)}
+        output = stock(*args, **kwargs) if answer is None else answer(len(calls))
+        calls.append(EncoderCall(name, inputs, output))
+        return output
+
+    vars(encoder)["forward"] = forward
+    try:
+        yield
+    finally:
+        vars(encoder).pop("forward", None)
+        if own is not None:
+            vars(encoder)["forward"] = own
+
+
+@contextmanager
+def _noting_blocks(encoder: nn.Module) -> Iterator[list[Tensor]]:
+    """Inside, what each block gives is noted, shallow to deep, of the first call."""
+    found: list[Tensor] = []
+    handles = []
+
+    def keep(_: nn.Module, __: object, output: Any) -> None:
+        found.append(output if isinstance(output, Tensor) else output[0])
+
+    with suppress(UnknownFamilyError):
+        for block in blocks_of(encoder):
+            handles.append(block.register_forward_hook(keep))
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+        del found[len(handles) :]
+
+
+def tokenizers_of(pipe: Any) -> dict[str, Any]:
+    """The components that make tokens of text, or hold what does."""
+    found = {}
+    for name, component in pipe.components.items():
+        tokenizer = getattr(component, "tokenizer", component)
+        if hasattr(tokenizer, "convert_tokens_to_ids") and callable(tokenizer):
+            found[name] = component
+    return found
+
+
+def _encodings(texts: TokenizedTexts) -> list[Any]:
+    """Of every row that was made, one encoding."""
+    return [found[0][1] for found in texts.values()]
+
+
+def _tensors(found: Any) -> Iterator[Tensor]:
+    """Every tensor in what a pipeline returned, in order."""
+    if isinstance(found, Tensor):
+        yield found
+    elif isinstance(found, Mapping):
+        yield from _tensors(list(found.values()))
+    elif isinstance(found, (tuple, list)):
+        for one in found:
+            yield from _tensors(one)
+
+
+def _field(output: Any, name: str) -> Any:
+    return output.get(name) if isinstance(output, Mapping) else None
+
+
+def _with_noise(output: Any, reading: Reading) -> Any:
+    """The output, with noise in place of one of its states."""
+    changed = copy(output)
+    value = _field(output, reading.name)
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=generator).to(like)
+
+    if reading.index is None:
+        setattr(changed, reading.name, noise(value))
+    else:
+        states = list(value)
+        states[reading.index] = noise(states[reading.index])
+        changed.hidden_states = tuple(states)
+    return changed
+
+
+def _with_noise_at(output: Any, positions: Sequence[int]) -> Any:
+    """The output, with noise in all its states at some positions, and in its pooled vectors."""
+    changed = copy(output)
+    generator = torch.Generator().manual_seed(0)
+
+    def noisy(states: Tensor) -> Tensor:
+        found = states.clone()
+        found[:, list(positions)] = torch.randn(
+            (len(states), len(positions), states.shape[-1]), generator=generator
+        ).to(states)
+        return found
+
+    if (states := _field(output, LAST.name)) is not None:
+        changed.last_hidden_state = noisy(states)
+    if (every := _field(output, "hidden_states")) is not None:
+        changed.hidden_states = tuple(noisy(states) for states in every)
+    for name in POOLED:
+        if (vector := _field(output, name)) is not None:
+            setattr(changed, name, torch.randn(vector.shape, generator=generator).to(vector))
+    return changed
+
+
+def _same_tensors(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    if len(some) != len(others):
+        return False
+    return all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(some, others, strict=True))
+
+
+def _same_shapes(some: Sequence[EncoderCall], others: Sequence[EncoderCall]) -> bool:
+    """Whether both prompts are as many tokens everywhere, and not the same ones."""
+    if [call.encoder for call in some] != [call.encoder for call in others]:
+        return False
+    for one, other in zip(some, others, strict=True):
+        if one.ids is None or other.ids is None or one.ids.shape != other.ids.shape:
+            return False
+        mask = one.inputs.get("attention_mask")
+        if mask is not None and not torch.equal(mask, other.inputs["attention_mask"]):
+            return False
+    return any(_differ(one, other) for one, other in zip(some, others, strict=True))
+
+
+def _differ(one: EncoderCall, other: EncoderCall) -> bool:
+    if one.ids is None or other.ids is None:
+        return True
+    return not torch.equal(one.ids, other.ids)
+
+
+def _same_row(one: Mapping[str, Tensor], both: Mapping[str, Tensor], causal: bool) -> bool:
+    """Whether a prompt is the same tokens alone as in a batch: all, or where later ones are unseen,
+    those it has alone."""
+    rows = []
+    for inputs in (one, both):
+        ids = inputs["input_ids"][0]
+        mask = inputs.get("attention_mask")
+        rows.append(ids if mask is None else ids[mask[0].bool()])
+    alone, among = rows
+    if causal:
+        among = among[: len(alone)]
+    return torch.equal(alone, among)
+
+
+def _holds_rows(returned: Tensor, states: Tensor) -> bool:
+    """Whether some row of `returned` is one of `states`, or stacks it beside others."""
+    width = states.shape[-1]
+    if not returned.is_floating_point() or not returned.ndim or returned.shape[-1] % width:
+        return False
+    parts = returned.reshape(-1, width).double()
+    wanted = states.double()
+    tolerance = 1e-6 * (1 + wanted.norm(dim=1))[:, None]
+    return bool((torch.cdist(wanted, parts) < tolerance).any())
