@@ -140,7 +140,9 @@ class Training:
         self.reader = reader
         self.checkpoint = checkpoint
         table = reader.encoder.get_input_embeddings()
-        table.sparse = True  # a batch changes a few hundred rows of it
+        for module in reader.modules():  # T5 has its table under two names
+            if isinstance(module, nn.Embedding) and module.weight is table.weight:
+                module.sparse = True  # a batch changes a few hundred rows of it
         self.dense = [p for p in reader.parameters() if p is not table.weight]
         self.optimizer = torch.optim.AdamW(
             self.dense, betas=(0.9, 0.98), weight_decay=0.01, fused=True
