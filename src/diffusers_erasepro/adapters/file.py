@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ..errors import AdapterFormatError, AdapterIntegrityError
-from ..families.encoders import ENCODERS, stored_name
+from ..families.encoders import ENCODERS, is_embedding, stored_name
 from ..linalg.low_rank import LowRank
 from .header import build_metadata, sort_metadata
 
@@ -48,13 +48,25 @@ def pack_tensors(
     packed: dict[str, Tensor] = {}
     for name, factors in {**edits, **_attention_rows(edits)}.items():
         padded = factors.to(torch.float32).padded(rank)
-        packed[f"{name}.lora_A.weight"] = padded.A
-        packed[f"{name}.lora_B.weight"] = padded.B
+        a, b = factor_names(name)
+        # rows of ones and zeros, as long as the vocabulary, are the same in 16 bits
+        packed[a] = padded.A.half() if is_embedding(name) else padded.A
+        packed[b] = padded.B
     for name, value in keys.items():
         packed[KEY_PREFIX + name] = value.float().contiguous()
     for name, value in goals.items():
         packed[GOAL_PREFIX + name] = value.float().contiguous()
     return dict(sorted(packed.items()))
+
+
+def factor_names(module: str) -> tuple[str, str]:
+    """What PEFT calls the two factors of a module: those of an embedding have names of their own.
+
+    In both a file holds A `(r, d_in)` and B `(d_out, r)`.
+    """
+    if is_embedding(module):
+        return f"{module}.lora_embedding_A", f"{module}.lora_embedding_B"
+    return f"{module}.lora_A.weight", f"{module}.lora_B.weight"
 
 
 def unpack_tensors(tensors: Mapping[str, Tensor], ranks: Mapping[str, Any]) -> StoredTensors:
@@ -66,8 +78,9 @@ def unpack_tensors(tensors: Mapping[str, Tensor], ranks: Mapping[str, Any]) -> S
     """
     edits = {}
     for name, rank in ranks.items():
-        A = tensors[f"{name}.lora_A.weight"]
-        B = tensors[f"{name}.lora_B.weight"]
+        a, b = factor_names(name)
+        A = tensors[a].float()
+        B = tensors[b]
         if type(rank) is not int or A.shape[0] != B.shape[1] or not 0 < rank <= A.shape[0]:
             raise ValueError(
                 f"{name}: shapes {tuple(A.shape)} and {tuple(B.shape)} for rank {rank}"
@@ -88,14 +101,15 @@ def _attention_rows(edits: Mapping[str, LowRank]) -> dict[str, LowRank]:
     rows = {}
     for component in dict.fromkeys(name.split(".")[0] for name in edits):
         for family in ENCODERS:
-            blocks = f"{component}.{family.file_blocks}."
-            first = next((name for name in edits if name.startswith(blocks)), None)
+            known = (f"{component}.{family.file_blocks}.", f"{component}.{family.file_embeddings}")
+            first = next((name for name in edits if name.startswith(known)), None)
             if first is None:
                 continue
             # the other side of an MLP is wider
             width = min(edits[first].B.shape[0], edits[first].A.shape[1])
             row = stored_name(component, f"{family.file_blocks}.0.{family.padding_row}")
-            rows[row] = LowRank(torch.zeros(width, 0), torch.zeros(0, width))
+            nothing = torch.zeros(width, 0, dtype=torch.float32)
+            rows[row] = LowRank(nothing, nothing.T)
     return {name: factors for name, factors in rows.items() if name not in edits}
 
 

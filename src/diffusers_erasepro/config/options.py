@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..errors import ConceptSpecError
-from .plan import ALIGNMENTS, BLOCKS, NEURONS, READERS, Layers, Plan, Recipe
+from .plan import ALIGNMENTS, BLOCKS, EMBEDDING, GATES, NEURONS, READERS, Layers, Plan, Recipe
 from .spec import Concept
 
 METRICS = ("covariance", "identity")
@@ -174,13 +174,14 @@ def _of(given: Any, target: str) -> Any:
 
 
 def _check_layers(layers: Layers) -> None:
-    names = f"{', '.join(map(repr, NEURONS))} or {READERS!r}"
+    known = (EMBEDDING, GATES, *NEURONS, READERS)
+    names = ", ".join(map(repr, known))
     if not layers:
         raise ConceptSpecError(
             f"layers is empty; name encoder blocks (such as 1, -1), {names}, or give 'auto'"
         )
     for layer in layers:
-        if type(layer) is not int and layer not in (*NEURONS, READERS):
+        if type(layer) is not int and layer not in known:
             raise ConceptSpecError(
                 f"unknown layer {layer!r}; layers are encoder blocks (0, 1, ..., -1), {names}, "
                 "or 'auto' alone"

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
 Layers = tuple[int | str, ...]
 READERS = "kv"
 """The name that stands for the denoiser's K/V linears among `layers`."""
+EMBEDDING = "embedding"
+"""The name that stands for rows of the token embedding."""
+GATES = "gates"
+"""The name that stands for thresholded pairs of idle neurons of the first block."""
 NEURONS = ("neurons", "eos_neurons")
 """The names that stand for idle neurons of the first block, and of the last that is read."""
 
@@ -107,13 +111,14 @@ class Plan:
     @property
     def assigns_neurons(self) -> bool:
         """Whether idle neurons are assigned to words."""
-        return any(name in NEURONS for name in self.layers)
+        return any(name in (*NEURONS, GATES) for name in self.layers)
 
     def without_neurons(self) -> Plan:
-        """The same plan with `BLOCKS` wherever neurons are asked for; positions stay."""
+        """The same plan with `BLOCKS` wherever neurons are asked for; rows and positions stay."""
         kept = []
         for target, recipe in self.recipes:
-            named = any(name in NEURONS for name in recipe.layers)
-            layers = BLOCKS.layers if named else recipe.layers
+            named = any(name in (*NEURONS, GATES) for name in recipe.layers)
+            rows = tuple(name for name in recipe.layers if name == EMBEDDING)
+            layers = (*rows, *BLOCKS.layers) if named else recipe.layers
             kept.append((target, Recipe(layers, recipe.alignment)))
         return Plan(tuple(kept))

@@ -235,6 +235,8 @@ def erase_encoder(
         done = walk(encoder, rows, sites, path.use.readings)
         refuse_unsolved(encoder, path, rows["exact"], done)
         notes = notes_on_last_words(planning, done) if measure else ()
+        for step in done.steps:
+            notes = (*notes, *step.edits.notes)
     made = encoder_from_walk(planning, done)
     return replace(made, report=replace(made.report, notes=notes))
 

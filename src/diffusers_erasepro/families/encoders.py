@@ -25,6 +25,24 @@ ENCODERS: list[EncoderFamily] = [
         padding_row="self_attn.out_proj",
         final_norm=("final_layer_norm", "text_model.final_layer_norm"),
         file_blocks="text_model.encoder.layers",
+        embeddings=("embeddings.token_embedding", "text_model.embeddings.token_embedding"),
+        file_embeddings="text_model.embeddings.token_embedding",
+    ),
+    EncoderFamily(
+        classes=("BertModel",),
+        blocks=("encoder.layer",),
+        writer="output.dense",
+        linears=(
+            *(f"attention.self.{x}" for x in ("query", "key", "value")),
+            "attention.output.dense",
+            "intermediate.dense",
+            "output.dense",
+        ),
+        causal=False,
+        detector="intermediate.dense",
+        activation="intermediate.intermediate_act_fn",
+        stream="output.LayerNorm",
+        embeddings=("embeddings.word_embeddings",),
     ),
     EncoderFamily(
         classes=("T5EncoderModel", "UMT5EncoderModel"),
@@ -35,26 +53,76 @@ ENCODERS: list[EncoderFamily] = [
             *(f"layer.1.DenseReluDense.{x}" for x in ("wi", "wi_0", "wi_1", "wo")),
         ),
         causal=False,
+        embeddings=("encoder.embed_tokens", "shared"),
     ),
     EncoderFamily(
         classes=(
             "LlamaModel",
             "Qwen2Model",
+            "LlamaForCausalLM",
+            "LlavaForConditionalGeneration",
+            "Qwen2VLForConditionalGeneration",
             "Qwen2_5_VLForConditionalGeneration",
+            "Qwen2_5_VLTextModel",
             "Qwen3Model",
             "Qwen3ForCausalLM",
+            "Qwen3VLModel",
+            "Qwen3VLForConditionalGeneration",
             "MistralModel",
+            "Mistral3Model",
             "Mistral3ForConditionalGeneration",
+            "Ministral3Model",
+            "SmolLM3Model",
+            "SmolLM3ForCausalLM",
+            "GemmaModel",
         ),
-        blocks=("layers", "model.layers", "model.language_model.layers"),
+        blocks=(
+            "layers",
+            "model.layers",
+            "language_model.layers",
+            "model.language_model.layers",
+        ),
         writer="mlp.down_proj",
         linears=LLAMA,
+        embeddings=(
+            "embed_tokens",
+            "model.embed_tokens",
+            "language_model.embed_tokens",
+            "model.language_model.embed_tokens",
+        ),
     ),
     EncoderFamily(
-        classes=("Gemma2Model", "Gemma2ForCausalLM"),
-        blocks=("layers", "model.layers"),
+        classes=("GlmModel",),
+        blocks=("layers",),
+        writer="mlp.down_proj",
+        linears=(*ATTENTION, "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"),
+        embeddings=("embed_tokens",),
+    ),
+    EncoderFamily(
+        classes=(
+            "Gemma2Model",
+            "Gemma2ForCausalLM",
+            "Gemma3TextModel",
+            "Gemma3Model",
+            "Gemma3ForConditionalGeneration",
+        ),
+        blocks=(
+            "layers",
+            "model.layers",
+            "language_model.layers",
+            "model.language_model.layers",
+        ),
         writer=None,
         linears=LLAMA,
+        embeddings=("embed_tokens", "model.embed_tokens", "model.language_model.embed_tokens"),
+    ),
+    EncoderFamily(
+        classes=("T5GemmaEncoder", "T5Gemma2Encoder", "T5Gemma2TextEncoder"),
+        blocks=("layers", "text_model.layers"),
+        writer=None,
+        linears=LLAMA,
+        causal=False,
+        embeddings=("embed_tokens", "text_model.embed_tokens"),
     ),
 ]
 """Shipped records; `pipelines.register` puts others in front of them."""
@@ -123,10 +191,37 @@ def final_norm_of(encoder: nn.Module) -> nn.Module:
     )
 
 
+def embeddings_path(encoder: nn.Module) -> str:
+    """The path of the token embedding inside a text encoder.
+
+    Raises:
+        UnknownFamilyError: It is at none of the record's paths.
+    """
+    paths = encoder_family_of(encoder).embeddings
+    for path in paths:
+        with suppress(AttributeError):
+            encoder.get_submodule(path)
+            return path
+    raise UnknownFamilyError(
+        f"{type(encoder).__name__} has no token embedding at {' or '.join(paths) or 'a known path'}"
+        "; docs/families.md shows how to write its record"
+    )
+
+
+def is_embedding(stored: str) -> bool:
+    """Whether a module's name, live or in a file, is that of a token embedding."""
+    for family in ENCODERS:
+        if any(stored == path or stored.endswith(f".{path}") for path in family.embeddings):
+            return True
+    return False
+
+
 def stored_name(component: str, module: str) -> str:
-    """A module's name in a file; CLIP blocks are under `text_model.`, which every loader maps."""
+    """A module's name in a file; CLIP's are under `text_model.`, which every loader maps."""
     if component.startswith("text_encoder"):
         for family in ENCODERS:
+            if family.file_embeddings and module in family.embeddings:
+                return f"{component}.{family.file_embeddings}"
             for path in sorted(family.blocks, key=len) if family.file_blocks else ():
                 if module.startswith(f"{path}."):
                     return f"{component}.{family.file_blocks}{module.removeprefix(path)}"

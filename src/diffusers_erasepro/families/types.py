@@ -35,6 +35,13 @@ class EncoderFamily:
     trees: bool = False
     """Whether prompts may run as prefix trees (`prompts.prefix_tree`): the encoder is causal, and
     takes a mask of four dimensions, and position ids."""
+    embeddings: tuple[str, ...] = ()
+    """Candidate paths of the token embedding."""
+    file_embeddings: str | None = None
+    """Its path in files, in the spelling that every stock loader maps. None keeps the live one."""
+    stream: str | None = None
+    """Inside a post-norm block, the norm that receives what its last linear adds to the stream; its
+    input, and not the block's output, is what an edit of the linear reaches. None elsewhere."""
     detector: str | None = None
     """Inside a block whose MLP is two linears with an activation between: the first of them."""
     activation: str | None = None

@@ -27,7 +27,9 @@ class LowRank:
         return self.B @ self.A
 
     def __call__(self, x: Tensor) -> Tensor:
-        """`B A x` for inputs `(..., d_in)`."""
+        """`B A x` for inputs `(..., d_in)`; token ids `(...)` stand for one-hot inputs."""
+        if not x.is_floating_point():
+            return self.A.T.to(x.device)[x] @ self.B.T.to(x.device)
         return (x @ self.A.T.to(x)) @ self.B.T.to(x)
 
     def to(self, dtype: torch.dtype) -> LowRank:

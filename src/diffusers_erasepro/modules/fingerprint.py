@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .hooks import refuse_on_disk
-from .linear import FUSED, dtype_of, plain_weight, quantisation_of, resident_tensor
+from .linear import FUSED, as_linear, dtype_of, plain_weight, quantisation_of, resident_tensor
 from .tuners import stock_modules
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -40,7 +40,10 @@ def base_parameters(
             if value is None:
                 continue
             original = originals.get(plain) if name == "weight" else None
-            yield f"{plain}.{name}", _live_values(module, name) if original is None else original
+            if original is None:
+                yield f"{plain}.{name}", _live_values(module, name)
+            else:
+                yield f"{plain}.{name}", as_linear(module, original)
 
 
 def _live_values(module: nn.Module, name: str) -> Tensor:

@@ -103,6 +103,19 @@ def base_linear(module: nn.Module) -> nn.Module:
     return module
 
 
+def shape_of(module: nn.Module) -> tuple[int, int]:
+    """`(d_out, d_in)` of a linear, or of a token embedding, which is a linear of one-hot ids."""
+    base: Any = base_linear(module)
+    if isinstance(base, nn.Embedding):
+        return base.embedding_dim, base.num_embeddings
+    return base.out_features, base.in_features
+
+
+def as_linear(module: nn.Module, weight: Tensor) -> Tensor:
+    """A weight of `module` as `(d_out, d_in)`: a token embedding keeps its own transposed."""
+    return weight.T if isinstance(module, nn.Embedding) else weight
+
+
 def quantisation_of(linear: nn.Module) -> Quantisation | None:
     """The record of a linear's weight, or None if it can be edited in place.
 
@@ -150,7 +163,8 @@ def resident_tensor(module: nn.Module, name: str) -> Tensor:
 def plain_weight(linear: nn.Module) -> Tensor:
     """`(d_out, d_in)` values of a linear's weight, dequantised if need be."""
     record = quantisation_of(linear)
-    return record.plain(linear) if record else resident_tensor(linear, "weight")
+    plain = record.plain(linear) if record else resident_tensor(linear, "weight")
+    return as_linear(linear, plain)
 
 
 def is_compiled(module: nn.Module) -> bool:

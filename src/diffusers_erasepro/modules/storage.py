@@ -11,7 +11,15 @@ from torch import Tensor, nn
 
 from ..errors import AdapterStateError
 from .hooks import refuse_on_disk
-from .linear import FUSED, base_linear, plain_weight, quantisation_of, resident_tensor
+from .linear import (
+    FUSED,
+    as_linear,
+    base_linear,
+    plain_weight,
+    quantisation_of,
+    resident_tensor,
+    shape_of,
+)
 from .tuners import layer_weight
 
 
@@ -64,7 +72,8 @@ def storages_of(root: nn.Module, name: str) -> list[Tensor]:
     The weight itself comes first, then its rows in a fused projection.
     """
     refuse_on_disk(root)
-    storages = [resident_tensor(base_linear(root.get_submodule(name)), "weight").detach()]
+    base = base_linear(root.get_submodule(name))
+    storages = [as_linear(base, resident_tensor(base, "weight").detach())]
     if fused := _fused_copy(root, name):
         linear, rows = fused
         storages.append(resident_tensor(linear, "weight").detach()[rows])
@@ -92,7 +101,7 @@ def _fused_copy(root: nn.Module, name: str) -> tuple[nn.Module, slice] | None:
         linear = getattr(attention, fused, None)
         if linear is None or leaf not in parts:
             continue
-        widths: list[Any] = [base_linear(getattr(attention, part)).out_features for part in parts]
+        widths = [shape_of(getattr(attention, part))[0] for part in parts]
         index = parts.index(leaf)
         start = sum(widths[:index])
         return linear, slice(start, start + widths[index])
@@ -102,6 +111,9 @@ def _fused_copy(root: nn.Module, name: str) -> tuple[nn.Module, slice] | None:
 def refuse_tied(root: nn.Module, names: Sequence[str]) -> None:
     """No weight of `names` may serve another module too: an edit of one would edit both.
 
+    A token embedding may also be the head that predicts tokens, or have two names: no pipeline
+    reads that head, and the names are one table.
+
     Raises:
         AdapterStateError: Two modules share a parameter.
     """
@@ -109,7 +121,10 @@ def refuse_tied(root: nn.Module, names: Sequence[str]) -> None:
     for name, value in root.named_parameters(remove_duplicate=False):
         owners.setdefault(id(value), []).append(name)
     for name in names:
-        weight = getattr(base_linear(root.get_submodule(name)), "weight", None)
+        base = base_linear(root.get_submodule(name))
+        if isinstance(base, nn.Embedding):
+            continue
+        weight = getattr(base, "weight", None)
         shared = owners.get(id(weight), [])
         if len(shared) > 1:
             raise AdapterStateError(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import AdapterStateError
 from .hooks import names_of_hooks
-from .linear import base_linear, plain_weight, quantisation_of, resident_tensor
+from .linear import as_linear, base_linear, plain_weight, quantisation_of, resident_tensor
 
 PROBES = 8
 """Random inputs that a layer is tried on."""
@@ -172,7 +172,7 @@ def without_edit(root: nn.Module, name: str, weight: Tensor | None) -> nn.Module
     base: Any = base_linear(probe)
     base._forward_hooks.clear()
     if weight is not None:
-        base.weight.data = weight.to(base.weight)
+        base.weight.data = as_linear(base, weight).to(base.weight)
     return probe
 
 
@@ -201,7 +201,7 @@ def _refuse_changing_hooks(name: str, layer: nn.Module) -> None:
 
 def _probes(base: Any) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(PROBES, base.in_features, generator=generator)
+    x = torch.randn(PROBES, base.in_features, generator=generator, dtype=torch.float32)
     dtype = base.weight.dtype if quantisation_of(base) is None else torch.float32
     return x.to(base.weight.device, dtype)
 
@@ -209,8 +209,8 @@ def _probes(base: Any) -> Tensor:
 def _tried_edit(base: Any) -> Tensor:
     """A random edit `(d_out, d_in)` of rank 1, `TRIED_SIZE` of the weight."""
     generator = torch.Generator().manual_seed(1)
-    column = torch.randn(base.out_features, 1, generator=generator)
-    row = torch.randn(1, base.in_features, generator=generator)
+    column = torch.randn(base.out_features, 1, generator=generator, dtype=torch.float32)
+    row = torch.randn(1, base.in_features, generator=generator, dtype=torch.float32)
     edit = column @ row
     size = TRIED_SIZE * plain_weight(base).detach().float().norm().cpu() / edit.norm()
     return (size * edit).to(base.weight.device)

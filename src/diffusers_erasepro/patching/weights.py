@@ -21,7 +21,7 @@ from ..errors import AdapterStateError, BaseModelMismatchError
 from ..families.encoders import live_name
 from ..linalg.low_rank import LowRank, finite
 from ..modules.fingerprint import fingerprint
-from ..modules.linear import base_linear, dtype_of, unwrapped
+from ..modules.linear import base_linear, dtype_of, shape_of, unwrapped
 from ..modules.storage import cast_through, is_editable, refuse_tied, storages_of
 from .rwlock import WEIGHTS_LOCK
 
@@ -186,8 +186,7 @@ def resolve_edits(root: nn.Module, component: str, adapter: ErasureAdapter) -> d
                 f"{component} has no layer {stored}, which the adapter edits; load it on its base "
                 "model"
             )
-        linear: Any = base_linear(root.get_submodule(name))
-        shape = (linear.out_features, linear.in_features)
+        shape = shape_of(root.get_submodule(name))
         expected = (factors.B.shape[0], factors.A.shape[1])
         if shape != expected:
             raise BaseModelMismatchError(

@@ -18,7 +18,7 @@ from ...families.encoders import blocks_path, blocks_read, encoder_family_of
 from ...linalg.constrained import Labels, Limits, Soft, Solution, solve
 from ...prompts.alignment import Rows
 from .planning import Planning
-from .protocol import ByKind, Edits
+from .protocol import INPUT, ByKind, Edits
 
 Solver = Callable[[ByKind, ByKind], Solution]
 """Keys and gaps per kind of prompts, `(k, d)` each, to the solution."""
@@ -59,7 +59,8 @@ def block_sites(planning: Planning) -> list[LinearSite]:
     for block in planned_blocks(planning):
         path = f"{blocks_path(planning.live)}.{block}"
         writer = writer_of(planning.live, path)
-        sites.append(site_at(planning, block, linear=f"{path}.{writer}", output=path))
+        output = stream_of(planning.live, path)
+        sites.append(site_at(planning, block, linear=f"{path}.{writer}", output=output))
     return sites
 
 
@@ -116,6 +117,15 @@ def blocks_of_recipe(planning: Planning, recipe: Recipe) -> list[int]:
     closing = blocks_read(planning.live, planning.path.use.readings)
     blocks = blocks_in(recipe.layers, closing[-1] + 1)
     return sorted({*blocks, *closing}) if closing[-1] in blocks else blocks
+
+
+def stream_of(encoder: nn.Module, block: str) -> str:
+    """What an edit of a block's last linear adds to: the block's output, or its last norm's input.
+
+    `block` is the block's name.
+    """
+    norm = encoder_family_of(encoder).stream
+    return block if norm is None else f"{block}.{norm}{INPUT}"
 
 
 def writer_of(encoder: nn.Module, block: str) -> str:

@@ -19,7 +19,7 @@ from ...modules.linear import base_linear
 from ...modules.storage import effective_weight
 from ...prompts.alignment import Rows, rows_of
 from ...prompts.pairs import Pair
-from .blocks import writer_of
+from .blocks import stream_of, writer_of
 from .planning import Planning, words_of
 from .protocol import ByKind, Edits
 
@@ -156,7 +156,12 @@ def mlp_of(encoder: nn.Module, block: int) -> Mlp:
         )
     path = f"{blocks_path(encoder)}.{block}"
     writer = writer_of(encoder, path)
-    return Mlp(f"{path}.{family.detector}", f"{path}.{family.activation}", f"{path}.{writer}", path)
+    return Mlp(
+        f"{path}.{family.detector}",
+        f"{path}.{family.activation}",
+        f"{path}.{writer}",
+        stream_of(encoder, path),
+    )
 
 
 def _planned_mlps(planning: Planning) -> dict[str, Mlp]:

@@ -11,6 +11,7 @@ from ...modules.linear import base_linear
 from ...modules.tuners import edited_module
 from ..covariance import kept_inputs, metrics_of
 from .blocks import block_sites
+from .embeddings import embedding_sites
 from .neurons import neuron_sites
 from .planning import Planning
 from .protocol import STATES, EditSite, inputs_of
@@ -22,6 +23,7 @@ def plan_edits(planning: Planning) -> list[EditSite]:
     return with_metrics(
         planning,
         [
+            *embedding_sites(planning),
             *neuron_sites(planning),
             *block_sites(planning),
             *reader_sites(planning),

@@ -14,6 +14,9 @@ from ...prompts.alignment import Rows
 
 STATES = "states"
 """Stands for what leaves the encoder, where a module's name stands for what passes through it."""
+INPUT = ":input"
+"""Behind a module's name: not what it returns, but what it receives. In post-norm blocks an edit
+reaches the input of the last norm."""
 ByKind = Mapping[str, Tensor]
 """Per kind of prompts, "exact" or "soft", `(k, d)` at the positions that a site answers for."""
 
@@ -28,6 +31,8 @@ class Edits:
     """By the linear's name, or `STATES`: `(d_in, n)` what it receives at the exact positions."""
     solution: Solution | None = None
     """Of the constrained solve, where one was made."""
+    notes: tuple[str, ...] = ()
+    """What was left out, and why."""
 
 
 class EditSite(Protocol):
@@ -39,7 +44,8 @@ class EditSite(Protocol):
 
     @property
     def output(self) -> str:
-        """The module whose output must become the anchor's, or `STATES`."""
+        """The module whose output must become the anchor's, or whose input (`INPUT`), or
+        `STATES`."""
 
     @property
     def inputs(self) -> tuple[str, ...]:

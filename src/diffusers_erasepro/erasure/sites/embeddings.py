@@ -1,0 +1,140 @@
+"""Rows of the token embedding: a token that only the name uses becomes the anchor's token.
+
+Rank one, no statistics, and exact at every position where name and anchor have the same number of
+tokens: the encoder reads the anchor's prompt. EmbEdit (arXiv 2412.03400) edits rows first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...config.plan import ALIGNMENTS, EMBEDDING
+from ...config.spec import Concept
+from ...families.encoders import embeddings_path
+from ...linalg.low_rank import LowRank
+from ...modules.storage import weight_of
+from ...prompts.alignment import Rows, rows_of
+from ...prompts.own_tokens import OwnTokens, own_tokens_of
+from ...prompts.tokens import tokenizer_of
+from .planning import Planning
+from .protocol import ByKind, Edits
+
+NOT_OWN = (
+    "embedding: {name!r} has no token that only this name uses ({why}); no row was changed for it"
+)
+NO_ANCHOR = "embedding: {name!r} has an empty anchor, which has no row; no row was changed for it"
+SAME_ROW = (
+    "embedding: {name!r} ends in the token that its anchor {anchor!r} ends in; no row was changed "
+    "for it"
+)
+
+
+@dataclass(frozen=True)
+class EmbeddingSite:
+    """Rows of the token embedding that become other rows."""
+
+    component: str
+    module: str
+    positions: Mapping[str, Rows]
+    rows: Mapping[int, int]
+    """Token id of a name -> token id whose row it gets."""
+    weight: Tensor
+    """`(d, vocabulary)` the table."""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def output(self) -> str:
+        """The token embedding."""
+        return self.module
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The token embedding; what it receives are ids."""
+        return (self.module,)
+
+    def solve(self, inputs: Mapping[str, ByKind], gap: ByKind) -> Edits:
+        """One direction per row: the difference to the anchor's, at the one-hot of the token."""
+        if not self.rows:
+            return Edits({}, {}, notes=self.notes)
+        ids = list(self.rows)
+        table = self.weight.float()
+        differences = table[:, list(self.rows.values())] - table[:, ids]
+        picks = torch.zeros(len(ids), table.shape[1], dtype=torch.float32)
+        picks[torch.arange(len(ids)), ids] = 1.0
+        return Edits({self.module: LowRank(differences, picks)}, {}, notes=self.notes)
+
+    def apply(
+        self, output: Tensor, inputs: Mapping[str, Tensor], edits: Edits
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Every position of such a token gets the other row."""
+        if not edits.factors:
+            return output, {}
+        return output + edits.factors[self.module](inputs[self.module]).to(output), {}
+
+
+def embedding_sites(planning: Planning) -> list[EmbeddingSite]:
+    """The site of the token embedding, if a concept asks for it."""
+    concepts = planning.plan.concepts_at(EMBEDDING, planning.spec.concepts)
+    if not concepts:
+        return []
+    rows, notes = rows_to_change(planning, concepts)
+    path = embeddings_path(planning.live)
+    weight = weight_of(planning.live, path).detach().cpu()
+    positions = planning.positions_of(concepts)
+    name = planning.path.use.encoder
+    return [EmbeddingSite(name, path, positions, rows, weight, tuple(notes))]
+
+
+def rows_to_change(
+    planning: Planning, concepts: Sequence[Concept]
+) -> tuple[dict[int, int], list[str]]:
+    """Token id -> id of the anchor's token, for every token that is its name's own; and notes."""
+    own = own_tokens_of(planning.spec, tokenizer_of(planning.path))
+    anchors = anchor_tokens(planning)
+    found: dict[int, int] = {}
+    notes = []
+    for concept in concepts:
+        if not concept.anchor:
+            notes.append(NO_ANCHOR.format(name=concept.target))
+            continue
+        mine: dict[int, int] = {}
+        for word in concept.words:
+            mine |= _rows_of_word(own[word], anchors)
+        changed = {token: anchor for token, anchor in mine.items() if token != anchor}
+        if not mine:
+            shared = [token for token in own[concept.target].plain if not token.own]
+            why = "; ".join(f"{token.text}: {token.why}" for token in shared)
+            notes.append(NOT_OWN.format(name=concept.target, why=why))
+        elif not changed:
+            notes.append(SAME_ROW.format(name=concept.target, anchor=concept.anchor))
+        found |= changed
+    return found, notes
+
+
+def anchor_tokens(planning: Planning) -> dict[int, int]:
+    """Token id of a target -> id of the anchor's token that it is aligned with; the first found."""
+    found: dict[int, int] = {}
+    for pairs in planning.pairs.values():
+        rows = rows_of(pairs, planning.path, ALIGNMENTS["subject"])
+        targets = rows.target_ids[rows.row, rows.target_at].tolist()
+        anchors = rows.anchor_ids[rows.row, rows.anchor_at].tolist()
+        for target, anchor in zip(targets, anchors, strict=True):
+            found.setdefault(target, anchor)
+    return found
+
+
+def _rows_of_word(own: OwnTokens, anchors: Mapping[int, int]) -> dict[int, int]:
+    """In every spelling of a word, its own tokens get the rows that the plain spelling's get."""
+    plain = [anchors.get(token.id) for token in own.plain]
+    found = {}
+    for tokens in own.spellings:
+        for i, token in enumerate(tokens):
+            at = len(plain) - 1 if i == len(tokens) - 1 else min(i, len(plain) - 1)
+            anchor = anchors.get(token.id, plain[at])
+            if token.id in own.rows and anchor is not None:
+                found[token.id] = anchor
+    return found
