@@ -60,10 +60,13 @@ class RecordedInputs:
         """
         ids = self.inputs["input_ids"][row].tolist()
         for text, encoding in self._tokenized(row):
-            start = _find_prompt(text, prompt, wrapping)
-            if start is not None:
-                shift = _shift_of(encoding, ids)
-                return _span_of(encoding, start).moved(shift, len(ids))
+            whole = len(encoding.ids) == len(ids)
+            # of a row put together from several texts, one is the prompt alone
+            for around in (wrapping,) if whole else (wrapping, ""):
+                start = _find_prompt(text, prompt, around)
+                if start is not None:
+                    shift = _shift_of(encoding, ids)
+                    return _span_of(encoding, start).moved(shift, len(ids))
         return None
 
     def prompt_positions(self, row: int, prompt: str, wrapping: str) -> list[int]:
@@ -87,18 +90,19 @@ class RecordedInputs:
         return found[0][0] if found else ""
 
     def _tokenized(self, row: int) -> Sequence[tuple[str, Any]]:
-        """What was tokenized to a row, or to the longest part of it."""
+        """What was tokenized to a row, or to parts of it, the longest first."""
         ids = self.inputs["input_ids"][row].tolist()
         if found := self.texts.get(tuple(ids)):
             return found
-        best: Sequence[tuple[str, Any]] = ()
-        most = 0
+        parts = []
         for noted in self.texts.values():
             run = unpadded(noted[0][1])
-            if len(run) > most and find_run(ids, run) is not None:
-                best = noted
-                most = len(run)
-        return best
+            if find_run(ids, run) is not None:
+                parts.append((len(run), noted))
+        found = []
+        for _, noted in sorted(parts, key=lambda part: -part[0]):
+            found += noted
+        return found
 
 
 def _find_prompt(text: str, prompt: str, wrapping: str) -> int | None:
@@ -119,10 +123,10 @@ def unpadded(encoding: Any) -> list[int]:
 
 
 def find_run(row: Sequence[int], run: Sequence[int]) -> int | None:
-    """Where `run` begins in `row`; None if it is not there, or empty."""
+    """Where `run` begins in `row` for the last time; None if it is not there, or empty."""
     if not run:
         return None
-    for start in range(len(row) - len(run) + 1):
+    for start in reversed(range(len(row) - len(run) + 1)):
         if row[start] == run[0] and list(row[start : start + len(run)]) == list(run):
             return start
     return None

@@ -322,9 +322,14 @@ class _Comparison:
         answer.hidden_states = noted
         at = next(i for i, one in enumerate(self.shown.calls) if one is call)
         self.again(PROMPTS[0], {at: answer})
-        asked = list(dict.fromkeys(noted.asked)) or [i - len(states) for i in range(len(states))]
-        if asked and asked[0] == -len(states):
-            asked[0] = 0
+        count = len(states)
+        asked = list(dict.fromkeys(noted.asked))
+        others = sorted({*range(count)} - {index % count for index in asked})
+        answer = copy(output)
+        answer.hidden_states = _noisy_states(states, others)
+        changed = self.again(PROMPTS[0], {at: answer})
+        if not _same_tensors(changed.returned, self.shown.returned):
+            asked += [index - count if index else 0 for index in others]
         return [*found, *(Reading("hidden_states", index) for index in asked)]
 
     def _before_norm(self, encoder: str, reading: Reading, output: Any) -> Reading:
@@ -525,18 +530,24 @@ def _with_noise(output: Any, reading: Reading) -> Any:
     """The output, with noise in place of one of its states."""
     changed = copy(output)
     value = _field(output, reading.name)
-    generator = torch.Generator().manual_seed(0)
-
-    def noise(like: Tensor) -> Tensor:
-        return torch.randn(like.shape, generator=generator).to(like)
-
     if reading.index is None:
-        setattr(changed, reading.name, noise(value))
+        setattr(changed, reading.name, _noise(value))
     else:
-        states = list(value)
-        states[reading.index] = noise(states[reading.index])
-        changed.hidden_states = tuple(states)
+        changed.hidden_states = _noisy_states(value, [reading.index])
     return changed
+
+
+def _noise(like: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(like.shape, generator=generator).to(like)
+
+
+def _noisy_states(states: Sequence[Tensor], indices: Sequence[int]) -> tuple[Tensor, ...]:
+    """Hidden states, some of them replaced by noise."""
+    found = list(states)
+    for index in indices:
+        found[index] = _noise(found[index])
+    return tuple(found)
 
 
 def _with_noise_at(output: Any, positions: Sequence[int]) -> Any:

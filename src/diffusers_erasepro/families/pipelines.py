@@ -242,8 +242,10 @@ DENOISERS: list[DenoiserFamily] = [
     DenoiserFamily(("UNetMotionModel",), SPATIAL_UNET, frames=8),
     DenoiserFamily(("FluxTransformer2DModel", "AuraFlowTransformer2DModel"), CONTEXT),
     DenoiserFamily(("ChromaTransformer2DModel",), CONTEXT),
-    DenoiserFamily(("SanaTransformer2DModel", "PixArtTransformer2DModel"), CAPTION),
-    DenoiserFamily(("LTXVideoTransformer3DModel",), CAPTION),
+    DenoiserFamily(("SanaTransformer2DModel", "SanaVideoTransformer3DModel"), CAPTION),
+    DenoiserFamily(("PixArtTransformer2DModel", "LTXVideoTransformer3DModel"), CAPTION),
+    DenoiserFamily(("PRXTransformer2DModel",), r"^txt_in$"),
+    DenoiserFamily(("MotifVideoTransformer3DModel",), r"^context_embedder\.linear_1$"),
     DenoiserFamily(
         ("Lumina2Transformer2DModel",),
         r"^time_caption_embed\.caption_embedder\.1$",

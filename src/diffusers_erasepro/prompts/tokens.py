@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from ..errors import AdapterStateError
 from ..families.encode_prompt import RecordedInputs, record_encoder_inputs, tokenize
 from ..families.encoders import encoder_family_of
 from ..families.pipelines import family_of, get_component
@@ -145,7 +146,11 @@ class TextPath:
         known = _EMPTY.setdefault(getattr(self.pipe, self.use.tokenizer), {})
         key = (type(self.pipe), self.use.encoder)
         if key not in known:
-            known[key] = tokens_of(self.record([""], guidance=True))[-1:]
+            try:
+                found = self.record([""], guidance=True)
+            except AdapterStateError:  # it may insist on a negative prompt
+                found = self.record([""])
+            known[key] = tokens_of(found)[-1:]
         return known[key]
 
 

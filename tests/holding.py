@@ -1,0 +1,133 @@
+"""Whether an erasure holds on a tiny pipeline of any class, measured at its own `encode_prompt`."""
+
+import tempfile
+from dataclasses import dataclass
+from typing import Any
+
+import diffusers
+import torch
+
+import siblings
+from conftest import bits, same
+from diffusers_erasepro import ErasureAdapter, ErasureSpec, erasable, erase
+from diffusers_erasepro.config.options import Options
+from diffusers_erasepro.config.plan import ALIGNMENTS, READERS
+from diffusers_erasepro.errors import ErasureError
+from diffusers_erasepro.families.encoders import encoder_family_of
+from diffusers_erasepro.families.observe import trace
+from diffusers_erasepro.families.pipelines import family_of, get_component, reader_paths
+from diffusers_erasepro.prompts.alignment import rows_of
+from diffusers_erasepro.prompts.pairs import Pair, Prompt
+from diffusers_erasepro.prompts.tokens import text_paths
+from tiny import PRESERVE, STAR
+
+ALLOWED = 1e-4
+"""Largest residual of a listed prompt, in float32."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an erasure did on one class."""
+
+    name: str
+    holds: bool
+    reads: str = ""
+    """What the pipeline was seen to read."""
+    residual: float = float("nan")
+    reason: str = ""
+    """Why it does not hold, or what of a prompt goes past the edit."""
+    left_out: str = ""
+    """Parts that the pipeline was built without."""
+
+
+def try_class(name: str) -> Outcome:
+    """Build a class, erase, save, load, compare, switch off and verify."""
+    if not hasattr(getattr(diffusers, name), "encode_prompt"):
+        return Outcome(name, False, reason="has no encode_prompt, so nothing can be observed")
+    try:
+        built = siblings.build(name)
+    except Exception as error:  # whatever a constructor does not take
+        reason = f"cannot be built small: {type(error).__name__}: {error}"
+        return Outcome(name, False, reason=_short(reason))
+    left_out = ", ".join(built.left_out)
+    reads = ""
+    try:
+        family = family_of(built.pipe)
+        reads = "; ".join(
+            f"{u.encoder}: {', '.join(map(str, u.readings))}" for u in family.encoders
+        )
+        residual = try_pipeline(built.pipe)
+    except (ErasureError, AssertionError) as error:
+        return Outcome(name, False, reads, reason=_short(str(error)), left_out=left_out)
+    except Exception as error:  # listed, never counted as holding
+        reason = f"{type(error).__name__}: {error}"
+        return Outcome(name, False, reads, reason=_short(reason), left_out=left_out)
+    notes = _short("; ".join(family.notes))
+    return Outcome(name, True, reads, residual, reason=notes, left_out=left_out)
+
+
+def layers_for(pipe: Any) -> tuple:
+    """Encoder blocks, or the denoiser's readers where a norm closes every block."""
+    closed = [encoder_family_of(path.encoder).writer is None for path in text_paths(pipe)]
+    return (READERS,) if all(closed) else Options().layers
+
+
+def try_pipeline(pipe: Any) -> float:
+    """The residual of the listed prompt; an assertion fails where the erasure does not hold."""
+    before = bits(pipe)
+    layers = layers_for(pipe)
+    base = _received(pipe, STAR.target, layers)
+    goal = _received(pipe, STAR.anchor, layers)
+    made = erase(pipe, ErasureSpec((STAR,), preserve=PRESERVE), layers=layers)
+    assert same(bits(pipe), before), "erase changed bits of the pipeline"
+    pipe = erasable(pipe)
+    with tempfile.TemporaryDirectory() as folder:
+        made.save_pretrained(folder)
+        pipe.load_erasure_adapter(ErasureAdapter.from_pretrained(folder))
+    start = _largest(base, goal)
+    assert start > 1e-3, f"target and anchor are encoded alike ({start:.1e})"
+    residual = _largest(_received(pipe, STAR.target, layers), goal)
+    assert residual <= ALLOWED, f"residual {residual:.1e} at encode_prompt, {ALLOWED} is allowed"
+    assert pipe.verify_erasure(raise_on_fail=True).ok, "verify_erasure is not ok"
+    pipe.disable_erasure()
+    assert same(bits(pipe), before), "off is not the base"
+    assert _largest(_received(pipe, STAR.target, layers), base) == 0, (
+        "off does not encode as before"
+    )
+    return residual
+
+
+@torch.no_grad()
+def _received(pipe: Any, words: str, layers: tuple) -> list[torch.Tensor]:
+    """What `encode_prompt` returns of "a `words`" at the positions that an erasure aligns.
+
+    Per tensor `(n, d)`; with readers alone, what they make of it.
+    """
+    pair = Pair(Prompt.of("a {}", STAR.target), Prompt.of("a {}", STAR.anchor))
+    positions = {}
+    for path in text_paths(pipe):
+        rows = rows_of([pair], path, ALIGNMENTS["last_subject+eos"])
+        at = rows.target_at if words == STAR.target else rows.anchor_at
+        positions[path.use.encoder] = at.tolist()
+    found = [x[where].reshape(1, -1) for x, where in trace(pipe, f"a {words}", positions)]
+    if layers != (READERS,):
+        return found
+    (states,) = found
+    family = family_of(pipe)
+    denoiser = get_component(pipe, family.denoiser)
+    norm = family.encoders[0].readings[0].norm
+    count = len(next(iter(positions.values())))
+    states = states.reshape(count, -1)
+    states = denoiser.get_submodule(norm)(states) if norm else states
+    return [denoiser.get_submodule(path)(states) for path in reader_paths(denoiser, family)]
+
+
+def _largest(some: list[torch.Tensor], others: list[torch.Tensor]) -> float:
+    """The largest ||a - b|| / ||b|| of the tensors."""
+    assert [x.shape for x in some] == [x.shape for x in others], "other elements are returned"
+    return max(float((a - b).norm() / b.norm()) for a, b in zip(some, others, strict=True))
+
+
+def _short(text: str, most: int = 300) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= most else f"{flat[:most]}…"
