@@ -35,6 +35,8 @@ from .sites.readers import ReaderSite
 
 LENGTH_ARGUMENT = "max_sequence_length"
 """The argument of a call that says how many tokens a prompt is padded to."""
+BESIDE = "past the edits: {}"
+"""What of a prompt no edit of the encoders reaches, as the pipeline was observed."""
 NOT_ADDABLE = (
     "two adapters with neurons may have given away the same ones: load_erasure_adapter solves them "
     "together, stock load_lora_weights would add them up"
@@ -124,6 +126,7 @@ def notes_of(pipe: Any, adapter: ErasureAdapter) -> tuple[str, ...]:
             notes.append(
                 f"stock load_lora_weights does not reach {part}: load with load_erasure_adapter"
             )
+    notes += [BESIDE.format(note) for note in family.notes]
     notes += notes_on_lengths(pipe)
     if adapter.plan.assigns_neurons:
         notes.append(NOT_ADDABLE)
@@ -151,8 +154,8 @@ def _report(planning: Planning, done: Walk) -> Report:
     """What the walk found at the readings, or at the edited readers of them."""
     residuals = _residuals(planning, done)
     exact = residuals["exact"]
-    unseen = residuals.get("held_out", torch.zeros(0))
-    kept = residuals.get("kept", torch.zeros(0))
+    unseen = residuals.get("held_out", torch.zeros(0, dtype=torch.float32))
+    kept = residuals.get("kept", torch.zeros(0, dtype=torch.float32))
     numbers: dict[str, Any] = {
         "listed_residual": float(exact.max()),
         "held_out_residual": float(unseen.max()) if len(unseen) else NAN,
