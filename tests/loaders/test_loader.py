@@ -260,6 +260,28 @@ def test_verify_says_what_is_off_and_what_no_edit_covers(pipe, no_star):
     assert "adapter 'no-star' is off" in pipe.verify_erasure().uncovered
 
 
+@pytest.mark.parametrize(("layers", "listed"), [((0, -1), True), (("kv",), False)])
+def test_verify_says_when_the_last_call_was_given_embeddings(
+    pipe, shipped, preserve, layers, listed
+):
+    spec = ErasureSpec((Concept("star", "circle"),), preserve=preserve)
+    pipe.load_erasure_adapter(erase(shipped, spec, layers=layers))
+
+    def said():
+        return any("last call was given" in note for note in pipe.verify_erasure().uncovered)
+
+    def call(**prompt):
+        pipe(**prompt, num_inference_steps=1, guidance_scale=1.0, output_type="latent")
+
+    call(prompt="a star")
+    assert not said()
+    foreign, _ = shipped.encode_prompt("a star", "cpu", 1, False)
+    call(prompt_embeds=foreign)
+    assert said() is listed
+    call(prompt="a star")
+    assert not said()
+
+
 def test_kv_edits_hold_for_states_made_elsewhere(pipe, shipped, preserve):
     adapter = erase(
         shipped, ErasureSpec((Concept("star", "circle"),), preserve=preserve), layers=("kv",)

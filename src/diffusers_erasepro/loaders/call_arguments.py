@@ -50,6 +50,14 @@ def list_arguments(pipe: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def gives_embeddings(arguments: Mapping[str, Any]) -> bool:
+    """Whether a call brings the states of its prompt, which any encoder may have made."""
+    return any(
+        "prompt_embeds" in name and not name.startswith("negative") and value is not None
+        for name, value in arguments.items()
+    )
+
+
 def find_uncovered(
     pipe: Any, adapters: Sequence[ErasureAdapter], arguments: Mapping[str, Any]
 ) -> str | None:

@@ -37,7 +37,7 @@ from ..patching.weights import (
     registry_of,
     stage,
 )
-from .call_arguments import find_uncovered, list_arguments
+from .call_arguments import find_uncovered, gives_embeddings, list_arguments
 from .compatibility import fit_adapter
 from .locking import (
     Lock,
@@ -334,6 +334,7 @@ class ErasureLoaderMixin:
         _check_encoding(self, given)
         with WEIGHTS_LOCK.reading():
             check_call(self, given)
+            vars(self)["_erasure_given_embeddings"] = gives_embeddings(given)
             return stock(*args, **kwargs)
 
 
