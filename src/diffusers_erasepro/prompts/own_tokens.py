@@ -83,7 +83,7 @@ class OwnTokens:
     @property
     def complete(self) -> bool:
         """Whether every token of the name, in a plain sentence, is its own."""
-        return all(token.own for token in self.plain)
+        return bool(self.plain) and all(token.own for token in self.plain)
 
     @property
     def rows(self) -> dict[int, NameToken]:
@@ -193,7 +193,8 @@ def _spellings(tokenizer: Any, name: str) -> Iterator[list[_Token]]:
     )
     texts = [(context, case) for context in CONTEXTS for case in cases]
     batch = _encode(tokenizer, [context.format(case) for context, case in texts])
-    blank = {tokenizer.convert_tokens_to_ids(space) for space in SPACES}
+    used = set().union(*batch["input_ids"])
+    blank = {token_id for token_id in used if tokenizer.convert_ids_to_tokens(token_id) in SPACES}
     for (context, case), ids, offsets in zip(
         texts, batch["input_ids"], batch["offset_mapping"], strict=True
     ):
