@@ -49,7 +49,9 @@ CLIP = {
     "Batman": ["Batman"],
     "Spider-Man": [],
     "R2-D2": [],
-    "Barack Obama": ["Barack", "Obama"],
+    "Barack Obama": ["Obama"],
+    "Vladimir Putin": ["Putin"],
+    "Coca-Cola": [],
     "Donald Trump": [],
     "Elsa": [],
 }
@@ -154,14 +156,19 @@ def test_two_concepts_share_a_whole_word():
 
 def test_anchors_and_templates_stay():
     clip = tokenizer_of("clip")
-    for anchor, template in (("a Pokemon", "a drawing of {}"), ("a toy", "{}, a Pokemon")):
-        concept = Concept("Pokemon Pikachu", anchor, (template,))
+    for anchor, template in (("Pokemon", "a drawing of {}"), ("a toy", "{}, a Pokemon")):
+        concept = Concept("Pikachu Pokemon", anchor, (template,))
         found = own_tokens_of(ErasureSpec((concept,), preserve=("a chair",)), clip)
-        tokens = found["Pokemon Pikachu"].plain
-        assert [token.text for token in tokens if token.own] == ["Pikachu"], anchor
-    concept = Concept("Pokemon Pikachu", "a toy", ("a drawing of {}",))
+        assert not found["Pikachu Pokemon"].rows, anchor
+    concept = Concept("Pikachu Pokemon", "a toy", ("a drawing of {}",))
     found = own_tokens_of(ErasureSpec((concept,), preserve=("a chair",)), clip)
-    assert found["Pokemon Pikachu"].complete
+    assert [token.text for token in found["Pikachu Pokemon"].rows.values()] == ["Pokemon"]
+
+
+def test_the_first_word_is_own_where_it_names_the_concept_alone():
+    clip = tokenizer_of("clip")
+    assert own(clip, "Starbucks Coffee", ()) == []
+    assert own(clip, "Starbucks Coffee", (), synonyms=["Starbucks"]) == ["Starbucks"]
 
 
 def test_the_plural_of_a_thing_is_looked_at_too():

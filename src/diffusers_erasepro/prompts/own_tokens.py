@@ -8,6 +8,8 @@ row that others use costs them their meaning. A token is the name's own unless o
 - It is a part of a word: names that no list holds are spelled with such pieces.
 - A text to keep uses it: a caption, an anchor, a template. Texts that mention the concept do not
   count, for "a gun on a table" says nothing against the token of "gun"; near phrases always count.
+- It is the first of several words: a given name or a maker, which others bear too ("Vladimir"). A
+  word that names the concept alone is excepted ("Starbucks" of "Starbucks Coffee").
 - It is a whole word of another concept of the spec.
 - It is one of 45,000 English words (SCOWL up to size 40) or of 7,200 given names and surnames that
   many people bear (`words.txt`, `names.txt`), or a very common word (size 10) holds it. So "swift",
@@ -23,6 +25,7 @@ them.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
@@ -179,6 +182,8 @@ class _Token:
     text: str
     whole: bool
     """Whether it is a whole word of the name."""
+    leading: bool
+    """Whether it belongs to the first of several words."""
     joined: bool
     """Whether it also covers what stands around the name."""
     split: bool
@@ -214,6 +219,7 @@ def _tokens_within(
         last -= len(covered) - len(covered.rstrip())
         if first < stop and last > start and first < last:
             spans.append((token_id, first, last))
+    first_word, *more_words = re.split(r"[\s-]+", text[start:stop])
     found = []
     for i, (token_id, first, last) in enumerate(spans):
         before = spans[i - 1][2] if i else start
@@ -225,6 +231,7 @@ def _tokens_within(
                 letters=regex.sub(r"^\P{L}+|\P{L}+$", "", _fold(covered)),
                 text=covered,
                 whole=not (text[first - 1 : first].isalnum() or text[last : last + 1].isalnum()),
+                leading=bool(more_words) and last <= start + len(first_word),
                 joined=first < start or last > stop,
                 split=before > first or after < last,
             )
@@ -249,6 +256,7 @@ class _Judge:
         self.tokenizer = tokenizer
         self.mentioned = Mentions(forms)
         self.plain = {_fold(form) for form in forms if form == form.lower()}
+        self.alone = {_fold(form) for form in forms}
         self.unknown = unknown_ids(tokenizer)
         self.texts = _search(texts)
         self.near = _search(near)
@@ -276,6 +284,8 @@ class _Judge:
             return f"fewer than {SHORTEST} letters"
         if not token.whole:
             return "part of a word"
+        if token.leading and token.letters not in self.alone:
+            return "first of several words"
         return self.taken.get(token.id, "")
 
     def _used_in_texts(self, token: _Token) -> str:
