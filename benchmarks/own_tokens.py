@@ -1,7 +1,7 @@
 """Which tokens of each name are its own: `python benchmarks/own_tokens.py` makes the page.
 
-Writes docs/own-tokens.md: every word of every spec in adapters/specs, and 95 well-known names, on the
-vocabularies of CLIP, T5, Qwen3 and BERT (`python tools/vocabularies.py` fetches them). No model
+Writes docs/own-tokens.md: every word of every spec in adapters/specs, and 95 well-known names, on
+the vocabularies of CLIP, T5, Qwen3 and BERT (`python tools/vocabularies.py` fetches them). No model
 runs; a minute.
 """
 
