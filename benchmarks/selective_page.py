@@ -1,0 +1,220 @@
+"""The page of `selective.py`, drawn from its lines alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from common import kept_lines
+
+Line = Mapping[str, Any]
+FIRST = """# How selective an edit is
+
+Measured on all-MiniLM-L6-v2, a text encoder that others trained, and on three small encoders that
+were distilled from it. Nothing is drawn: these are the states that a denoiser would read.
+
+`left`: what remains of the gap to the anchor over phrasings that no edit saw, by kind of position
+(the name's tokens, the other words, the ends of the prompt, the padding behind it); 1 is nothing
+erased, 0 all of it. `drift`: how far captions moved that name nothing that was erased. `near`: the
+same of phrases that share a word or a meaning with the name, those that the edit was given to keep
+and others. `fires`: captions, and words in "a WORD", in which a token moves by more than a tenth.
+
+"default" is what `erase` does unless it is asked for more; "ours" is
+`layers=("embedding", "gates", -1)`, and the rows below it are its places alone. swap, uce, linear
+and gates are the sketches of the measuring stick, `../shared/tools/real_encoder.py`, which is
+frozen; its phrases, captions and figures are used as they are.
+"""
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """As a cell of a table."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Nothing where there are no rows."""
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    if not lines:
+        return []
+    return [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *lines]
+
+
+MEASURES = (
+    "left: name / other / ends",
+    "drift: mean, 99 %, worst",
+    "near: given, others, worst",
+    "fires: captions, words",
+)
+
+
+def measures(line: Line) -> list[str]:
+    """The four columns that most tables share."""
+    if "refused" in line:
+        return [f"refused: {line['refused'][:160]}", "", "", ""]
+    left = [number(line.get(f"left {place}")) for place in ("name", "other", "ends")]
+    drift = [number(line["drift"], 4), number(line["q99"], 4), number(line["worst"])]
+    near = [number(line.get(f"near {kind}")) for kind in ("told", "untold", "worst")]
+    fires = [number(line.get(f"fires {kind}"), 0) for kind in ("captions", "words")]
+    return [" / ".join(left), ", ".join(drift), ", ".join(near), ", ".join(fires)]
+
+
+def mean_of(lines: Sequence[Line]) -> Line:
+    """The mean of each number; of the worst near miss too, as the tool does."""
+    found = {}
+    for key in lines[0]:
+        values = [line[key] for line in lines if isinstance(line.get(key), int | float)]
+        if len(values) == len(lines):
+            found[key] = sum(values) / len(values)
+    return found
+
+
+def parts(line: Line) -> list[str]:
+    """The pieces of a line's key."""
+    return line["key"].split(" / ")
+
+
+def draw_names(lines: Sequence[Line]) -> list[str]:
+    """By name, and the mean of the tool's six where all of them are there."""
+    rows = []
+    by_row: dict[str, list[Line]] = {}
+    for line in lines:
+        name, row = parts(line)
+        rows.append([name, row, *measures(line)])
+        if name not in {"rembrandt", "pistol"} and "refused" not in line:
+            by_row.setdefault(row, []).append(line)
+    means = []
+    for row, found in by_row.items():
+        if len(found) == 6:
+            means.append([f"mean of six / {row}", *measures(mean_of(found))])
+    heads = ("name", "row", *MEASURES)
+    return [*table(("row", *MEASURES), means), "", *table(heads, rows)]
+
+
+def draw_many(lines: Sequence[Line]) -> list[str]:
+    """By the number of names."""
+    return table(("names", "row", *MEASURES), ([*parts(x), *measures(x)] for x in lines))
+
+
+def draw_spellings(lines: Sequence[Line]) -> list[str]:
+    """What is left of the name, by how it is written."""
+    rows = []
+    for line in lines:
+        name, row = parts(line)
+        if "refused" in line:
+            rows.append([name, row, "refused", line["refused"][:160]])
+            continue
+        for written, left in line["spelled"].items():
+            rows.append([name, row, written, number(left)])
+    return table(("name", "row", "written", "left: name"), rows)
+
+
+def draw_conditions(lines: Sequence[Line]) -> list[str]:
+    """By precision, scale or strength of another LoRA; means over the names."""
+    groups: dict[tuple[str, str], list[Line]] = {}
+    for line in lines:
+        _, row, how = parts(line)
+        if "refused" not in line:
+            groups.setdefault((row, how), []).append(line)
+    rows = []
+    for (row, how), found in groups.items():
+        rows.append([row, how, str(len(found)), *measures(mean_of(found))])
+    return table(("row", "how", "names", *MEASURES), rows)
+
+
+def draw_resets(lines: Sequence[Line]) -> list[str]:
+    """What is left of the name once so many rows are what they were."""
+    kept = [line for line in lines if "refused" not in line]
+    if not kept:
+        return []
+    counts = list(kept[0]["left"])
+    rows = []
+    for line in kept:
+        found = [number(line["left"][count]) for count in counts]
+        rows.append([*parts(line), str(line["rows"]), *found])
+    return table(("name", "row", "rows changed", *(f"{n} reset" for n in counts)), rows)
+
+
+def draw_depth(lines: Sequence[Line]) -> list[str]:
+    """By block."""
+    rows = []
+    for line in lines:
+        if "refused" not in line:
+            synonyms = number(line["left synonyms"])
+            rows.append([*parts(line), synonyms, *measures(line)])
+    return table(("name", "block", "left: synonyms", *MEASURES), rows)
+
+
+def draw_encoders(lines: Sequence[Line]) -> list[str]:
+    """By encoder and name, and the padding; means over the tool's six."""
+    rows = []
+    groups: dict[tuple[str, str], list[Line]] = {}
+    for line in lines:
+        kind, name, row = parts(line)
+        rows.append([kind, name, row, number(line.get("left padding")), *measures(line)])
+        if name not in {"rembrandt", "pistol"} and "refused" not in line:
+            groups.setdefault((kind, row), []).append(line)
+    means = []
+    for (kind, row), found in groups.items():
+        if len(found) == 6:
+            mean = mean_of(found)
+            means.append([kind, row, number(mean.get("left padding")), *measures(mean)])
+    heads = ("left: padding", *MEASURES)
+    first = table(("encoder", "row", *heads), means)
+    return [*first, "", *table(("encoder", "name", "row", *heads), rows)]
+
+
+SECTIONS: dict[str, tuple[str, str, Callable[[Sequence[Line]], list[str]]]] = {
+    "names": (
+        "Names, one at a time",
+        "Rembrandt and pistol have anchors of more tokens, the second contains its target.",
+        draw_names,
+    ),
+    "many": (
+        "Many names at once",
+        "Names of two common words, all sent to a stone in one edit; every twentieth word of the "
+        "vocabulary is asked.",
+        draw_many,
+    ),
+    "spellings": ("Other spellings", "None was solved for.", draw_spellings),
+    "precision": (
+        "Precision and scale",
+        "Compared with the unedited encoder at the same precision; 150 captions; four names.",
+        draw_conditions,
+    ),
+    "style": (
+        "Beside a style LoRA",
+        "Rank 4 on every linear of attention, at this strength; the unedited encoder has it too.",
+        draw_conditions,
+    ),
+    "resets": (
+        "Rows that an attacker resets",
+        "Whoever has the base's weights puts back the rows that changed most, relative to "
+        "themselves. What is left of the gap then:",
+        draw_resets,
+    ),
+    "depth": (
+        "Synonyms by block",
+        "One block edited by today's linear edit; synonyms were not listed.",
+        draw_depth,
+    ),
+    "encoders": (
+        "Encoders of other classes",
+        "Distilled by `tools/encoders/distil.py`; how good they are is in "
+        "`worlds/encoders/README.md`. 150 captions.",
+        draw_encoders,
+    ),
+}
+
+
+def draw_page(results: Path) -> str:
+    """All sections that have lines."""
+    page = [FIRST]
+    for section, (title, text, draw) in SECTIONS.items():
+        lines = kept_lines(results / f"selective-{section}.jsonl")
+        if lines:
+            where = dict.fromkeys(line["where"] for line in lines)
+            command = f"python benchmarks/selective.py --sections {section}"
+            page += [f"## {title}", "", text, "", f"`{command}`: {'; '.join(where)}.", ""]
+            page += [*draw(lines), ""]
+    return "\n".join(page)
