@@ -117,7 +117,7 @@ def test_a_fork_does_not_wait_for_ever_and_the_child_says_what_happened(monkeypa
 
     def refuses():
         for side in (lock.reading, lock.writing):
-            with pytest.raises(AdapterStateError, match="forked while.*spawn"):
+            with pytest.raises(AdapterStateError, match=r"forked while.*spawn"):
                 enter(side)
 
     assert forks_while(lock.writing, refuses)

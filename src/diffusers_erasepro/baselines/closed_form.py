@@ -63,7 +63,7 @@ class Problem:
     @cached_property
     def gram(self) -> Tensor:
         """Sum of W' W over the linears, `(d, d)`."""
-        return sum((W.T @ W for W in self.weights.values()), torch.zeros(()))
+        return sum((W.T @ W for W in self.weights.values()), torch.zeros((), dtype=torch.float64))
 
 
 @dataclass(frozen=True)

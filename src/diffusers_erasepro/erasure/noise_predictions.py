@@ -180,7 +180,8 @@ def _denoise(pipe: Any, states: Tensor, others: Tensor, seed: int) -> list[Compa
     scheduler.set_timesteps(SCHEDULE_STEPS)
     frames = () if family.frames is None else (family.frames,)
     shape = (len(states), config.in_channels, *frames, config.sample_size, config.sample_size)
-    noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(shape, generator=generator, dtype=torch.float32)
     latents = noise.to(states) * scheduler.init_noise_sigma
     steps = []
     for t in scheduler.timesteps[:COMPARED]:

@@ -21,7 +21,7 @@ def target_states(encoder: nn.Module, rows: Rows, readings: Sequence[Reading]) -
     cut.
     """
     if not len(rows):
-        return [torch.zeros(0, 1) for _ in readings]
+        return [torch.zeros(0, 1, dtype=torch.float32) for _ in readings]
     tokens = rows.target.cut(rows.length) if encoder_family_of(encoder).causal else rows.target
     states = states_of(encoder, tokens, readings)
     return [

@@ -47,7 +47,7 @@ def load_judge(folder: str | Path = WEIGHTS) -> Any:
     with safe_open(Path(folder) / "judge.safetensors", framework="pt") as file:
         world = WORLDS[json.loads(file.metadata()["erasepro.recipe"])["world"]]
         weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-    net = JudgeNet(heads_of(world))
+    net = JudgeNet(heads_of(world)).float()
     net.load_state_dict(weights)
     return Judge(net, heads_of(world))
 
@@ -62,7 +62,7 @@ def load_clip(folder: str | Path = WEIGHTS) -> Any:
     from .clip import ClipNet, GlyphCLIP
 
     still = load_pipeline(folder)
-    net = ClipNet(still.text_encoder.config.hidden_size)
+    net = ClipNet(still.text_encoder.config.hidden_size).float()
     net.load_state_dict(load_file(Path(folder) / "clip.safetensors"))
     return GlyphCLIP(net, still.text_encoder, still.tokenizer)
 

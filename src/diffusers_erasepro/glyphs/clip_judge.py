@@ -102,7 +102,7 @@ def centred(pixels: Tensor, seen: Track) -> Tensor:
     What lies outside repeats the border.
     """
     zoom = torch.tensor((seen.box[:, 2] / MIDDLE).clip(0.5, 1.2), dtype=torch.float32)
-    theta = torch.zeros(len(pixels), 2, 3)
+    theta = torch.zeros(len(pixels), 2, 3, dtype=torch.float32)
     theta[:, 0, 0] = theta[:, 1, 1] = zoom
     theta[:, :, 2] = torch.tensor(seen.box[:, :2], dtype=torch.float32)
     grid = F.affine_grid(theta, list(pixels.shape), align_corners=False)

@@ -77,7 +77,7 @@ def adapter_from_checkpoint(
         differences: States = {}
         for part, changed in changes.items():
             for name, D in changed.items():
-                factors = LowRank(D, torch.eye(D.shape[1]).double())
+                factors = LowRank(D, torch.eye(D.shape[1], dtype=torch.float64))
                 edits.setdefault(part, {})[name] = factors
                 differences[f"{part}.{name}"] = D
         digest = digest_tensors(differences)

@@ -105,7 +105,7 @@ def pixels(images: Sequence[Image.Image]) -> Tensor:
                 f"picture {at} is {width} x {height}; this judge knows pictures of {SIZE} x {SIZE}"
             )
     if not images:
-        return torch.zeros(0, 3, SIZE, SIZE)
+        return torch.zeros(0, 3, SIZE, SIZE, dtype=torch.float32)
     stack = np.stack([np.asarray(image.convert("RGB")) for image in images])
     return torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 127.5 - 1
 
@@ -113,7 +113,7 @@ def pixels(images: Sequence[Image.Image]) -> Tensor:
 def shipped_judge() -> Judge:
     """The shipped judge."""
     known = things()
-    net = JudgeNet(len(known))
+    net = JudgeNet(len(known)).float()
     weights = load_file(folder() / "judge.safetensors")
     net.load_state_dict({name: weight.float() for name, weight in weights.items()}, strict=True)
     return Judge(net.eval(), known)

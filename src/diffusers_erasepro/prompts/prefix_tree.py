@@ -154,7 +154,8 @@ def _grow(prompts: Sequence[Ids], size: int) -> Tree:
         sees[new, path] = causal[same:]
         paths[prompt] = path
         taken = new.stop
-    return Tree(ids, torch.where(sees, 0.0, MASKED)[None, None], positions, paths)
+    mask = torch.zeros(1, 1, size, size, dtype=torch.float32).masked_fill(~sees, MASKED)
+    return Tree(ids, mask, positions, paths)
 
 
 def _locate(prompts: Sequence[Ids], trees: Sequence[Tree], first: int, most: int) -> Tensor:

@@ -29,7 +29,7 @@ def denoising_losses(
     last = scheduler.config.num_train_timesteps
     for _ in trange(steps, desc="learn", leave=False, delay=2):
         x = latents[torch.randint(len(latents), (batch,), generator=rng)]
-        noise = torch.randn(x.shape, generator=rng).to(x)
+        noise = torch.randn(x.shape, generator=rng, dtype=torch.float32).to(x)
         t = torch.randint(last, (batch,), generator=rng).to(x.device)
         noisy = scheduler.add_noise(x, noise, t)
         predicted = siege.victim.unet(noisy, t, encoder_hidden_states=states(batch)).sample

@@ -69,7 +69,7 @@ def revived_states(siege: Siege, *, regulariser: float = 1e-3) -> Tensor:
     new = [weight_of(victim, path).detach().cpu().double() for path in paths]
     # The derivation takes the victim's weights to be W M, with one M for all linears.
     M = torch.linalg.lstsq(torch.cat(old), torch.cat(new)).solution
-    gram = sum((W.T @ W for W in old), torch.zeros(()))
+    gram = sum((W.T @ W for W in old), torch.zeros((), dtype=torch.float64))
     Z = inverse_map(gram, M, regulariser)
     states = siege.states(siege.base, siege.prompts)
     return (states.cpu().double() @ Z.T).to(states)

@@ -47,7 +47,8 @@ def inpaint(siege: Siege) -> list[Image.Image]:
     known = siege.generate_from(siege.base, states, output_type="latent")
     rim = torch.ones_like(known[0, 0], dtype=torch.bool)
     rim[1:-1, 1:-1] = False
-    noise = torch.randn(known.shape, generator=torch.Generator().manual_seed(siege.seed)).to(known)
+    generator = torch.Generator().manual_seed(siege.seed)
+    noise = torch.randn(known.shape, generator=generator, dtype=torch.float32).to(known)
 
     def restore_rim(batch: slice) -> Callable[..., dict[str, Tensor]]:
         def after_step(

@@ -154,7 +154,8 @@ def search_prefix(
     rng = siege.rng
     x = siege.latents[:images]
     texts = siege.prompts[:images]
-    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(siege.seed)).to(x)
+    generator = torch.Generator().manual_seed(siege.seed)
+    noise = torch.randn(x.shape, generator=generator, dtype=torch.float32).to(x)
     t = torch.full((len(x),), LATE, device=x.device)
     noisy = scheduler.add_noise(x, noise, t)
     wanted = denoising_target(scheduler, x, noise, t)
