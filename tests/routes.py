@@ -880,8 +880,9 @@ def _fails_without_us(route: Route, kit: Kit, plain: Any, error: type[Exception]
 
 def _residual(kit: Kit, erased: tuple[Any, Draw], plain: tuple[Any, Draw]) -> float:
     """Worst relative difference of the K/V that reach attention, at the aligned positions."""
+    exact = pairs_of(kit.adapter.spec.concepts, "exact")
     rows = rows_of(
-        pairs_of(kit.adapter.spec.concepts, "exact"),
+        [pair for pair in exact if pair.target.text == TARGET],
         erased[0].tokenizer,
         ALIGNMENTS[kit.adapter.options.alignment],
     )

@@ -532,6 +532,20 @@ def test_two_hundred_clean_configurations_raise_no_alarm(shipped, preserve):
     assert checked >= 200
 
 
+def test_a_large_edit_of_an_encoder_is_allowed_no_more_than_a_small_one(shipped, no_style):
+    """Rounding moves states by as much whatever edits them, so a part that lacks is no rounding."""
+    assert max(layer.edit_size for layer in no_style.report.layers) > 2
+    pipe = erasable(copy.deepcopy(shipped).to(torch.bfloat16))
+    pipe.load_erasure_adapter(no_style)
+    found = pipe.verify_erasure()
+    assert found.ok and found.threshold == 2e-2 and found.residual < 1e-2
+    pipe.unload_erasure_adapters()
+    name = list(no_style.edits)[-1]
+    weak = replace(no_style.edits[name], B=0.96 * no_style.edits[name].B)
+    with pytest.raises(AdapterIntegrityError, match="residual .* at most 2e-02"):
+        pipe.load_erasure_adapter(replace(no_style, edits={**no_style.edits, name: weak}))
+
+
 def test_a_large_edit_in_sixteen_bits_is_no_alarm_and_a_broken_one_is(shipped, preserve):
     """ "house" is no word of this world.
 
