@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -187,8 +188,11 @@ class SecondJudge:
         return answers
 
 
+@cache
 def load_second_judge(folder: str | Path = glyphs.WEIGHTS) -> SecondJudge:
     """Text-To-Concept over the judge's trunk, fitted on renders without their labels.
+
+    It is fitted once for a folder, which takes seconds, and never changes.
 
     Args:
         folder: Of the weights of the judge and of the world's CLIP.
