@@ -52,6 +52,7 @@ SIGNS = {
     "common word": "w",
     "name": "n",
     "first of several words": "f",
+    "behind a preposition": "f",
     "kept": "k",
     "near": "k",
     "erased too": "e",
@@ -77,10 +78,11 @@ context.
 many people bear.
 
 **Bold** tokens are the name's own. Behind a shared one stands why: w it is a word that means other
-things too; n a name that many bear; f the first of several words; k a text to keep uses it; e
-another concept of the spec does; p it is a part of a word or of a letter; 2 it has fewer than three
-letters; s there is no list of words in its script; ? the tokenizer does not know it. A name is
-erased exactly, by rows alone, where all its tokens are bold and the anchor has as many.
+things too; n a name that many bear; f the first of several words, or behind a preposition; k a text
+to keep uses it; e another concept of the spec does; p it is a part of a word or of a letter; 2 it
+has fewer than three letters; s there is no list of words in its script; ? the tokenizer does not
+know it. A name is erased exactly, by rows alone, where all its tokens are bold and the anchor has
+as many.
 
 Lists have limits: they are English, and the names those of one country. A word of another language
 ("rio") or a name that few bear is not seen. A spec of your own adds what you care about as `near`

@@ -168,6 +168,9 @@ def test_anchors_and_templates_stay():
 def test_the_first_word_is_own_where_it_names_the_concept_alone():
     clip = tokenizer_of("clip")
     assert own(clip, "Starbucks Coffee", ()) == []
+    assert own(clip, "Mario from Nintendo", ()) == []
+    assert own(clip, "SpongeBob SquarePants", ()) == []
+    assert own(clip, "Lord Vader", ()) == ["Vader"]
     assert own(clip, "Starbucks Coffee", (), synonyms=["Starbucks"]) == ["Starbucks"]
 
 

@@ -8,8 +8,9 @@ row that others use costs them their meaning. A token is the name's own unless o
 - It is a part of a word: names that no list holds are spelled with such pieces.
 - A text to keep uses it: a caption, an anchor, a template. Texts that mention the concept do not
   count, for "a gun on a table" says nothing against the token of "gun"; near phrases always count.
-- It is the first of several words: a given name or a maker, which others bear too ("Vladimir"). A
-  word that names the concept alone is excepted ("Starbucks" of "Starbucks Coffee").
+- It is the first of several words, a given name or a maker that others bear too ("Vladimir"), or
+  stands behind a preposition ("Nintendo" of "Mario from Nintendo"). A word that names the concept
+  alone is excepted ("Starbucks" of "Starbucks Coffee").
 - It is a whole word of another concept of the spec.
 - It is one of 45,000 English words (SCOWL up to size 40) or of 7,200 given names and surnames that
   many people bear (`words.txt`, `names.txt`), or a very common word (size 10) holds it. So "swift",
@@ -47,6 +48,7 @@ BATCH = 256
 """Texts that are tokenized at once while a use is looked for."""
 CONTEXTS = ("a {}", "{}", "({})", '"{}"')
 """Around a name: a sentence, the start of a text, and what may be joined with it."""
+PREPOSITIONS = frozenset({"at", "by", "for", "from", "in", "of", "on", "with"})
 SPACES = ("▁", "Ġ")
 """Tokens that are a space and nothing else."""
 WORD_CONTEXTS = ("a {}", "{}", "-{}")
@@ -182,8 +184,8 @@ class _Token:
     text: str
     whole: bool
     """Whether it is a whole word of the name."""
-    leading: bool
-    """Whether it belongs to the first of several words."""
+    beside: str
+    """Why it may be no more than company of the name; empty if it may not."""
     joined: bool
     """Whether it also covers what stands around the name."""
     split: bool
@@ -219,7 +221,6 @@ def _tokens_within(
         last -= len(covered) - len(covered.rstrip())
         if first < stop and last > start and first < last:
             spans.append((token_id, first, last))
-    first_word, *more_words = re.split(r"[\s-]+", text[start:stop])
     found = []
     for i, (token_id, first, last) in enumerate(spans):
         before = spans[i - 1][2] if i else start
@@ -231,12 +232,22 @@ def _tokens_within(
                 letters=regex.sub(r"^\P{L}+|\P{L}+$", "", _fold(covered)),
                 text=covered,
                 whole=not (text[first - 1 : first].isalnum() or text[last : last + 1].isalnum()),
-                leading=bool(more_words) and last <= start + len(first_word),
+                beside=_beside(text[start:first], text[last:stop]),
                 joined=first < start or last > stop,
                 split=before > first or after < last,
             )
         )
     return found
+
+
+def _beside(before: str, behind: str) -> str:
+    """What a token is whose name has these words before it and behind it."""
+    words = re.split(r"[\s-]+", before)
+    if not PREPOSITIONS.isdisjoint(map(str.lower, words)):
+        return "behind a preposition"
+    if words == [before] and re.search(r"[\s-]", behind):
+        return "first of several words"
+    return ""
 
 
 class _Judge:
@@ -284,8 +295,8 @@ class _Judge:
             return f"fewer than {SHORTEST} letters"
         if not token.whole:
             return "part of a word"
-        if token.leading and token.letters not in self.alone:
-            return "first of several words"
+        if token.beside and token.letters not in self.alone:
+            return token.beside
         return self.taken.get(token.id, "")
 
     def _used_in_texts(self, token: _Token) -> str:
