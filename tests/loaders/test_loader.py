@@ -542,7 +542,7 @@ def test_a_large_edit_of_an_encoder_is_allowed_no_more_than_a_small_one(shipped,
     pipe.unload_erasure_adapters()
     name = list(no_style.edits)[-1]
     weak = replace(no_style.edits[name], B=0.96 * no_style.edits[name].B)
-    with pytest.raises(AdapterIntegrityError, match="residual .* at most 2e-02"):
+    with pytest.raises(AdapterIntegrityError, match=r"residual .* at most 2e-02"):
         pipe.load_erasure_adapter(replace(no_style, edits={**no_style.edits, name: weak}))
 
 
