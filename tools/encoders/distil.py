@@ -3,8 +3,8 @@
     python tools/encoders/distil.py {clip,t5,qwen3} FOLDER --seconds 1500
 
 A student learns the teacher's sentence vectors and, through a linear head, the teacher's state of
-the piece that ends where each of its own tokens ends. `--seconds` counts processor time, resumed
-starts included; a checkpoint is kept every three minutes. `teacher.py` comes first.
+the piece that ends where each of its own tokens ends. `--seconds` counts what was
+trained before a resume; a checkpoint is kept every three minutes. `teacher.py` comes first.
 """
 
 from __future__ import annotations
@@ -172,14 +172,14 @@ class Training:
         os.replace(new, self.checkpoint)
 
     def run(self, lesson: Lesson, seconds: float, seed: int) -> None:
-        """Steps until `seconds` of processor time have passed, those before a resume included."""
+        """Steps until `seconds` of training have passed, those before a resume included."""
         mean = None
         saved = time.monotonic()
         bar = tqdm(total=round(seconds), initial=round(self.seconds), unit="s")
         batches = lesson.batches(seed)
         epoch = -1
         while self.seconds < seconds:
-            began = time.process_time()
+            began = time.monotonic()
             per_epoch = len(batches)
             if self.step // per_epoch != epoch:
                 epoch = self.step // per_epoch
@@ -188,7 +188,7 @@ class Training:
             factor = min(1.0, (self.step + 1) / 100) * min(1.0, max(0.01, (1 - past) / 0.6))
             value = self._step(lesson.batch(batches[self.step % per_epoch]), factor)
             mean = value if mean is None else 0.98 * mean + 0.02 * value
-            self.seconds += time.process_time() - began
+            self.seconds += time.monotonic() - began
             bar.update(round(self.seconds) - bar.n)
             bar.set_postfix(step=self.step, epoch=epoch, loss=f"{mean:.4f}", refresh=False)
             if time.monotonic() - saved > SAVE_EVERY:
