@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
-from ..families.encoders import blocks_of, final_norm_of
+from ..families.encoders import blocks_of, encoder_family_of, final_norm_of
 from ..families.types import LAST, Reading
 from ..linalg.low_rank import LowRank
 from ..modules.linear import base_linear, device_of, is_compiled, resident_tensor
@@ -86,6 +86,9 @@ def run_encoder(encoder: Any, tokens: Tokens, *, last_hidden: bool) -> Any:
     spared = {"use_cache": False, "logits_to_keep": 1}
     known = inspect.signature(encoder.forward).parameters
     arguments: dict[str, Any] = {k: v for k, v in spared.items() if k in known}
+    family = encoder_family_of(encoder)
+    if family.causal and not family.trees and _hands_on_keywords(known):
+        arguments["use_cache"] = False  # a cache would hold the rows that ran before
     if tokens.mask is not None:
         arguments["attention_mask"] = tokens.mask.to(device)
     if tokens.positions is not None:
@@ -96,6 +99,11 @@ def run_encoder(encoder: Any, tokens: Tokens, *, last_hidden: bool) -> Any:
     eager = torch.compiler.set_stance("force_eager") if is_compiled(encoder) else nullcontext()
     with eager:
         return encoder(tokens.ids.to(device), **arguments)
+
+
+def _hands_on_keywords(parameters: Mapping[str, inspect.Parameter]) -> bool:
+    """Whether a forward hands other keywords on to the model within."""
+    return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import inspect
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -66,8 +66,18 @@ class RecordedInputs:
                 start = _find_prompt(text, prompt, around)
                 if start is not None:
                     shift = _shift_of(encoding, ids)
-                    return _span_of(encoding, start).moved(shift, len(ids))
+                    span = _span_of(encoding, start).moved(shift, len(ids))
+                    return span if whole else self._with_end(span, row)
         return None
+
+    def _with_end(self, span: PromptSpan, row: int) -> PromptSpan:
+        """The span, up to the end of a row whose other parts follow it without padding between."""
+        mask = self.inputs.get("attention_mask")
+        seen = torch.ones(len(span.offsets)) if mask is None else mask[row]
+        stop = int(seen.nonzero().max()) + 1
+        if not seen[span.stop : stop].all():
+            return span
+        return replace(span, stop=stop, needed=span.needed + stop - span.stop)
 
     def prompt_positions(self, row: int, prompt: str, wrapping: str) -> list[int]:
         """Positions of `row` from the first of `prompt` on, without padding.
@@ -106,13 +116,17 @@ class RecordedInputs:
 
 
 def _find_prompt(text: str, prompt: str, wrapping: str) -> int | None:
-    """Where `prompt` begins in `text`, case aside, if the rest of `text` is `wrapping`."""
-    if len(text) != len(prompt) + len(wrapping):
-        return None
-    for start in range(len(wrapping) + 1):
-        middle = text[start : start + len(prompt)]
-        wrapped = text.startswith(wrapping[:start]) and text.endswith(wrapping[start:])
-        if wrapped and middle.lower() == prompt.lower():
+    """Where `prompt` begins in `text`, case aside, if the rest of `text` is `wrapping`.
+
+    A pipeline may write a space for the empty prompt, so that `wrapping` holds it.
+    """
+    for start in range(len(text) - len(prompt) + 1):
+        stop = start + len(prompt)
+        if text[start:stop].lower() != prompt.lower():
+            continue
+        blank = wrapping[start : len(wrapping) - (len(text) - stop)]
+        wrapped = wrapping == text[:start] + blank + text[stop:]
+        if wrapped and not blank.strip():
             return start
     return None
 
@@ -166,7 +180,7 @@ def tokenize(tokenizer: Any, texts: Sequence[str]) -> RecordedInputs:
     return RecordedInputs({"input_ids": found.input_ids}, rows)
 
 
-class _Complete(Exception):
+class _Complete(BaseException):
     """Everything that was asked for is recorded; ends `encode_prompt` early."""
 
 
@@ -226,11 +240,10 @@ def record_encoder_inputs(
         if not guidance and sum(counts) >= len(texts):
             raise _Complete
 
-    arguments = call_arguments(pipe, texts, guidance) | dict(call or {})
     handle = module.register_forward_pre_hook(keep, with_kwargs=True)
     try:
         with recording_texts(getattr(pipe, tokenizer)) as noted, torch.no_grad():
-            pipe.encode_prompt(**arguments)
+            encode(pipe, texts, guidance=guidance, call=call)
     except _Complete:
         pass
     except torch.OutOfMemoryError:
@@ -243,6 +256,54 @@ def record_encoder_inputs(
         handle.remove()
     inputs = _concatenate(calls[-1:] if guidance else calls, encoder, type(pipe).__name__)
     return RecordedInputs(inputs, noted)
+
+
+def encode(
+    pipe: Any,
+    texts: Sequence[str],
+    *,
+    guidance: bool = False,
+    call: Mapping[str, Any] | None = None,
+) -> Any:
+    """What a pipeline's `encode_prompt` returns, or a modular one's text block adds to its state.
+
+    Args:
+        pipe: Any pipeline.
+        texts: Prompts.
+        guidance: Ask for the negative prompt as well.
+        call: Arguments of its call that are given otherwise than by default.
+    """
+    given = dict(call or {})
+    if hasattr(pipe, "encode_prompt"):
+        return pipe.encode_prompt(**call_arguments(pipe, texts, guidance) | given)
+    block = text_block_of(pipe)
+    if block is None:
+        raise UnknownFamilyError(
+            f"{type(pipe).__name__} has neither encode_prompt nor a text block, so what it makes "
+            "of a prompt cannot be observed"
+        )
+    # only a modular pipeline needs these, which take a second to import
+    from diffusers.modular_pipelines import PipelineState
+
+    state = PipelineState()
+    for parameter in block.inputs:
+        if parameter.name is not None:
+            state.set(parameter.name, parameter.default, parameter.kwargs_type)
+    for name, value in {"prompt": list(texts), **given}.items():
+        state.set(name, value)
+    _, state = block(pipe, state)
+    return [state.get(parameter.name) for parameter in block.intermediate_outputs]
+
+
+def text_block_of(pipe: Any) -> Any:
+    """The block of a modular pipeline that encodes prompts; None if it has none."""
+    blocks = getattr(getattr(pipe, "_blocks", None), "sub_blocks", {})
+    return blocks.get("text_encoder")
+
+
+def takes_prompts(pipe: Any) -> bool:
+    """Whether `encode` knows what to call."""
+    return hasattr(pipe, "encode_prompt") or text_block_of(pipe) is not None
 
 
 def call_arguments(pipe: Any, texts: Sequence[str], guidance: bool) -> dict[str, Any]:
@@ -272,6 +333,9 @@ def call_arguments(pipe: Any, texts: Sequence[str], guidance: bool) -> dict[str,
         values["prompt"] = texts[0]
     required = {
         "prompts": list(texts),
+        "layout_prompt": [None] * len(texts),
+        "task_prompt": [None] * len(texts),
+        "content_prompt": list(texts),
         "batch_size": len(texts),
         "mode": "generate",
         "dtype": getattr(pipe, "dtype", None),
@@ -293,6 +357,9 @@ def _concatenate(
     rows = []
     for call in calls:
         used = {k: v for k, v in call.items() if k not in IGNORED or v.any()}
+        if "position_ids" in used:
+            rows += _without_padding(used, encoder, pipeline)
+            continue
         if odd := sorted(set(used) - {"input_ids", "attention_mask"}):
             raise UnknownFamilyError(
                 f"{pipeline}.encode_prompt hands {', '.join(odd)} to {encoder}, which is not known "
@@ -306,6 +373,27 @@ def _concatenate(
     for key in rows[0]:
         joined[key] = torch.cat([row[key] for row in rows])
     return joined
+
+
+def _without_padding(
+    call: Mapping[str, Tensor], encoder: str, pipeline: str
+) -> list[dict[str, Tensor]]:
+    """The rows of a call whose positions count its tokens alone: those tokens, as if there were no
+    padding among them.
+
+    Raises:
+        UnknownFamilyError: The positions are others.
+    """
+    ids = call["input_ids"]
+    mask = call.get("attention_mask", torch.ones_like(ids)).bool()
+    counted = (mask.long().cumsum(1) - 1).clamp(min=0)
+    positions = call["position_ids"].reshape(-1, *ids.shape)
+    if not all(torch.equal(axis[mask], counted[mask]) for axis in positions):
+        raise UnknownFamilyError(
+            f"{pipeline}.encode_prompt hands position_ids to {encoder} that do not count its "
+            "tokens, which is not known here"
+        )
+    return [{"input_ids": row[seen][None]} for row, seen in zip(ids, mask, strict=True)]
 
 
 def _filled(row: Mapping[str, Tensor], length: int) -> dict[str, Tensor]:

@@ -22,10 +22,11 @@ from ..errors import AdapterStateError, UnknownFamilyError
 from ..modules.linear import unwrapped
 from .encode_prompt import (
     TokenizedTexts,
-    call_arguments,
+    encode,
     find_run,
     record_encoder_inputs,
     recording_texts,
+    takes_prompts,
     unpadded,
 )
 from .encoders import blocks_of, encoder_family_of
@@ -35,7 +36,7 @@ from .types import LAST, POOLED, Reading, Use
 WORDS = ("star", "ring", "cat", "dog", "house", "tree", "circle", "heart")
 PROMPTS = tuple(f"a {word}" for word in WORDS)
 """The first is shown to a pipeline, and compared with one of the others that is as many tokens."""
-LONGER = "a star beside a ring and a house under a tree"
+LONGER = ", ".join(f"a {word} beside a house" for word in WORDS)
 """A second prompt of a batch, which a first one should not notice."""
 
 
@@ -97,9 +98,13 @@ def observe(pipe: Any) -> Observation:
     """
     name = type(pipe).__name__
     encoders = text_encoders_of(pipe)
-    if not hasattr(pipe, "encode_prompt"):
+    if not takes_prompts(pipe):
+        wanted = "encode_prompt"
+        if hasattr(pipe, "blocks"):
+            there = ", ".join(getattr(pipe.blocks, "sub_blocks", {})) or "none"
+            wanted = f"text_encoder among its blocks ({there})"
         raise UnknownFamilyError(
-            f"{name} has no encode_prompt, so what it makes of a prompt cannot be observed; erase "
+            f"{name} has no {wanted}, so what it makes of a prompt cannot be observed; erase "
             "on a pipeline that has one, or register a record (docs/families.md)"
         )
     if not encoders:
@@ -120,6 +125,15 @@ def observe(pipe: Any) -> Observation:
 
 SKIPPED = {"clip_skip": 1}
 """Arguments of a call that reads CLIP one block earlier."""
+
+
+def _placed(call: EncoderCall, positions: Sequence[int]) -> list[int]:
+    """Where positions are in a call; where it says which, they count what attention sees."""
+    mask = call.inputs.get("attention_mask")
+    if "position_ids" not in call.inputs or mask is None:
+        return list(positions)
+    seen = mask[0].nonzero()[:, 0].tolist()
+    return [seen[position] for position in positions]
 
 
 def _refuse_unknown(pipeline: str, name: str, encoder: nn.Module) -> None:
@@ -150,7 +164,7 @@ def trace(
     Args:
         pipe: A pipeline.
         prompt: One prompt.
-        positions: By text encoder, positions of the row that it receives.
+        positions: By text encoder, positions of its row as `record_encoder_inputs` gives it.
 
     Returns:
         Per tensor with such elements: the tensor, and where `(same shape, true or false)` they are.
@@ -161,7 +175,7 @@ def trace(
     noisy: dict[int, Any] = {}
     for encoder, at in positions.items():
         index = next(i for i, call in enumerate(shown.calls) if call.encoder == encoder)
-        noisy[index] = _with_noise_at(shown.calls[index].output, at)
+        noisy[index] = _with_noise_at(shown.calls[index].output, _placed(shown.calls[index], at))
 
     def answer(index: int) -> Any:
         return noisy.get(index, shown.calls[index].output)
@@ -244,6 +258,8 @@ class _Comparison:
 
     def _skipping(self, uses: Sequence[Use]) -> list[Use]:
         """The uses, with the readings marked that `clip_skip` moves to an earlier block."""
+        if not hasattr(self.pipe, "encode_prompt"):
+            return list(uses)
         taken = [inspect.signature(f).parameters for f in (self.pipe.encode_prompt, self.pipe)]
         if not all("clip_skip" in parameters for parameters in taken):
             return list(uses)
@@ -402,13 +418,16 @@ class _Comparison:
 
     def _alone(self, use: Use) -> Use:
         """The use, marked where a prompt's tokens depend on what else is in the batch."""
+        causal = encoder_family_of(unwrapped(self.encoders[use.encoder])).causal
+
+        def received(*texts: str) -> dict[str, Tensor]:
+            return record_encoder_inputs(self.pipe, texts, use.encoder, use.tokenizer).inputs
+
         with suppress(UnknownFamilyError, AdapterStateError, RuntimeError, ValueError, KeyError):
-            both = record_encoder_inputs(
-                self.pipe, [PROMPTS[0], LONGER], use.encoder, use.tokenizer
-            ).inputs
-            one = self.shown.calls[self._of_prompt(use.encoder)[0]].inputs
-            causal = encoder_family_of(unwrapped(self.encoders[use.encoder])).causal
-            if len(both["input_ids"]) == 2 and _same_row(one, both, causal):
+            both = received(PROMPTS[0], LONGER)
+            each = [received(PROMPTS[0]), received(LONGER)]
+            same = [_same_row(one, both, i, causal) for i, one in enumerate(each)]
+            if len(both["input_ids"]) == 2 and all(same):
                 return use
         return use._replace(alone=True)
 
@@ -421,11 +440,10 @@ def _run(
     call: Mapping[str, Any] | None = None,
 ) -> Encoded:
     """Call `encode_prompt`; with `answer`, no encoder runs, and call i gives `answer(i)`."""
-    arguments = call_arguments(pipe, [prompt], guidance=False) | dict(call or {})
     calls: list[EncoderCall] = []
     blocks: dict[str, list[Tensor]] = {}
+    texts: dict[str, TokenizedTexts] = {}
     with ExitStack() as stack:
-        texts = {}
         for name, tokenizer in tokenizers_of(pipe).items():
             texts[name] = stack.enter_context(recording_texts(tokenizer, strict=False))
         for name, encoder in encoders.items():
@@ -433,7 +451,7 @@ def _run(
             if answer is None:
                 blocks[name] = stack.enter_context(_noting_blocks(unwrapped(encoder)))
         try:
-            found = pipe.encode_prompt(**arguments)
+            found = encode(pipe, [prompt], call=call)
         except torch.OutOfMemoryError:
             raise
         except (AttributeError, RuntimeError, TypeError, ValueError, KeyError) as error:
@@ -597,14 +615,18 @@ def _differ(one: EncoderCall, other: EncoderCall) -> bool:
     return not torch.equal(one.ids, other.ids)
 
 
-def _same_row(one: Mapping[str, Tensor], both: Mapping[str, Tensor], causal: bool) -> bool:
-    """Whether a prompt is the same tokens alone as in a batch: all, or where later ones are unseen,
-    those it has alone."""
+def _same_row(
+    one: Mapping[str, Tensor], both: Mapping[str, Tensor], row: int, causal: bool
+) -> bool:
+    """Whether a prompt is the same tokens alone as in a row of a batch.
+
+    All of them, or where later ones are unseen, those it has alone.
+    """
     rows = []
-    for inputs in (one, both):
-        ids = inputs["input_ids"][0]
+    for inputs, i in ((one, 0), (both, row)):
+        ids = inputs["input_ids"][i]
         mask = inputs.get("attention_mask")
-        rows.append(ids if mask is None else ids[mask[0].bool()])
+        rows.append(ids if mask is None else ids[mask[i].bool()])
     alone, among = rows
     if causal:
         among = among[: len(alone)]

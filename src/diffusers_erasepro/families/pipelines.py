@@ -245,6 +245,7 @@ DENOISERS: list[DenoiserFamily] = [
     DenoiserFamily(("SanaTransformer2DModel", "SanaVideoTransformer3DModel"), CAPTION),
     DenoiserFamily(("PixArtTransformer2DModel", "LTXVideoTransformer3DModel"), CAPTION),
     DenoiserFamily(("PRXTransformer2DModel",), r"^txt_in$"),
+    DenoiserFamily(("SanaWMTransformer3DModel",), r"^y_embedder\.y_proj\.fc1$"),
     DenoiserFamily(("MotifVideoTransformer3DModel",), r"^context_embedder\.linear_1$"),
     DenoiserFamily(
         ("Lumina2Transformer2DModel",),
@@ -278,15 +279,25 @@ def register(*records: EncoderFamily | PipelineFamily) -> None:
 def family_of(pipe: Any) -> PipelineFamily:
     """What a pipeline reads of its text encoders.
 
-    As a record says, found by its class or a base class; of any other, as `observe` finds.
+    As a record says, found by its class or a base class whose `encode_prompt` it has; of any other,
+    as `observe` finds. A record spares the run of the encoders.
 
     Raises:
         UnknownFamilyError: It cannot be observed, or its `encode_prompt` is not explained.
         AdapterStateError: Its `encode_prompt` does not run.
     """
     with suppress(UnknownFamilyError):
-        return find_record(pipe, PIPELINES, "pipelines", "pipeline family")
+        record = find_record(pipe, PIPELINES, "pipelines", "pipeline family")
+        if _encodes_as_recorded(type(pipe), record):
+            return record
     return observed_family_of(pipe)
+
+
+def _encodes_as_recorded(cls: type, record: PipelineFamily) -> bool:
+    """Whether a class has the `encode_prompt` of the base that a record names, not one of its own."""
+    bases = [base for base in cls.__mro__ if base.__name__ in record.pipelines]
+    own = getattr(cls, "encode_prompt", None)
+    return any(getattr(base, "encode_prompt", None) is own for base in bases[-1:])
 
 
 def observed_family_of(pipe: Any) -> PipelineFamily:

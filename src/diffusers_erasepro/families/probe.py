@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .encode_prompt import call_arguments
+from .encode_prompt import encode
 from .types import LAST, POOLED, EncoderFamily, PipelineFamily, Reading, Use
 
 
@@ -30,7 +30,7 @@ def propose_records(pipe: Any) -> Proposal:
     """
     components = pipe.components
     with _recording_outputs(pipe) as outputs:
-        found = pipe.encode_prompt(**call_arguments(pipe, ["a star"], guidance=False))
+        found = encode(pipe, ["a star"])
     returned = [x[0] for x in found if x is not None and len(x)]
     uses = []
     for name in components:
