@@ -18,6 +18,7 @@ import transformers
 from diffusers import DiffusionPipeline
 
 import tiny
+from diffusers_erasepro.families.encode_prompt import text_block_of
 from tiny import WIDTH
 
 AUDIO = (
@@ -60,7 +61,7 @@ PREFIXES = {
     "AnyFlow": "WanPipeline",
     "LucyEdit": "WanPipeline",
     "Helios": "WanPipeline",
-    "Cosmos": "WanPipeline",
+    "Cosmos2_5": "WanPipeline",
     "LTX2": "",
     "LTX": "LTXPipeline",
     "CogVideoX": "CogVideoXPipeline",
@@ -271,7 +272,17 @@ DEEP = {"BriaFibo2": 36, "NucleusMoE": 10}
 """Blocks of a Qwen3-VL, where the pipeline reads inner ones that it counts in a full-size one."""
 
 
+def long_clip() -> Any:
+    """HiDream's CLIPs read 248 tokens."""
+    made = tiny.clip(projection=WIDTH)
+    config = copy.deepcopy(made.config)
+    config.max_position_embeddings = 248
+    return tiny._spread(transformers.CLIPTextModelWithProjection(config))
+
+
 def _text_encoder(pipeline: str, annotation: str) -> Any:
+    if pipeline.startswith("HiDream") and "CLIP" in annotation:
+        return long_clip()
     for prefix, layers in DEEP.items():
         if pipeline.startswith(prefix):
             return vision_text(annotation, "Qwen3VLConfig", layers)
@@ -379,6 +390,23 @@ SMALL = {
 """Sizes by the name that a model's constructor gives them."""
 GIVEN = {"text_encoder_select_layers": (1, 2, 4), "text_encoder_out_layers": ((1,), (2, 4))}
 """What is counted in the layers of a full-size encoder."""
+OWN_SIZES = {
+    "PRXTransformer2DModel": {
+        "context_in_dim": WIDTH,
+        "hidden_size": 24,
+        "num_heads": 2,
+        "axes_dim": [6, 6],
+        "mlp_ratio": 1.0,
+    },
+    "MotifVideoTransformer3DModel": {"rope_axes_dim": (4, 4, 4), "qk_norm": "rms_norm"},
+    "SanaVideoTransformer3DModel": {
+        "num_cross_attention_heads": 2,
+        "cross_attention_head_dim": 12,
+        "cross_attention_dim": 24,
+    },
+    "SanaWMTransformer3DModel": {"linear_head_dim": 12, "chunk_plucker_channels": 4},
+}
+"""Sizes of models that `SMALL` does not fit."""
 MOST_PARAMETERS = 3_000_000
 
 
@@ -389,8 +417,9 @@ def _small_model(annotation: str) -> Any:
         return None
     asked = inspect.signature(cls.__init__).parameters
     sizes = {name: value for name, value in SMALL.items() if name in asked}
+    sizes |= OWN_SIZES.get(annotation, {})
     if "qk_norm" in sizes and "heads" not in str(asked["qk_norm"].default):
-        del sizes["qk_norm"]
+        sizes["qk_norm"] = asked["qk_norm"].default
     try:
         with torch.device("meta"):
             count = sum(p.numel() for p in cls(**sizes).parameters())
@@ -491,3 +520,35 @@ def build(name: str) -> Sibling:
     pipe = cls(**given)
     pipe.set_progress_bar_config(disable=True)
     return Sibling(pipe.to(tiny.DEVICE), left_out)
+
+
+def modular_pipelines() -> list[str]:
+    """Every modular pipeline of the installed diffusers that makes pictures."""
+    names = [name for name in sorted(dir(diffusers)) if name.endswith("ModularPipeline")]
+    return [
+        name for name in names if name not in ("ModularPipeline", "MiniMaxMusic3ModularPipeline")
+    ]
+
+
+def build_modular(name: str) -> Sibling:
+    """A modular pipeline with its blocks, and small parts for its text block alone."""
+    torch.manual_seed(0)
+    pipe = getattr(diffusers, name)()
+    block = text_block_of(pipe)
+    if block is None:
+        return Sibling(pipe)
+    given: dict[str, Any] = {}
+    left_out = []
+    specs = {spec.name: spec.type_hint.__name__ for spec in block.expected_components}
+    encoders = [part for part in specs if part.startswith("text_encoder")]
+    for part in encoders:
+        given[part] = _text_encoder(name, specs[part])
+    for part, kind in specs.items():
+        if re.fullmatch(r"tokenizer(_\d)?|processor", part):
+            beside = part.replace("tokenizer", "text_encoder")
+            encoder = given.get(beside, given.get("text_encoder"))
+            given[part] = _tokenizer(name, part, kind, type(encoder).__name__)
+        elif part not in given and getattr(pipe, part, None) is None:
+            left_out.append(part)
+    pipe.update_components(**given)
+    return Sibling(pipe, left_out)
