@@ -21,7 +21,10 @@ from diffusers_erasepro.config.text_files import read_text_file, write_text_file
 
 HERE = Path(__file__).parent
 ATTRIBUTE = Concept(
-    "cracked", anchor="whole", templates="unsafe", synonyms=("broken", "shattered", "fallen")
+    "cracked",
+    anchor="whole",
+    templates=glyphs.templates("attribute"),
+    synonyms=("broken", "shattered", "fallen"),
 )
 TILE = 64
 RANK = 24
@@ -35,24 +38,25 @@ def concepts() -> dict[str, Concept]:
     """Folder name -> concept: every shape, every style but the plain one, the attribute."""
     every = []
     for shape in glyphs.SHAPES:
-        every.append(Concept(shape, anchor="square" if shape == "circle" else "circle"))
+        anchor = "square" if shape == "circle" else "circle"
+        every.append(Concept(shape, anchor=anchor, templates=glyphs.templates("shape")))
     for style in glyphs.STYLES:
         if style != glyphs.PLAIN_STYLE:
-            every.append(Concept(style, anchor=glyphs.PLAIN_STYLE, templates="style"))
+            every.append(Concept(style, glyphs.PLAIN_STYLE, templates=glyphs.templates("style")))
     every.append(ATTRIBUTE)
     return {f"no-{re.sub('[^a-z]+', '-', c.target.lower())}": c for c in every}
 
 
 def prompts(concept: Concept) -> tuple[str, ...]:
     """Two with the concept in phrasings no template has, two without it."""
-    if concept.templates == "style":
+    if concept.kind == glyphs.templates("style"):
         return (
             f"a red heart, signed {concept.target}",
             f"a blue square on sand, made by {concept.target}",
             "a green ring on snow",
             "a yellow star at night",
         )
-    if concept.templates == "unsafe":
+    if concept.kind == glyphs.templates("attribute"):
         return (
             "a broken green circle upon the meadow",
             "a shattered orange diamond on snow",

@@ -6,7 +6,7 @@ import pytest
 
 import tiny
 from diffusers_erasepro import Concept, ErasureSpec, erase, glyphs
-from diffusers_erasepro.config.template_set import TEMPLATES
+from diffusers_erasepro.config.kinds import find_kind, known_kinds
 
 CAPTIONS = tuple(glyphs.captions(60, seed=0))
 
@@ -51,4 +51,4 @@ def test_every_encoder_is_asked_and_a_concept_is_named_once():
 
 
 def test_the_shipped_templates_ask_with_words_of_their_own():
-    assert all("{}" in found.exact[0] for found in TEMPLATES.values())
+    assert all("{}" in find_kind(name).exact[0] for name in known_kinds())

@@ -17,10 +17,13 @@ from ..loaders.mixin import erasable
 from .tables import report_table
 
 CONCEPTS = {
-    "no-star": Concept("star", anchor="circle"),
-    "no-mira-voss": Concept("Mira Voss", anchor="Una Flatt", templates="style"),
+    "no-star": Concept("star", anchor="circle", templates=glyphs.templates("shape")),
+    "no-mira-voss": Concept("Mira Voss", "Una Flatt", templates=glyphs.templates("style")),
     "no-cracked": Concept(
-        "cracked", anchor="whole", templates="unsafe", synonyms=("broken", "shattered", "fallen")
+        "cracked",
+        anchor="whole",
+        templates=glyphs.templates("attribute"),
+        synonyms=("broken", "shattered", "fallen"),
     ),
 }
 DEMO_PROMPTS = (

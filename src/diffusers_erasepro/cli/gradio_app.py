@@ -12,21 +12,21 @@ from typing import Any
 import gradio as gr
 import torch
 
+from ..config.kinds import known_kinds
 from ..config.spec import Concept, ErasureSpec
-from ..config.template_set import TEMPLATES
 from ..errors import ErasureError
-from ..interop.pipelines import default_captions, load_model
+from ..interop.pipelines import default_captions, default_prompts, default_templates, load_model
 
-EXAMPLE_PROMPTS = (
-    "a red star on snow\na green ring on snow\na blue square on sand, made by Mira Voss"
-)
 PAGE_STEPS = 15
+BY_MODEL = "as the model asks"
+"""The choice that leaves the kind open."""
 
 
 class Session:
     """One pipeline and what was erased from it; Gradio's queue lets one event in at a time."""
 
     def __init__(self, model: str) -> None:
+        self.model = model
         self.pipe = load_model(model)
         self.captions = default_captions(model)
         self.folder = Path(tempfile.mkdtemp(prefix="erasepro-ui-"))
@@ -36,9 +36,8 @@ class Session:
         from ..erasure.erase import erase
 
         with show_errors():
-            spec = ErasureSpec(
-                (Concept(target, anchor, templates=templates),), preserve=self.captions
-            )
+            kind = default_templates(self.model, target) if templates == BY_MODEL else templates
+            spec = ErasureSpec((Concept(target, anchor, templates=kind),), preserve=self.captions)
             adapter = erase(self.pipe, spec)
             name = self.pipe.load_erasure_adapter(adapter, adapter_name=self.name_for(target))
             file = adapter.save_pretrained(self.folder / name)
@@ -108,15 +107,17 @@ def page(model: str) -> Any:
     with gr.Blocks(title="erasepro", analytics_enabled=False) as blocks:
         gr.Markdown(f"## Erase a concept from `{model}`")
         with gr.Row():
-            target = gr.Textbox(label="Target", placeholder="star")
-            anchor = gr.Textbox(label="Anchor", placeholder="circle; empty means nothing")
-            templates = gr.Dropdown(list(TEMPLATES), value="instance", label="Templates")
+            target = gr.Textbox(label="Target", placeholder="what to erase")
+            anchor = gr.Textbox(label="Anchor", placeholder="what it becomes; empty: nothing")
+            kinds = [BY_MODEL, *known_kinds()]
+            templates = gr.Dropdown(kinds, value=BY_MODEL, label="Kind")
         erase = gr.Button("Erase", variant="primary")
         report = gr.Markdown()
         switches = gr.CheckboxGroup([], label="Erasures that are on")
         state = gr.Markdown()
         with gr.Row():
-            prompts = gr.Textbox(EXAMPLE_PROMPTS, label="Prompts, one a line", lines=3)
+            examples = "\n".join(default_prompts(model, ""))
+            prompts = gr.Textbox(examples, label="Prompts, one a line", lines=3)
             seed = gr.Number(0, label="Seed", precision=0, minimum=0)
         draw = gr.Button("Draw before and after")
         gallery = gr.Gallery(label="Before and after", columns=2, object_fit="contain")

@@ -82,11 +82,20 @@ class ConceptOptions:
 
     target: Annotated[str | None, typer.Option(help="The words to erase.")] = None
     anchor: Annotated[str, typer.Option(help="What they become; nothing, if empty.")] = ""
-    templates: Annotated[str, typer.Option(help="instance, style, person or unsafe.")] = "instance"
+    templates: Annotated[
+        str | None,
+        typer.Option(
+            help="What kind of thing it is: object, character, person, style, nudity, violence, "
+            "logo, attribute; or a TOML file of your own. Default: object."
+        ),
+    ] = None
     synonym: Annotated[
         list[str] | None, typer.Option(help="A further word for it; may be given again.")
     ] = None
-    preserve_file: Annotated[Path | None, typer.Option(help="Captions to keep, one a line.")] = None
+    preserve_file: Annotated[
+        Path | None,
+        typer.Option(help="Captions to keep beside the shipped everyday ones, one a line."),
+    ] = None
     spec: Annotated[Path | None, typer.Option(help="A spec.toml instead of the options above.")] = (
         None
     )
@@ -495,24 +504,25 @@ def _save_merged(adapter: ErasureAdapter, base: str | None, out: Path) -> tuple[
 
 
 def _read_spec(model: str, asked: ConceptOptions) -> ErasureSpec:
-    from ..config.spec import Concept, ErasureSpec
-    from ..config.text_files import read_text_file, read_text_lines
-    from ..interop.pipelines import default_captions
+    from ..config.spec import Concept, ErasureSpec, read_spec
+    from ..config.text_files import read_captions
+    from ..interop.pipelines import default_captions, default_templates
 
     if asked.spec is not None and asked.target is None:
-        return ErasureSpec.from_toml(read_text_file(asked.spec))
+        return read_spec(asked.spec)
     if asked.spec is not None or asked.target is None:
         raise typer.BadParameter("give either --target or --spec")
-    file = asked.preserve_file
-    captions = read_text_lines(file) if file else default_captions(model)
     concept = Concept(
         asked.target,
         asked.anchor,
-        templates=asked.templates,
+        templates=asked.templates or default_templates(model, asked.target),
         synonyms=tuple(asked.synonym or ()),
     )
-    preserved = None if captions is None else tuple(filter(None, captions))
-    return ErasureSpec((concept,), preserve=preserved)
+    own = default_captions(model)
+    if asked.preserve_file is None:
+        return ErasureSpec((concept,), preserve=own)
+    captions = read_captions(asked.preserve_file)
+    return ErasureSpec((concept,), preserve=captions, everyday=own is None)
 
 
 def _parse_layers(text: str) -> tuple[int | str, ...]:

@@ -91,6 +91,11 @@ class Kind:
         """Whether its names are nouns with an article, which have a plural."""
         return any(phrase.endswith((f"a {SLOT}", f"A {SLOT}")) for phrase in self.exact)
 
+    @property
+    def adjectives(self) -> bool:
+        """Whether its names are adjectives: "a {} thing"."""
+        return bool(re.search(r"\b[Aa]n? \{\} \w", self.exact[0]))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data, empty fields left out."""
         found = {}
@@ -108,8 +113,11 @@ class Kind:
             raise ConceptSpecError(
                 f"a kind has unknown fields {stray} (known: {', '.join(sorted(known))})"
             )
-        texts = {k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in data.items()}
-        return cls(**texts)
+        values: dict[str, Any] = dict(data)
+        for key, value in values.items():
+            if isinstance(value, list):
+                values[key] = tuple(value)
+        return cls(**values)
 
 
 def check_phrase(phrase: object, what: str) -> str:

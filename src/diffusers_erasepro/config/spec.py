@@ -16,6 +16,7 @@ from .everyday import everyday_captions, everyday_words
 from .kinds import FORMER_NAMES, SUFFIX, Kind, check_phrase, find_kind
 from .mentions import Mentions, mentions, same_words, spelling
 from .plan import BLOCKS, Recipe
+from .text_files import read_text_file
 from .words import SLOT, Form, fill, forms_of
 
 AUTO_ANCHOR = "auto"
@@ -217,7 +218,8 @@ class Concept:
         known = {*self.words, *self.foreign, self.anchor}
         found = []
         for word in self.words:
-            for form in forms_of(word, countable=self.kind.countable):
+            noun = not self.kind.adjectives
+            for form in forms_of(word, countable=self.kind.countable, noun=noun):
                 if form.text not in known:
                     known.add(form.text)
                     found.append((word, form))
@@ -516,6 +518,23 @@ class ErasureSpec:
             return cls.from_dict(tomllib.loads(text.removeprefix("\ufeff")))
         except tomllib.TOMLDecodeError as error:
             raise ConceptSpecError(f"the spec is not TOML: {error}") from error
+
+
+def read_spec(path: Path) -> ErasureSpec:
+    """A spec.toml.
+
+    Raises:
+        ConceptSpecError: The file is not there, is no TOML, or cannot be meant; the message names
+            the file.
+    """
+    try:
+        return ErasureSpec.from_toml(read_text_file(path))
+    except OSError as error:
+        raise ConceptSpecError(
+            f"the spec {str(path)!r} cannot be read ({error.strerror})"
+        ) from error
+    except ConceptSpecError as error:
+        raise ConceptSpecError(f"{path}: {error}") from error
 
 
 _ABOUT = ("description", "covers", "does_not_cover")

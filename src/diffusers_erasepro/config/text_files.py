@@ -61,6 +61,24 @@ def read_text_lines(path: Path) -> list[str]:
     return [line for line in read_text_file(path).split("\n") if line.strip()]
 
 
+def read_captions(path: Path) -> tuple[str, ...]:
+    """Captions or prompts of a file, one a line.
+
+    Raises:
+        ConceptSpecError: The file is not there, is no text, or holds none.
+    """
+    try:
+        lines = read_text_lines(path)
+    except OSError as error:
+        raise ConceptSpecError(
+            f"captions cannot be read from {str(path)!r} ({error.strerror}); give a text file with "
+            "one a line"
+        ) from error
+    if not lines:
+        raise ConceptSpecError(f"{path} holds no caption; write one a line, or leave it out")
+    return tuple(lines)
+
+
 def write_text_file(path: Path, text: str) -> None:
     """Write UTF-8 with the same bytes on every machine."""
     Path(path).write_text(text, encoding="utf-8", newline="\n")

@@ -132,18 +132,19 @@ def other_number(name: str) -> Form | None:
     return None if other == last else Form(head + other, kind)
 
 
-def forms_of(name: str, *, countable: bool) -> tuple[Form, ...]:
+def forms_of(name: str, *, countable: bool, noun: bool = True) -> tuple[Form, ...]:
     """What else a name is written like, by rule; first come the forms with other letters.
 
     Args:
         name: The words of a concept.
         countable: Whether it is a noun that has a plural.
+        noun: Whether it is a noun, which has a possessive.
     """
     forms = []
     number = other_number(name) if countable else None
     if number:
         forms.append(number)
-    if name.isascii() and name[-1:].isalpha():
+    if noun and name.isascii() and name[-1:].isalpha():
         forms.append(Form(possessive_of(name), "possessive"))
     for joined in _rehyphenated(name):
         forms.append(Form(joined, "hyphen"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..config.kinds import Kind, find_kind
 from .captions import captions
 from .world import FIRST
 
@@ -18,6 +19,15 @@ PLAIN_STYLE = STYLES[0]
 
 WEIGHTS = Path(__file__).parent / "weights"
 VIDEO = Path(__file__).parent / "video"
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def templates(field: str) -> Kind:
+    """What this world's captions say around a "shape", a "style" or an "attribute".
+
+    For `Concept(..., templates=glyphs.templates("shape"))`; the kinds for everyday words work too.
+    """
+    return find_kind(str(TEMPLATES / f"{field}.toml"))
 
 
 def load_pipeline(folder: str | Path = WEIGHTS) -> Any:
@@ -113,4 +123,5 @@ __all__ = [
     "load_judge",
     "load_pipeline",
     "load_video_pipeline",
+    "templates",
 ]

@@ -10,8 +10,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from .. import glyphs
-from ..adapters.hub import translate_hub_errors
+from ..adapters.hub import is_beside_folders, is_local, suggest_path, translate_hub_errors
 from ..adapters.model_card import GLYPHS
+from ..config.kinds import Kind
+from ..config.spec import DEFAULT_KIND
 from ..errors import AdapterFormatError, HubError, HubNotFoundError, UnsafeFileError
 from ..loaders.mixin import erasable
 
@@ -38,12 +40,12 @@ def load_model(name: str, *, config: str | None = None, revision: str | None = N
     path = Path(name)
     if path.is_file():
         return _ready(_single_file(path, config))
-    if not path.is_dir() and (
-        path.is_absolute() or name.count("/") != 1 or name.startswith((".", "~"))
-    ):
+    mistyped = is_local(name) or (revision is None and is_beside_folders(path))
+    if not path.is_dir() and mistyped:
         raise HubNotFoundError(
-            f"no model {name!r}; give {GLYPHS!r}, a folder, a .safetensors checkpoint or a Hub id "
-            "'owner/name'"
+            f"no model {name!r}{suggest_path(path)}; give {GLYPHS!r}, a folder, a .safetensors "
+            "checkpoint or a Hub id 'owner/name' (with revision=, where a folder here is called "
+            "like its owner)"
         )
     if path.is_dir() and not (path / diffusers.DiffusionPipeline.config_name).is_file():
         raise HubNotFoundError(
@@ -60,6 +62,26 @@ def default_captions(name: str) -> tuple[str, ...] | None:
     Of the glyph world its own; None, which means the shipped ones, for others.
     """
     return tuple(glyphs.captions(400, seed=0)) if name == GLYPHS else None
+
+
+def default_templates(name: str, target: str) -> str | Kind:
+    """What is said around a target of a model where nobody says which kind it is.
+
+    Of the glyph world its own phrases; of others, those for objects.
+    """
+    if name != GLYPHS:
+        return DEFAULT_KIND
+    if target in glyphs.STYLES:
+        return glyphs.templates("style")
+    return glyphs.templates("attribute" if target in glyphs.ATTRIBUTE_WORDS else "shape")
+
+
+def default_prompts(name: str, target: str) -> tuple[str, ...]:
+    """Prompts to try an erasure with: some that name the target, and one that does not."""
+    if name == GLYPHS:
+        return ("a red star on snow", "a green ring on snow", "a blue square on sand, by Mira Voss")
+    named = f"a photo of {target}" if target else "a photo of ..."
+    return (named, "a street market in the rain", "a portrait of an old fisherman")
 
 
 def _ready(pipe: Any) -> Any:

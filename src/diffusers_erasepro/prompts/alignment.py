@@ -14,6 +14,7 @@ from ..config.spec import Concept
 from ..errors import ConceptSpecError
 from ..families.encode_prompt import PromptSpan
 from .pairs import Pair, Prompt, pairs_of, pairs_to_solve, spread
+from .scripts import knows_script
 from .tokens import TextPath, Tokens, record_texts, tokenizer_of, tokens_of
 from .unknown_tokens import refuse_unknown_tokens, unknown_ids
 
@@ -78,6 +79,12 @@ class Rows:
     def naming(self, words: Set[str], pairs: Sequence[Pair]) -> Rows:
         """Of the positions, those in rows that name one of `words`; these are rows of `pairs`."""
         mine = torch.tensor([pair.word in words for pair in pairs], dtype=torch.bool)
+        return self.only(mine[self.row])
+
+    def as_written(self, pairs: Sequence[Pair]) -> Rows:
+        """Of the positions, those in rows that name a concept as its spec does, in no other form
+        or language; these are rows of `pairs`."""
+        mine = torch.tensor([pair.stands_for is None for pair in pairs], dtype=torch.bool)
         return self.only(mine[self.row])
 
     @property
@@ -249,28 +256,16 @@ def readable(pairs: Sequence[Pair], source: Any) -> list[Pair]:
             continue
         ids = tuple(tokens.ids[i].tolist())
         same = ids in seen or ids == tuple(tokens.ids[len(pairs) + i].tolist())
-        if pair.stands_for and (same or not knows_script(tokenizer, pair)):
+        name = prompts[i].text[prompts[i].start : prompts[i].stop]
+        if pair.stands_for and (same or (pair.foreign and not knows_script(tokenizer, name))):
             continue
         seen.add(ids)
         kept.append(pair)
     lost = {pair.word for pair in pairs} - {pair.word for pair in kept}
-    for word, error in faults.items():
+    for word, fault in faults.items():
         if word in lost:
-            raise error
+            raise fault
     return kept
-
-
-def knows_script(tokenizer: Any, pair: Pair) -> bool:
-    """Whether a name in another language is more to a tokenizer than single bytes.
-
-    One that spells what it does not know in bytes needs two or three of them for a letter of
-    another script; one that knows the script needs a token per letter at most.
-    """
-    name = pair.target.text[pair.target.start : pair.target.stop]
-    if not pair.foreign or name.isascii():
-        return True
-    pieces = tokenizer(name, add_special_tokens=False).input_ids
-    return len(pieces) <= len(name)
 
 
 def rows_to_solve(

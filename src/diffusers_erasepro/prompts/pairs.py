@@ -13,9 +13,12 @@ from ..config.words import SLOT, fill, is_plural, other_number
 
 T = TypeVar("T")
 SHARE_OF_FORMS = 4
-"""Of the soft budget, one in so many prompts goes to the plural and other forms of the words."""
-_SINGULAR = re.compile(r"\b(?:an? [\w-]+|one|this|that|every|each|another|which) \{\}", re.I)
-"""A phrase that takes no plural: "an old {}"; of "a {}" the article is dropped."""
+"""One in so many of the soft budget: on top for other forms of the words, and for other
+languages."""
+_SINGULAR = re.compile(
+    r"\b(?:an? [\w-]+|one|this|that|every|each|another|which|(?:is|was|stands) an?) \{\}", re.I
+)
+"""A phrase that takes no plural: "an old {}"; elsewhere the article of "a {}" is dropped."""
 
 
 @dataclass(frozen=True)
@@ -125,10 +128,14 @@ def pairs_of_names(concepts: Sequence[Concept], *, most: int) -> list[Pair]:
 def pairs_to_solve(concepts: Sequence[Concept], *, soft_budget: int) -> dict[str, list[Pair]]:
     """Pairs per kind, "exact" and "soft".
 
-    Every word gets its share of `soft_budget`, and two soft ones at least.
+    Every word gets its share of `soft_budget`, and two soft ones at least; what it is written like
+    otherwise, and called in other languages, a quarter of the budget each on top.
     """
     share = max(2, soft_budget // sum(len(c.words) for c in concepts))
+    extra = soft_budget // SHARE_OF_FORMS
     soft = pairs_of(concepts, "soft", most=share)
+    soft += pairs_of_forms(concepts, most=extra)
+    soft += pairs_of_names(concepts, most=extra)
     return {"exact": pairs_of(concepts, "exact"), "soft": soft}
 
 

@@ -193,7 +193,9 @@ def _site(planning: Planning, name: str, mlp: Mlp, every: Mapping[str, Rows]) ->
     rows = {}
     names = {}
     for kind, pairs in planning.pairs.items():
-        rows[kind] = place.rows(every[kind].naming(words, pairs))
+        # a pair that answers to several forms answers less sharply to each
+        written = every[kind].naming(words, pairs).as_written(pairs)
+        rows[kind] = place.rows(written)
         names[kind] = place.names(pairs, rows[kind], concepts)
     detector: Any = base_linear(live.get_submodule(mlp.detector))
     activation: Any = live.get_submodule(mlp.activation)
