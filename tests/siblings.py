@@ -441,6 +441,7 @@ def _control(annotation: str, base: Any) -> Any:
             control_layers_places=[0],
             control_refiner_layers_places=[0],
             control_in_dim=4,
+            add_control_noise_refiner="control_noise_refiner",
             all_patch_size=(2,),
             all_f_patch_size=(1,),
             dim=32,
@@ -489,7 +490,9 @@ def build(name: str) -> Sibling:
         for part, parameter in asked.items()
         if re.fullmatch(r"(prior_)?text_encoder(_\d)?", part)
     }
-    for part, parameter in asked.items():
+    order = sorted(asked, key=lambda part: part not in encoders)  # tokenizers fit their encoders
+    for part in order:
+        parameter = asked[part]
         annotation = annotated(parameter)
         default = parameter.default
         if part in GIVEN:
@@ -510,7 +513,9 @@ def build(name: str) -> Sibling:
             left_out.append(part)
         elif part == "vae" and name.startswith(("SanaVideo", "SanaImageToVideo")):
             given[part] = _shared("WanPipeline").vae
-        elif type(own.get(part)).__name__ == annotation or (part == "vae" and part in own):
+        elif type(own.get(part)).__name__ in str(parameter.annotation) or (
+            part == "vae" and part in own
+        ):
             given[part] = own[part]
         elif (made := _control(annotation, base) or _small_model(annotation)) is not None:
             given[part] = made

@@ -275,7 +275,8 @@ def encode(
     """
     given = dict(call or {})
     if hasattr(pipe, "encode_prompt"):
-        return pipe.encode_prompt(**call_arguments(pipe, texts, guidance) | given)
+        arguments = call_arguments(pipe, texts, guidance) | given
+        return [pipe.encode_prompt(**arguments, **which) for which in _separate_calls(pipe)]
     block = text_block_of(pipe)
     if block is None:
         raise UnknownFamilyError(
@@ -293,6 +294,26 @@ def encode(
         state.set(name, value)
     _, state = block(pipe, state)
     return [state.get(parameter.name) for parameter in block.intermediate_outputs]
+
+
+def _separate_calls(pipe: Any) -> list[dict[str, int]]:
+    """What tells the calls of `encode_prompt` for one prompt apart: one for each text encoder."""
+    which = "text_encoder_index"  # HunyuanDiT
+    if which not in inspect.signature(pipe.encode_prompt).parameters:
+        return [{}]
+    there = [name for name in ("text_encoder", "text_encoder_2") if getattr(pipe, name, None)]
+    return [{which: index} for index in range(len(there))]
+
+
+def tensors_in(found: Any) -> Iterator[Tensor]:
+    """Every tensor in what a pipeline returned, in order."""
+    if isinstance(found, Tensor):
+        yield found
+    elif isinstance(found, Mapping):
+        yield from tensors_in(list(found.values()))
+    elif isinstance(found, (tuple, list)):
+        for one in found:
+            yield from tensors_in(one)
 
 
 def text_block_of(pipe: Any) -> Any:
@@ -342,7 +363,7 @@ def call_arguments(pipe: Any, texts: Sequence[str], guidance: bool) -> dict[str,
     }
     for name, value in required.items():
         if name in accepted and accepted[name].default is accepted[name].empty:
-            values.setdefault(name, value)
+            values[name] = value
     return {name: values[name] for name in accepted if name in values}
 
 

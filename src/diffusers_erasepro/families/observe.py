@@ -27,6 +27,7 @@ from .encode_prompt import (
     record_encoder_inputs,
     recording_texts,
     takes_prompts,
+    tensors_in,
     unpadded,
 )
 from .encoders import blocks_of, encoder_family_of
@@ -250,8 +251,8 @@ class _Comparison:
         for encoder in self.encoders:
             if all(use.encoder != encoder for use in uses):
                 notes.append(
-                    f"{encoder}: encode_prompt calls it for no plain prompt; what it reads of "
-                    "others (words in quotes, a prior's prompt) is not erased"
+                    f"{encoder}: encode_prompt hands it no plain prompt; what else it reads (words "
+                    "in quotes, a prior's prompt) is not erased"
                 )
         found = [self._alone(use) for use in self._skipping(uses)]
         return Observation(tuple(found), tuple(notes))
@@ -461,7 +462,7 @@ def _run(
                 f"{type(pipe).__name__}.encode_prompt does not run as the pipeline is loaded: "
                 f"{error}"
             ) from error
-    return Encoded(calls, list(_tensors(found)), texts, blocks)
+    return Encoded(calls, list(tensors_in(found)), texts, blocks)
 
 
 @contextmanager
@@ -527,17 +528,6 @@ def tokenizers_of(pipe: Any) -> dict[str, Any]:
 def _encodings(texts: TokenizedTexts) -> list[Any]:
     """Of every row that was made, one encoding."""
     return [found[0][1] for found in texts.values()]
-
-
-def _tensors(found: Any) -> Iterator[Tensor]:
-    """Every tensor in what a pipeline returned, in order."""
-    if isinstance(found, Tensor):
-        yield found
-    elif isinstance(found, Mapping):
-        yield from _tensors(list(found.values()))
-    elif isinstance(found, (tuple, list)):
-        for one in found:
-            yield from _tensors(one)
 
 
 def _field(output: Any, name: str) -> Any:

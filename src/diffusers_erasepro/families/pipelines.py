@@ -294,7 +294,7 @@ def family_of(pipe: Any) -> PipelineFamily:
 
 
 def _encodes_as_recorded(cls: type, record: PipelineFamily) -> bool:
-    """Whether a class has the `encode_prompt` of the base that a record names, not one of its own."""
+    """Whether a class has the `encode_prompt` of the base that a record names."""
     bases = [base for base in cls.__mro__ if base.__name__ in record.pipelines]
     own = getattr(cls, "encode_prompt", None)
     return any(getattr(base, "encode_prompt", None) is own for base in bases[-1:])

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .encode_prompt import encode
+from .encode_prompt import encode, tensors_in
 from .types import LAST, POOLED, EncoderFamily, PipelineFamily, Reading, Use
 
 
@@ -31,7 +31,8 @@ def propose_records(pipe: Any) -> Proposal:
     components = pipe.components
     with _recording_outputs(pipe) as outputs:
         found = encode(pipe, ["a star"])
-    returned = [x[0] for x in found if x is not None and len(x)]
+    tensors = [x for x in tensors_in(found) if x.ndim and len(x)]
+    returned = [x[0] if len(x) == 1 else x for x in tensors]  # a list holds no batches
     uses = []
     for name in components:
         if name in outputs:
