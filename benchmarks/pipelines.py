@@ -1,13 +1,15 @@
 """The table of docs/pipelines.md: an erasure on a tiny pipeline of every class that takes text.
 
-`python benchmarks/pipelines.py`, or with names of classes to see those alone.
+`python benchmarks/pipelines.py`, or with names of classes to try those again.
 """
 
 import inspect
+import json
 import re
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from diffusers_erasepro.families.pipelines import PIPELINES  # noqa: E402
 from diffusers_erasepro.families.types import find_record  # noqa: E402
 
 PAGE = ROOT / "docs" / "pipelines.md"
+LINES = Path(__file__).with_suffix(".jsonl")
 START = "<!-- table: benchmarks/pipelines.py -->"
 END = "<!-- end of table -->"
 SECONDS = 180
@@ -82,10 +85,11 @@ def has_record(name: str) -> bool:
 
 
 def row_of(outcome: holding.Outcome) -> str:
+    modular = outcome.name.endswith("ModularPipeline")
     cells = (
         outcome.name,
-        encoders_of(outcome.name),
-        "yes" if has_record(outcome.name) else "",
+        "" if modular else encoders_of(outcome.name),
+        "yes" if not modular and has_record(outcome.name) else "",
         "yes" if outcome.holds else "**no**",
         outcome.reads,
         f"{outcome.residual:.1e}" if outcome.holds else "",
@@ -95,32 +99,64 @@ def row_of(outcome: holding.Outcome) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def write_page(outcomes: list[holding.Outcome]) -> None:
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, encoding="utf-8"
-    ).stdout.strip()
-    holds = sum(outcome.holds for outcome in outcomes)
+def commit_at_hand() -> str:
+    run = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(run, cwd=ROOT, capture_output=True, encoding="utf-8").stdout.strip()
+
+
+def read_lines() -> dict[str, dict[str, Any]]:
+    """What was found, by class."""
+    if not LINES.is_file():
+        return {}
+    rows = [json.loads(line) for line in LINES.read_text(encoding="utf-8").splitlines()]
+    return {row["name"]: row for row in rows}
+
+
+def write_lines(outcomes: list[holding.Outcome]) -> dict[str, dict[str, Any]]:
+    """Keep what was found of some classes, beside what was found of others before."""
+    rows = read_lines()
+    commit = commit_at_hand()
+    for outcome in outcomes:
+        rows[outcome.name] = {**asdict(outcome), "commit": commit}
+    kept = {name: rows[name] for name in every_class() if name in rows}
+    lines = "".join(f"{json.dumps(row)}\n" for row in kept.values())
+    LINES.write_text(lines, encoding="utf-8")
+    return kept
+
+
+def every_class() -> list[str]:
+    return [*siblings.text_pipelines(), *siblings.modular_pipelines()]
+
+
+def write_page(rows: dict[str, dict[str, Any]]) -> None:
+    """Both tables, and how many hold."""
+    commits = ", ".join(dict.fromkeys(row["commit"] for row in rows.values()))
+    outcomes = []
+    for row in rows.values():
+        outcomes.append(holding.Outcome(**{k: v for k, v in row.items() if k != "commit"}))
     note = (
         f"`python benchmarks/pipelines.py`, CPU, float32, seed 0, diffusers "
         f"{diffusers.__version__}, transformers {transformers.__version__}, torch "
-        f"{torch.__version__}, commit {commit}: of {len(outcomes)} classes {holds} hold."
+        f"{torch.__version__}, commit {commits}."
     )
-    rows = [row_of(outcome) for outcome in outcomes]
-    lines = [f"| {' | '.join(HEADER)} |", "|---" * len(HEADER) + "|", *rows]
+    parts = [note]
+    for modular, title in ((False, "pipelines"), (True, "modular pipelines")):
+        some = [one for one in outcomes if one.name.endswith("ModularPipeline") == modular]
+        holds = sum(outcome.holds for outcome in some)
+        head = f"| {' | '.join(HEADER)} |"
+        lines = [head, "|---" * len(HEADER) + "|", *map(row_of, some)]
+        parts += [f"Of {len(some)} {title} {holds} hold.", "\n".join(lines)]
     before, rest = PAGE.read_text(encoding="utf-8").split(START)
-    table = "\n".join(lines)
-    page = f"{before}{START}\n{note}\n\n{table}\n{END}{rest.split(END)[1]}"
-    PAGE.write_text(page, encoding="utf-8")
+    table = "\n\n".join(parts)
+    PAGE.write_text(f"{before}{START}\n{table}\n{END}{rest.split(END)[1]}", encoding="utf-8")
 
 
 if __name__ == "__main__":
     diffusers.logging.set_verbosity_error()
     transformers.logging.set_verbosity_error()
-    chosen = sys.argv[1:] or [*siblings.text_pipelines()]
     found = []
-    for chosen_name in chosen:
-        found.append(try_in_time(chosen_name))
+    for chosen in sys.argv[1:] or every_class():
+        found.append(try_in_time(chosen))
         print(row_of(found[-1]), flush=True)
-    if not sys.argv[1:]:
-        write_page(found)
+        write_page(write_lines(found[-1:]))
     print(sum(outcome.holds for outcome in found), "of", len(found))

@@ -264,6 +264,8 @@ UNNAMED = {
     "EasyAnimate": "Qwen2VLForConditionalGeneration",
     "PRXPixel": "Qwen3Model",
     "Krea2": "Qwen3VLModel",
+    "Echo": "Gemma3ForConditionalGeneration",
+    "LTX2": "Gemma3ForConditionalGeneration",
 }
 """Where a constructor names a base class, or another than real checkpoints hold."""
 
@@ -549,7 +551,7 @@ def build_modular(name: str) -> Sibling:
     for part in encoders:
         given[part] = _text_encoder(name, specs[part])
     for part, kind in specs.items():
-        if re.fullmatch(r"tokenizer(_\d)?|processor", part):
+        if re.fullmatch(r"(t5_|text_)?tokenizer(_\d)?|processor", part):
             beside = part.replace("tokenizer", "text_encoder")
             encoder = given.get(beside, given.get("text_encoder"))
             given[part] = _tokenizer(name, part, kind, type(encoder).__name__)

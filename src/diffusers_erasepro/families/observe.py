@@ -109,9 +109,15 @@ def observe(pipe: Any) -> Observation:
             "on a pipeline that has one, or register a record (docs/families.md)"
         )
     if not encoders:
+        there = ", ".join(sorted(pipe.components))
+        if tokenizers := tokenizers_of(pipe):
+            raise UnknownFamilyError(
+                f"{name} has no text encoder among {there}: the tokens of {', '.join(tokenizers)} "
+                "go to the denoiser itself, where nothing is erased yet"
+            )
         raise UnknownFamilyError(
-            f"{name} has no text encoder among {', '.join(sorted(pipe.components))}: no words "
-            "reach it, so there is nothing to erase"
+            f"{name} has no text encoder among {there}: no words reach it, so there is nothing to "
+            "erase"
         )
     shown = _run(pipe, PROMPTS[0], encoders)
     if not shown.calls:
