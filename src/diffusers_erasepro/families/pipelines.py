@@ -34,6 +34,8 @@ CLIP_UNET = r"\.attn2\.to_[kv]$"
 SPATIAL_UNET = r"\.attentions\..+" + CLIP_UNET
 """The attn2 of motion modules attends to frames, not to text."""
 CONTEXT = r"^context_embedder$"
+QWEN_TEXT = r"^txt_in$"
+Z_TEXT = r"^cap_embedder\.1$"
 CAPTION = r"^caption_projection\.linear_1$"
 
 
@@ -169,8 +171,9 @@ PIPELINES: list[PipelineFamily] = [
             "QwenImageInpaintPipeline",
             "QwenImageControlNetPipeline",
         ),
-        encoders=_single_encoder(Reading("hidden_states", -1)),
+        encoders=_single_encoder(Reading("hidden_states", -1, norm="txt_norm")),
         denoiser="transformer",
+        readers=QWEN_TEXT,
         stock=("transformer",),
     ),
     PipelineFamily(
@@ -180,8 +183,9 @@ PIPELINES: list[PipelineFamily] = [
             "ZImageInpaintPipeline",
             "ZImageControlNetPipeline",
         ),
-        encoders=_single_encoder(NEXT_TO_LAST),
+        encoders=_single_encoder(replace(NEXT_TO_LAST, norm="cap_embedder.0")),
         denoiser="transformer",
+        readers=Z_TEXT,
         stock=("transformer",),
     ),
     PipelineFamily(
@@ -245,6 +249,8 @@ DENOISERS: list[DenoiserFamily] = [
     DenoiserFamily(("SanaTransformer2DModel", "SanaVideoTransformer3DModel"), CAPTION),
     DenoiserFamily(("PixArtTransformer2DModel", "LTXVideoTransformer3DModel"), CAPTION),
     DenoiserFamily(("PRXTransformer2DModel",), r"^txt_in$"),
+    DenoiserFamily(("QwenImageTransformer2DModel",), QWEN_TEXT, norm="txt_norm"),
+    DenoiserFamily(("ZImageTransformer2DModel",), Z_TEXT, norm="cap_embedder.0"),
     DenoiserFamily(("SanaWMTransformer3DModel",), r"^y_embedder\.y_proj\.fc1$"),
     DenoiserFamily(("MotifVideoTransformer3DModel",), r"^context_embedder\.linear_1$"),
     DenoiserFamily(
