@@ -16,6 +16,7 @@ import torch
 from diffusers_erasepro import ErasureAdapter, ErasureSpec, erase, glyphs
 from diffusers_erasepro.adapters.report import NAN
 from diffusers_erasepro.baselines import literal
+from diffusers_erasepro.config.options import OtherMethod
 from diffusers_erasepro.config.plan import ALIGNMENTS
 from diffusers_erasepro.erasure.covariance import record_inputs
 from diffusers_erasepro.prompts.alignment import rows_to_solve
@@ -81,8 +82,8 @@ def erase_apart(pipe: Any, spec: ErasureSpec) -> ErasureAdapter:
     edits = parts[0].edits | parts[1].edits
     layers = parts[0].report.layers + parts[1].report.layers
     report = replace(whole.report, layers=layers, listed_residual=NAN, held_out_mean=NAN, drift=NAN)
-    # without keys and goals a load does not check that listed prompts are met
-    return replace(whole, edits=edits, report=report, keys={}, goals={})
+    # a record of another method, as a load checks that what `erase` made meets its listed prompts
+    return replace(whole, edits=edits, report=report, options=OtherMethod("blocks apart"))
 
 
 def with_captions(pipe: Any, spec: ErasureSpec, *, count: int) -> ErasureAdapter:

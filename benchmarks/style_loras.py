@@ -23,6 +23,7 @@ from tqdm.auto import trange
 from transformers import CLIPTextModel
 
 from diffusers_erasepro import ErasureAdapter, ErasureSpec, erase
+from diffusers_erasepro.config.options import OtherMethod
 from diffusers_erasepro.evaluation.suites import Case, Cases
 from diffusers_erasepro.glyphs.captions import mention, phrase
 from diffusers_erasepro.glyphs.concept_prompts import prompts_with, prompts_without
@@ -149,8 +150,8 @@ def styled(pipe: Any, *, folders: Sequence[Path], scale: float) -> Iterator[None
 def erase_under_lora(pipe: Any, spec: ErasureSpec) -> ErasureAdapter:
     """The erasure solved with the LoRA on, as `refit_erasure` does."""
     adapter = erase(pipe, spec)
-    # without keys and goals a load does not check it, which it would without the LoRA
-    return replace(adapter, keys={}, goals={})
+    # a record of another method, as a load checks what `erase` made, and without the LoRA
+    return replace(adapter, options=OtherMethod("erase under a LoRA"))
 
 
 def unsigned_cases(
