@@ -12,8 +12,9 @@ from torch import Tensor
 from ..config.plan import Alignment
 from ..config.spec import Concept
 from ..errors import ConceptSpecError
-from ..families.encode_prompt import PromptSpan
+from ..families.encode_prompt import PromptSpan, RecordedInputs
 from .pairs import Pair, Prompt, pairs_of, pairs_to_solve, spread
+from .rewriting import locate_prompts
 from .scripts import knows_script
 from .tokens import TextPath, Tokens, record_texts, tokenizer_of, tokens_of
 from .unknown_tokens import refuse_unknown_tokens, unknown_ids
@@ -165,18 +166,34 @@ def aligned(
 
 def _marked(source: Any, prompts: Sequence[Prompt]) -> tuple[Tokens, list[PromptSpan]]:
     """Tokens and marks of `prompts`; `source` is a text path, or a tokenizer that stands alone."""
-    found = record_texts(source, ["", *(p.text for p in prompts)])
+    texts = [prompt.text for prompt in prompts]
+    # Mochi takes a batch that ends in the empty prompt for one of empty prompts
+    last = texts[:1] if texts and not texts[-1].strip() else []
+    found = record_texts(source, ["", *texts, *last])
     marks = []
-    for i, prompt in enumerate(prompts, 1):
-        mark = found.locate(i, prompt.text, found.text(0))
+    for i, mark in enumerate(locate_prompts(found, texts), 1):
         if mark is None:
-            raise ConceptSpecError(
-                f"the pipeline rewrites {prompt.text!r} to {found.text(i)!r} before it is "
-                "tokenized; write the concept "
-                "and its templates that way"
-            )
+            raise ConceptSpecError(_describe_rewritten(source, found, i, texts[i - 1]))
         marks.append(mark)
-    return tokens_of(found)[1:], marks
+    return tokens_of(found)[1 : len(texts) + 1], marks
+
+
+def _describe_rewritten(source: Any, found: RecordedInputs, row: int, text: str) -> str:
+    """What became of a prompt that is not found in its row, and what to do."""
+    if written := found.text(row):
+        return (
+            f"the pipeline rewrites {text!r} to {written!r} before it is tokenized; write the "
+            "concept and its templates that way"
+        )
+    ids = found.inputs["input_ids"][row].tolist()
+    tokens = tokenizer_of(source).convert_ids_to_tokens(ids)[:12]
+    pipeline = type(source.pipe).__name__ if isinstance(source, TextPath) else "the pipeline"
+    return (
+        f"{pipeline} puts the tokens of {text!r} together in a way that is not known here (the "
+        f"encoder receives {tokens} ...); make the erasure on a stock pipeline with the same "
+        "components, such as StableDiffusionPipeline(**pipe.components), and load it there: the "
+        "encoders are shared"
+    )
 
 
 def rows_of(pairs: Sequence[Pair], source: Any, held: Held) -> Rows:

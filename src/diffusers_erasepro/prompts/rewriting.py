@@ -1,0 +1,138 @@
+"""Where a prompt is in a row of tokens whose pipeline rewrote it first: stripped it, cleaned it."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ..families.encode_prompt import PromptSpan, RecordedInputs
+
+SIGNS = frozenset("&@#%‰§†‡")
+"""Punctuation to Unicode, a part of a name to a reader: "C#" is not "C"."""
+
+
+def locate_prompts(found: RecordedInputs, prompts: Sequence[str]) -> list[PromptSpan | None]:
+    """Where each prompt is in its row, in characters of the prompt as it was given.
+
+    A pipeline may change case, spaces and punctuation, which leaves the words what they are.
+
+    Args:
+        found: Row 0 is the empty prompt, row i the i-th of `prompts`.
+        prompts: What the pipeline was given.
+
+    Returns:
+        Per prompt its span; None where the pipeline made other words of it.
+    """
+    wrapping = found.text(0)
+    written = []
+    for row, prompt in enumerate(prompts, 1):
+        written.append(_find_rewritten(found.text(row), prompt, wrapping))
+    starts = [at[0] for at, text in zip(written, prompts, strict=True) if at and text.strip()]
+    spans: list[PromptSpan | None] = []
+    for row, (prompt, at) in enumerate(zip(prompts, written, strict=True), 1):
+        if prompt.strip() or not starts or not wrapping:
+            spans.append(_locate(found, row, prompt, at[1] if at else None))
+        else:  # nothing of it is in the row: it is where the others are
+            span = found.locate(row, prompt, wrapping) or found.locate(row, "", wrapping)
+            spans.append(span and _moved_back(span, starts[0]))
+    return spans
+
+
+def _locate(
+    found: RecordedInputs, row: int, prompt: str, rewritten: str | None
+) -> PromptSpan | None:
+    wrapping = found.text(0)
+    span = found.locate(row, prompt, wrapping)
+    if span is not None or rewritten is None:
+        return span
+    span = found.locate(row, rewritten, wrapping)
+    characters = match_characters(rewritten, prompt)
+    if span is None or characters is None:
+        return None
+    offsets = [
+        None if at is None else _as_given(at, characters, len(prompt)) for at in span.offsets
+    ]
+    return replace(span, offsets=tuple(offsets))
+
+
+def _find_rewritten(text: str, prompt: str, wrapping: str) -> tuple[int, str] | None:
+    """The first character of the prompt in `text`, and the prompt as it is written there.
+
+    The rest of `text` is `wrapping`.
+    """
+    length = len(text) - len(wrapping)
+    if length < 0:
+        return None
+    for start in range(len(wrapping) + 1):
+        stop = start + length
+        if text[:start] + text[stop:] != wrapping:
+            continue
+        if match_characters(text[start:stop], prompt) is not None:
+            return start, text[start:stop]
+    return None
+
+
+def match_characters(rewritten: str, prompt: str) -> list[tuple[int, int]] | None:
+    """Per character of `rewritten`, the characters `[start, stop)` of `prompt` it stands for.
+
+    Returns:
+        None where their letters differ, case and composition aside.
+    """
+    new = _letters(rewritten)
+    old = _letters(prompt)
+    if [letter for letter, _ in new] != [letter for letter, _ in old]:
+        return None
+    known: dict[int, tuple[int, int]] = {}
+    for (_, at), (_, original) in zip(new, old, strict=True):
+        start = known.get(at, (original, original))[0]
+        known[at] = (start, original + 1)
+    following = len(prompt)
+    limits = []
+    for at in reversed(range(len(rewritten))):
+        following = known[at][0] if at in known else following
+        limits.append(following)
+    limits.reverse()
+    found = []
+    done = 0
+    for at, character in enumerate(rewritten):
+        if at not in known:
+            original = prompt.find(character, done, limits[at])
+            start = original if original >= 0 else done
+            known[at] = (start, min(start + 1, limits[at]))
+        found.append(known[at])
+        done = max(done, known[at][1])
+    return found
+
+
+def _letters(text: str) -> list[tuple[str, int]]:
+    """What makes the words of a text, decomposed and in lower case, and where each is in it."""
+    found = []
+    for at, character in enumerate(text):
+        for letter in unicodedata.normalize("NFKD", character).lower():
+            kind = unicodedata.category(letter)[0]
+            if letter in SIGNS or kind not in "ZCP":
+                found.append((letter, at))
+    return found
+
+
+def _as_given(
+    at: tuple[int, int], characters: Sequence[tuple[int, int]], length: int
+) -> tuple[int, int]:
+    """Characters of the rewritten prompt as those of the prompt, of `length`, that was given."""
+    start, stop = at
+    count = len(characters)
+    if stop <= 0:
+        return at
+    if start >= count:
+        return start - count + length, stop - count + length
+    first = start if start < 0 else characters[start][0]
+    return first, max(first, characters[min(stop, count) - 1][1])
+
+
+def _moved_back(span: PromptSpan, characters: int) -> PromptSpan:
+    """The span of a prompt that begins so many characters later."""
+    offsets = [
+        None if at is None else (at[0] - characters, at[1] - characters) for at in span.offsets
+    ]
+    return replace(span, offsets=tuple(offsets))

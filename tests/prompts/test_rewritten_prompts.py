@@ -1,0 +1,161 @@
+"""Pipelines that strip, clean or chunk prompts: the concept is found in what they make of them."""
+
+from itertools import pairwise
+
+import diffusers
+import pytest
+import torch
+
+import tiny
+from diffusers_erasepro import Concept, ErasureSpec, erasable, erase
+from diffusers_erasepro.config.plan import ALIGNMENTS
+from diffusers_erasepro.errors import ConceptSpecError
+from diffusers_erasepro.prompts.alignment import rows_of
+from diffusers_erasepro.prompts.pairs import pairs_of
+from diffusers_erasepro.prompts.rewriting import match_characters
+from diffusers_erasepro.prompts.tokens import text_paths
+
+TEMPLATES = ("a {}", "{} by day", "a photo of {} in snow", "a {}, red", "{}", "a red {}.")
+BEHIND = {"a {}": "a", "a photo of {} in snow": "of", "a {}, red": "a", "a red {}.": "red"}
+"""Template -> the word before the concept."""
+
+
+def pieces(path, ids, at):
+    tokenizer = getattr(path.pipe, path.use.tokenizer)
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+    return tokenizer.decode([int(ids[at])]).strip()
+
+
+@pytest.mark.parametrize("name", tiny.BUILDERS)
+def test_nothing_in_its_place_is_what_stands_before_it(name):
+    for path in text_paths(tiny.build(name)):
+        for template in TEMPLATES:
+            pairs = pairs_of((Concept("star", "", (template,), ()),), "exact")
+            rows = rows_of(pairs, path, ALIGNMENTS["last_subject"])
+            assert "star".endswith(pieces(path, rows.target.ids[0], rows.target_at[0]))
+            if template in BEHIND:
+                assert pieces(path, rows.anchor.ids[0], rows.anchor_at[0]) == BEHIND[template]
+
+
+def test_the_empty_prompt_sits_where_prompts_sit_in_a_template():
+    (path,) = text_paths(tiny.build("QwenImagePipeline"))
+    anchors = []
+    for template in ("{}", " {}"):
+        pairs = pairs_of((Concept("star", "", (template,), ()),), "exact")
+        rows = rows_of(pairs, path, ALIGNMENTS["last_subject"])
+        anchors.append(int(rows.anchor_at[0]))
+        assert anchors[-1] == int(rows.target_at[0]) - 1
+    assert anchors[0] == anchors[1] > 5
+
+
+@pytest.mark.parametrize(
+    "prompt, rewritten",
+    [
+        ("a ", "a"),
+        (" by day", "by day"),
+        ("a photo of  in snow", "a photo of in snow"),
+        ("A Star , Red", "a star, red"),
+        ("l\u2019\u00e9toile", "l'e\u0301toile"),
+        ("\uff33tar\u200b ", "Star"),
+        ("_star:", "star"),
+    ],
+)
+def test_case_spaces_and_punctuation_are_no_other_words(prompt, rewritten):
+    found = match_characters(rewritten, prompt)
+    assert len(found) == len(rewritten)
+    assert all(a <= b for (a, _), (b, _) in pairwise(found))
+    for character, (start, stop) in zip(rewritten, found, strict=True):
+        if character.isalpha() and character.isascii():
+            assert character.lower() in prompt[start:stop].lower() or not prompt.isascii()
+
+
+@pytest.mark.parametrize(
+    "prompt, rewritten", [("a star", "a"), ("C#", "C"), ("AT&T", "AT T"), ("red star", "star red")]
+)
+def test_other_words_are(prompt, rewritten):
+    assert match_characters(rewritten, prompt) is None
+
+
+class Rewriting(diffusers.StableDiffusionPipeline):
+    """Says another word than it was given."""
+
+    def encode_prompt(self, prompt, *args, **kwargs):
+        texts = [prompt] if isinstance(prompt, str) else prompt
+        return super().encode_prompt([t.replace("star", "sun") for t in texts], *args, **kwargs)
+
+
+def test_a_word_that_is_replaced_is_named():
+    pipe = tiny.build("StableDiffusionPipeline")
+    pipe = Rewriting(**pipe.components, requires_safety_checker=False)
+    with pytest.raises(ConceptSpecError, match="rewrites 'a star' to 'a sun'"):
+        erase(pipe, ErasureSpec((tiny.STAR,), preserve=tiny.PRESERVE))
+
+
+class Chunking(diffusers.StableDiffusionPipeline):
+    """Tokenizes without padding, and gives the encoder 75 tokens at a time, as lpw does."""
+
+    def ids(self, text):
+        return self.tokenizer(text, truncation=False).input_ids[1:-1]
+
+    def encode_prompt(
+        self,
+        prompt,
+        device,
+        num_images_per_prompt,
+        do_classifier_free_guidance,
+        negative_prompt=None,
+        **kwargs,
+    ):
+        texts = [prompt] if isinstance(prompt, str) else list(prompt)
+        states = self.states(texts)
+        if not do_classifier_free_guidance:
+            return states, None
+        return states, self.states([negative_prompt or ""] * len(texts))
+
+    def states(self, texts):
+        ids = [self.ids(text) for text in texts]
+        chunks = max(1, -(-max(map(len, ids)) // 75))
+        tokenizer = self.tokenizer
+        rows = [row + [tokenizer.pad_token_id] * (75 * chunks - len(row)) for row in ids]
+        parts = []
+        for at in range(0, 75 * chunks, 75):
+            part = [
+                [tokenizer.bos_token_id, *row[at : at + 75], tokenizer.eos_token_id] for row in rows
+            ]
+            parts.append(self.text_encoder(torch.tensor(part))[0])
+        return torch.cat(parts, 1)
+
+
+class ByEncode(Chunking):
+    def ids(self, text):
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+
+class ByTokens(Chunking):
+    def ids(self, text):
+        return self.tokenizer.convert_tokens_to_ids(self.tokenizer.tokenize(text))
+
+
+LONG = "a red ring and " * 20
+
+
+@pytest.mark.parametrize("kind", [Chunking, ByEncode, ByTokens])
+@pytest.mark.parametrize("anchor", ["circle", ""])
+@pytest.mark.parametrize("more", [(), (LONG,)])
+def test_chunking_subclasses_work_or_say_what_to_do(kind, anchor, more):
+    stock = tiny.build("StableDiffusionPipeline")
+    pipe = kind(**stock.components, requires_safety_checker=False)
+    spec = ErasureSpec(
+        (Concept("star", anchor, ("a {}", "a photo of {} in snow"), ()),),
+        preserve=(*tiny.PRESERVE, *more),
+    )
+    try:
+        made = erase(pipe, spec, layers=(0, -1), max_edit_size=1e3, metric="identity")
+    except ConceptSpecError as error:
+        assert kind is not Chunking
+        assert "StableDiffusionPipeline(**pipe.components)" in str(error)
+        return
+    for live in (stock, pipe):
+        erasable(live).load_erasure_adapter(made)
+        assert live.verify_erasure(raise_on_fail=True).ok
+        live.unload_erasure_adapters()
