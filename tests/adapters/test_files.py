@@ -534,7 +534,7 @@ def fuzz(adapter, folder, count, seed):
     return refused, same
 
 
-@pytest.mark.parametrize("count", [2000, pytest.param(100_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [1000, pytest.param(100_000, marks=pytest.mark.slow)])
 def test_no_mutant_is_read_as_something_else(no_star, tmp_path, count):
     refused, same = fuzz(no_star, tmp_path, count, seed=0)
     assert refused + same == count and refused > 0.9 * count
@@ -545,7 +545,7 @@ def test_reading_takes_less_than_twice_the_file(no_star, tmp_path):
     import sys
     from dataclasses import replace
 
-    size = 96 * 2**20
+    size = 64 * 2**20
     big = replace(no_star, keys={"text_encoder.states": torch.ones(size // 4 // 1024, 1024)})
     path = big.save_pretrained(tmp_path)
     code = (

@@ -12,6 +12,7 @@ from itertools import pairwise
 import pytest
 
 from diffusers_erasepro import ErasureAdapter
+from diffusers_erasepro.evaluation import runner
 
 HEAVY = ("torch", "diffusers", "transformers", "peft", "matplotlib", "pandas")
 
@@ -186,7 +187,8 @@ def test_help_and_import_are_quick():
     assert cpu_seconds("import diffusers_erasepro") - cpu_seconds("pass") <= 0.05
 
 
-def test_eval_and_attack_count_on_the_glyph_world(run, folder, tmp_path):
+def test_eval_and_attack_count_on_the_glyph_world(run, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "STEPS", 4)
     code, text, _ = run(
         "eval", folder, "--against", "", "-n", 4, "-o", tmp_path / "lines", "--json"
     )

@@ -53,7 +53,7 @@ def judge():
     return glyphs.load_judge()
 
 
-def besieged(shipped, adapter=None, prompts=PROMPTS, steps=8):
+def besieged(shipped, adapter=None, prompts=PROMPTS, steps=5):
     victim = erasable(copy.deepcopy(shipped))
     if adapter:
         victim.load_erasure_adapter(adapter)

@@ -33,9 +33,9 @@ SMALL = {
 @pytest.fixture(scope="module")
 def drawn(shipped):
     """Pictures of captions that name a shape."""
-    texts = [text for text, _ in prompts_without((), 120, seed=3, held_out=False)]
+    texts = [text for text, _ in prompts_without((), 48, seed=3, held_out=False)]
     noise = [torch.Generator().manual_seed(i) for i in range(len(texts))]
-    return shipped(texts, num_inference_steps=10, guidance_scale=3.0, generator=noise).images
+    return shipped(texts, num_inference_steps=6, guidance_scale=3.0, generator=noise).images
 
 
 @pytest.fixture(scope="module")
@@ -103,4 +103,4 @@ def test_on_glyphs_it_sees_the_shapes_that_the_judge_sees(drawn):
     seen = load_second_judge()(drawn)
     told = glyphs.load_judge()(drawn)
     both = [a == b for a, b in zip(seen["shape"], told["shape"], strict=True) if b]
-    assert len(both) > 100 and sum(both) / len(both) >= 0.95
+    assert len(both) > 40 and sum(both) / len(both) >= 0.95

@@ -12,7 +12,7 @@ from diffusers_erasepro.errors import ConceptSpecError
 from diffusers_erasepro.interop.eval_unlearn import ErasureTechnique
 
 PROMPTS = ["a red star in the snow", "a blue star at night", "a star on sand"]
-QUICK = {"model_id": "glyphs", "num_inference_steps": 8, "guidance_scale": 3.0, "device": "cpu"}
+QUICK = {"model_id": "glyphs", "num_inference_steps": 5, "guidance_scale": 3.0, "device": "cpu"}
 
 
 @register_metric("glyph_shape")
