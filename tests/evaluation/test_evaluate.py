@@ -96,9 +96,16 @@ def test_what_is_not_there_is_named(shipped):
         runner.evaluate(shipped, STAR, {"esd": "esd"}, n=1, controls=False)
 
 
+def test_too_few_images_for_a_kind_of_prompt_are_an_error_before_the_first(shipped):
+    cracked = Concept("cracked", "intact", templates="unsafe", synonyms=("broken", "damaged"))
+    with pytest.raises(EvaluationError, match=r"with n=1 .* no prompt of the kind 'near'"):
+        runner.evaluate(shipped, cracked, {"ours": "erasepro"}, n=1)
+
+
 @pytest.fixture
 def quick(monkeypatch):
     monkeypatch.setattr(runner, "STEPS", 1)
+    monkeypatch.setattr(runner, "CHUNK", 2)  # so that three images are more than one chunk
 
 
 def without_machine(found):
@@ -119,13 +126,13 @@ def test_a_killed_run_goes_on_and_two_shards_give_the_numbers_of_one(
     spec = no_star.spec
     rows = {"ours": no_star}
     before = bits(pipe)
-    whole = runner.evaluate(pipe, spec, rows, n=9, out=tmp_path / "one", controls=False)
+    whole = runner.evaluate(pipe, spec, rows, n=3, out=tmp_path / "one", controls=False)
     assert_same_bits(pipe, before)
 
     file = tmp_path / "one" / "shard-0.jsonl"
     complete = lines_of(tmp_path / "one")
     file.write_bytes(file.read_bytes()[: len(file.read_bytes()) // 2])  # as a kill leaves it
-    again = runner.evaluate(pipe, spec, rows, n=9, out=tmp_path / "one", controls=False)
+    again = runner.evaluate(pipe, spec, rows, n=3, out=tmp_path / "one", controls=False)
     assert without_machine(again) == without_machine(whole)
     assert lines_of(tmp_path / "one") == complete
 
@@ -133,7 +140,7 @@ def test_a_killed_run_goes_on_and_two_shards_give_the_numbers_of_one(
     shards = []
     for i in (1, 0):
         state = SimpleNamespace(process_index=i, num_processes=2, is_main_process=i == 0)
-        half = runner.Evaluation(pipe, spec, suite, 9, 0, state)
+        half = runner.Evaluation(pipe, spec, suite, 3, 0, state)
         half.generate_missing({"unedited": None, **rows}, [], shards.append)
     assert without_machine(results.aggregate(shards)) == without_machine(whole)
     assert any(x["mse"] > 0 for x in shards if x.get("row") == "ours")

@@ -26,7 +26,7 @@ from ..linalg.low_rank import LowRank
 from ..loaders.mixin import erasable
 from .metrics import feature_change, pixel_change
 from .results import UNEDITED, aggregate, check_same_run, format_table, open_shard, read_lines
-from .suites import Case, Cases, Suite, find_suite, with_parts
+from .suites import KINDS, Case, Cases, Suite, find_suite, with_parts
 
 CHUNK = 8
 """Images generated together; fixed, as the size of a batch changes an image's last bits."""
@@ -138,7 +138,13 @@ class Evaluation:
     @cached_property
     def cases(self) -> Cases:
         assert self.suite.cases is not None
-        return self.suite.cases(self.pipe, self.spec, self.n, self.seed)
+        cases = self.suite.cases(self.pipe, self.spec, self.n, self.seed)
+        if missing := [kind for kind in KINDS if not cases.get(kind)]:
+            raise EvaluationError(
+                f"with n={self.n} the suite {self.suite.name!r} has no prompt of the kind "
+                f"{missing[0]!r}; ask for more, such as n={max(8, 2 * self.n)}"
+            )
+        return cases
 
     @cached_property
     def judge(self) -> Any:
