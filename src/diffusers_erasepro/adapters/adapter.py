@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,7 +28,7 @@ from .file import (
     unpack_tensors,
     write_atomically,
 )
-from .header import SCHEMA, read_header, seal
+from .header import SCHEMA, format_measure, read_header, seal
 from .hub import (
     CARD_NAME,
     WEIGHT_NAME,
@@ -35,6 +36,7 @@ from .hub import (
     FileOptions,
     Origin,
     check_weight_name,
+    file_sha256,
     find,
     push,
 )
@@ -154,15 +156,35 @@ class ErasureAdapter:
     ) -> Path:
         """Write the adapter into a folder; the old file stays whole until the new one is.
 
+        What was written is read back before it takes the old one's place.
+
         Returns:
             The path of the file.
 
         Raises:
             UnsafeFileError: `weight_name` is not a plain `.safetensors` file name.
+            AdapterFormatError: It could not be read back; nothing was saved.
         """
         target = Path(save_directory) / check_weight_name(weight_name)
-        write_atomically(target, self.to_bytes())
+        write_atomically(target, self.to_bytes(), check=self._refuse_unlike)
         return target
+
+    def _refuse_unlike(self, written: Path) -> None:
+        """Raise AdapterFormatError unless a file holds this adapter."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of its spec, whose maker has seen them
+                found = self.from_origin(Origin(written, file_sha256(written)))
+        except AdapterFormatError as error:
+            why = str(error).replace(str(written), "the file")
+            raise AdapterFormatError(
+                f"what was written cannot be read back ({why}); nothing was saved"
+            ) from error
+        if found.digest != self.digest:
+            raise AdapterFormatError(
+                "what was written is read back as another adapter; nothing was saved. Please "
+                "report it, with the spec"
+            )
 
     def card(self, **about: Any) -> Any:
         """The adapter's model card; `about` as in `model_card.build_card`."""
@@ -259,7 +281,7 @@ class ErasureAdapter:
         concepts = ", ".join(f"{c.target!r} -> {c.anchor!r}" for c in self.spec.concepts)
         return (
             f"ErasureAdapter({concepts}; {len(self.edits)} layers, "
-            f"listed residual {self.report.listed_residual:.1e})"
+            f"listed residual {format_measure(self.report.listed_residual, '.1e')})"
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,15 +150,27 @@ def read_tensors(path: Path, sha256: str | None) -> dict[str, Tensor]:
     return tensors
 
 
-def write_atomically(target: Path, content: bytes) -> None:
-    """Put a file in place in one step: a reader sees the old one or the new one, whole."""
+def write_atomically(
+    target: Path, content: bytes, *, check: Callable[[Path], None] | None = None
+) -> None:
+    """Put a file in place in one step: a reader sees the old one or the new one, whole.
+
+    Args:
+        target: Where to put it.
+        content: The whole file.
+        check: Gets the written file before it is in place, and raises if it shall not be.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".erasure-", suffix=".tmp")
+    handle, temporary = tempfile.mkstemp(
+        dir=target.parent, prefix=".erasure-", suffix=f".tmp{target.suffix}"
+    )
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        if check:
+            check(Path(temporary))
         os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner can read
         os.replace(temporary, target)
     except BaseException:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from math import isfinite
@@ -18,6 +20,17 @@ from ..errors import AdapterFormatError, AdapterIntegrityError, UnsafeFileError
 SCHEMA = 2
 """2: "plan" beside "options", which lost "variant" and "each"."""
 HEADER_LIMIT = 8 * 2**20
+PACKED_FROM = 2**18
+"""Length of JSON from which on an entry of our header is stored compressed."""
+UNPACKED_LIMIT = 32 * 2**20
+"""Bytes that a compressed entry may have once it is unpacked."""
+PACKED = "zlib"
+ROOM_FOR_TENSORS = 2**20
+"""Bytes of the limit that stay free for the table of tensors."""
+SHORTEN = (
+    "give fewer or shorter captions in `preserve` (some thousands give the same metric), or erase "
+    "fewer concepts at once"
+)
 TENSOR_LIMIT = 4096
 DTYPES_READ = ("F32", "F16", "BF16")
 """Of tensors; names as in the file."""
@@ -38,7 +51,7 @@ def read_header(path: Path) -> dict[str, Any]:
     """
     if path.suffix != ".safetensors":
         raise UnsafeFileError(f"{path} is not a safetensors file; pickles are never loaded")
-    header = _parse(path)
+    header = unpack_entries(path, _parse(path))
     if not isinstance(header, dict):
         raise AdapterFormatError(
             f"{path}: its 'erasepro' header is a {type(header).__name__}, not a table"
@@ -57,6 +70,82 @@ def read_header(path: Path) -> dict[str, Any]:
             f"{path}: the header's seal is not that of its content; fetch the file again"
         )
     return header
+
+
+def pack_entries(header: Mapping[str, Any]) -> dict[str, Any]:
+    """The header with its long entries compressed, as they are stored: a list of captions, say.
+
+    Raises:
+        AdapterFormatError: An entry is too long to be read back.
+    """
+    packed = {}
+    for name, entry in header.items():
+        text = json.dumps(entry, sort_keys=True).encode()
+        packed[name] = entry
+        if len(text) > UNPACKED_LIMIT:
+            raise AdapterFormatError(
+                f"the {name} of the adapter takes {len(text)} bytes, at most {UNPACKED_LIMIT} can "
+                f"be read back; {SHORTEN}"
+            )
+        if len(text) >= PACKED_FROM:
+            packed[name] = {PACKED: base64.b64encode(zlib.compress(text)).decode()}
+    return packed
+
+
+def unpack_entries(path: Path, header: Any) -> Any:
+    """The inverse of `pack_entries`; `path` is named where it fails.
+
+    Raises:
+        AdapterIntegrityError: An entry cannot be unpacked, or is larger than it may be.
+    """
+    if not isinstance(header, dict):
+        return header
+    unpacked = {}
+    for name, entry in header.items():
+        unpacked[name] = entry
+        if isinstance(entry, dict) and [*entry] == [PACKED] and isinstance(entry[PACKED], str):
+            text = _decompress(path, name, entry[PACKED])
+            try:
+                unpacked[name] = _parse_json(text)
+            except (ValueError, RecursionError) as error:
+                raise AdapterIntegrityError(
+                    f"{path}: the {name} in its header is no JSON ({error}); fetch the file again"
+                ) from error
+    return unpacked
+
+
+def _decompress(path: Path, name: str, stored: str) -> bytes:
+    """Never more than `UNPACKED_LIMIT` is unpacked, whatever the file says."""
+    unpacker = zlib.decompressobj()
+    try:
+        text = unpacker.decompress(base64.b64decode(stored, validate=True), UNPACKED_LIMIT)
+    except (ValueError, zlib.error) as error:
+        raise AdapterIntegrityError(
+            f"{path}: the {name} in its header cannot be unpacked ({error}); fetch the file again"
+        ) from error
+    if not unpacker.eof:
+        raise AdapterIntegrityError(
+            f"{path}: the {name} in its header is cut off, or unpacks to more than "
+            f"{UNPACKED_LIMIT} bytes; fetch the file again"
+        )
+    return text
+
+
+def refuse_unreadable(header: Mapping[str, Any]) -> None:
+    """Refuse what could be written and not read back, before anything is computed for it.
+
+    Args:
+        header: The header, or some of its entries.
+
+    Raises:
+        AdapterFormatError: It is too long, though compressed.
+    """
+    stored = json.dumps(json.dumps(pack_entries(header), sort_keys=True))
+    if len(stored) > HEADER_LIMIT - ROOM_FOR_TENSORS:
+        raise AdapterFormatError(
+            f"the adapter's {' and '.join(header)}: {len(stored)} bytes when compressed, at most "
+            f"{HEADER_LIMIT - ROOM_FOR_TENSORS} can be read back; {SHORTEN}"
+        )
 
 
 def _cure(header: Mapping[str, Any]) -> str:
@@ -88,6 +177,8 @@ def read_headers(folder: Path) -> dict[str, dict[str, Any]]:
     """
     found = {}
     for path in sorted(folder.rglob("*.safetensors")):
+        if path.name.startswith("."):
+            continue
         with suppress(AdapterFormatError):
             found[str(path.relative_to(folder))] = read_header(path)
     return found
@@ -175,6 +266,11 @@ def describe(header: Mapping[str, Any]) -> str:
     return f"Erasure: {', '.join(names)}{more}"
 
 
+def format_measure(value: float | None, form: str) -> str:
+    """A number of a report in this format; what was not measured is said so."""
+    return "not measured" if value is None or not isfinite(value) else format(value, form)
+
+
 def list_promises(header: Mapping[str, Any]) -> list[str]:
     """What the adapter's maker measured and `verify_erasure` measures again."""
     report = header["report"]
@@ -198,10 +294,15 @@ def list_limits(header: Mapping[str, Any]) -> list[str]:
     gap = "how much is left there was not measured"
     if isfinite(report["held_out_mean"]):
         gap = f"on average {report['held_out_mean']:.2f} of the way is left there"
+    drift = "How far other captions move was not measured."
+    if isfinite(report["drift"]):
+        drift = (
+            f"Other captions move by {report['drift']:.3f} on average (relative, at what the "
+            "denoiser reads)."
+        )
     limits = [
         f"Phrasings that no template lists are met less exactly: {gap}.",
-        f"Other captions move by {report['drift']:.3f} on average (relative, at what the denoiser "
-        "reads).",
+        drift,
         f"It edits {' and '.join(components)} of the base it was made for, and refuses others.",
         "It suppresses; whoever holds the files can unload it. Do not use it as the only control "
         "for illegal content.",
@@ -275,7 +376,7 @@ def build_metadata(header: dict[str, Any]) -> dict[str, str]:
     """The file's metadata: our entry, and the `modelspec.*` keys that model managers show."""
     return {
         "format": "pt",
-        "erasepro": json.dumps(header, sort_keys=True),
+        "erasepro": json.dumps(pack_entries(header), sort_keys=True),
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.implementation": "diffusers",
         "modelspec.title": describe(header),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import os
 import re
@@ -25,6 +26,10 @@ from ..errors import (
 
 WEIGHT_NAME = "pytorch_lora_weights.safetensors"
 CARD_NAME = "README.md"
+HAS_FOLDERS = re.compile(r"[/\\\x00-\x1f\x7f]|^[A-Za-z]:")
+"""What makes a file name lead elsewhere, on any system."""
+HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+"""A git blob's sha1, or a sha256."""
 CARD_MARK = "<!-- written by erasepro; delete this line to keep your own text on the next push -->"
 
 
@@ -68,7 +73,8 @@ class Origin:
 
 def check_weight_name(weight_name: str) -> str:
     """`weight_name` if it is a plain safetensors file name."""
-    if not re.fullmatch(r"[\w][\w .-]*\.safetensors", weight_name):
+    plain = not HAS_FOLDERS.search(weight_name) and not weight_name.startswith((".", "-"))
+    if not plain or not weight_name.endswith(".safetensors"):
         raise UnsafeFileError(
             f"weight_name {weight_name!r} must be a plain file name ending in .safetensors, "
             "without folders"
@@ -113,9 +119,10 @@ def find(
     if path.is_dir():
         found = _find_in_folder(path / (subfolder or ""), weight_name)
         return Origin(found, file_sha256(found))
-    if path.is_absolute() or str(where).startswith((".", "~")) or str(where).count("/") != 1:
+    if is_local(where) or (revision is None and is_beside_folders(path)):
         raise AdapterFormatError(
-            f"no file or folder at {where}; give a path that exists or a Hub id 'owner/name'"
+            f"no file or folder at {where}{suggest_path(path)}; give a path that exists, or a Hub "
+            "id 'owner/name' (with revision=, where a folder here is called like its owner)"
         )
     return _download(
         str(where),
@@ -126,6 +133,28 @@ def find(
         cache_dir=cache_dir,
         local_files_only=local_files_only,
     )
+
+
+def is_local(where: str | os.PathLike[str]) -> bool:
+    """Whether a name that is no file or folder can only have meant one: no Hub id looks so."""
+    name = str(where)
+    mistyped = name.startswith((".", "~")) or name.endswith(("/", ".safetensors")) or "\\" in name
+    return mistyped or Path(where).is_absolute() or name.count("/") != 1
+
+
+def is_beside_folders(path: Path) -> bool:
+    """Whether `path` is not there and the folder that it names is: a mistyped name."""
+    return path.parent != Path(".") and path.parent.is_dir()
+
+
+def suggest_path(path: Path) -> str:
+    """A name there that is nearly the one given, to go into a message; empty if there is none."""
+    above = path.parent
+    if not above.is_dir():
+        return ""
+    names = [entry.name for entry in above.iterdir()]
+    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
+    return f" (did you mean {str(above / near[0])!r}?)" if near else ""
 
 
 def file_sha256(path: Path) -> str:
@@ -140,10 +169,13 @@ def _find_in_folder(folder: Path, weight_name: str | None) -> Path:
     elif (folder / WEIGHT_NAME).is_file():
         candidates = [folder / WEIGHT_NAME]
     else:
-        candidates = sorted(folder.glob("*.safetensors"))
+        # hidden ones are other programs' own, such as "._no-star.safetensors" of a Mac
+        found = sorted(folder.glob("*.safetensors"))
+        candidates = [path for path in found if not path.name.startswith(".")]
     if len(candidates) > 1:
         raise AdapterFormatError(
-            f"{folder} holds {[c.name for c in candidates]}; say which by weight_name="
+            f"{folder} holds {[c.name for c in candidates]}; say which by weight_name=, or give "
+            f"the file itself, such as {str(candidates[0])!r}"
         )
     if not candidates or not candidates[0].is_file():
         raise AdapterFormatError(f"no {weight_name or 'safetensors file'} in {folder}")
@@ -185,12 +217,16 @@ def _check_download(path: Path) -> str:
     """
     blob = path.resolve()
     sha256 = file_sha256(path)
+    # without links the cache holds the file itself, under its own name: nothing to compare with
+    if blob.parent.name != "blobs" or not HASH.fullmatch(blob.name):
+        return sha256
     content = path.read_bytes()
     git = hashlib.sha1(
         f"blob {len(content)}\0".encode() + content, usedforsecurity=False
     ).hexdigest()
-    expected = {64: sha256, 40: git}.get(len(blob.name))
-    if expected is not None and blob.name != expected:
+    plain = hashlib.sha1(content, usedforsecurity=False).hexdigest()  # what some mirrors announce
+    expected = sha256 if len(blob.name) == 64 else git
+    if blob.name not in (expected, plain):
         path.unlink()
         blob.unlink(missing_ok=True)
         raise AdapterIntegrityError(

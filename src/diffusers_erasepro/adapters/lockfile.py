@@ -11,8 +11,9 @@ from typing import Unpack
 
 from ..config.spec import toml_value
 from ..config.text_files import read_text_file, write_text_file
-from ..errors import AdapterFormatError, AdapterIntegrityError
+from ..errors import AdapterFormatError, AdapterIntegrityError, ConceptSpecError
 from .hub import FileOptions, Origin, find
+from .naming import check_adapter_name
 
 SUFFIX = ".lock"
 
@@ -39,7 +40,13 @@ def make_pin(origin: Origin, folder: Path) -> Pin:
 
 
 def write_lock(path: Path, pins: Mapping[str, Pin]) -> None:
-    """Write the set, by adapter name."""
+    """Write the set, by adapter name.
+
+    Raises:
+        ConceptSpecError: No erasure may be called so; nothing was written.
+    """
+    for name in pins:
+        check_adapter_name(name)
     lines = ["# Made by erasepro; `pipe.load_erasure_adapter` loads just these files.", ""]
     for name, pin in sorted(pins.items()):
         lines.append(f"[{toml_value(name)}]")
@@ -49,24 +56,41 @@ def write_lock(path: Path, pins: Mapping[str, Pin]) -> None:
 
 
 def add_pin(path: Path, name: str, origin: Origin) -> None:
-    """Pin a file in a lock, which is made if it is not there; the other pins stay."""
+    """Pin a file in a lock, which is made if it is not there; the other pins stay.
+
+    Raises:
+        ConceptSpecError: No erasure may be called so, or another one is.
+    """
     pins = read_lock(path) if path.exists() else {}
-    write_lock(path, pins | {name: make_pin(origin, path.parent)})
+    pin = make_pin(origin, path.parent)
+    before = pins.get(name, pin)
+    if (before.source, before.subfolder) != (pin.source, pin.subfolder):
+        raise ConceptSpecError(
+            f"{path} pins {before.source!r} as {name!r} already, so {pin.source!r} cannot be "
+            "called so too; give another --name, or delete that table from the lock"
+        )
+    write_lock(path, pins | {name: pin})
 
 
 def read_lock(path: Path) -> dict[str, Pin]:
     """The set, by adapter name.
 
     Raises:
-        AdapterFormatError: Not a lock file.
+        AdapterFormatError: Not a lock file, or a name in it that no erasure may have.
     """
     try:
         text = read_text_file(path, error=AdapterFormatError)
-        return {name: Pin(**row) for name, row in tomllib.loads(text).items()}
+        pins = {name: Pin(**row) for name, row in tomllib.loads(text).items()}
     except (OSError, tomllib.TOMLDecodeError, TypeError) as error:
         raise AdapterFormatError(
             f"{path} is no lock file: {error}; write one with `erasepro pull --lock`"
         ) from error
+    for name in pins:
+        try:
+            check_adapter_name(name)
+        except ConceptSpecError as error:
+            raise AdapterFormatError(f"{path}: {error}; rename its table there") from error
+    return pins
 
 
 def find_pinned(path: Path, **access: Unpack[FileOptions]) -> dict[str, Origin]:

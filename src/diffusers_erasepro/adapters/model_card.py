@@ -7,7 +7,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from .header import describe, list_limits, list_promises
+from .header import describe, format_measure, list_limits, list_promises
 from .hub import CARD_MARK
 
 TAGS = ("text-to-image", "diffusers", "lora", "template:sd-lora", "concept-erasure")
@@ -125,10 +125,11 @@ def _tabulate_concepts(header: Mapping[str, Any]) -> str:
 
 
 def _tabulate_layers(header: Mapping[str, Any]) -> str:
-    rows = [
-        (f"`{x['name']}`", x["rank"], f"{x['edit_size']:.3f}", f"{x['gap']:.3f}")
-        for x in header["report"]["layers"]
-    ]
+    rows = []
+    for layer in header["report"]["layers"]:
+        size = format_measure(layer["edit_size"], ".3f")
+        gap = format_measure(layer["gap"], ".3f")
+        rows.append((f"`{layer['name']}`", layer["rank"], size, gap))
     return _tabulate(("layer", "rank", "edit size, of the weight", "gap before"), rows)
 
 

@@ -392,11 +392,15 @@ def pull(
     from ..adapters import lockfile
     from ..adapters.header import read_header
     from ..adapters.hub import copy_to, find
+    from ..adapters.naming import check_adapter_name, make_adapter_name
 
+    pinned = make_adapter_name(Path(subfolder or repo_id).name)
+    if name is not None:
+        pinned = check_adapter_name(name)
     origin = find(repo_id, revision=revision, subfolder=subfolder)
     read_header(origin.path)
     if lock:
-        lockfile.add_pin(lock, name or (subfolder or repo_id).split("/")[-1], origin)
+        lockfile.add_pin(lock, pinned, origin)
     path = copy_to(origin, out) if out else origin.path
     facts = {"path": str(path), "commit": origin.commit, "sha256": origin.sha256}
     _print(facts, as_json, [f"{key}: {value}" for key, value in facts.items()])

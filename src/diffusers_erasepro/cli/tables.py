@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import isfinite
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from ..adapters.header import describe, list_components, list_limits, list_promises
+from ..adapters.header import (
+    describe,
+    format_measure,
+    list_components,
+    list_limits,
+    list_promises,
+)
 
 
 def report_table(name: str, report: Mapping[str, Any]) -> Table:
     """A report, a line per layer."""
-    unseen = report["held_out_mean"]
-    held_out = f"{unseen:.2f}" if isfinite(unseen) else "not measured"
+    listed = format_measure(report["listed_residual"], ".1e")
+    held_out = format_measure(report["held_out_mean"], ".2f")
+    drift = format_measure(report["drift"], ".3f")
     table = Table(
         "layer",
         "rank",
         "||D||/||W||",
         "gap before",
         title_justify="left",
-        title=f"{name}: residual {report['listed_residual']:.1e} listed, "
-        f"{held_out} held out; drift {report['drift']:.3f}",
+        title=f"{name}: residual {listed} listed, {held_out} held out; drift {drift}",
     )
     for layer in report["layers"]:
-        table.add_row(
-            layer["name"], str(layer["rank"]), f"{layer['edit_size']:.2f}", f"{layer['gap']:.3f}"
-        )
+        size = format_measure(layer["edit_size"], ".2f")
+        table.add_row(layer["name"], str(layer["rank"]), size, format_measure(layer["gap"], ".3f"))
     return table
 
 
@@ -64,5 +68,5 @@ def print_list(console: Console, headers: Mapping[str, Mapping[str, Any]]) -> No
     table = Table("file", "erases", "edits", "residual")
     for path, header in headers.items():
         row = (path, describe(header).removeprefix("Erasure: "), ", ".join(list_components(header)))
-        table.add_row(*row, f"{header['report']['listed_residual']:.1e}")
+        table.add_row(*row, format_measure(header["report"]["listed_residual"], ".1e"))
     console.print(table)
