@@ -15,6 +15,7 @@ from ..adapters.adapter import ErasureAdapter
 from ..config.options import OtherMethod, check_number
 from ..config.spec import Concept, ErasureSpec
 from ..erasure.auto_anchor import with_anchors
+from ..erasure.erase import below_loras
 from ..erasure.float32 import in_float32
 from ..erasure.states import final_states
 from ..errors import ConceptSpecError, UnknownFamilyError
@@ -129,11 +130,16 @@ def edit_cross_attention(
             f"{type(pipe).__name__} has several"
         )
     denoiser = get_component(pipe, family.denoiser)
-    with unedited(pipe), torch.no_grad():
+    with below_loras(pipe), unedited(pipe), torch.no_grad():
         spec = with_anchors(pipe, spec, None)
     targets, anchors = target_texts(spec, method.templates)
     captions = spec.preserve_captions() if method.preserve is None else tuple(method.preserve)
-    with unedited(pipe), torch.no_grad(), in_float32(get_component(pipe, encoder_name)) as encoder:
+    with (
+        below_loras(pipe),
+        unedited(pipe),
+        torch.no_grad(),
+        in_float32(get_component(pipe, encoder_name)) as encoder,
+    ):
         weights = {
             path: weight_of(denoiser, path).detach().double().cpu()
             for path in reader_paths(denoiser, family)

@@ -13,7 +13,7 @@ from ..config.options import AUTO, Options, OtherMethod
 from ..config.plan import READERS
 from ..config.spec import Concept, ErasureSpec
 from ..erasure.auto_anchor import with_anchors
-from ..erasure.erase import check_clip_skip, erase_as_planned
+from ..erasure.erase import below_loras, check_clip_skip, erase_as_planned
 from ..erasure.sites.blocks import planned_blocks, site_at
 from ..erasure.sites.plan_edits import with_metrics
 from ..erasure.sites.planning import Planning
@@ -57,7 +57,7 @@ def literal(
     plan = request.resolve(spec.concepts, neurons=False)
     if plan.assigns_neurons:
         raise ConceptSpecError("neurons are no linears; `literal` edits blocks and 'kv'")
-    with unedited(pipe), torch.no_grad():
+    with below_loras(pipe), unedited(pipe), torch.no_grad():
         check_clip_skip(pipe, request.clip_skip)
         spec = with_anchors(pipe, spec, request.alignment, request.clip_skip)
         made = erase_as_planned(

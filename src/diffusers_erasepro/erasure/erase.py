@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from ..adapters.adapter import ErasureAdapter
+from ..adapters.header import refuse_unreadable
 from ..config.options import AUTO, Options
 from ..config.plan import Plan
 from ..config.spec import Concept, ErasureSpec
@@ -21,6 +23,7 @@ from ..errors import AdapterStateError, ConceptSpecError, IllPosedError
 from ..families.encoders import blocks_of, blocks_read
 from ..families.pipelines import family_of
 from ..modules.hooks import names_of_hooks
+from ..modules.storage import without_loras
 from ..patching.weights import unedited
 from ..prompts.alignment import Rows, rows_to_measure
 from ..prompts.tokens import TextPath, text_paths
@@ -52,6 +55,8 @@ def erase(
     usually receives) that sends every listed target to its anchor exactly, given the shallower
     edits: min tr(D C D') s.t. D X = R (ErasePro, arXiv 2508.04472; block outputs, metric and soft
     prompts are our reading).
+
+    LoRAs that are on do not count, as when an adapter is loaded: it is made for the base.
 
     Args:
         pipe: A diffusers pipeline of a known family (`families.pipelines.PIPELINES`).
@@ -89,10 +94,36 @@ def erase(
         IllPosedError: No acceptable edit exists; the numbers are in the message.
         UnknownFamilyError: The pipeline has no record.
     """
+    with below_loras(pipe):
+        return erase_live(pipe, spec, measure=measure, **options)
+
+
+@contextmanager
+def below_loras(pipe: Any) -> Iterator[None]:
+    """Inside, LoRAs and other PEFT layers that are on in the pipeline's parts do not count.
+
+    An adapter is made for the base alone: so it loads on every pipeline with that base, whatever
+    was on here. `refit_erasure` solves on top.
+
+    Raises:
+        UnknownFamilyError: The pipeline has no record.
+    """
+    family = family_of(pipe)
+    names = [*(use.encoder for use in family.encoders), family.denoiser]
+    found = [getattr(pipe, name, None) for name in names]
+    with without_loras(root for root in found if isinstance(root, nn.Module)):
+        yield
+
+
+def erase_live(
+    pipe: Any, spec: ErasureSpec | Concept, *, measure: bool = True, **options: Any
+) -> ErasureAdapter:
+    """As `erase`, on top of the LoRAs that are on: `refit_erasure` does so."""
     began = time.perf_counter()
     spec = ErasureSpec((spec,)) if isinstance(spec, Concept) else spec
     request = Options.of(options)
     family_of(pipe)  # refuses what is no known pipeline
+    refuse_unreadable({"spec": spec.to_dict()})
     with unedited(pipe), torch.no_grad():
         check_clip_skip(pipe, request.clip_skip)
         spec = with_anchors(pipe, spec, request.alignment, request.clip_skip)
@@ -185,7 +216,7 @@ def resolve(pipe: Any, spec: ErasureSpec, request: Options) -> Plan:
 def fall_back(error: IllPosedError, make: Callable[[], ErasureAdapter]) -> ErasureAdapter:
     """What `make` makes of encoder blocks, with a note that says why."""
     note = FALLEN_BACK.format(error)
-    warnings.warn(note, stacklevel=5)
+    warnings.warn(note, stacklevel=_level_of_caller())
     made = make()
     return replace(made, report=replace(made.report, notes=(*made.report.notes, note)))
 

@@ -6,7 +6,6 @@ import functools
 import inspect
 import json
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,10 +18,10 @@ from ..adapters.adapter import ErasureAdapter
 from ..adapters.file import write_atomically
 from ..adapters.hub import FileOptions, find
 from ..adapters.lockfile import SUFFIX, find_pinned
+from ..adapters.naming import check_adapter_name
 from ..erasure.residuals import largest
 from ..errors import (
     AdapterStateError,
-    ConceptSpecError,
     ErasureInactiveError,
     ErasureVerificationError,
 )
@@ -102,6 +101,8 @@ class ErasureLoaderMixin:
             BaseModelMismatchError: It was made for other weights.
             AdapterStateError: The name, or the same erasure, is loaded already.
         """
+        if adapter_name is not None:
+            check_adapter_name(adapter_name)
         lock = make_lock(lock_token) if locked or lock_token is not None else None
         source = pretrained_model_name_or_path_or_adapter
         inspect.signature(find).bind(source, **file)  # a keyword that is none raises TypeError
@@ -124,6 +125,8 @@ class ErasureLoaderMixin:
         Returns:
             The names.
         """
+        for name in sources:
+            check_adapter_name(name)
         made = {
             n: s if isinstance(s, ErasureAdapter) else ErasureAdapter.from_pretrained(s)
             for n, s in sources.items()
@@ -219,7 +222,7 @@ class ErasureLoaderMixin:
             ordered = sorted(active, key=lambda a: a.digest)
             # one is solved as it was made: prompts to measure are in its batches, and the last
             # bits depend on them
-            applied = solve_jointly(self, ordered, measure=len(ordered) == 1)
+            applied = solve_jointly(self, ordered, measure=len(ordered) == 1, on_top_of_loras=True)
             before = {name: registry for name, (_, registry) in modules_with_registry(self).items()}
             _switch(self, adapters, states, applied=applied)
             found = verify(self)
@@ -293,6 +296,8 @@ class ErasureLoaderMixin:
             adapter_names: True for all that are loaded (at least one), False for none.
         """
         names = (adapter_names,) if isinstance(adapter_names, str) else adapter_names
+        for name in () if isinstance(names, bool) else names:
+            check_adapter_name(name)
         self._erasure_required: bool | tuple[str, ...] = (
             names if isinstance(names, bool) else tuple(names)
         )
@@ -400,9 +405,7 @@ def _set_lost(pipe: Any, lost: dict[str, str]) -> None:
 def _choose_name(name: str | None, loaded: dict[str, ErasureAdapter]) -> str:
     if name is None:
         return next(f"erasure_{i}" for i in range(len(loaded) + 1) if f"erasure_{i}" not in loaded)
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
-        raise ConceptSpecError(f"adapter_name {name!r} must be 1 to 64 letters, digits, '_' or '-'")
-    if name in loaded:
+    if check_adapter_name(name) in loaded:
         raise AdapterStateError(
             f"adapter_name {name!r} is in use; delete_erasure_adapters({name!r}) first or choose "
             "another"

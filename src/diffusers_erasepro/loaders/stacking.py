@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -12,16 +13,15 @@ from torch import Tensor
 
 from ..adapters.adapter import ErasureAdapter
 from ..adapters.report import worst
-from ..config.mentions import spelling
+from ..config.mentions import Mentions, spelling
 from ..config.options import Options, OtherMethod
 from ..config.plan import ALIGNMENTS, Layers
 from ..config.spec import Concept, ErasureSpec
-from ..erasure.erase import erase, fall_back
+from ..erasure.erase import erase, erase_live, fall_back
 from ..erasure.residuals import anchor_states
 from ..errors import AdapterStateError, IllPosedError
 from ..families.pipelines import get_component
 from ..linalg.low_rank import LowRank, orthonormal, stack
-from ..modules.storage import without_loras
 from ..patching.weights import base_fingerprint, unedited
 from ..prompts.alignment import rows_of
 from ..prompts.pairs import pairs_of
@@ -48,7 +48,8 @@ def joint_spec(adapters: Sequence[ErasureAdapter]) -> ErasureSpec:
     keep: dict[str, None] = {}
     captions: dict[str, None] = {}
     for adapter in adapters:
-        concepts += adapter.spec.concepts
+        for concept in adapter.spec.concepts:
+            concepts = merge_concept(concepts, concept)
         keep |= dict.fromkeys(adapter.spec.keep)
         captions |= dict.fromkeys(adapter.spec.preserve or ())
     words: set[str] = set()
@@ -57,6 +58,67 @@ def joint_spec(adapters: Sequence[ErasureAdapter]) -> ErasureSpec:
     preserve = tuple(text for text in captions if spelling(text) not in words)
     given = any(adapter.spec.preserve is not None for adapter in adapters)
     return ErasureSpec(tuple(concepts), preserve=preserve if given else None, keep=tuple(keep))
+
+
+def merge_concept(concepts: Sequence[Concept], added: Concept) -> list[Concept]:
+    """`concepts` with one more; where both name a word and send it to the same anchor, it is once.
+
+    A target stays a target. Templates, synonyms, names and near phrases of both count.
+    """
+    merged: list[Concept] = []
+    rest: Concept | None = added
+    for concept in concepts:
+        if rest is None or spelling(concept.anchor) != spelling(rest.anchor):
+            merged.append(concept)
+        elif spelling(concept.target) == spelling(rest.target):
+            merged.append(_unite(concept, rest))
+            rest = None
+        else:
+            merged.append(_without_words(concept, [rest.target]))
+            rest = _without_words(rest, merged[-1].words)
+    if rest is not None:
+        merged.append(rest)
+    return merged
+
+
+def _unite(a: Concept, b: Concept) -> Concept:
+    """One concept of two with the same target and anchor."""
+    if a == b:
+        return a
+    exact = tuple(dict.fromkeys((*a.exact, *b.exact)))
+    soft = tuple(text for text in dict.fromkeys((*a.soft, *b.soft)) if text not in exact)
+    if ({*exact}, {*soft}) != ({*a.exact}, {*a.soft}):
+        a = replace(a, templates=exact, soft_templates=soft)
+    words = {spelling(word): word for word in reversed((*a.words, *b.words))}
+    words.pop(spelling(a.target))
+    names: dict[str, dict[str, None]] = {}
+    for language, found in (*a.names, *b.names):
+        names.setdefault(language, {}).update(dict.fromkeys(found))
+    named = Mentions((a.target, *words.values()))
+    near = tuple(text for text in dict.fromkeys((*a.near, *b.near)) if text not in named)
+    return replace(
+        a,
+        synonyms=tuple(sorted(words.values())),
+        names=tuple((language, tuple(found)) for language, found in names.items()),
+        near=near,
+    )
+
+
+def _without_words(concept: Concept, words: Iterable[str]) -> Concept:
+    """The concept without those of its synonyms that are among `words`."""
+    taken = {spelling(word) for word in words}
+    left = tuple(word for word in concept.synonyms if spelling(word) not in taken)
+    return concept if left == concept.synonyms else replace(concept, synonyms=left)
+
+
+def _widest(a: str, b: str) -> str:
+    """The name of the first alignment that holds all positions of two."""
+    asked = [asdict(ALIGNMENTS[name]) for name in (a, b)]
+    for name, alignment in ALIGNMENTS.items():
+        held = asdict(alignment)
+        if all(held[part] for flags in asked for part, on in flags.items() if on):
+            return name
+    return a
 
 
 def joint_options(adapters: Sequence[ErasureAdapter], *, neurons: bool = True) -> dict[str, Any]:
@@ -73,6 +135,7 @@ def joint_options(adapters: Sequence[ErasureAdapter], *, neurons: bool = True) -
     """
     layers: dict[str, Layers] = {}
     alignments: dict[str, str] = {}
+    targets: dict[str, str] = {}
     rest: list[dict[str, Any]] = []
     robust = False
     for adapter in adapters:
@@ -84,8 +147,11 @@ def joint_options(adapters: Sequence[ErasureAdapter], *, neurons: bool = True) -
             )
         plan = adapter.plan if neurons else adapter.plan.without_neurons()
         for target, recipe in plan.recipes:
-            layers[target] = recipe.layers
-            alignments[target] = recipe.alignment
+            # of two adapters that agree on a concept, the first says where it is edited
+            known = targets.setdefault(spelling(target), target)
+            layers.setdefault(known, recipe.layers)
+            before = alignments.get(known, recipe.alignment)
+            alignments[known] = _widest(before, recipe.alignment)
         robust |= options.robust
         own = {"layers": None, "alignment": None, "robust": None}
         rest.append(options.to_dict() | own)
@@ -100,7 +166,11 @@ def joint_options(adapters: Sequence[ErasureAdapter], *, neurons: bool = True) -
 
 
 def solve_jointly(
-    pipe: Any, adapters: Sequence[ErasureAdapter], *, measure: bool = False
+    pipe: Any,
+    adapters: Sequence[ErasureAdapter],
+    *,
+    measure: bool = False,
+    on_top_of_loras: bool = False,
 ) -> ErasureAdapter:
     """Their specs solved together on the pipeline.
 
@@ -108,14 +178,15 @@ def solve_jointly(
     blocks stand in for them. So they do beside prompts in `keep`, which neurons do not keep.
     """
     spec = joint_spec(adapters)
+    solve = erase_live if on_top_of_loras else erase
     try:
-        return erase(pipe, spec, measure=measure, **joint_options(adapters, neurons=not spec.keep))
+        return solve(pipe, spec, measure=measure, **joint_options(adapters, neurons=not spec.keep))
     except IllPosedError as error:
         if not any(a.plan.assigns_neurons for a in adapters):
             raise
         return fall_back(
             error,
-            lambda: erase(pipe, spec, measure=measure, **joint_options(adapters, neurons=False)),
+            lambda: solve(pipe, spec, measure=measure, **joint_options(adapters, neurons=False)),
         )
 
 
@@ -144,13 +215,40 @@ def _join(pipe: Any, adapters: Sequence[ErasureAdapter]) -> ErasureAdapter:
     """Ours solved together, the others added to that."""
     ours = [a for a in adapters if isinstance(a.options, Options)]
     others = [a for a in adapters if isinstance(a.options, OtherMethod)]
+    _refuse_added_twice(adapters)
     if len(ours) > 1:
-        parts: dict[str, None] = {}
-        for adapter in ours:
-            parts |= dict.fromkeys(adapter.base)
-        with without_loras(get_component(pipe, part) for part in parts):  # as each was solved
-            ours = [solve_jointly(pipe, ours)]
+        ours = [solve_jointly(pipe, ours)]
     return _add_up(pipe, ours + others) if others else ours[0]
+
+
+def _refuse_added_twice(adapters: Sequence[ErasureAdapter]) -> None:
+    """What is added up moves a word that two of them erase twice as far: past the anchor.
+
+    Raises:
+        AdapterStateError: A word is erased by two adapters that cannot be solved together.
+    """
+    by_word: dict[str, ErasureAdapter] = {}
+    for adapter in [a for a in adapters if not a.imported]:
+        words: list[str] = []
+        for concept in adapter.spec.concepts:
+            words += concept.words
+        for word in words:
+            other = by_word.setdefault(spelling(word), adapter)
+            if other is not adapter and not _solvable(other, adapter):
+                raise AdapterStateError(
+                    f"{word!r} is erased by two adapters, by {_method_of(other)!r} and by "
+                    f"{_method_of(adapter)!r}, which can only be added up: together they go past "
+                    "the anchor. Switch one off (set_erasure_adapters), or make one with erase()"
+                )
+
+
+def _solvable(*adapters: ErasureAdapter) -> bool:
+    return all(isinstance(adapter.options, Options) for adapter in adapters)
+
+
+def _method_of(adapter: ErasureAdapter) -> str:
+    options = adapter.options
+    return options.method if isinstance(options, OtherMethod) else "erase"
 
 
 def _add_up(pipe: Any, adapters: Sequence[ErasureAdapter]) -> ErasureAdapter:
