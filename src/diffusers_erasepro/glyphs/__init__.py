@@ -32,14 +32,15 @@ def templates(field: str) -> Kind:
 
 def load_pipeline(folder: str | Path = WEIGHTS) -> Any:
     """The shipped world as a stock `StableDiffusionPipeline` in float32, offline."""
-    import torch
     from diffusers import StableDiffusionPipeline
+
+    from ..modules.widening import to_float32
 
     pipe = StableDiffusionPipeline.from_pretrained(
         folder, local_files_only=True, safety_checker=None
     )
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(torch.float32)  # transformers 5 keeps the files' float16 otherwise
+    return to_float32(pipe)  # transformers 5 keeps the files' float16 otherwise
 
 
 def load_judge(folder: str | Path = WEIGHTS) -> Any:

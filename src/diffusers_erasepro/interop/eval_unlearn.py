@@ -60,7 +60,9 @@ class ErasureTechnique:
             self.pipe.load_erasure_adapter(adapter)
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.pipe.to(device, torch.float16 if use_fp16 else torch.float32)
+        self.pipe.to(device)
+        if use_fp16:
+            self.pipe.to(torch.float16)
         self.pipe.require_erasure()
 
     def generate(

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-import torch
 from safetensors import SafetensorError, safe_open
 
 from .. import glyphs
@@ -16,6 +15,7 @@ from ..config.kinds import Kind
 from ..config.spec import DEFAULT_KIND
 from ..errors import AdapterFormatError, HubError, HubNotFoundError, UnsafeFileError
 from ..loaders.mixin import erasable
+from ..modules.widening import to_float32
 
 
 def load_model(name: str, *, config: str | None = None, revision: str | None = None) -> Any:
@@ -85,9 +85,7 @@ def default_prompts(name: str, target: str) -> tuple[str, ...]:
 
 
 def _ready(pipe: Any) -> Any:
-    return erasable(
-        pipe.to(torch.float32)
-    )  # an erasure made in float32 also fits the narrower dtypes
+    return erasable(to_float32(pipe))  # an erasure made in float32 also fits narrower dtypes
 
 
 def _single_file(path: Path, config: str | None) -> Any:

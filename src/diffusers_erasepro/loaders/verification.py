@@ -580,12 +580,32 @@ def _list_routes(pipe: Any, active: Sequence[ErasureAdapter]) -> list[str]:
         notes.append("controlnet reads the prompt through K/V of its own, which no edit covers")
     for use in family.encoders:
         tokenizer = getattr(pipe, use.tokenizer, None)
-        for token in getattr(tokenizer, "added_tokens_encoder", {}):
-            if not token.startswith("<|"):
-                notes.append(
-                    f"learned token {token!r}: an embedding that no prompt of the spec holds"
-                )
+        for token in learned_tokens(tokenizer):
+            notes.append(f"learned token {token!r}: an embedding that no prompt of the spec holds")
     return notes
+
+
+def learned_tokens(tokenizer: Any) -> list[str]:
+    """Tokens that were added to a tokenizer, by textual inversion say, and not trained with it.
+
+    Those that it was published with are special (T5's <extra_id_0>), in the vocabulary of its
+    model (Gemma's <unused0>), or in the files that it was loaded from (Qwen's <tool_call>).
+    """
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # below a processor
+    added: Mapping[int, Any] = getattr(tokenizer, "added_tokens_decoder", {})
+    trained = getattr(tokenizer, "vocab_size", 0)
+    filed = getattr(tokenizer, "init_kwargs", {}).get("added_tokens_decoder") or {}
+    known = {int(i) for i in filed if not takes_inversions(tokenizer)}
+    return [
+        str(token)
+        for i, token in added.items()
+        if i >= trained and not token.special and i not in known
+    ]
+
+
+def takes_inversions(tokenizer: Any) -> bool:
+    """Whether diffusers loads textual inversions into it, which are saved in its files then."""
+    return any(name in type(tokenizer).__name__ for name in ("CLIP", "T5"))
 
 
 def _list_other_readings(pipe: Any, active: Sequence[ErasureAdapter]) -> list[str]:
