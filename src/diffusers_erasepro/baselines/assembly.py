@@ -49,7 +49,7 @@ def assemble_adapter(
         edits: Component -> module name -> change of its weight.
         error: Largest relative error of the low-rank factors.
     """
-    encoder_name, tokenizer_name, _ = family.encoders[0]
+    use = family.encoders[0]
     compressed: dict[str, Compressed] = {}
     factors: dict[str, LowRank] = {}
     layers: list[LayerReport] = []
@@ -61,11 +61,11 @@ def assemble_adapter(
             factors[name] = edit.to(torch.float32)
             layers.append(_report_layer(name, edit, weight_of(root, path), lost))
 
-    tokenizer = getattr(pipe, tokenizer_name)
+    tokenizer = getattr(pipe, use.tokenizer)
     alignment = ALIGNMENTS[made_by.alignment]
     rows = rows_to_solve(spec.concepts, tokenizer, alignment, soft_budget=0)
     rows |= rows_to_measure(spec.concepts, spec.preserve_captions(), tokenizer, alignment)
-    in_encoder = {path: edit for path, (edit, _) in compressed.get(encoder_name, {}).items()}
+    in_encoder = {path: edit for path, (edit, _) in compressed.get(use.encoder, {}).items()}
     readers = _edited_readers(pipe, family, compressed.get(family.denoiser, {}))
     residual: dict[str, Tensor] = {}
     goals: dict[str, Tensor] = {}
@@ -80,7 +80,7 @@ def assemble_adapter(
         base={part: fingerprints(get_component(pipe, part), {}) for part in compressed},
         edits=factors,
         keys={},
-        goals={f"{encoder_name}.{LAST}": goals["exact"].float().cpu()},
+        goals={f"{use.encoder}.{LAST}": goals["exact"].float().cpu()},
         report=Report(
             float(residual["exact"].max()),
             float(unseen.max()) if len(unseen) else NAN,

@@ -123,7 +123,7 @@ def edit_cross_attention(
     began = time.perf_counter()
     spec = ErasureSpec((spec,)) if isinstance(spec, Concept) else spec
     family = family_of(pipe)
-    encoder_name, tokenizer_name, _ = family.encoders[0]
+    use = family.encoders[0]
     if len(family.encoders) > 1:
         raise UnknownFamilyError(
             f"{method.name} knows pipelines with one text encoder; "
@@ -138,13 +138,13 @@ def edit_cross_attention(
         below_loras(pipe),
         unedited(pipe),
         torch.no_grad(),
-        in_float32(get_component(pipe, encoder_name)) as encoder,
+        in_float32(get_component(pipe, use.encoder)) as encoder,
     ):
         weights = {
             path: weight_of(denoiser, path).detach().double().cpu()
             for path in reader_paths(denoiser, family)
         }
-        tokenizer = getattr(pipe, tokenizer_name)
+        tokenizer = getattr(pipe, use.tokenizer)
         problem = Problem(encoder, tokenizer, targets, anchors, captions, weights)
         edits = {family.denoiser: method.edits(problem)}
         made_by = OtherMethod(method.name, asdict(method))
