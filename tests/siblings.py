@@ -270,7 +270,14 @@ UNNAMED = {
 """Where a constructor names a base class, or another than real checkpoints hold."""
 
 
-DEEP = {"BriaFibo2": 36, "NucleusMoE": 10}
+DEEP = {
+    "BriaFibo2": 36,
+    "NucleusMoE": 10,
+    "Krea2Modular": 36,
+    "Krea2TurboModular": 36,
+    "Flux3": 36,
+    "MiniMaxH3": 52,
+}
 """Blocks of a Qwen3-VL, where the pipeline reads inner ones that it counts in a full-size one."""
 
 
@@ -288,6 +295,8 @@ def _text_encoder(pipeline: str, annotation: str) -> Any:
     for prefix, layers in DEEP.items():
         if pipeline.startswith(prefix):
             return vision_text(annotation, "Qwen3VLConfig", layers)
+    if pipeline.startswith("StableDiffusion3") and annotation == "T5EncoderModel":
+        return tiny.t5(2 * WIDTH)  # as wide as both CLIPs side by side
     fitting = [kind for prefix, kind in UNNAMED.items() if pipeline.startswith(prefix)]
     kind = fitting[0] if fitting else annotation
     return TEXT_ENCODERS[kind]()

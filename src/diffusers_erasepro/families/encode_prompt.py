@@ -290,7 +290,9 @@ def encode(
     for parameter in block.inputs:
         if parameter.name is not None:
             state.set(parameter.name, parameter.default, parameter.kwargs_type)
-    for name, value in {"prompt": list(texts), **given}.items():
+    # some blocks take one prompt, and no list
+    prompt = texts[0] if len(texts) == 1 else list(texts)
+    for name, value in {"prompt": prompt, **given}.items():
         state.set(name, value)
     _, state = block(pipe, state)
     return [state.get(parameter.name) for parameter in block.intermediate_outputs]
