@@ -391,7 +391,7 @@ def _concatenate(
         rows.append(used)
     lengths = {row["input_ids"].shape[1] for row in rows}
     if len(lengths) > 1:
-        rows = [_filled(row, max(lengths)) for row in rows]
+        rows = [_fill_row(row, max(lengths)) for row in rows]
     joined = {}
     for key in rows[0]:
         joined[key] = torch.cat([row[key] for row in rows])
@@ -419,7 +419,7 @@ def _without_padding(
     return [{"input_ids": row[seen][None]} for row, seen in zip(ids, mask, strict=True)]
 
 
-def _filled(row: Mapping[str, Tensor], length: int) -> dict[str, Tensor]:
+def _fill_row(row: Mapping[str, Tensor], length: int) -> dict[str, Tensor]:
     """Inputs of `length` positions; the mask hides those that are added behind."""
     ids = row["input_ids"]
     missing = (0, length - ids.shape[1])

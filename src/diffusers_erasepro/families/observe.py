@@ -373,11 +373,11 @@ class _Comparison:
         For pipelines that take them with a hook, so that no output of the encoder tells.
         """
         raw = self.shown.blocks.get(encoder, [])
-        return tuple(
-            Reading("hidden_states", i)
-            for i, states in enumerate(raw, 1)
-            if any(_holds_rows(x, states[0]) for x in self.shown.returned)
-        )
+        found = []
+        for i, states in enumerate(raw, 1):
+            if any(_holds_rows(tensor, states[0]) for tensor in self.shown.returned):
+                found.append(Reading("hidden_states", i))
+        return tuple(found)
 
     def _refuse_unexplained(self, uses: Sequence[Use]) -> None:
         """What is returned for another prompt must be the same, with the same states put in.

@@ -241,7 +241,7 @@ Linears that text and image tokens share (Flux single blocks, CogVideoX, Z-Image
 `readers`: an edit of them would touch image tokens. There the encoders carry the erasure.
 """
 
-DENOISERS: list[DenoiserFamily] = [
+DENOISER_FAMILIES: list[DenoiserFamily] = [
     DenoiserFamily(("UNet2DConditionModel",), CLIP_UNET),
     DenoiserFamily(("UNetMotionModel",), SPATIAL_UNET, frames=8),
     DenoiserFamily(("FluxTransformer2DModel", "AuraFlowTransformer2DModel"), CONTEXT),
@@ -364,7 +364,7 @@ def _denoiser_record(pipe: Any, denoiser: str, encoders: set[str]) -> DenoiserFa
         if not any(part in name for part in ("vae", "vqvae", "image_encoder", "safety", "motion")):
             return None
     with suppress(UnknownFamilyError):
-        record = find_record(module, DENOISERS, "classes", "denoiser")
+        record = find_record(module, DENOISER_FAMILIES, "classes", "denoiser")
         pattern = re.compile(record.readers)
         if any(pattern.search(name) for name, _ in module.named_modules()):
             return record
