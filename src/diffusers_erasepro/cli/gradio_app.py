@@ -12,6 +12,7 @@ from typing import Any
 import gradio as gr
 import torch
 
+from ..adapters.header import format_measure
 from ..config.kinds import known_kinds
 from ..config.spec import Concept, ErasureSpec
 from ..errors import ErasureError
@@ -45,7 +46,8 @@ class Session:
         words = (
             f"**{name}** in {report.seconds:.1f} s: residual {report.listed_residual:.1e} "
             "on listed prompts, "
-            f"{report.held_out_mean:.2f} on unseen phrasings, drift {report.drift:.3f}"
+            f"{format_measure(report.held_out_mean, '.2f')} on unseen phrasings, "
+            f"drift {format_measure(report.drift, '.3f')}"
         )
         return self.switches(), words, str(file)
 

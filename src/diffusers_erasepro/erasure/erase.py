@@ -92,6 +92,7 @@ def erase(
     Raises:
         ConceptSpecError: The spec or an option cannot be meant.
         IllPosedError: No acceptable edit exists; the numbers are in the message.
+        AdapterFormatError: The spec is too long for a file that can be read back.
         UnknownFamilyError: The pipeline has no record.
     """
     with below_loras(pipe):
