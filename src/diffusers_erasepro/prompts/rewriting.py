@@ -32,14 +32,14 @@ def locate_prompts(found: RecordedInputs, prompts: Sequence[str]) -> list[Prompt
     spans: list[PromptSpan | None] = []
     for row, (prompt, at) in enumerate(zip(prompts, written, strict=True), 1):
         if prompt.strip() or not starts or not wrapping:
-            spans.append(_locate(found, row, prompt, at[1] if at else None))
+            spans.append(_locate_as_given(found, row, prompt, at[1] if at else None))
         else:  # nothing of it is in the row: it is where the others are
             span = found.locate(row, prompt, wrapping) or found.locate(row, "", wrapping)
             spans.append(span and _moved_back(span, starts[0]))
     return spans
 
 
-def _locate(
+def _locate_as_given(
     found: RecordedInputs, row: int, prompt: str, rewritten: str | None
 ) -> PromptSpan | None:
     wrapping = found.text(0)
