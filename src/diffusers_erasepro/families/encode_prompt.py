@@ -82,11 +82,12 @@ class RecordedInputs:
     def prompt_positions(self, row: int, prompt: str, wrapping: str) -> list[int]:
         """Positions of `row` from the first of `prompt` on, without padding.
 
-        Of a prompt that the pipeline rewrote, all positions.
+        Of a prompt that the pipeline rewrote, all positions that attention sees.
         """
         span = self.locate(row, prompt, wrapping)
         if span is None:
-            return list(range(self.inputs["input_ids"].shape[1]))
+            mask = self.inputs.get("attention_mask", torch.ones_like(self.inputs["input_ids"]))
+            return list(mask[row].nonzero()[:, 0].tolist())
         positions = []
         for position in range(span.first, span.stop):
             characters = span.offsets[position]

@@ -28,6 +28,7 @@ from .encode_prompt import (
     recording_texts,
     takes_prompts,
     tensors_in,
+    text_block_of,
     unpadded,
 )
 from .encoders import blocks_of, encoder_family_of
@@ -260,6 +261,7 @@ class _Comparison:
                     f"{encoder}: encode_prompt hands it no plain prompt; what else it reads (words "
                     "in quotes, a prior's prompt) is not erased"
                 )
+        notes += _notes_on_rewriting(self.pipe)
         found = [self._alone(use) for use in self._skipping(uses)]
         return Observation(tuple(found), tuple(notes))
 
@@ -439,6 +441,33 @@ class _Comparison:
         return use._replace(alone=True)
 
 
+REWRITERS = ("pe", "prompt_enhancer", "prompt_enhancer_head", "prompt_upsampler")
+"""Components that write another prompt before one is encoded."""
+
+
+def _notes_on_rewriting(pipe: Any) -> list[str]:
+    """What a pipeline does with a prompt before, or shows an encoder beside it."""
+    notes = []
+    blocks = getattr(getattr(pipe, "_blocks", None), "sub_blocks", {})
+    rewriters = [name for name in REWRITERS if getattr(pipe, name, None) is not None]
+    rewriters += [name for name in blocks if name.startswith("prompt_")]
+    for name in dict.fromkeys(rewriters):
+        notes.append(
+            f"{name}: it may write another prompt before this one is encoded, in words that no "
+            "spec lists"
+        )
+    if hasattr(pipe, "encode_prompt"):
+        taken = {*inspect.signature(pipe.encode_prompt).parameters}
+    else:
+        taken = {parameter.name for parameter in text_block_of(pipe).inputs}
+    if not taken.isdisjoint({"image", "images"}):
+        notes.append(
+            "image: prompts are solved for without a picture; with one beside them a text encoder "
+            "gives other states, and what the picture shows is not erased"
+        )
+    return notes
+
+
 def _run(
     pipe: Any,
     prompt: str,
@@ -465,8 +494,8 @@ def _run(
             if answer is not None or isinstance(error, UnknownFamilyError):
                 raise
             raise AdapterStateError(
-                f"{type(pipe).__name__}.encode_prompt does not run as the pipeline is loaded: "
-                f"{error}"
+                f"{type(pipe).__name__}.encode_prompt does not run, for one prompt alone, as the "
+                f"pipeline is loaded: {error}"
             ) from error
     return Encoded(calls, list(tensors_in(found)), texts, blocks)
 
