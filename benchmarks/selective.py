@@ -13,11 +13,13 @@ from __future__ import annotations
 import argparse
 import copy
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.utils import logging
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -451,6 +453,9 @@ def main() -> None:
     parser.add_argument("--page", type=Path, default=results.parents[1] / "docs" / "selective.md")
     parser.add_argument("--draw", action="store_true", help="the page alone, from the lines")
     args = parser.parse_args()
+    # long phrases of the product are cut at the 32 tokens that this encoder's pipeline reads
+    warnings.filterwarnings("ignore", message=".*this world reads the first")
+    logging.set_verbosity_error()
     if not args.draw:
         run(Sections(args), args)
     from selective_page import draw_page

@@ -130,7 +130,7 @@ def pipeline_around(model: nn.Module, tokenizer: Any, *, masked: bool = True) ->
         text_encoder=model,
         tokenizer=tokenizer,
         unet=unet,
-        scheduler=DDIMScheduler(),
+        scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
