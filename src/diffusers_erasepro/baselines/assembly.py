@@ -21,6 +21,7 @@ from ..linalg.low_rank import LowRank, compress
 from ..modules.fingerprint import fingerprints
 from ..modules.storage import weight_of
 from ..prompts.alignment import rows_to_measure, rows_to_solve
+from ..prompts.tokens import vocabulary_of
 
 COMPRESSION = 1e-4
 """Largest relative error of an edit's low-rank factors."""
@@ -73,11 +74,15 @@ def assemble_adapter(
         have, goals[kind] = aligned_states(encoder, rows[kind], in_encoder)
         residual[kind] = read_residual(have, goals[kind], readers)
 
+    base = {}
+    for part in compressed:
+        vocabulary = vocabulary_of(pipe, part)
+        base[part] = fingerprints(get_component(pipe, part), {}, vocabulary=vocabulary)
     unseen = residual["held_out"]
     return ErasureAdapter(
         spec,
         made_by,
-        base={part: fingerprints(get_component(pipe, part), {}) for part in compressed},
+        base=base,
         edits=factors,
         keys={},
         goals={f"{use.encoder}.{LAST}": goals["exact"].float().cpu()},

@@ -12,9 +12,8 @@ from ..config.options import Options
 from ..erasure.residuals import largest
 from ..errors import AdapterIntegrityError, BaseModelMismatchError
 from ..families.pipelines import family_of, get_component
-from ..modules.linear import dtype_of
 from ..modules.storage import weight_of, without_loras
-from ..patching.weights import base_fingerprint, resolve_edits, unedited
+from ..patching.weights import is_base_of, resolve_edits, unedited
 from .stacking import solve_jointly
 from .verification import allowed_residual, list_unseen_encoders, measure_listed, predict_residual
 
@@ -147,8 +146,4 @@ def _check_residual(pipe: Any, adapter: ErasureAdapter) -> None:
 
 
 def _is_made_for(pipe: Any, adapter: ErasureAdapter) -> bool:
-    for part, prints in adapter.base.items():
-        root = get_component(pipe, part)
-        if base_fingerprint(root) != prints.get(str(dtype_of(root)).removeprefix("torch.")):
-            return False
-    return True
+    return all(is_base_of(pipe, part, prints) for part, prints in adapter.base.items())

@@ -22,10 +22,11 @@ from ..erasure.residuals import anchor_states
 from ..errors import AdapterStateError, IllPosedError
 from ..families.pipelines import get_component
 from ..linalg.low_rank import LowRank, orthonormal, stack
+from ..modules.fingerprint import fingerprint_learned
 from ..patching.weights import base_fingerprint, unedited
 from ..prompts.alignment import rows_of
 from ..prompts.pairs import pairs_of
-from ..prompts.tokens import text_paths
+from ..prompts.tokens import text_paths, vocabulary_of
 
 CACHE_SIZE = 64
 """Joint edits that are remembered."""
@@ -313,7 +314,12 @@ def _fingerprint_bases(pipe: Any, adapters: Sequence[ErasureAdapter]) -> list[st
     parts: set[str] = set()
     for adapter in adapters:
         parts |= set(adapter.components)
-    return [base_fingerprint(get_component(pipe, part)) for part in sorted(parts)]
+    found = []
+    for part in sorted(parts):
+        root = get_component(pipe, part)
+        rows = vocabulary_of(pipe, part)
+        found.append(base_fingerprint(root, vocabulary=rows) + fingerprint_learned(root, rows))
+    return found
 
 
 def combine_stored(adapters: Sequence[ErasureAdapter]) -> dict[str, LowRank]:

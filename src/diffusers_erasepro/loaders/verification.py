@@ -36,7 +36,7 @@ from ..patching.weights import (
     EditedWeight,
     Registry,
     TrackedWeights,
-    base_fingerprint,
+    is_base_of,
     modules_with_registry,
     original_weights,
     registry_of,
@@ -534,15 +534,13 @@ def _list_changed(pipe: Any, active: Sequence[ErasureAdapter], tracked: Tracked)
     """Weights, or the base as a whole, that are no longer those the erasure was made for."""
     notes = []
     for name, weights in tracked.items():
-        root = get_component(pipe, name)
         if changed := [weight for weight, record in weights.items() if record is None]:
             notes.append(
                 f"{name} was changed by someone else since the erasure was applied: "
                 f"{', '.join(changed[:3])}"
             )
-        dtype = str(dtype_of(root)).removeprefix("torch.")
-        expected = [a.base[name].get(dtype) for a in active if name in a.base]
-        if any(base_fingerprint(root, weights) != fingerprint for fingerprint in expected):
+        made_for = [adapter.base[name] for adapter in active if name in adapter.base]
+        if not all(is_base_of(pipe, name, prints, weights) for prints in made_for):
             notes.append(
                 f"the weights of {name} are no longer those the erasure was made for; "
                 "refit_erasure() solves it again"

@@ -22,15 +22,18 @@ HEX_DIGITS = 32
 
 
 def base_parameters(
-    root: nn.Module, originals: Mapping[str, Tensor]
+    root: nn.Module, originals: Mapping[str, Tensor], vocabulary: int | None = None
 ) -> Iterator[tuple[str, Tensor]]:
     """Parameters by stock name, without what PEFT added and without fused copies.
 
     Args:
         root: A component.
         originals: Module name -> the weight `(d_out, d_in)` to take in place of the edited one.
+        vocabulary: Rows of the token embedding that count: those after them are learned tokens,
+            or never read. None for all.
     """
     refuse_on_disk(root)
+    table = token_table(root)
     for path, module in stock_modules(root):
         plain = path.removeprefix("text_model.")
         if plain.rpartition(".")[2] in FUSED:
@@ -40,10 +43,30 @@ def base_parameters(
             if value is None:
                 continue
             original = originals.get(plain) if name == "weight" else None
-            if original is None:
-                yield f"{plain}.{name}", _live_values(module, name)
-            else:
-                yield f"{plain}.{name}", as_linear(module, original)
+            found = _live_values(module, name)
+            if original is not None:
+                found = as_linear(module, original)
+            yield f"{plain}.{name}", found[:vocabulary] if module is table else found
+
+
+def token_table(root: nn.Module) -> nn.Module | None:
+    """The token embedding of a text encoder, below PEFT; None of any other component."""
+    find: Any = getattr(root, "get_input_embeddings", None)
+    found = find() if find else None
+    return None if found is None else next(stock_modules(found))[1]
+
+
+def fingerprint_learned(root: nn.Module, vocabulary: int | None) -> str:
+    """A fingerprint of the rows that a text encoder's token embedding has beyond its vocabulary.
+
+    Those of textual inversions are there. No erasure is bound to them, but what was computed from
+    prompts that name them is.
+    """
+    table = token_table(root)
+    if table is None or vocabulary is None:
+        return ""
+    rows = resident_tensor(table, "weight").detach()[vocabulary:]
+    return hashlib.sha256(rows.float().cpu().numpy().tobytes()).hexdigest()[:HEX_DIGITS]
 
 
 def _live_values(module: nn.Module, name: str) -> Tensor:
@@ -52,24 +75,31 @@ def _live_values(module: nn.Module, name: str) -> Tensor:
     return resident_tensor(module, name)
 
 
-def fingerprint(root: nn.Module, dtype: torch.dtype, originals: Mapping[str, Tensor]) -> str:
+def fingerprint(
+    root: nn.Module,
+    dtype: torch.dtype,
+    originals: Mapping[str, Tensor],
+    vocabulary: int | None = None,
+) -> str:
     """SHA-256 over names, shapes and an even sample of every parameter, rounded to `dtype`."""
-    return fingerprints(root, originals, {"": dtype})[""]
+    return fingerprints(root, originals, {"": dtype}, vocabulary=vocabulary)[""]
 
 
 def fingerprints(
     root: nn.Module,
     originals: Mapping[str, Tensor],
     dtypes: Mapping[str, torch.dtype] | None = None,
+    *,
+    vocabulary: int | None = None,
 ) -> dict[str, str]:
     """One fingerprint per dtype that the weights may be loaded in.
 
     Without `dtypes`, these are all of `DTYPES` for a float32 model, and its own for another:
-    rounding cannot be undone.
+    rounding cannot be undone. `vocabulary` as for `base_parameters`.
     """
     live = dtype_of(root)
     dtypes = dtypes or {n: d for n, d in DTYPES.items() if live == torch.float32 or d == live}
-    parameters = sorted(base_parameters(root, originals), key=lambda item: item[0])
+    parameters = sorted(base_parameters(root, originals, vocabulary), key=lambda item: item[0])
     headers = [f"{name}{tuple(value.shape)}".encode() for name, value in parameters]
     samples = [_sample(value.detach().reshape(-1)) for _, value in parameters]
     ends = [0, *accumulate(map(len, samples))]

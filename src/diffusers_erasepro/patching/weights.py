@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from ..adapters.adapter import ErasureAdapter
 from ..errors import AdapterStateError, BaseModelMismatchError
 from ..families.encoders import live_name
+from ..families.pipelines import get_component
 from ..linalg.low_rank import LowRank, finite
 from ..modules.fingerprint import fingerprint
 from ..modules.linear import base_linear, dtype_of, shape_of, unwrapped
 from ..modules.storage import cast_through, is_editable, refuse_tied, storages_of
+from ..prompts.tokens import vocabulary_of
 from .rwlock import WEIGHTS_LOCK
 
 ATTRIBUTE = "_erasepro"
@@ -74,6 +76,21 @@ class EditedWeight:
                 return self
             return EditedWeight(cast_through(self.base, dtypes), cast_through(self.target, dtypes))
         return None
+
+    def with_rows_of(self, live: Tensor) -> EditedWeight:
+        """The record of a token embedding that has learned tokens more, or fewer, than before.
+
+        Its rows are columns here, and those that came are no edit of ours.
+        """
+        known = self.target.shape[1]
+        if live.shape[1] == known:
+            return self
+        if live.shape[1] < known:
+            columns = live.shape[1]
+            return EditedWeight(self.base[:, :columns], self.target[:, :columns])
+        new = live[:, known:].cpu()
+        base = torch.cat([self.base, new.to(self.base.dtype)], 1)
+        return EditedWeight(base, torch.cat([self.target, new.to(self.target.dtype)], 1))
 
     def is_known(self, bits: Tensor) -> bool:
         """Whether these are the bits of the base or of the last edit, which are finite."""
@@ -139,6 +156,7 @@ def track_weights(root: nn.Module) -> TrackedWeights:
 
 def _track_weight(root: nn.Module, name: str, record: EditedWeight) -> EditedWeight | None:
     weight, *copies = storages_of(root, name)
+    record = record.with_rows_of(weight)
     if all(record.follow_casts(bits) for bits in copies):
         return record.follow_casts(weight)
     return None
@@ -159,17 +177,37 @@ def original_weights(root: nn.Module, tracked: TrackedWeights | None = None) -> 
         if record:
             bits = record.base
         else:
-            _, bits = _edit_weight(storages_of(root, name)[0], records[name], None, None)
+            live = storages_of(root, name)[0]
+            _, bits = _edit_weight(live, records[name].with_rows_of(live), None, None)
         found[name.removeprefix("text_model.")] = bits
     return found
 
 
-def base_fingerprint(root: nn.Module, tracked: TrackedWeights | None = None) -> str:
+def base_fingerprint(
+    root: nn.Module, tracked: TrackedWeights | None = None, vocabulary: int | None = None
+) -> str:
     """Fingerprint of the component without our edits, in its dtype.
 
-    `tracked` as for `original_weights`.
+    `tracked` as for `original_weights`, `vocabulary` as for `base_parameters`.
     """
-    return fingerprint(root, dtype_of(root), original_weights(root, tracked))
+    return fingerprint(root, dtype_of(root), original_weights(root, tracked), vocabulary)
+
+
+def is_base_of(
+    pipe: Any,
+    component: str,
+    prints: Mapping[str, str],
+    tracked: TrackedWeights | None = None,
+) -> bool:
+    """Whether a component, without our edits, has one of these fingerprints, by dtype.
+
+    Learned tokens do not count. Older files counted all rows of the token embedding, those that
+    no token has too.
+    """
+    root = get_component(pipe, component)
+    expected = prints.get(str(dtype_of(root)).removeprefix("torch."))
+    counted = (vocabulary_of(pipe, component), None)
+    return any(expected == base_fingerprint(root, tracked, rows) for rows in dict.fromkeys(counted))
 
 
 def resolve_edits(root: nn.Module, component: str, adapter: ErasureAdapter) -> dict[str, LowRank]:
@@ -186,6 +224,7 @@ def resolve_edits(root: nn.Module, component: str, adapter: ErasureAdapter) -> d
                 f"{component} has no layer {stored}, which the adapter edits; load it on its base "
                 "model"
             )
+        factors = _fit_rows(root.get_submodule(name), factors)
         shape = shape_of(root.get_submodule(name))
         expected = (factors.B.shape[0], factors.A.shape[1])
         if shape != expected:
@@ -195,6 +234,21 @@ def resolve_edits(root: nn.Module, component: str, adapter: ErasureAdapter) -> d
             )
         found[name] = factors
     return found
+
+
+def _fit_rows(module: nn.Module, factors: LowRank) -> LowRank:
+    """The edit of a token embedding with as many rows as that has, learned tokens included.
+
+    Rows that it lacks are not edited; rows that are gone are left out if they were not.
+    """
+    columns = factors.A.shape[1]
+    missing = shape_of(module)[1] - columns
+    if not isinstance(base_linear(module), nn.Embedding) or not missing:
+        return factors
+    if missing > 0:
+        return LowRank(factors.B, nn.functional.pad(factors.A, (0, missing)))
+    kept, gone = factors.A.split([columns + missing, -missing], 1)
+    return factors if gone.any() else LowRank(factors.B, kept)
 
 
 @dataclass(frozen=True)
@@ -250,7 +304,8 @@ def stage(
         if name in old.weights or not hooked:
             storages = storages_of(root, name)
             live = storages[0]
-            record = old.weights.get(name) or EditedWeight.of(live)
+            known = old.weights.get(name)
+            record = known.with_rows_of(live) if known else EditedWeight.of(live)
             in_weight = None if hooked else factors
             weights[name], bits = _edit_weight(live, record, record.follow_casts(live), in_weight)
             if not record.is_known(bits):

@@ -107,6 +107,11 @@ class TextPath:
         return any(reading.pooled for reading in self.use.readings)
 
     @property
+    def vocabulary(self) -> int | None:
+        """As `vocabulary_of`."""
+        return vocabulary_of(self.pipe, self.use.encoder)
+
+    @property
     def reads_padding(self) -> bool:
         """Whether padding changes what is read: attention sees it, and looks ahead."""
         if encoder_family_of(self.encoder).causal:
@@ -172,6 +177,19 @@ def text_paths(pipe: Any, clip_skip: int = 0) -> list[TextPath]:
     if not found:
         get_component(pipe, family.encoders[0].encoder)  # says which is missing
     return found
+
+
+def vocabulary_of(pipe: Any, component: str) -> int | None:
+    """How many tokens the tokenizer of a text encoder has of its own.
+
+    Those that were added to it, by textual inversion say, have their rows of the token embedding
+    after these. None where the component has no tokenizer.
+    """
+    for use in family_of(pipe).encoders:
+        tokenizer = getattr(pipe, use.tokenizer, None)
+        if use.encoder == component and tokenizer is not None:
+            return getattr(tokenizer, "tokenizer", tokenizer).vocab_size
+    return None
 
 
 def token_ids(tokenizer: Any, texts: Sequence[str]) -> Tensor:

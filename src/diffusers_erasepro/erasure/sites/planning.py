@@ -58,7 +58,7 @@ class Planning:
         with naming_encoder(path):
             pairs["soft"] = readable(pairs["soft"], path)
             rows = {kind: rows_of(found, path, alignments) for kind, found in pairs.items()}
-        base = fingerprints(path.encoder, {})
+        base = fingerprints(path.encoder, {}, vocabulary=path.vocabulary)
         return cls(pipe, path, encoder, spec, options, plan, pairs, rows, base)
 
     @property
