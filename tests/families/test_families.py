@@ -177,7 +177,7 @@ def difference(case, pipe, other):
 def test_run_in_parts_the_blocks_find_the_same(case, monkeypatch):
     """Hundreds of long rows at once are gigabytes of attention scores.
 
-    Here every block gets two of six rows at a time.
+    Here every block gets two of all rows at a time.
     """
     spec = ErasureSpec((STAR, RING, HEART), preserve=PRESERVE)
     sizes = set()
@@ -200,7 +200,7 @@ def test_run_in_parts_the_blocks_find_the_same(case, monkeypatch):
         "max_edit_size": 1e3,
     }  # random weights: nothing is near anything
     whole = erase(case.pipe, spec, **options)
-    assert not rows or (6 in sizes and 2 not in sizes)
+    assert not rows or (max(sizes) >= 6 and 2 not in sizes)
     monkeypatch.setattr("diffusers_erasepro.erasure.layerwise.PART", 1)
     parts = erase(case.pipe, spec, **options)
     assert not rows or 2 in sizes

@@ -412,7 +412,7 @@ class _Comparison:
         usual = encoder.replace("text_encoder", "tokenizer")
         scores = {}
         for name, texts in self.shown.texts.items():
-            row = [] if call.ids is None else call.ids[0].tolist()
+            row = _seen_tokens(call)
             runs = [unpadded(encoding) for encoding in _encodings(texts)]
             runs = [run for run in runs if find_run(row, run) is not None]
             scores[name] = (max(map(len, runs), default=0), name == usual)
@@ -558,6 +558,15 @@ def tokenizers_of(pipe: Any) -> dict[str, Any]:
         if hasattr(tokenizer, "convert_tokens_to_ids") and callable(tokenizer):
             found[name] = component
     return found
+
+
+def _seen_tokens(call: EncoderCall) -> list[int]:
+    """The tokens of a call's first row that attention sees."""
+    if call.ids is None:
+        return []
+    mask = call.inputs.get("attention_mask")
+    row = call.ids[0] if mask is None else call.ids[0][mask[0].bool()]
+    return list(row.tolist())
 
 
 def _encodings(texts: TokenizedTexts) -> list[Any]:
