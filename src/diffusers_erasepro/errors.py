@@ -61,7 +61,7 @@ class IllPosedError(ErasureError, ValueError):
 
 
 class UnknownFamilyError(ErasureError, ValueError):
-    """No record describes this pipeline or text encoder.
+    """No record describes this text encoder, or it does not explain what the pipeline returns.
 
     A record can be proposed, read, and registered (docs/families.md)::
 
