@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from diffusers_erasepro import Concept, ErasureSpec
 from diffusers_erasepro.config.options import Options, blocks_in
+from diffusers_erasepro.config.spec import read_spec
 from diffusers_erasepro.errors import ConceptSpecError, ErasureError
 
 STAR = Concept("star", anchor="circle")
@@ -22,14 +23,25 @@ STAR = Concept("star", anchor="circle")
         (lambda: Concept(["star"]), "list"),
         (lambda: Concept("star", anchor=None), "anchor of 'star'"),
         (lambda: Concept("star", anchor="Star "), "nothing to erase"),
-        (lambda: Concept("star", anchor="star shape"), "contains the target"),
         (lambda: Concept("star", anchor="circle", synonyms=("circle",)), "nothing to erase"),
         (lambda: Concept("x" * 500), "500 characters, at most 300"),
-        (lambda: Concept("star", "circle", templates="photos"), "no set 'photos' .*instance"),
+        (
+            lambda: Concept("star", "circle", templates="photos"),
+            "no kind .photos. .*object",
+        ),
+        (lambda: Concept("star", templates="objct"), "did you mean 'object'"),
+        (lambda: Concept("star", templates="missing/plants.toml"), "cannot be read"),
         (lambda: Concept("star", "circle", templates=("a star",)), "exactly one '{}'.*'a star'"),
         (lambda: Concept("star", "circle", templates=("{} and {}",)), "exactly one"),
         (lambda: Concept("star", "circle", templates=("a {0} {}",)), "exactly one"),
         (lambda: Concept("star", "circle", templates=()), "empty"),
+        (lambda: Concept("star", synonyms=[f"star{i}" for i in range(300)]), "300 synonyms.*100"),
+        (lambda: Concept("star", names=["Stern"]), "table of languages"),
+        (lambda: Concept("star", names={"German": ["Stern"]}), "'German' is no language code"),
+        (lambda: Concept("star", near=["a red star"]), r"near\[0\].*which names it"),
+        (lambda: ErasureSpec([STAR], near=["the stars", "a star"]), r"near\[1\].*names a target"),
+        (lambda: ErasureSpec([STAR], preserve=["a star", "one star"]), "every caption of preserve"),
+        (lambda: ErasureSpec([STAR], everyday=1), "everyday must be True or False"),
         (
             lambda: Concept("star", "circle", soft_templates=("no slot",)),
             r"soft_templates of 'star'\[0\]",
@@ -86,6 +98,54 @@ def test_the_first_of_a_tuple_is_exact_and_the_others_soft():
     assert concept.exact == ("a {}",) and concept.soft == ("the {}", "one {}")
     both = Concept("star", "circle", templates=("a {}", "the {}"), soft_templates=())
     assert both.exact == ("a {}", "the {}") and both.soft == ()
+
+
+def test_no_soft_templates_are_not_the_same_as_those_of_the_kind():
+    spec = ErasureSpec([Concept("star", "circle", templates=("a {}", "the {}"), soft_templates=())])
+    assert ErasureSpec.from_dict(spec.to_dict()).concepts[0].exact == ("a {}", "the {}")
+    assert ErasureSpec.from_toml(spec.to_toml()) == spec
+
+
+def test_an_anchor_may_contain_the_target_and_says_what_that_costs():
+    concept = Concept("pistol", anchor="water pistol")
+    assert "contains 'pistol'" in concept.caveats[0] and not STAR.caveats
+
+
+def test_names_and_near_misses_go_round_and_are_deduplicated():
+    names = {"de": ["Pistole"], "fr": ["pistolet", "Pistole"], "zh": ["手枪"]}
+    concept = Concept("pistol", "tool", names=names, near=["a water gun"])
+    spec = ErasureSpec([concept], near=["a drill"], description="Handguns.", covers="pistols")
+    assert ErasureSpec.from_toml(spec.to_toml()) == spec
+    assert concept.foreign == ("Pistole", "pistolet", "手枪")
+    assert spec.near_prompts() == ("a drill", "a water gun")
+
+
+def test_parts_of_a_name_are_kept_and_others_of_them_are_only_measured():
+    spec = ErasureSpec([Concept("golf ball", "stone")])
+    assert {"golf", "a ball", "the golf"} <= {*spec.near_prompts()}
+    measured = spec.held_out_near_prompts()
+    assert "a ball in a shop window" in measured
+    assert not {*measured} & {*spec.near_prompts(), *spec.preserve_captions()}
+
+
+def test_a_preserve_list_stands_alone_unless_everyday_captions_are_asked_for():
+    few = ErasureSpec([STAR], preserve=["a ring"])
+    assert few.preserve_captions() == ("a ring",)
+    both = ErasureSpec([STAR], preserve=["a ring"], everyday=True).preserve_captions()
+    assert both[0] == "a ring" and len(both) > 1700
+
+
+def test_former_names_of_kinds_are_read_and_named():
+    with pytest.warns(FutureWarning, match="'instance' are called 'object' now"):
+        assert Concept("star", templates="instance").templates == "object"
+
+
+def test_a_spec_file_that_is_none_is_named(tmp_path):
+    with pytest.raises(ConceptSpecError, match=r"no\.toml' cannot be read"):
+        read_spec(tmp_path / "no.toml")
+    (tmp_path / "bad.toml").write_text("concepts = [")
+    with pytest.raises(ConceptSpecError, match=r"bad\.toml: the spec is not TOML"):
+        read_spec(tmp_path / "bad.toml")
 
 
 def test_held_out_templates_are_never_solved_for():
