@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .adapters.report import Report
     from .config.spec import Concept, ErasureSpec
     from .erasure.erase import erase
+    from .erasure.explain import explain
     from .errors import ErasureError
     from .loaders.mixin import ErasureLoaderMixin, erasable
     from .loaders.verification import Verification
@@ -27,6 +28,7 @@ _HOMES = {
     "Verification": "loaders.verification",
     "erasable": "loaders.mixin",
     "erase": "erasure.erase",
+    "explain": "erasure.explain",
 }
 _PACKAGES = ("baselines", "glyphs")
 
@@ -55,5 +57,6 @@ __all__ = [
     "baselines",
     "erasable",
     "erase",
+    "explain",
     "glyphs",
 ]

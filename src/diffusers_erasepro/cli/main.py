@@ -128,18 +128,26 @@ class SolverOptions:
 @with_option_groups
 def erase_command(
     model: Model,
-    out: Out,
     concept: ConceptOptions,
     solver: SolverOptions,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write to.")] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say what would be erased, held out and kept; stop.")
+    ] = False,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
     """Make an adapter: one concept by options, or a whole spec."""
     from ..config.text_files import write_text_file
     from ..erasure.erase import erase
+    from ..erasure.explain import explain as describe_spec
     from ..interop.pipelines import load_model
 
     what = _read_spec(model, concept)
+    if explain:
+        return typer.echo(describe_spec(what, load_model(model, config=config)), nl=False)
+    if out is None:
+        raise typer.BadParameter("give a folder to write to: --out FOLDER")
     adapter = erase(load_model(model, config=config), what, **solver.arguments())
     path = adapter.save_pretrained(out)
     write_text_file(out / "spec.toml", adapter.spec.to_toml())

@@ -17,7 +17,7 @@ from .kinds import FORMER_NAMES, SUFFIX, Kind, check_phrase, find_kind
 from .mentions import Mentions, mentions, same_words, spelling
 from .plan import BLOCKS, Recipe
 from .text_files import read_text_file
-from .words import SLOT, Form, fill, forms_of
+from .words import SLOT, Form, fill, forms_of, is_plural
 
 AUTO_ANCHOR = "auto"
 DEFAULT_KIND = "object"
@@ -278,6 +278,7 @@ class Concept:
                 plain = part.casefold()
                 ordinary = part.islower() and self.kind.countable
                 usable = plain.isalpha() and len(plain) > 2 and plain not in taken
+                usable = usable and not is_plural(plain)
                 if usable and (ordinary or plain in everyday_words()):
                     found[plain] = None
         return tuple(found)

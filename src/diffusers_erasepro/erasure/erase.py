@@ -26,7 +26,8 @@ from ..modules.hooks import names_of_hooks
 from ..modules.storage import without_loras
 from ..patching.weights import unedited
 from ..prompts.alignment import Rows, rows_to_measure
-from ..prompts.tokens import TextPath, text_paths
+from ..prompts.misspelt import notes_on_misspelt
+from ..prompts.tokens import TextPath, text_paths, tokenizer_of
 from .assemble import ErasedEncoder, encoder_from_walk, merge_encoders, notes_of
 from .auto_anchor import with_anchors
 from .auto_layers import choose_layers
@@ -47,7 +48,7 @@ Planner = Callable[[Planning], list[EditSite]]
 
 
 def erase(
-    pipe: Any, spec: ErasureSpec | Concept, *, measure: bool = True, **options: Any
+    pipe: Any, spec: ErasureSpec | Concept | str, *, measure: bool = True, **options: Any
 ) -> ErasureAdapter:
     """Make the adapter that erases `spec` from `pipe`; the pipeline stays as it is, bit for bit.
 
@@ -59,8 +60,9 @@ def erase(
     LoRAs that are on do not count, as when an adapter is loaded: it is made for the base.
 
     Args:
-        pipe: A diffusers pipeline of a known family (`families.pipelines.PIPELINES`).
-        spec: What to erase.
+        pipe: A diffusers pipeline, or a modular one, whose text encoders are of a known class
+            (`families.encoders.ENCODERS`).
+        spec: What to erase. A text is taken for the name of an object with nothing in its place.
         measure: Report held-out residual and drift; without, the edit alone is made, and they are
             NaN.
         layers: Encoder blocks to edit (-1 is the last that the pipeline reads), "neurons" for two
@@ -93,7 +95,8 @@ def erase(
         ConceptSpecError: The spec or an option cannot be meant.
         IllPosedError: No acceptable edit exists; the numbers are in the message.
         AdapterFormatError: The spec is too long for a file that can be read back.
-        UnknownFamilyError: The pipeline has no record.
+        UnknownFamilyError: A text encoder has no record, or what the pipeline does with a prompt is
+            not explained by them.
     """
     with below_loras(pipe):
         return erase_live(pipe, spec, measure=measure, **options)
@@ -117,13 +120,16 @@ def below_loras(pipe: Any) -> Iterator[None]:
 
 
 def erase_live(
-    pipe: Any, spec: ErasureSpec | Concept, *, measure: bool = True, **options: Any
+    pipe: Any, spec: ErasureSpec | Concept | str, *, measure: bool = True, **options: Any
 ) -> ErasureAdapter:
     """As `erase`, on top of the LoRAs that are on: `refit_erasure` does so."""
     began = time.perf_counter()
-    spec = ErasureSpec((spec,)) if isinstance(spec, Concept) else spec
+    spec = as_spec(spec)
     request = Options.of(options)
     family_of(pipe)  # refuses what is no known pipeline
+    tokenizers = [tokenizer_of(path) for path in text_paths(pipe)]
+    for note in notes_on_misspelt(spec.concepts, tokenizers):
+        warnings.warn(note, stacklevel=_level_of_caller())
     refuse_unreadable({"spec": spec.to_dict()})
     with unedited(pipe), torch.no_grad():
         check_clip_skip(pipe, request.clip_skip)
@@ -137,6 +143,29 @@ def erase_live(
             warnings.warn(note, stacklevel=_level_of_caller())
     report = replace(adapter.report, seconds=time.perf_counter() - began)
     return replace(adapter, report=report)
+
+
+def as_spec(given: ErasureSpec | Concept | str) -> ErasureSpec:
+    """What was given, as a spec; a mere name is said to be taken for an object.
+
+    Raises:
+        ConceptSpecError: It is none of the three.
+    """
+    if isinstance(given, str):
+        concept = Concept(given)
+        warnings.warn(
+            f"{given!r} is taken for an object with nothing in its place: Concept({given!r}, "
+            f"anchor='', templates={concept.kind.name!r}); give a Concept to say what it becomes",
+            stacklevel=_level_of_caller(),
+        )
+        return ErasureSpec((concept,))
+    if isinstance(given, Concept):
+        return ErasureSpec((given,))
+    if not isinstance(given, ErasureSpec):
+        raise ConceptSpecError(
+            f"what to erase must be an ErasureSpec, a Concept or a name, got {type(given).__name__}"
+        )
+    return given
 
 
 def _level_of_caller() -> int:
@@ -240,7 +269,8 @@ def erase_as_planned(
     found: list[str] = []
     for part in parts:
         found += part.report.notes
-    notes = (*notes_of(pipe, made), *dict.fromkeys(found))
+    caveats = [caveat for concept in spec.concepts for caveat in concept.caveats]
+    notes = (*notes_of(pipe, made), *dict.fromkeys([*found, *caveats]))
     return replace(made, report=replace(made.report, notes=notes))
 
 

@@ -384,6 +384,15 @@ def _word_lists() -> dict[str, _Search]:
     return {heading: _search(words) for heading, words in lists.items()}
 
 
+@lru_cache(1)
+def english_words() -> frozenset[str]:
+    """The words and names of the lists, in small letters."""
+    found: set[str] = set()
+    for texts in (_read_list("words.txt") | _read_list("names.txt")).values():
+        found |= {text.casefold() for text in texts}
+    return frozenset(found)
+
+
 def _read_list(file: str) -> dict[str, tuple[str, ...]]:
     """The words under each heading of a list."""
     found: dict[str, list[str]] = {}

@@ -62,8 +62,9 @@ def pairs_of(concepts: Sequence[Concept], kind: str, *, most: int | None = None)
     named = Mentions(words)
     pairs: dict[Pair, None] = {}
     for concept in concepts:
-        for word in concept.words:
-            for template in spread(_templates(concept, word, kind, named), most):
+        for turn, word in enumerate(concept.words):
+            templates = _templates(concept, word, kind, named)
+            for template in spread(templates, most, turn=turn):
                 target = Prompt.of(template, word)
                 pairs[Pair(target, Prompt.of(template, concept.anchor))] = None
     return list(pairs)
@@ -139,8 +140,15 @@ def pairs_to_solve(concepts: Sequence[Concept], *, soft_budget: int) -> dict[str
     return {"exact": pairs_of(concepts, "exact"), "soft": soft}
 
 
-def spread(items: Sequence[T], most: int | None) -> list[T]:
-    """At most `most` of `items`, evenly from first to last."""
+def spread(items: Sequence[T], most: int | None, *, turn: int = 0) -> list[T]:
+    """At most `most` of `items`, evenly from first to last.
+
+    With another `turn` all but the first are others, so that words take turns.
+    """
     if most is None or len(items) <= most:
         return list(items)
-    return [items[i * len(items) // most] for i in range(most)]
+    if not turn or most < 2:
+        return [items[i * len(items) // most] for i in range(most)]
+    rest = items[1:]
+    places = [(i * len(rest) // (most - 1) + turn) % len(rest) for i in range(most - 1)]
+    return [items[0], *(rest[place] for place in sorted(places))]

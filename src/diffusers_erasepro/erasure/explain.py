@@ -1,0 +1,197 @@
+"""What a spec asks for, in plain sentences: what is exact, soft, held out, near and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from ..config.everyday import everyday_captions
+from ..config.spec import AUTO_ANCHOR, Concept, ErasureSpec
+from ..config.words import Form
+from ..prompts.alignment import readable
+from ..prompts.pairs import Pair, pairs_of, pairs_to_solve, spread
+from ..prompts.tokens import text_paths
+
+SHOWN = 4
+"""Examples of a list."""
+LONG = 76
+"""Characters of an example, at most."""
+LONG_PHRASE = 200
+"""Characters from which on a phrase counts as long."""
+
+
+def explain(spec: ErasureSpec | Concept, pipe: Any = None, *, soft_budget: int = 96) -> str:
+    """What an erasure of `spec` promises, tries, measures and keeps, for a person to read.
+
+    Args:
+        spec: What to erase.
+        pipe: A pipeline; then the text also says what its tokenizers cannot read.
+        soft_budget: As `erase` takes it.
+
+    Raises:
+        ConceptSpecError: A prompt cannot be read by the pipeline; what `erase` would say.
+    """
+    spec = ErasureSpec((spec,)) if isinstance(spec, Concept) else spec
+    parts = [spec.description] if spec.description else []
+    share = max(SHOWN, soft_budget // len(spec.concepts))
+    for concept in spec.concepts:
+        parts.append("\n".join(_about(concept, share)))
+    parts.append("\n".join(_kept(spec)))
+    if spec.covers:
+        parts.append(f"It covers: {spec.covers}")
+    if spec.does_not_cover:
+        parts.append(f"It does not cover: {spec.does_not_cover}")
+    if pipe is not None:
+        parts.append("\n".join(_on(spec, pipe, soft_budget)))
+    return "\n\n".join(parts) + "\n"
+
+
+def _about(concept: Concept, soft_budget: int) -> list[str]:
+    """One concept, a line per list."""
+    lines = [_first_line(concept)]
+    pairs = pairs_to_solve([concept], soft_budget=soft_budget)
+    exact = []
+    for pair in pairs["exact"]:
+        becomes = "" if concept.anchor == AUTO_ANCHOR else f" as {_quote(pair.anchor.text.strip())}"
+        exact.append(_quote(pair.target.text) + becomes)
+    lines.append(f"  Exact, with nothing left of it: {_listed(exact)}.")
+    own = [pair for pair in pairs["soft"] if pair.stands_for is None]
+    long = sum(len(pair.target.text) >= LONG_PHRASE for pair in own)
+    lines.append(
+        f"  Soft, met as far as that costs others little: {_phrases(len(own))}"
+        f"{f', {long} of them long' if long else ''}, "
+        f"such as {_some(pair.target.text for pair in own)}."
+    )
+    if concept.synonyms:
+        lines.append(f"  Synonyms, soft in every phrase: {_listed(map(_quote, concept.synonyms))}.")
+    if concept.forms:
+        lines.append(f"  Its other forms, soft: {_forms(concept.forms)}.")
+    if concept.names:
+        lines.append(f"  In other languages, soft where an encoder reads them: {_names(concept)}.")
+    unseen = pairs_of([concept], "held_out")
+    lines.append(
+        f"  Held out, so that you know what is left elsewhere: {_phrases(len(unseen))} that no "
+        f"solve sees, such as {_some(pair.target.text for pair in unseen)}."
+    )
+    lines += _near(concept)
+    lines += [f"  Mind: {caveat}." for caveat in concept.caveats]
+    return lines
+
+
+def _first_line(concept: Concept) -> str:
+    kind = "phrases of your own" if isinstance(concept.templates, tuple) else concept.kind.name
+    becomes = f"becomes {_quote(concept.anchor)}"
+    if concept.anchor == AUTO_ANCHOR:
+        becomes = f"becomes the nearest of {_listed(map(_quote, concept.candidates))}"
+    elif not concept.anchor:
+        becomes = "goes, and nothing takes its place"
+    return f"{_quote(concept.target)} ({kind}) {becomes}."
+
+
+def _near(concept: Concept) -> list[str]:
+    given = concept.near_prompts()
+    measured = concept.held_out_near_prompts()
+    lines = []
+    if given:
+        lines.append(f"  Near, and kept: {_phrases(len(given))}, such as {_some(given)}.")
+    if measured:
+        lines.append(
+            f"  Near, and only measured: {_phrases(len(measured))}, such as {_some(measured)}."
+        )
+    if not lines:
+        lines.append("  Near: nothing is known that looks like it; `near` takes phrases of yours.")
+    return lines
+
+
+def _kept(spec: ErasureSpec) -> list[str]:
+    """Where the captions come from, and how many name a target."""
+    own = len(dict.fromkeys(spec.preserve or ()))
+    parts = [f"{own} captions of yours"] if own else []
+    if spec.preserve is None or spec.everyday:
+        siblings: dict[str, int] = {}
+        for concept in spec.concepts:
+            siblings[concept.kind.name] = len(concept.kind.preserve)
+        parts += [f"{count} of the kind {name}" for name, count in siblings.items() if count]
+        parts.append(f"{len(everyday_captions())} everyday ones")
+    every = len(spec.every_caption())
+    kept = len(spec.preserve_captions())
+    lines = [f"Kept as they are: {_listed(parts)}."]
+    if every > kept:
+        what = "one names" if every - kept == 1 else f"{every - kept} name"
+        lines[0] += f" Of these {what} what is erased, and {_is(every - kept)} left out."
+    if spec.near:
+        lines.append(f"Near, and kept: {_some(spec.near)}.")
+    if spec.keep:
+        lines.append(f"Not to change at all: {_some(spec.keep)}.")
+    return lines
+
+
+def _on(spec: ErasureSpec, pipe: Any, soft_budget: int) -> list[str]:
+    """What each text encoder of a pipeline cannot read."""
+    lines = []
+    for path in text_paths(pipe):
+        asked = pairs_to_solve(spec.concepts, soft_budget=soft_budget)["soft"]
+        read = readable(asked, path)
+        names = {pair.target.text for pair in asked if pair.foreign}
+        unread = sorted(names - {pair.target.text for pair in read if pair.foreign})
+        lost = _lost(asked, read)
+        line = f"On {path.use.encoder}: {len(read)} soft prompts"
+        if lost:
+            line += f"; {len(lost)} are too long for it and left out ({_some(lost)})"
+        if unread:
+            line += f"; it does not read {_listed(map(_quote, unread[:SHOWN]))}"
+            line += f" and {len(unread) - SHOWN} more" if len(unread) > SHOWN else ""
+        lines.append(line + ".")
+    return lines
+
+
+def _lost(asked: Sequence[Pair], read: Sequence[Pair]) -> list[str]:
+    kept = {*read}
+    return [pair.target.text for pair in asked if pair not in kept and pair.stands_for is None]
+
+
+def _forms(forms: Iterable[tuple[str, Form]]) -> str:
+    """By kind of form."""
+    found: dict[str, list[str]] = {}
+    for _, form in forms:
+        found.setdefault(form.kind, []).append(form.text)
+    parts = []
+    for kind, texts in found.items():
+        more = f" and {len(texts) - SHOWN} more" if len(texts) > SHOWN else ""
+        parts.append(f"{kind} {', '.join(map(_quote, texts[:SHOWN]))}{more}")
+    return "; ".join(parts)
+
+
+def _names(concept: Concept) -> str:
+    known = {*concept.foreign}
+    parts = []
+    for language, names in concept.names:
+        mine = [name for name in names if name in known]
+        if mine:
+            parts.append(f"{', '.join(mine)} ({language})")
+    return "; ".join(parts)
+
+
+def _some(texts: Iterable[str]) -> str:
+    return _listed([_quote(text) for text in spread(list(texts), SHOWN)])
+
+
+def _quote(text: str) -> str:
+    """In quotation marks; of a long text the beginning."""
+    return f'"{text}"' if len(text) <= LONG else f'"{text[:LONG].rsplit(" ", 1)[0]} ..."'
+
+
+def _listed(parts: Iterable[str]) -> str:
+    """As a person lists things."""
+    found = list(parts)
+    if len(found) < 2:
+        return "".join(found) or "nothing"
+    return f"{', '.join(found[:-1])} and {found[-1]}"
+
+
+def _phrases(count: int) -> str:
+    return "one phrase" if count == 1 else f"{count} phrases"
+
+
+def _is(count: int) -> str:
+    return "is" if count == 1 else "are"

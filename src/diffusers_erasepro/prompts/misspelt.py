@@ -1,0 +1,78 @@
+"""Targets that no vocabulary knows and that are nearly a word which one does: likely misspelt."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Iterable, Set
+from typing import Any
+
+from ..config.spec import Concept
+from .own_tokens import english_words
+from .vocabulary import whole_words
+
+SHORTEST = 5
+"""Letters of a word that is looked at; of shorter ones too much is a letter away."""
+FAR = 7
+"""Letters from which on two may differ."""
+MOST = 3
+"""Words that a warning names."""
+
+
+def notes_on_misspelt(concepts: Iterable[Concept], tokenizers: Iterable[Any]) -> list[str]:
+    """One line per word of a target that no vocabulary knows, with the words next to it.
+
+    Args:
+        concepts: What shall be erased.
+        tokenizers: Of the pipeline's text encoders.
+    """
+    known: set[str] = set()
+    for tokenizer in tokenizers:
+        known |= {word.casefold() for word in whole_words(tokenizer)}
+    notes = []
+    for concept in concepts:
+        for word in concept.target.split():
+            close = _close_words(word, known)
+            if close:
+                notes.append(
+                    f"no vocabulary here knows {word!r} in the target {concept.target!r}; did you "
+                    f"mean {' or '.join(map(repr, close))}?"
+                )
+    return notes
+
+
+def _close_words(word: str, known: Set[str]) -> list[str]:
+    """Words a letter or two from one that nobody knows.
+
+    A name may be unknown to a list of words, so that one with a capital is compared with what the
+    encoders know alone.
+    """
+    plain = word.casefold()
+    if len(word) < SHORTEST or not (plain.isascii() and plain.isalpha()):
+        return []
+    if plain in known or plain in english_words():
+        return []
+    words = known if word != plain else known | english_words()
+    once = _one_letter_off(plain)
+    close = once & words
+    if not close and len(plain) >= FAR:
+        for other in once:
+            close |= _one_letter_off(other) & words
+    close = {other for other in close if len(other) >= SHORTEST - 1}
+    return sorted(close, key=lambda other: (other[:2] != plain[:2], other))[:MOST]
+
+
+def _one_letter_off(word: str) -> set[str]:
+    """With a letter left out, exchanged, put in, or two neighbours swapped (Norvig's speller)."""
+    found = set()
+    for at in range(len(word) + 1):
+        before = word[:at]
+        after = word[at:]
+        if after:
+            found.add(before + after[1:])
+        if len(after) > 1:
+            found.add(before + after[1] + after[0] + after[2:])
+        for letter in string.ascii_lowercase:
+            found.add(before + letter + after)
+            if after:
+                found.add(before + letter + after[1:])
+    return found - {word}
