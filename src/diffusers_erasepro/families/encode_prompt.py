@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -275,9 +275,9 @@ def encode(
         call: Arguments of its call that are given otherwise than by default.
     """
     given = dict(call or {})
-    if hasattr(pipe, "encode_prompt"):
+    if (method := prompt_method_of(pipe)) is not None:
         arguments = call_arguments(pipe, texts, guidance) | given
-        return [pipe.encode_prompt(**arguments, **which) for which in _separate_calls(pipe)]
+        return [method(**arguments, **which) for which in _separate_calls(pipe, method)]
     block = text_block_of(pipe)
     if block is None:
         raise UnknownFamilyError(
@@ -299,10 +299,16 @@ def encode(
     return [state.get(parameter.name) for parameter in block.intermediate_outputs]
 
 
-def _separate_calls(pipe: Any) -> list[dict[str, int]]:
+def prompt_method_of(pipe: Any) -> Callable[..., Any] | None:
+    """`encode_prompt`, or what older pipelines have in its place; None where there is neither."""
+    method: Callable[..., Any] | None = getattr(pipe, "encode_prompt", None)
+    return method or getattr(pipe, "_encode_prompt", None)
+
+
+def _separate_calls(pipe: Any, method: Callable[..., Any]) -> list[dict[str, int]]:
     """What tells the calls of `encode_prompt` for one prompt apart: one for each text encoder."""
     which = "text_encoder_index"  # HunyuanDiT
-    if which not in inspect.signature(pipe.encode_prompt).parameters:
+    if which not in inspect.signature(method).parameters:
         return [{}]
     there = [name for name in ("text_encoder", "text_encoder_2") if getattr(pipe, name, None)]
     return [{which: index} for index in range(len(there))]
@@ -327,7 +333,7 @@ def text_block_of(pipe: Any) -> Any:
 
 def takes_prompts(pipe: Any) -> bool:
     """Whether `encode` knows what to call."""
-    return hasattr(pipe, "encode_prompt") or text_block_of(pipe) is not None
+    return prompt_method_of(pipe) is not None or text_block_of(pipe) is not None
 
 
 def call_arguments(pipe: Any, texts: Sequence[str], guidance: bool) -> dict[str, Any]:
@@ -352,7 +358,8 @@ def call_arguments(pipe: Any, texts: Sequence[str], guidance: bool) -> dict[str,
         "num_images_per_prompt": 1,
         "num_videos_per_prompt": 1,
     }
-    accepted = inspect.signature(pipe.encode_prompt).parameters
+    method: Any = prompt_method_of(pipe)
+    accepted = inspect.signature(method).parameters
     if "prompt" in accepted and accepted["prompt"].annotation in (str, "str") and len(texts) == 1:
         values["prompt"] = texts[0]
     required = {

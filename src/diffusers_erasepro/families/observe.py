@@ -24,6 +24,7 @@ from .encode_prompt import (
     TokenizedTexts,
     encode,
     find_run,
+    prompt_method_of,
     record_encoder_inputs,
     recording_texts,
     takes_prompts,
@@ -267,9 +268,10 @@ class _Comparison:
 
     def _skipping(self, uses: Sequence[Use]) -> list[Use]:
         """The uses, with the readings marked that `clip_skip` moves to an earlier block."""
-        if not hasattr(self.pipe, "encode_prompt"):
+        method = prompt_method_of(self.pipe)
+        if method is None:
             return list(uses)
-        taken = [inspect.signature(f).parameters for f in (self.pipe.encode_prompt, self.pipe)]
+        taken = [inspect.signature(f).parameters for f in (method, self.pipe)]
         if not all("clip_skip" in parameters for parameters in taken):
             return list(uses)
         try:
@@ -456,8 +458,8 @@ def _notes_on_rewriting(pipe: Any) -> list[str]:
             f"{name}: it may write another prompt before this one is encoded, in words that no "
             "spec lists"
         )
-    if hasattr(pipe, "encode_prompt"):
-        taken = {*inspect.signature(pipe.encode_prompt).parameters}
+    if (method := prompt_method_of(pipe)) is not None:
+        taken = {*inspect.signature(method).parameters}
     else:
         taken = {parameter.name for parameter in text_block_of(pipe).inputs}
     if not taken.isdisjoint({"image", "images"}):
