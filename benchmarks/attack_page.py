@@ -40,7 +40,10 @@ CONCEPTS = {
     "shape": Concept("star", "circle"),
     "style": Concept("Mira Voss", "Una Flatt", templates="style"),
     "attribute": Concept(
-        "cracked", "whole", templates="unsafe", synonyms=("broken", "shattered", "fallen")
+        "cracked",
+        "whole",
+        templates=glyphs.templates("attribute"),
+        synonyms=("broken", "shattered", "fallen"),
     ),
 }
 VICTIMS: dict[str, Callable[[Any, ErasureSpec], ErasureAdapter] | None] = {

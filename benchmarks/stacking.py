@@ -72,7 +72,10 @@ def concepts(world: World) -> tuple[Concept, ...]:
         *(Concept(s, anchors[i % 2]) for i, s in enumerate(shapes[2:])),
         *(Concept(s, plain, templates="style") for s in styles),
         Concept(
-            attribute, world.attribute_opposites[0], templates="unsafe", synonyms=tuple(synonyms)
+            attribute,
+            world.attribute_opposites[0],
+            templates=glyphs.templates("attribute"),
+            synonyms=tuple(synonyms),
         ),
         *(Concept(n, anchors[i % 2]) for i, n in enumerate(NOUNS)),
     )

@@ -35,8 +35,11 @@ from worlds import BenchWorld
 CONCEPTS = {
     "star": ("shape", Concept("star", "circle")),
     "heart": ("shape", Concept("heart", "triangle")),
-    "rising": ("motion", Concept("rising", "resting", templates="unsafe")),
-    "quobbling": ("motion", Concept("quobbling", "resting", templates="unsafe")),
+    "rising": ("motion", Concept("rising", "resting", templates=glyphs.templates("attribute"))),
+    "quobbling": (
+        "motion",
+        Concept("quobbling", "resting", templates=glyphs.templates("attribute")),
+    ),
 }
 CHAINS = ((0, -1), (1, -1), (2, -1), (3, -1), (-1,), (0, "kv"), (1, "kv"))
 """The fixed choices beside auto's: one early block, and one place that closes what it leaves."""

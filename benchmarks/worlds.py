@@ -46,11 +46,13 @@ class BenchWorld:
         found = {}
         for field, drawn, anchor in DRAWINGS:
             words = {drawing: word for word, drawing in getattr(self.words, f"{field}s").items()}
-            kind = "instance" if field == "shape" else "style"
+            kind = glyphs.templates(field)
             found[words[drawn]] = Concept(words[drawn], words[anchor], templates=kind)
         damaged, *synonyms = self.words.attribute_words
         intact = self.words.attribute_opposites[0]
-        found[damaged] = Concept(damaged, intact, templates="unsafe", synonyms=tuple(synonyms))
+        found[damaged] = Concept(
+            damaged, intact, templates=glyphs.templates("attribute"), synonyms=tuple(synonyms)
+        )
         return found
 
     def suite(self, cases: Callable[[ErasureSpec, int, int], Cases], name: str = "") -> Suite:

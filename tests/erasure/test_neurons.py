@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 
 import tiny
 from conftest import assert_same_bits, bits
-from diffusers_erasepro import Concept, ErasureSpec, erasable, erase
+from diffusers_erasepro import Concept, ErasureSpec, erasable, erase, glyphs
 from diffusers_erasepro.config.plan import ALIGNMENTS, Recipe
 from diffusers_erasepro.erasure.noise_predictions import NoisePredictions
 from diffusers_erasepro.erasure.sites import neurons
@@ -175,7 +175,14 @@ def test_at_eos_others_move_less_and_no_more_of_a_style_reaches_the_noise_predic
     [("neurons", ["cracked", "broken"], "cracked"), ("eos_neurons", ["cracked"], "<|endoftext|>")],
 )
 def test_a_word_has_a_pair_at_its_own_token_and_a_concept_one_at_eos(shipped, name, words, end):
-    concepts = (Concept("cracked", anchor="intact", synonyms=("broken",), templates="unsafe"),)
+    concepts = (
+        Concept(
+            "cracked",
+            anchor="intact",
+            synonyms=("broken",),
+            templates=glyphs.templates("attribute"),
+        ),
+    )
     pairs = pairs_of(concepts, "soft")
     rows = PLACES[name].rows(rows_of(pairs, shipped.tokenizer, ALIGNMENTS["last_subject+eos"]))
     assert list(dict.fromkeys(PLACES[name].names(pairs, rows, concepts))) == words

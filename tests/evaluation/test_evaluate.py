@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import assert_same_bits, bits
-from diffusers_erasepro import Concept, ErasureSpec
+from diffusers_erasepro import Concept, ErasureSpec, glyphs
 from diffusers_erasepro.errors import ConceptSpecError, EvaluationError
 from diffusers_erasepro.evaluation import results, runner, suites
 from diffusers_erasepro.evaluation.metrics import frechet, harmonic, mean, rate, ratio
@@ -97,7 +97,9 @@ def test_what_is_not_there_is_named(shipped):
 
 
 def test_too_few_images_for_a_kind_of_prompt_are_an_error_before_the_first(shipped):
-    cracked = Concept("cracked", "intact", templates="unsafe", synonyms=("broken", "damaged"))
+    cracked = Concept(
+        "cracked", "intact", templates=glyphs.templates("attribute"), synonyms=("broken", "damaged")
+    )
     with pytest.raises(EvaluationError, match=r"with n=1 .* no prompt of the kind 'near'"):
         runner.evaluate(shipped, cracked, {"ours": "erasepro"}, n=1)
 

@@ -118,7 +118,10 @@ def test_a_shape_and_a_motion_are_erased_and_off_is_the_same_bits(video, judge, 
 
     The shipped world does not draw every motion well enough to judge single clips by eye.
     """
-    concepts = Concept("star", "circle"), Concept("rising", STILL, templates="unsafe")
+    concepts = (
+        Concept("star", "circle"),
+        Concept("rising", STILL, templates=glyphs.templates("attribute")),
+    )
     before = bits(video)
     (star,), (rising,), (resting,) = (
         drawn(video, [p]) for p in ("a red star", "a rising shape", "a resting shape")

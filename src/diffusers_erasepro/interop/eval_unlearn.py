@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ..config.spec import Concept, ErasureSpec
+from ..config.spec import DEFAULT_KIND, Concept, ErasureSpec
 from ..erasure.erase import erase
 from .pipelines import default_captions, load_model
 
@@ -51,7 +51,7 @@ class ErasureTechnique:
             concept = Concept(
                 erase_concept or "",
                 options.pop("anchor", ""),
-                templates=options.pop("templates", "instance"),
+                templates=options.pop("templates", DEFAULT_KIND),
                 synonyms=tuple(options.pop("synonyms", ())),
             )
             spec = ErasureSpec((concept,), preserve=default_captions(model_id))

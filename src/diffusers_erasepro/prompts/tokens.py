@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -128,7 +130,13 @@ class TextPath:
         guidance: bool = False,
         call: Mapping[str, Any] | None = None,
     ) -> RecordedInputs:
-        """What the encoder receives for `texts`."""
+        """What the encoder receives for `texts`; the end of a long one is cut, without a word."""
+        with quiet_cuts():
+            return self._record(texts, guidance, call)
+
+    def _record(
+        self, texts: Sequence[str], guidance: bool, call: Mapping[str, Any] | None
+    ) -> RecordedInputs:
         return record_encoder_inputs(
             self.pipe,
             texts,
@@ -190,6 +198,30 @@ def vocabulary_of(pipe: Any, component: str) -> int | None:
         if use.encoder == component and tokenizer is not None:
             return getattr(tokenizer, "tokenizer", tokenizer).vocab_size
     return None
+
+
+@contextmanager
+def quiet_cuts() -> Iterator[None]:
+    """Inside, nothing is printed about prompts that are cut at a tokenizer's limit.
+
+    Shipped phrases and captions are as long as people write them for models with long limits; a
+    line for each of them would bury what a user has to see.
+    """
+    handlers: list[logging.Handler] = []
+    for library in ("diffusers", "transformers"):
+        handlers += logging.getLogger(library).handlers
+    for handler in handlers:
+        handler.addFilter(_says_no_cut)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(_says_no_cut)
+
+
+def _says_no_cut(record: logging.LogRecord) -> bool:
+    message = record.getMessage()
+    return not ("truncated because" in message or "sequence length is longer than" in message)
 
 
 def token_ids(tokenizer: Any, texts: Sequence[str]) -> Tensor:
