@@ -36,16 +36,21 @@ def report_table(name: str, report: Mapping[str, Any]) -> Table:
     return table
 
 
+def describe_captions(spec: Mapping[str, Any]) -> str:
+    """Which captions a spec keeps."""
+    own = len(spec.get("preserve", ()))
+    if not own:
+        return "preserves the shipped captions"
+    return f"preserves {own} captions{' and the shipped' if spec.get('everyday') else ''}"
+
+
 def print_header(console: Console, header: Mapping[str, Any]) -> None:
     """Everything an adapter says about itself."""
     console.print(describe(header), highlight=False)
     for concept in header["spec"]["concepts"]:
         known = {k: v for k, v in concept.items() if v}
         console.print("  " + ", ".join(f"{k}={v!r}" for k, v in known.items()), highlight=False)
-    console.print(
-        f"preserves {len(header['spec'].get('preserve', ())) or 'the shipped'} captions",
-        highlight=False,
-    )
+    console.print(describe_captions(header["spec"]), highlight=False)
     for target, recipe in header["plan"].items():
         layers = ", ".join(map(str, recipe["layers"])) or "none of its own"
         where = f"layers {layers}; positions {recipe['alignment']}"
