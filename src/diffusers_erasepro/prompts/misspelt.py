@@ -10,7 +10,7 @@ from ..config.spec import Concept
 from .own_tokens import english_words
 from .vocabulary import whole_words
 
-SHORTEST = 5
+FEWEST_LETTERS = 5
 """Letters of a word that is looked at; of shorter ones too much is a letter away."""
 FAR = 7
 """Letters from which on two may differ."""
@@ -47,7 +47,7 @@ def _close_words(word: str, known: Set[str]) -> list[str]:
     encoders know alone.
     """
     plain = word.casefold()
-    if len(word) < SHORTEST or not (plain.isascii() and plain.isalpha()):
+    if len(word) < FEWEST_LETTERS or not (plain.isascii() and plain.isalpha()):
         return []
     if plain in known or plain in english_words():
         return []
@@ -57,7 +57,7 @@ def _close_words(word: str, known: Set[str]) -> list[str]:
     if not close and len(plain) >= FAR:
         for other in once:
             close |= _one_letter_off(other) & words
-    close = {other for other in close if len(other) >= SHORTEST - 1}
+    close = {other for other in close if len(other) >= FEWEST_LETTERS - 1}
     return sorted(close, key=lambda other: (other[:2] != plain[:2], other))[:MOST]
 
 
