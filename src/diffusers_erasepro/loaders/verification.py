@@ -17,6 +17,7 @@ from torch.nn.functional import linear
 from ..adapters.adapter import ErasureAdapter
 from ..config.mentions import find_mention
 from ..config.options import Options, OtherMethod
+from ..config.plan import EMBEDDING, GATES
 from ..config.spec import Concept
 from ..erasure.assemble import notes_on_lengths
 from ..erasure.residuals import largest, relative, target_states
@@ -329,10 +330,13 @@ def _difference(record: EditedWeight, y: Tensor) -> Tensor:
 def allowed_residual(pipe: Any, adapter: ErasureAdapter) -> float:
     """Largest residual that passes.
 
-    It is what rounding explains in this dtype, or what the report admits, up to a limit.
+    It is what rounding explains in this dtype, or what the report admits, up to a limit. Rows of
+    the embedding and gates alone close no gap to the end, and there is no limit but 1.
     """
     reported = adapter.report.listed_residual
-    admitted = min(2 * reported, MOST_ADMITTED) if reported < 1 else 0.0
+    layers = {*adapter.plan.layers}
+    limit = 1.0 if layers and layers <= {EMBEDDING, GATES} else MOST_ADMITTED
+    admitted = min(2 * reported, limit) if reported < 1 else 0.0
     parts = {*adapter.components, *adapter.goal_parts}
     dtypes = {dtype_of(get_component(pipe, part)) for part in parts}
     return max(admitted, *(rounding_residual(adapter, dtype) for dtype in dtypes))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ...config.options import blocks_in
-from ...config.plan import Recipe
+from ...config.plan import EMBEDDING, Recipe
 from ...errors import ConceptSpecError, UnknownFamilyError
 from ...families.encoders import blocks_path, blocks_read, encoder_family_of
 from ...linalg.constrained import Labels, Limits, Soft, Solution, solve
@@ -33,6 +33,8 @@ class LinearSite:
     output: str
     positions: Mapping[str, Rows]
     solver: Solver
+    skips_closed: bool = False
+    """Whether nothing is solved where shallower edits have closed the gap to within rounding."""
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -72,9 +74,13 @@ def site_at(planning: Planning, block: int, *, linear: str, output: str) -> Line
         if block in blocks_of_recipe(planning, planning.plan.recipe_of(concept))
     ]
     positions = planning.positions_of(asking)
-    name = planning.path.use.encoder
     return LinearSite(
-        name, linear, output, positions, covariance_solver(planning, linear, positions)
+        planning.path.use.encoder,
+        linear,
+        output,
+        positions,
+        covariance_solver(planning, linear, positions),
+        skips_closed=EMBEDDING in planning.plan.layers,
     )
 
 

@@ -12,6 +12,7 @@ from ...modules.tuners import edited_module
 from ..covariance import kept_inputs, metrics_of
 from .blocks import block_sites
 from .embeddings import embedding_sites
+from .gates import gate_sites
 from .neurons import neuron_sites
 from .planning import Planning
 from .protocol import STATES, EditSite, inputs_of
@@ -20,10 +21,15 @@ from .readers import reader_sites
 
 def plan_edits(planning: Planning) -> list[EditSite]:
     """Every edit of the plan. Of sites with one output, the earlier solves first."""
+    embeddings = embedding_sites(planning)
+    changed: dict[int, int] = {}
+    for site in embeddings:
+        changed |= site.rows
     return with_metrics(
         planning,
         [
-            *embedding_sites(planning),
+            *embeddings,
+            *gate_sites(planning, changed),
             *neuron_sites(planning),
             *block_sites(planning),
             *reader_sites(planning),

@@ -1,0 +1,337 @@
+"""Gates in the first block: a name is answered by a step, and what is only like it by nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ...config.mentions import Mentions
+from ...config.plan import ALIGNMENTS, GATES
+from ...config.spec import Concept
+from ...families.encoders import encoder_family_of
+from ...linalg.gates import LEAST_MARGIN, Elsewhere, Gates, GateToken, solve_gates
+from ...linalg.neuron_pairs import MlpWeights
+from ...modules.fingerprint import fingerprint_with_loras
+from ...modules.linear import base_linear
+from ...modules.storage import effective_weight
+from ...modules.tuners import edited_module
+from ...prompts.alignment import Rows, kept_rows, rows_of
+from ...prompts.pairs import Pair, spread
+from ...prompts.tokens import Tokens, tokenizer_of
+from ...prompts.vocabulary import position_of_word, prompts_with, whole_words
+from ..states import run_encoder
+from .neurons import Mlp, NeuronSite, mlp_of
+from .planning import Planning, words_of
+from .protocol import ByKind, Edits
+
+FRAMES = ("a {}", "the photo of a {}")
+"""In which every word of the vocabulary is scanned."""
+CAPTIONS = 800
+"""Captions that thresholds are set from, evenly spread over those to keep."""
+COMPANIONS = 4000
+"""Words that stand in for the other tokens of a name, evenly spread over the vocabulary."""
+SHUT = (
+    "gates: {token} of {name!r} is not told from other uses of it (margin {margin:.2f}, at least "
+    "{least}); no gate was made for it"
+)
+_scanned: dict[tuple[str, str], Tensor] = {}
+"""The last scan of a vocabulary, by fingerprint of the encoder and name of the linear."""
+
+
+@dataclass(frozen=True)
+class TokenOfName:
+    """A token of a name."""
+
+    word: str
+    id: int
+    back: int
+    """Tokens of the name behind it."""
+
+    def __str__(self) -> str:
+        return f"{self.word}#{self.back}"
+
+
+@dataclass(frozen=True)
+class GateSite(NeuronSite):
+    """Steps of two idle neurons each, in one MLP; its two linears change together."""
+
+    gates: Callable[[ByKind, ByKind], tuple[Gates, tuple[str, ...]]]
+    """Inputs of the detector and gaps, to the gates and what is to be said of them."""
+
+    def solve(self, inputs: Mapping[str, ByKind], gap: ByKind) -> Edits:
+        """The rows that detect the names, and the columns that write what is missing."""
+        z = inputs[self.mlp.detector]
+        found, notes = self.gates(z, gap)
+        if not found.detector.rank:
+            return Edits({}, {}, notes=notes)
+        factors = {self.mlp.detector: found.detector, self.mlp.writer: found.writer}
+        return Edits(factors, {}, notes=notes)
+
+    def apply(
+        self, output: Tensor, inputs: Mapping[str, Tensor], edits: Edits
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """As with any neurons; nothing changes where no gate was made."""
+        return super().apply(output, inputs, edits) if edits.factors else (output, {})
+
+
+def gate_sites(planning: Planning, changed: Mapping[int, int]) -> list[GateSite]:
+    """The site of the first block's gates, if a concept asks for them.
+
+    Args:
+        planning: Of one encoder.
+        changed: Tokens that get another row of the embedding, and so no gate.
+
+    Raises:
+        ConceptSpecError: The encoder's MLPs are gated themselves.
+    """
+    concepts = planning.plan.concepts_at(GATES, planning.spec.concepts)
+    if not concepts:
+        return []
+    mlp = mlp_of(planning.live, 0)
+    rows = {}
+    tokens: dict[str, list[TokenOfName]] = {}
+    for kind, pairs in planning.pairs.items():
+        rows[kind], tokens[kind] = _positions(planning, pairs, concepts, changed)
+    if not any(tokens.values()):
+        return []
+    elsewhere, others = _collect_elsewhere(planning, mlp, rows, tokens)
+    weights = _weights_of(planning.live, mlp)
+
+    def gates(z: ByKind, gap: ByKind) -> tuple[Gates, tuple[str, ...]]:
+        names = list(others)
+        asked = []
+        for name in names:
+            mine = {kind: torch.tensor([n == name for n in tokens[kind]]) for kind in z}
+            inputs = torch.cat([z[kind][mine[kind]] for kind in z])
+            gaps = torch.cat([gap[kind][mine[kind]] for kind in gap])
+            asked.append(GateToken(str(name), inputs, gaps, others[name]))
+        found = solve_gates(asked, elsewhere, weights, planning.metrics.get(mlp.writer))
+        return found, _notes(names, found)
+
+    return [
+        GateSite(
+            planning.path.use.encoder,
+            mlp,
+            weights.activation,
+            weights.W2,
+            rows,
+            _never,
+            gates,
+        )
+    ]
+
+
+def _never(*_: object) -> Any:
+    raise NotImplementedError("a gate has a solver of its own")
+
+
+def _weights_of(live: nn.Module, mlp: Mlp) -> MlpWeights:
+    detector: Any = base_linear(live.get_submodule(mlp.detector))
+    activation: Any = live.get_submodule(mlp.activation)
+    return MlpWeights(
+        effective_weight(live, mlp.detector).float(),
+        detector.bias,
+        effective_weight(live, mlp.writer).float(),
+        activation,
+    )
+
+
+def _notes(names: Sequence[TokenOfName], found: Gates) -> tuple[str, ...]:
+    notes = []
+    for i, name in enumerate(names):
+        if not found.open(i):
+            token = "the last token" if name.back == 0 else f"token {name.back} before the last"
+            margin = found.margins[i]
+            notes.append(
+                SHUT.format(token=token, name=name.word, margin=margin, least=LEAST_MARGIN)
+            )
+    return tuple(notes)
+
+
+def _positions(
+    planning: Planning,
+    pairs: Sequence[Pair],
+    concepts: Sequence[Concept],
+    changed: Mapping[int, int],
+) -> tuple[Rows, list[TokenOfName]]:
+    """The positions of the names' tokens that want a gate, and which token stands at each.
+
+    Where attention is causal, a name's first tokens cannot know what follows: only its last has a
+    gate.
+    """
+    every = rows_of(pairs, planning.path, ALIGNMENTS["subject"])
+    rows = every.naming(words_of(concepts), pairs)
+    causal = encoder_family_of(planning.live).causal
+    plain = _plain_tokens(rows, pairs)
+    kept = []
+    names = []
+    for row, at in zip(rows.row.tolist(), rows.target_at.tolist(), strict=True):
+        token = plain[pairs[row].word].get(int(rows.target_ids[row, at]))
+        wanted = token is not None and token.id not in changed and not (causal and token.back)
+        kept.append(wanted)
+        if wanted and token is not None:
+            names.append(token)
+    return rows.only(torch.tensor(kept, dtype=torch.bool)), names
+
+
+def _plain_tokens(rows: Rows, pairs: Sequence[Pair]) -> dict[str, dict[int, TokenOfName]]:
+    """By word and id, the tokens of every word as it stands in the spec, in no other form."""
+    found: dict[str, dict[int, TokenOfName]] = {pair.word: {} for pair in pairs}
+    for row in rows.row.unique().tolist():
+        pair = pairs[row]
+        if pair.stands_for is None:
+            ids = rows.target_ids[row, rows.target_at[rows.row == row]].tolist()
+            for back, token_id in enumerate(reversed(ids)):
+                token = TokenOfName(pair.word, token_id, back)
+                found[pair.word].setdefault(token_id, token)
+    return found
+
+
+def _collect_elsewhere(
+    planning: Planning,
+    mlp: Mlp,
+    rows: Mapping[str, Rows],
+    tokens: Mapping[str, Sequence[TokenOfName]],
+) -> tuple[Elsewhere, dict[TokenOfName, Tensor]]:
+    """What the detector receives where no gate may fire; and per token, in other company."""
+    spec = planning.spec
+    captions = spread(spec.preserve_captions(), CAPTIONS)
+    near = spec.near_prompts()
+    named = Mentions(_words_and_forms(spec.concepts))
+    words = {w: i for w, i in whole_words(tokenizer_of(planning.path)).items() if w not in named}
+    scans = _scan(planning, mlp, list(words.values()))
+    at_captions = _at_positions(planning, mlp, kept_rows(captions, planning.path))
+    at_near = at_captions[:0]
+    if near:
+        at_near = _at_positions(planning, mlp, kept_rows(near, planning.path))
+    others: dict[TokenOfName, Tensor] = {}
+    for kind, found in rows.items():
+        for name, row, at in zip(
+            tokens[kind], found.row.tolist(), found.target_at.tolist(), strict=True
+        ):
+            if name not in others:
+                text = planning.pairs[kind][row].target.text
+                span = _span(planning, kind, row)
+                common = _words_of_one_token(planning, name.word)
+                company = words if name.id in common else {}
+                others[name] = _in_other_company(planning, mlp, text, span, at, company)
+    return Elsewhere(at_captions, at_near, scans), others
+
+
+def _words_and_forms(concepts: Sequence[Concept]) -> list[str]:
+    """Every spelling of every word: these may answer."""
+    found: list[str] = []
+    for concept in concepts:
+        found += [*concept.words, *(form.text for _, form in concept.forms)]
+    return found
+
+
+def _words_of_one_token(planning: Planning, name: str) -> set[int]:
+    """Tokens of the name that are each a whole word of it; pieces of a rarer word are not."""
+    tokenizer = tokenizer_of(planning.path)
+    prefix = tokenizer("a", add_special_tokens=False)["input_ids"]
+    found = set()
+    for word in name.split():
+        ids = tokenizer(f"a {word}", add_special_tokens=False)["input_ids"][len(prefix) :]
+        found |= {*ids} if len(ids) == 1 else set()
+    return found
+
+
+def _span(planning: Planning, kind: str, row: int) -> list[int]:
+    """The token positions of the name in a target prompt."""
+    pair = planning.pairs[kind][row]
+    return rows_of([pair], planning.path, ALIGNMENTS["subject"]).target_at.tolist()
+
+
+def _in_other_company(
+    planning: Planning,
+    mlp: Mlp,
+    prompt: str,
+    span: Sequence[int],
+    at: int,
+    words: Mapping[str, int],
+) -> Tensor:
+    """What the detector receives at token `at` of a name whose other tokens are other words."""
+    path = planning.path
+    ids = path.tokens([prompt]).ids[0]
+    own = int(ids[at])
+    if len(span) == 1 or not words:
+        detector: Any = base_linear(planning.live.get_submodule(mlp.detector))
+        return torch.zeros(0, detector.in_features, dtype=torch.float32)
+    companions = spread(list(words.values()), COMPANIONS)
+    found = []
+    for other in span:
+        if other != at:
+            strangers = [token for token in companions if token != int(ids[other])]
+            tokens = prompts_with(path, prompt, other, strangers, stop=max(span) + 2)
+            found.append(_inputs_at(planning, mlp, tokens, at))
+    for frame in FRAMES:
+        alone, place = position_of_word(path, frame)
+        found.append(_inputs_at(planning, mlp, prompts_with(path, alone, place, [own]), place))
+    return torch.cat(found)
+
+
+def _scan(planning: Planning, mlp: Mlp, ids: Sequence[int]) -> Tensor:
+    """`(w, d)` what the detector receives at every word of the vocabulary."""
+    key = fingerprint_with_loras(planning.live, planning.base)
+    content = (f"{key} {mlp.detector}", repr(ids))
+    if content not in _scanned:
+        found = []
+        for frame in FRAMES:
+            prompt, at = position_of_word(planning.path, frame)
+            found.append(
+                _inputs_at(planning, mlp, prompts_with(planning.path, prompt, at, ids), at)
+            )
+        _scanned.clear()
+        _scanned[content] = torch.cat(found)
+    return _scanned[content]
+
+
+def _at_positions(planning: Planning, mlp: Mlp, rows: Rows) -> Tensor:
+    """`(k, d)` what the detector receives at the aligned positions."""
+    parts = []
+    start = 0
+    for batch in rows.target.split():
+        mine = (rows.row >= start) & (rows.row < start + len(batch))
+        received = _received(planning, mlp, batch.cut(rows.length))
+        parts.append(received[rows.row[mine] - start, rows.target_at[mine]])
+        start += len(batch)
+    return torch.cat(parts)
+
+
+def _inputs_at(planning: Planning, mlp: Mlp, tokens: Tokens, at: int) -> Tensor:
+    """`(n, d)` what the detector receives at one position of every row."""
+    batches = tqdm(list(tokens.split()), desc="scan of the vocabulary", leave=False, delay=2)
+    return torch.cat([_received(planning, mlp, batch)[:, at] for batch in batches])
+
+
+class _Enough(Exception):
+    """Raised where the detector is reached: deeper blocks need not run."""
+
+
+@torch.no_grad()
+def _received(planning: Planning, mlp: Mlp, tokens: Tokens) -> Tensor:
+    """`(n, length, d)` what the detector receives, in float32 on the CPU."""
+    encoder = planning.encoder
+    seen: list[Tensor] = []
+    # offloading moves weights back once a module has run
+    whole = any(hasattr(module, "_hf_hook") for module in encoder.modules())
+
+    def keep(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen.append(args[0].detach().float().cpu())
+        if not whole:
+            raise _Enough
+
+    handle = edited_module(encoder, mlp.detector).register_forward_pre_hook(keep)
+    try:
+        run_encoder(encoder, tokens, last_hidden=False)
+    except _Enough:
+        pass
+    finally:
+        handle.remove()
+    return torch.cat(seen)

@@ -1,0 +1,235 @@
+"""Gates: two idle neurons of an MLP per token of a name, as a bounded step of a linear detector.
+
+A detector g answers 1 to the token in its context and little to anything else. The constant c
+answers 1 to whatever comes. With t between the highest answer elsewhere and the lowest on the name,
+the neuron with the row b (g - t c) is silent below t, and the difference of two such neurons is a
+step: 0 below the first threshold, flat above the second. Its column writes what is missing.
+
+Detector neurons with a threshold that needs no bias are Stealth edits' (arXiv 2406.12670). GLoCE
+(CVPR 2025), CPE (ICLR 2025) and SPM erase with gates. A gate that is a plain low-rank delta, in
+closed form from text alone, we have found nowhere else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import IllPosedError
+from .constrained import inverse
+from .low_rank import LowRank, orthonormal
+from .neuron_pairs import SPARE, MlpWeights
+
+RIDGE = 0.01
+"""Share of the identity in C."""
+SCANS = 2
+"""How often the hardest of the scanned words join the metric."""
+HARDEST = 20
+"""Words per scan that do."""
+THRESHOLDS = (0.3, 0.65)
+"""Of the way from the highest answer elsewhere to the lowest on the name: where the step begins,
+and where it is over."""
+SLOPE = 24.0
+"""Least slope b. A narrow margin needs a steeper step; a steep one fails abruptly in 16 bits."""
+STEEPEST = 120.0
+QUIET = 5.0
+"""b times the distance from the highest answer elsewhere to the first threshold: so far below 0
+GELU returns 1e-6 of its slope."""
+COMPANY = 0.999
+"""Share of the strangers in whose company a name's token must not fire. The few that look most like
+its own company ("Taylor swiftly") are the name, misspelt."""
+LEAST_MARGIN = 0.1
+"""Below, a token is not told from others, and gets no gate."""
+
+
+@dataclass(frozen=True)
+class GateToken:
+    """One token of a name: what the MLP receives at it, and what the block's output lacks there."""
+
+    name: str
+    """What the choice of neurons starts from, and what messages call it."""
+    z: Tensor
+    """`(k, d)` the detector's inputs."""
+    R: Tensor
+    """`(k, d)` the gap."""
+    others: Tensor
+    """`(m, d)` the detector's inputs at the same token in other company; nothing may fire there."""
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """What the MLP receives where no gate may fire."""
+
+    captions: Tensor
+    """`(n, d)` at captions; the constant is constant there."""
+    near: Tensor
+    """`(m, d)` at near misses; they join the metric."""
+    scanned: Tensor
+    """`(w, d)` at words of the vocabulary; the hardest join the metric."""
+
+
+@dataclass(frozen=True)
+class Gates:
+    """The edits of both linears, and how far each token was told from others."""
+
+    detector: LowRank
+    writer: LowRank
+    margins: tuple[float, ...]
+    """Per token: the lowest answer on the name less the highest elsewhere."""
+
+    def open(self, i: int) -> bool:
+        """Whether token `i` has a gate."""
+        return self.margins[i] >= LEAST_MARGIN
+
+
+def solve_gates(
+    tokens: Sequence[GateToken],
+    elsewhere: Elsewhere,
+    mlp: MlpWeights,
+    L2: Tensor | None = None,
+) -> Gates:
+    """A gate for every token that can be told from everything else.
+
+    With C the second moments of what the detector receives at the captions, N those at the near
+    misses and Z_j those at token j,
+
+        g_i = (C + N + sum_j Z_j + hardest)^-1 mean(z_i),   scaled to mean(g_i z_i) = 1
+        c = C^-1 mean(z),                                   scaled to mean(c z) = 1
+
+    where the hardest are the scanned words that answer highest, found and added `SCANS` times.
+
+    Args:
+        tokens: One pair of neurons each.
+        elsewhere: Where none may fire.
+        mlp: Its pairs take the neurons that the others replace best, from a place in that order
+            that a hash of the token chooses, so that files made apart seldom take the same.
+        L2: `(hidden, hidden)` Cholesky factor of the second moments of what the writer usually
+            receives; None is the identity.
+
+    Returns:
+        Edits in float64, of rank 2 n and 4 n at most for n gates; of rank 0 where none is open.
+
+    Raises:
+        IllPosedError: More tokens than there are idle neurons for.
+    """
+    W1 = mlp.W1.double()
+    b1 = mlp.b1.double().cpu()
+    W2 = mlp.W2.double()
+    z = [token.z.double() for token in tokens]
+    near = elsewhere.near.double()
+    captions = elsewhere.captions.double()
+    C = _moments(captions)
+    C.diagonal().add_(RIDGE * C.diagonal().mean())
+    constant = torch.linalg.solve(C, captions.mean(0))
+    constant = constant / (captions @ constant).mean()
+    metric = C + sum(_moments(x) for x in z)
+    if len(near):
+        metric = metric + _moments(near)
+
+    rows: list[Tensor] = []
+    margins = []
+    for i, token in enumerate(tokens):
+        wrong = [near, elsewhere.scanned, *(x for j, x in enumerate(z) if j != i)]
+        g = _detector(z[i].mean(0), metric, elsewhere.scanned)
+        high = max(_highest(g, constant, x) for x in (captions, *wrong))
+        high = max(high, _highest(g, constant, token.others, share=COMPANY))
+        low = float((z[i] @ g / (z[i] @ constant).clamp_min(1e-3)).min())
+        margins.append(low - high)
+        rows.append(_step_rows(g, constant, high, low))
+    gates = Gates(_nothing(W1), _nothing(W2), tuple(margins))
+    opened = [i for i in range(len(tokens)) if gates.open(i)]
+    if not opened:
+        return gates
+
+    P = torch.eye(len(b1), dtype=torch.float64) if L2 is None else inverse(L2)
+    taken = assign_neurons(P, W2, [tokens[i].name for i in opened])
+    columns = []
+    for at, i in enumerate(opened):
+        pair = taken[2 * at : 2 * at + 2]
+        sums = mlp.activation((z[i] @ rows[i].T + b1[pair]).to(mlp.W1.dtype)).double()
+        step = sums[:, 0] - sums[:, 1]
+        column = step @ tokens[i].R.double() / step.square().sum()
+        columns += [column, -column]
+    written = torch.stack(columns, 1)
+    chosen = torch.eye(len(b1), dtype=torch.float64)[:, taken]
+    # (2 n, hidden): regression of what is taken on the others
+    heirs = torch.linalg.solve(P[taken][:, taken], -P[taken])
+    heirs[:, taken] = 0.0
+    before = W2[:, taken]
+    writer = LowRank(torch.cat([written - before, before], 1), torch.cat([chosen.T, heirs]))
+    detector = LowRank(chosen, torch.cat([rows[i] for i in opened]) - W1[taken])
+    return Gates(detector, orthonormal(writer, rtol=1e-12), gates.margins)
+
+
+def assign_neurons(P: Tensor, W2: Tensor, names: Sequence[str]) -> list[int]:
+    """Two neurons per name, from the idlest of all.
+
+    P is the inverse of their second moments, so that |w_j|^2 / P_jj is what the loss of neuron j
+    costs once the others have taken over what regression gives them (Optimal Brain Surgeon).
+
+    Raises:
+        IllPosedError: More than one in `SPARE` would be needed.
+    """
+    spare = W2.shape[1] // SPARE
+    if 2 * len(names) > spare:
+        raise IllPosedError(
+            f"gates: {len(names)} tokens need {2 * len(names)} neurons, {spare} of "
+            f"{W2.shape[1]} may be taken; name fewer words, or edit encoder blocks, such as "
+            "layers=(0, -1)"
+        )
+    cost = W2.square().sum(0) / P.diagonal().clamp_min(1e-300)
+    idle = cost.argsort(stable=True)[:spare].tolist()
+    taken: list[int] = []
+    for name in names:
+        start = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) % spare
+        free = [j for j in idle[start:] + idle[:start] if j not in taken]
+        taken += free[:2]
+    return taken
+
+
+def _moments(x: Tensor) -> Tensor:
+    return x.T @ x / len(x)
+
+
+def _detector(mean: Tensor, metric: Tensor, scanned: Tensor) -> Tensor:
+    """`(d,)` answers 1 at the mean, and as little as it can elsewhere."""
+    g = _whitened(metric, mean)
+    for _ in range(SCANS if len(scanned) else 0):
+        answers = scanned @ g.to(scanned)
+        hardest = scanned[answers.topk(min(HARDEST, len(scanned))).indices].double()
+        metric = metric + 0.5 * _moments(hardest)
+        g = _whitened(metric, mean)
+    return g
+
+
+def _whitened(metric: Tensor, mean: Tensor) -> Tensor:
+    g = torch.linalg.solve(metric, mean)
+    return g / (g @ mean)
+
+
+def _highest(g: Tensor, constant: Tensor, x: Tensor, *, share: float = 1.0) -> float:
+    """The threshold above which nothing of `x` fires, or all but the last of a share of it."""
+    if not len(x):
+        return 0.0
+    x = x.double()
+    level = x @ constant
+    answers = x @ g / level.clamp_min(1e-3)
+    # where the constant is not one, no threshold holds: it must answer there as well
+    answers = torch.where(level > 1e-3, answers, x @ g)
+    return float(answers.sort().values[int(share * (len(x) - 1))])
+
+
+def _step_rows(g: Tensor, constant: Tensor, high: float, low: float) -> Tensor:
+    """`(2, d)` the rows of both neurons."""
+    margin = max(low - high, 1e-3)
+    slope = min(max(SLOPE, QUIET / (THRESHOLDS[0] * margin)), STEEPEST)
+    levels = [high + share * margin for share in THRESHOLDS]
+    return slope * torch.stack([g - level * constant for level in levels])
+
+
+def _nothing(weight: Tensor) -> LowRank:
+    return LowRank(weight.new_zeros(weight.shape[0], 0), weight.new_zeros(0, weight.shape[1]))
