@@ -134,7 +134,7 @@ def _matching_rows(
     rows = torch.empty(len(tokens), words.shape[1])
     inside = other.get_vocab()
     for at, token in enumerate(tokens):
-        text = tokenizer.convert_tokens_to_string([token]).strip().lower()
+        text = tokenizer.convert_tokens_to_string([token.removesuffix("</w>")]).strip().lower()
         starts = token.endswith("</w>") or token[0] in "Ġ▁"
         if not starts and f"##{text}" in inside:
             ids = [inside[f"##{text}"]]
