@@ -116,7 +116,7 @@ def main() -> None:
 
     reader.encoder, tokenizer = load_encoder(args.kind)
     quality = measure(reader, args.folder, args.kind, tokenizer)
-    quality |= {"steps": kept["step"], "seconds of a core": round(kept["seconds"])}
+    quality |= {"steps": kept["step"], "seconds, on a shared machine": round(kept["seconds"])}
     text = json.dumps(quality, indent=1)
     (files / "quality.json").write_text(text + "\n", encoding="utf-8")
     print(text)
