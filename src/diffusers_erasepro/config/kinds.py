@@ -20,7 +20,7 @@ from .plan import BLOCKS, Layers, Recipe
 from .text_files import read_text_file
 from .words import SLOT
 
-SUFFIX = ".toml"
+TOML = ".toml"
 MAX_PHRASE = 2000
 """Characters of one phrase."""
 FORMER_NAMES = {"instance": "object", "unsafe": "attribute"}
@@ -146,8 +146,8 @@ def known_kinds() -> tuple[str, ...]:
     """Names of the shipped kinds, with their tables, such as "nudity.noun"."""
     names: list[str] = []
     for file in sorted(_folder().iterdir(), key=lambda file: file.name):
-        if file.name.endswith(SUFFIX):
-            names += _shipped(file.name.removesuffix(SUFFIX))
+        if file.name.endswith(TOML):
+            names += _shipped(file.name.removesuffix(TOML))
     return tuple(names)
 
 
@@ -160,17 +160,17 @@ def find_kind(name: str) -> Kind:
     Raises:
         ConceptSpecError: There is none, or the file is not one.
     """
-    if SUFFIX in name:
-        path, _, table = name.rpartition(SUFFIX)
-        return _pick(read_kinds(Path(path + SUFFIX)), table.removeprefix("."), name)
+    if TOML in name:
+        path, _, table = name.rpartition(TOML)
+        return _pick(read_kinds(Path(path + TOML)), table.removeprefix("."), name)
     stem, _, table = FORMER_NAMES.get(name, name).partition(".")
-    stems = [file.name.removesuffix(SUFFIX) for file in _folder().iterdir()]
-    if stem not in stems or not (_folder() / f"{stem}{SUFFIX}").is_file():
+    stems = [file.name.removesuffix(TOML) for file in _folder().iterdir()]
+    if stem not in stems or not (_folder() / f"{stem}{TOML}").is_file():
         known = known_kinds()
         close = difflib.get_close_matches(name, known, 1)
         meant = f"; did you mean {close[0]!r}?" if close else ""
         raise ConceptSpecError(
-            f"there is no kind {name!r} (known: {', '.join(known)}; or a {SUFFIX} file of your "
+            f"there is no kind {name!r} (known: {', '.join(known)}; or a {TOML} file of your "
             f"own){meant}"
         )
     return _pick(_shipped(stem), table, name)
@@ -216,16 +216,16 @@ def parse_kinds(text: str, source: str) -> dict[str, Kind]:
     plural = tables.pop(PLURAL, {})
     for key, texts in _texts_of(plural, f"{source} [{PLURAL}]", ("soft", "held_out")).items():
         shared[f"{PLURAL}_{key}"] = texts
-    kinds = {name: _kind(name, shared, source)}
+    kinds = {name: _checked_kind(name, shared, source)}
     for table, rows in tables.items():
         own = _texts_of(rows, f"{source} [{table}]", _OWN_OF_TABLES)
         rest = {k: v for k, v in shared.items() if k not in _OWN_OF_TABLES}
         full = f"{name}.{table}"
-        kinds[full] = _kind(full, rest | own, f"{source} [{table}]")
+        kinds[full] = _checked_kind(full, rest | own, f"{source} [{table}]")
     return kinds
 
 
-def _kind(name: str, values: Mapping[str, Any], source: str) -> Kind:
+def _checked_kind(name: str, values: Mapping[str, Any], source: str) -> Kind:
     if "exact" not in values:
         raise ConceptSpecError(f"{source} has no `exact`; give one phrase, such as 'a {SLOT}'")
     try:
@@ -275,5 +275,5 @@ def _folder() -> Any:
 
 @cache
 def _shipped(stem: str) -> dict[str, Kind]:
-    file = _folder() / f"{stem}{SUFFIX}"
+    file = _folder() / f"{stem}{TOML}"
     return parse_kinds(file.read_text(encoding="utf-8"), f"templates/{file.name}")

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import ConceptSpecError
 from .everyday import everyday_captions, everyday_words
-from .kinds import FORMER_NAMES, SUFFIX, Kind, check_phrase, find_kind
+from .kinds import FORMER_NAMES, TOML, Kind, check_phrase, find_kind
 from .mentions import Mentions, mentions, same_words, spelling
 from .plan import BLOCKS, Recipe
 from .text_files import read_text_file
@@ -131,7 +131,7 @@ class Concept:
         _text(self.anchor, f"anchor {what}", blank=True)
         object.__setattr__(self, "synonyms", _texts(self.synonyms, f"synonyms {what}"))
         object.__setattr__(self, "anchors", _texts(self.anchors, f"anchors {what}"))
-        object.__setattr__(self, "names", _names(self.names, f"names {what}"))
+        object.__setattr__(self, "names", _checked_names(self.names, f"names {what}"))
         object.__setattr__(self, "near", _captions(self.near, f"near {what}"))
         if len(self.synonyms) > MAX_SYNONYMS:
             raise ConceptSpecError(
@@ -178,7 +178,7 @@ class Concept:
                 kind = find_kind(given)
             except ConceptSpecError as error:
                 raise ConceptSpecError(f"templates of {self.target!r}: {error}") from error
-            return kind if SUFFIX in given else given
+            return kind if TOML in given else given
         phrases = self._phrases("templates")
         if not phrases:
             raise ConceptSpecError(
@@ -317,7 +317,7 @@ def _filled(phrases: Sequence[str], words: Sequence[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _names(given: object, what: str) -> Names:
+def _checked_names(given: object, what: str) -> Names:
     """A table of languages, as tuples."""
     if not isinstance(given, Mapping) and not isinstance(given, tuple):
         raise ConceptSpecError(
@@ -395,7 +395,9 @@ class ErasureSpec:
         self._refuse_targets_among_kept()
 
     def _refuse_targets_among_kept(self) -> None:
-        targets = {spelling(w) for c in self.concepts for w in c.words}
+        targets: set[str] = set()
+        for concept in self.concepts:
+            targets |= {spelling(word) for word in concept.words}
         for name in ("preserve", "keep"):
             for i, caption in enumerate(getattr(self, name) or ()):
                 if spelling(caption) in targets:
@@ -505,11 +507,11 @@ class ErasureSpec:
             if name in data:
                 lines += [f"{name} = {toml_value(data[name])}", ""]
         for name, kind in data.get("kinds", {}).items():
-            lines += _table(f"[kinds.{toml_value(name)}]", kind)
+            lines += _toml_table(f"[kinds.{toml_value(name)}]", kind)
         for row in data["concepts"]:
             names = row.pop("names", {})
-            lines += _table("[[concepts]]", row)
-            lines += _table("[concepts.names]", names) if names else []
+            lines += _toml_table("[[concepts]]", row)
+            lines += _toml_table("[concepts.names]", names) if names else []
         return "\n".join(lines)
 
     @classmethod
@@ -571,7 +573,7 @@ def _check_kinds(concepts: Sequence[Concept]) -> None:
             )
 
 
-def _table(head: str, values: Mapping[str, Any]) -> list[str]:
+def _toml_table(head: str, values: Mapping[str, Any]) -> list[str]:
     """Lines of a TOML table."""
     return [head, *(f"{key} = {toml_value(value)}" for key, value in values.items()), ""]
 

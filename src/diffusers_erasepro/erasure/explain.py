@@ -67,7 +67,8 @@ def _about(concept: Concept, soft_budget: int) -> list[str]:
     if concept.forms:
         lines.append(f"  Its other forms, soft: {_forms(concept.forms)}.")
     if concept.names:
-        lines.append(f"  In other languages, soft where an encoder reads them: {_names(concept)}.")
+        names = _languages(concept)
+        lines.append(f"  In other languages, soft where an encoder reads them: {names}.")
     unseen = pairs_of([concept], "held_out")
     lines.append(
         f"  Held out, so that you know what is left elsewhere: {_phrases(len(unseen))} that no "
@@ -162,7 +163,7 @@ def _forms(forms: Iterable[tuple[str, Form]]) -> str:
     return "; ".join(parts)
 
 
-def _names(concept: Concept) -> str:
+def _languages(concept: Concept) -> str:
     known = {*concept.foreign}
     parts = []
     for language, names in concept.names:
