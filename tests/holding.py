@@ -16,6 +16,7 @@ from diffusers_erasepro.errors import ErasureError
 from diffusers_erasepro.families.encoders import encoder_family_of
 from diffusers_erasepro.families.observe import trace
 from diffusers_erasepro.families.pipelines import family_of, get_component, reader_paths
+from diffusers_erasepro.families.types import Use
 from diffusers_erasepro.prompts.alignment import rows_of
 from diffusers_erasepro.prompts.pairs import Pair, Prompt
 from diffusers_erasepro.prompts.tokens import text_paths
@@ -53,19 +54,23 @@ def try_class(name: str) -> Outcome:
         return Outcome(name, False, reason=_short(reason))
     left_out = ", ".join(built.left_out)
     reads = ""
+    notes: tuple[str, ...] = ()
     try:
         family = family_of(built.pipe)
-        reads = "; ".join(
-            f"{u.encoder}: {', '.join(map(str, u.readings))}" for u in family.encoders
-        )
+        reads = "; ".join(map(_describe_use, family.encoders))
+        notes = family.notes
         residual = try_pipeline(built.pipe)
     except (ErasureError, AssertionError) as error:
-        return Outcome(name, False, reads, reason=_short(str(error)), left_out=left_out)
+        reason = "; ".join([str(error), *notes])
+        return Outcome(name, False, reads, reason=_short(reason), left_out=left_out)
     except Exception as error:  # listed, never counted as holding
         reason = f"{type(error).__name__}: {error}"
         return Outcome(name, False, reads, reason=_short(reason), left_out=left_out)
-    notes = _short("; ".join(family.notes))
-    return Outcome(name, True, reads, residual, reason=notes, left_out=left_out)
+    return Outcome(name, True, reads, residual, _short("; ".join(notes)), left_out)
+
+
+def _describe_use(use: Use) -> str:
+    return f"{use.encoder}: {', '.join(map(str, use.readings))}"
 
 
 def layers_for(pipe: Any) -> tuple:
