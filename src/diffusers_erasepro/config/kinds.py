@@ -163,6 +163,11 @@ def find_kind(name: str) -> Kind:
     if TOML in name:
         path, _, table = name.rpartition(TOML)
         return _pick(read_kinds(Path(path + TOML)), table.removeprefix("."), name)
+    return _find_shipped(name)
+
+
+@cache
+def _find_shipped(name: str) -> Kind:
     stem, _, table = FORMER_NAMES.get(name, name).partition(".")
     stems = [file.name.removesuffix(TOML) for file in _folder().iterdir()]
     if stem not in stems or not (_folder() / f"{stem}{TOML}").is_file():

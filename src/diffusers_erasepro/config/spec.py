@@ -8,6 +8,7 @@ import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from .kinds import FORMER_NAMES, TOML, Kind, check_phrase, find_kind
 from .mentions import Mentions, mentions, same_words, spelling
 from .plan import BLOCKS, Recipe
 from .text_files import read_text_file
-from .words import SLOT, Form, fill, forms_of, is_plural
+from .words import NUMBERS, SLOT, Form, fill, forms_of, is_plural
 
 AUTO_ANCHOR = "auto"
 DEFAULT_KIND = "object"
@@ -434,10 +435,15 @@ class ErasureSpec:
         return tuple(dict.fromkeys(captions))
 
     def preserve_captions(self) -> tuple[str, ...]:
-        """Those that name no target in any of its forms: the metric is made of them."""
+        """Those that name no target, in the singular or plural: the metric is made of them."""
+        return self._preserved
+
+    @cached_property
+    def _preserved(self) -> tuple[str, ...]:
         words: list[str] = []
         for concept in self.concepts:
-            words += [*concept.words, *concept.foreign, *(form.text for _, form in concept.forms)]
+            words += [*concept.words, *concept.foreign]
+            words += [form.text for _, form in concept.forms if form.kind in NUMBERS]
         named = Mentions(words)
         return tuple(t for t in self.every_caption() if t not in named)
 

@@ -12,6 +12,8 @@ SLOT = "{}"
 _ARTICLE = re.compile(r"(?<![\w'\u2019-])([Aa]n?)( +)(?=\{\})")
 _ANY_ARTICLE = re.compile(r"(?<![\w'\u2019-])(?:an?|the)( +)(?=\{\})", re.IGNORECASE)
 _OWN_ARTICLE = re.compile(r"(?:an?|the) ", re.IGNORECASE)
+NUMBERS = ("plural", "singular")
+"""Kinds of `Form` that are other words; the others are the same word to `mentions`."""
 _NO_PLURAL = frozenset(
     {
         "alias",
@@ -132,6 +134,7 @@ def other_number(name: str) -> Form | None:
     return None if other == last else Form(head + other, kind)
 
 
+@lru_cache(16384)
 def forms_of(name: str, *, countable: bool, noun: bool = True) -> tuple[Form, ...]:
     """What else a name is written like, by rule; first come the forms with other letters.
 

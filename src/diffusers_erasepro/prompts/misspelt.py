@@ -25,12 +25,17 @@ def notes_on_misspelt(concepts: Iterable[Concept], tokenizers: Iterable[Any]) ->
         concepts: What shall be erased.
         tokenizers: Of the pipeline's text encoders.
     """
+    doubtful = []
+    for concept in concepts:
+        doubtful += [(concept, word) for word in concept.target.split() if _is_doubtful(word)]
+    if not doubtful:  # the usual case: no vocabulary need be read
+        return []
     known: set[str] = set()
     for tokenizer in tokenizers:
         known |= {word.casefold() for word in whole_words(tokenizer)}
     notes = []
-    for concept in concepts:
-        for word in concept.target.split():
+    for concept, word in doubtful:
+        if word.casefold() not in known:
             close = _close_words(word, known)
             if close:
                 notes.append(
@@ -40,6 +45,13 @@ def notes_on_misspelt(concepts: Iterable[Concept], tokenizers: Iterable[Any]) ->
     return notes
 
 
+def _is_doubtful(word: str) -> bool:
+    """Whether a word is long enough to be misspelt, and in no list of words and names."""
+    plain = word.casefold()
+    letters = plain.isascii() and plain.isalpha()
+    return letters and len(word) >= FEWEST_LETTERS and plain not in english_words()
+
+
 def _close_words(word: str, known: Set[str]) -> list[str]:
     """Words a letter or two from one that nobody knows.
 
@@ -47,10 +59,6 @@ def _close_words(word: str, known: Set[str]) -> list[str]:
     encoders know alone.
     """
     plain = word.casefold()
-    if len(word) < FEWEST_LETTERS or not (plain.isascii() and plain.isalpha()):
-        return []
-    if plain in known or plain in english_words():
-        return []
     words = known if word != plain else known | english_words()
     once = _one_letter_off(plain)
     close = once & words

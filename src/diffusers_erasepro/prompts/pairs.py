@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TypeVar
 
 from ..config.mentions import Mentions
 from ..config.spec import Concept
-from ..config.words import SLOT, fill, is_plural, other_number
+from ..config.words import NUMBERS, SLOT, fill, is_plural, other_number
 
 T = TypeVar("T")
 SHARE_OF_FORMS = 4
@@ -59,7 +60,7 @@ def pairs_of(concepts: Sequence[Concept], kind: str, *, most: int | None = None)
     words: list[str] = []
     for concept in concepts:
         words += concept.words
-    named = Mentions(words)
+    named = cache(Mentions(words).__contains__)  # concepts of one kind share their templates
     pairs: dict[Pair, None] = {}
     for concept in concepts:
         for turn, word in enumerate(concept.words):
@@ -70,7 +71,9 @@ def pairs_of(concepts: Sequence[Concept], kind: str, *, most: int | None = None)
     return list(pairs)
 
 
-def _templates(concept: Concept, word: str, kind: str, named: Mentions) -> tuple[str, ...]:
+def _templates(
+    concept: Concept, word: str, kind: str, named: Callable[[str], bool]
+) -> tuple[str, ...]:
     """Only the target is held exactly.
 
     Words of one meaning arrive at the deep layers as nearly the same key, where different exact
@@ -86,7 +89,7 @@ def _templates(concept: Concept, word: str, kind: str, named: Mentions) -> tuple
     if concept.kind.countable and is_plural(word):
         plural = concept.kind.plural_soft if kind == "soft" else concept.kind.plural_held_out
         found = (*plural, *(t for t in found if not _SINGULAR.search(t)))
-    return tuple(t for t in found if t not in named)
+    return tuple(t for t in found if not named(t))
 
 
 def pairs_of_forms(concepts: Sequence[Concept], *, most: int) -> list[Pair]:
@@ -96,7 +99,7 @@ def pairs_of_forms(concepts: Sequence[Concept], *, most: int) -> list[Pair]:
         for word, form in concept.forms:
             anchor = concept.anchor
             templates = [SLOT, *concept.exact[:1]]
-            of_number = form.kind in ("plural", "singular")
+            of_number = form.kind in NUMBERS
             if of_number:
                 other = other_number(anchor)
                 anchor = other.text if other and other.kind == form.kind else anchor
