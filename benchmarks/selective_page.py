@@ -211,7 +211,9 @@ def draw_page(results: Path) -> str:
     """All sections that have lines."""
     page = [FIRST]
     for section, (title, text, draw) in SECTIONS.items():
-        lines = kept_lines(results / f"selective-{section}.jsonl")
+        # of a line that was tried again the last one counts
+        found = kept_lines(results / f"selective-{section}.jsonl")
+        lines = list({line["key"]: line for line in found}.values())
         if lines:
             where = dict.fromkeys(line["where"] for line in lines)
             command = f"python benchmarks/selective.py --sections {section}"
