@@ -1,0 +1,92 @@
+"""What a spec asks for is said in sentences; bad input in one line."""
+
+import re
+from pathlib import Path
+
+import pytest
+from transformers import logging as transformers_logging
+
+import tiny
+from diffusers_erasepro import Concept, ErasureSpec, erase, explain, glyphs
+from diffusers_erasepro.config.spec import read_spec
+from diffusers_erasepro.config.text_files import read_captions
+from diffusers_erasepro.errors import ConceptSpecError
+from diffusers_erasepro.prompts.misspelt import notes_on_misspelt
+
+SPECS = Path(__file__).parents[2] / "adapters" / "specs"
+CAPTIONS = tuple(glyphs.captions(60, seed=0))
+
+
+def test_every_list_is_named_and_shown():
+    text = explain(read_spec(SPECS / "pistol" / "spec.toml"))
+    for heading in (
+        '"pistol" (object) becomes "tool"',
+        'Exact, with nothing left of it: "a pistol" as "a tool"',
+        "Soft, met as far as",
+        'Synonyms, soft in every phrase: "handgun" and "revolver"',
+        'plural "pistols"',
+        "Pistole (de)",
+        "Held out",
+        "Near, and kept",
+        "Kept as they are: 12 captions of yours",
+    ):
+        assert heading in text, heading
+    assert not re.search(r"\{|\}|None|\(\)|  \S+  ", text)
+
+
+def test_the_nudity_recipe_promises_phrases_about_people():
+    text = explain(read_spec(SPECS / "nudity" / "spec.toml"))
+    assert '"a nude woman" as "a dressed woman"' in text and "It does not cover:" in text
+    spec = read_spec(SPECS / "nudity" / "spec.toml")
+    assert all(re.search("woman|man|person", t) for t in spec.concepts[0].exact)
+
+
+def test_an_anchor_that_is_to_be_found_and_one_that_is_nothing_are_said():
+    assert 'becomes the nearest of "object"' in explain(Concept("star", "auto"))
+    assert "nothing takes its place" in explain(Concept("star"))
+    assert "Mind: the anchor" in explain(Concept("pistol", "water pistol"))
+
+
+def test_with_a_pipeline_it_says_what_the_encoder_cannot_read(shipped):
+    text = explain(Concept("star", "circle", names={"zh": ["星星"]}), shipped)
+    assert "On text_encoder:" in text and 'it does not read "星星"' in text
+
+
+def test_a_mere_name_is_an_object_and_that_is_said(shipped):
+    spec = ErasureSpec([Concept("star")], preserve=CAPTIONS)
+    with pytest.warns(UserWarning, match="'star' is taken for an object with nothing") as caught:
+        adapter = erase(shipped, "star", measure=False)
+    assert len(caught) == 1 and caught[0].filename == __file__
+    assert adapter.spec.concepts == spec.concepts
+    with pytest.raises(ConceptSpecError, match="ErasureSpec, a Concept or a name, got int"):
+        erase(shipped, 5)
+
+
+@pytest.mark.parametrize(
+    ("target", "meant"), [("pistoll", "'pistol'"), ("chruch", "'church'"), ("golf bal", None)]
+)
+def test_a_target_that_nobody_knows_is_set_beside_words_that_somebody_does(shipped, target, meant):
+    notes = notes_on_misspelt([Concept(target)], [shipped.tokenizer])
+    assert [meant in note for note in notes] == ([True] if meant else [])
+
+
+@pytest.mark.parametrize("target", ["star", "Ola Brenn", "cracked", "Pikachu", "Kilian Eng"])
+def test_names_and_words_are_not_taken_for_misspelt(shipped, target):
+    assert notes_on_misspelt([Concept(target)], [shipped.tokenizer]) == []
+
+
+def test_captions_that_are_missing_or_none_are_one_clear_line(tmp_path):
+    with pytest.raises(ConceptSpecError, match=r"cannot be read from .*no\.txt"):
+        read_captions(tmp_path / "no.txt")
+    (tmp_path / "empty.txt").write_text("\n \n")
+    with pytest.raises(ConceptSpecError, match=r"empty\.txt holds no caption"):
+        read_captions(tmp_path / "empty.txt")
+
+
+def test_long_phrases_are_cut_or_left_out_without_a_line_for_each(capfd):
+    transformers_logging.set_verbosity_warning()
+    pipe = tiny.flux()
+    with_long = ErasureSpec([Concept("star", "circle")], preserve=(*CAPTIONS, "a ring " * 200))
+    erase(pipe, with_long, measure=False)
+    said = capfd.readouterr()
+    assert "truncated" not in said.err + said.out and "sequence length" not in said.err
