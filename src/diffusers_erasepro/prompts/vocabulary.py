@@ -24,7 +24,7 @@ def whole_words(tokenizer: Any) -> dict[str, int]:
 
 def _find_whole_words(tokenizer: Any) -> dict[str, int]:
     tokens = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    texts = {}
+    texts: dict[str, int] = {}
     for token, token_id in tokens:
         text = tokenizer.convert_tokens_to_string([token]).strip()
         if len(text) > 1 and text.isalpha():
