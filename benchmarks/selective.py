@@ -129,7 +129,9 @@ class Sections:
         self.captions = args.captions.read_text(encoding="utf-8").splitlines()
         self.given = self.captions[:GIVEN]
         self.cases = [*self.stick.CASES, *(self._case(case) for case in ANCHORS_AWKWARD)]
-        self.methods = {row: ROWS[row] for row in args.rows or ROWS}
+        chosen = args.rows or (*SKETCHES, *ROWS)
+        self.sketches = [row for row in SKETCHES if row in chosen]
+        self.methods = {row: ROWS[row] for row in ROWS if row in chosen}
         self._encoders: dict[str, Restored] = {}
         self._unedited: dict[Any, Unedited] = {}
         self._bench: Any = None
@@ -153,11 +155,12 @@ class Sections:
     # ------------------------------------------------------------------------- the frozen tool
 
     def names(self) -> Iterator[tuple[str, Callable[[], Line]]]:
-        """The tool's own figures, for its sketches and for the product."""
+        """The tool's own figures, for its sketches and for the product.
+
+        A line takes about two minutes of a core: the tool asks every word of the vocabulary.
+        """
         for case in self.cases:
-            for row in SKETCHES:
-                yield f"{case.target} / {row}", lambda c=case, r=row: self._by_tool(c, r)
-            for row in self.methods:
+            for row in (*self.sketches, *self.methods):
                 yield f"{case.target} / {row}", lambda c=case, r=row: self._by_tool(c, r)
 
     def _by_tool(self, case: Any, row: str) -> Line:
@@ -446,7 +449,9 @@ def main() -> None:
     results = Path(__file__).with_name("results")
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sections", nargs="*", default=names, choices=names)
-    parser.add_argument("--rows", nargs="*", choices=ROWS, help="default: all")
+    parser.add_argument(
+        "--rows", nargs="*", choices=(*SKETCHES, *ROWS), help="default: all; sketches in `names`"
+    )
     parser.add_argument("--encoders", nargs="*", default=("clip", "t5", "qwen3"))
     parser.add_argument("--tool", type=Path, default=TOOL)
     parser.add_argument("--captions", type=Path, default=CAPTIONS)
