@@ -397,7 +397,7 @@ def _train_style(encoder: MeasuredEncoder, captions: Sequence[str]) -> dict[str,
     )
     for _ in range(STYLE_STEPS):
         weights = {
-            name: encoder.model.get_parameter(name) + up @ down
+            name: encoder.model.get_parameter(name).detach() + up @ down
             for name, (up, down) in pairs.items()
         }
         found = torch.func.functional_call(twin, weights, kwargs=dict(batch)).last_hidden_state

@@ -6,6 +6,7 @@ T5's too, and for the padding behind a prompt, which denoisers read as well.
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import sys
 from collections.abc import Iterator, Sequence
@@ -87,9 +88,11 @@ class MeasuredEncoder:
 
     def clone(self) -> nn.Module:
         """The encoder again, with weights of its own and without hooks."""
-        twin = type(self.model)(self.model.config)
-        twin.load_state_dict(self.model.state_dict(), strict=False)
-        return twin.to(next(self.model.parameters()).dtype).eval()
+        twin = copy.deepcopy(self.model)
+        for module in twin.modules():
+            module._forward_hooks.clear()
+            module._forward_pre_hooks.clear()
+        return twin.eval()
 
 
 def load_measured(kind: str) -> MeasuredEncoder:
