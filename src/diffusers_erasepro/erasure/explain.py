@@ -133,8 +133,7 @@ def _on(spec: ErasureSpec, pipe: Any, soft_budget: int) -> list[str]:
     for path in text_paths(pipe):
         asked = pairs_to_solve(spec.concepts, soft_budget=soft_budget)["soft"]
         read = readable(asked, path)
-        names = {pair.target.text for pair in asked if pair.foreign}
-        unread = sorted(names - {pair.target.text for pair in read if pair.foreign})
+        unread = sorted(_foreign_names(asked) - _foreign_names(read))
         lost = _lost(asked, read)
         line = f"On {path.use.encoder}: {len(read)} soft prompts"
         if lost:
@@ -144,6 +143,12 @@ def _on(spec: ErasureSpec, pipe: Any, soft_budget: int) -> list[str]:
             line += f" and {len(unread) - SHOWN} more" if len(unread) > SHOWN else ""
         lines.append(line + ".")
     return lines
+
+
+def _foreign_names(pairs: Sequence[Pair]) -> set[str]:
+    """The names in other languages that pairs have."""
+    targets = [pair.target for pair in pairs if pair.foreign]
+    return {prompt.text[prompt.start : prompt.stop] for prompt in targets}
 
 
 def _lost(asked: Sequence[Pair], read: Sequence[Pair]) -> list[str]:

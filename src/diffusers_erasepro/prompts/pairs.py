@@ -16,6 +16,8 @@ T = TypeVar("T")
 SHARE_OF_FORMS = 4
 """One in so many of the soft budget: on top for other forms of the words, and for other
 languages."""
+MOST_OF_A_NAME = 3
+"""Soft prompts of a name in another language: the phrases around it are English."""
 _SINGULAR = re.compile(
     r"\b(?:an? [\w-]+|one|this|that|every|each|another|which|(?:is|was|stands) an?) \{\}", re.I
 )
@@ -116,9 +118,9 @@ def pairs_of_forms(concepts: Sequence[Concept], *, most: int) -> list[Pair]:
 
 
 def pairs_of_names(concepts: Sequence[Concept], *, most: int) -> list[Pair]:
-    """Soft pairs of what the concepts are called in other languages: one of each at least."""
+    """Soft pairs of what the concepts are called in other languages: one to three of each."""
     names = sum(len(concept.foreign) for concept in concepts)
-    share = max(1, most // max(1, names))
+    share = min(MOST_OF_A_NAME, max(1, most // max(1, names)))
     found = []
     for concept in concepts:
         for name in concept.foreign:
