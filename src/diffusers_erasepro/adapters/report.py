@@ -51,6 +51,36 @@ class EncoderReport:
 
 
 @dataclass(frozen=True)
+class Selectivity:
+    """What an edit leaves of its concepts and what else it moves, on texts that set no threshold.
+
+    Of the first reading that has a state per position.
+    """
+
+    left: Mapping[str, float]
+    """Kind of position ("name", "other", "ends", "padding") -> sum ||edited - anchor|| / sum
+    ||target - anchor|| over held-out phrasings: 1 is nothing erased, 0 all of it."""
+    near: float
+    """Mean relative change of near misses that the edit was not given; NaN where there is none."""
+    near_worst: float
+    """The largest at any of their tokens."""
+    drift: float
+    """Mean relative change of captions."""
+    fires: int
+    """Captions any token of which moves by more than a tenth."""
+    captions: int
+    """Of so many. None in n means at most 3 / n at 95 %."""
+
+    def __str__(self) -> str:
+        left = ", ".join(f"{kind} {share:.3f}" for kind, share in self.left.items()) or "unknown"
+        near = "none known" if math.isnan(self.near) else f"{self.near:.4f}"
+        return (
+            f"left: {left}; near misses move {near} (worst {self.near_worst:.3f}); captions move "
+            f"{self.drift:.4f}, {self.fires} of {self.captions} by more than a tenth at some token"
+        )
+
+
+@dataclass(frozen=True)
 class Report:
     """Residuals and drift are relative norms at what the denoiser reads."""
 
@@ -68,12 +98,32 @@ class Report:
     held_out_mean: float = NAN
     denoiser_residual: float | None = None
     denoiser_drift: float | None = None
+    selectivity: Selectivity | None = None
+    """Where rows of the embedding or gates were asked for, of the encoder that fares worst."""
     seconds: float | None = None
     """Of the edit; not stored, so that the same spec gives the same file."""
 
+    @property
+    def left(self) -> Mapping[str, float]:
+        """`Selectivity.left`; empty where it was not measured."""
+        return self.selectivity.left if self.selectivity else {}
+
+    @property
+    def near(self) -> float:
+        """`Selectivity.near`; NaN where it was not measured."""
+        return self.selectivity.near if self.selectivity else NAN
+
+    @property
+    def fires(self) -> int | None:
+        """`Selectivity.fires`; None where it was not measured."""
+        return self.selectivity.fires if self.selectivity else None
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for the file's header, `seconds` left out."""
-        return {k: v for k, v in asdict(self).items() if k != "seconds"}
+        data = {k: v for k, v in asdict(self).items() if k != "seconds"}
+        if self.selectivity is None:
+            del data["selectivity"]
+        return data
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Report:
@@ -82,12 +132,14 @@ class Report:
             for row in data.get("encoders", ())
         )
         layers = tuple(LayerReport(**row) for row in data["layers"])
+        measured = data.get("selectivity")
         return cls(
             **{
                 **data,
                 "layers": layers,
                 "encoders": encoders,
                 "notes": tuple(data.get("notes", ())),
+                "selectivity": None if measured is None else Selectivity(**measured),
             }
         )
 
@@ -161,11 +213,17 @@ def worst(parts: Sequence[Report]) -> Report:
     for part in parts:
         layers += part.layers
         encoders += part.encoders
+    measured = [part.selectivity for part in parts if part.selectivity]
     return replace(
         first,
+        selectivity=max(measured, key=_most_left) if measured else None,
         held_out_residual=max(r.held_out_residual for r in parts),
         held_out_mean=max(r.held_out_mean for r in parts),
         drift=max(r.drift for r in parts),
         layers=tuple(layers),
         encoders=tuple(encoders),
     )
+
+
+def _most_left(measured: Selectivity) -> float:
+    return max([0.0, *measured.left.values()])

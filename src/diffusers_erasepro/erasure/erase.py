@@ -17,7 +17,7 @@ from torch import nn
 from ..adapters.adapter import ErasureAdapter
 from ..adapters.header import refuse_unreadable
 from ..config.options import AUTO, Options
-from ..config.plan import Plan
+from ..config.plan import EMBEDDING, GATES, Plan
 from ..config.spec import Concept, ErasureSpec
 from ..errors import AdapterStateError, ConceptSpecError, IllPosedError
 from ..families.encoders import blocks_of, blocks_read
@@ -35,6 +35,7 @@ from .float32 import in_float32
 from .last_words import CANNOT_TELL, notes_on_last_words
 from .layerwise import Walk, walk
 from .residuals import largest, relative, target_states
+from .selectivity import measure_selectivity
 from .sites.neurons import has_room
 from .sites.plan_edits import plan_edits
 from .sites.planning import Planning, naming_encoder
@@ -299,8 +300,11 @@ def erase_encoder(
         notes = notes_on_last_words(planning, done) if measure else ()
         for step in done.steps:
             notes = (*notes, *step.edits.notes)
+        selective = None
+        if measure and not {EMBEDDING, GATES}.isdisjoint(plan.layers):
+            selective = measure_selectivity(planning, done.edits_of(path.use.encoder))
     made = encoder_from_walk(planning, done)
-    return replace(made, report=replace(made.report, notes=notes))
+    return replace(made, report=replace(made.report, notes=notes, selectivity=selective))
 
 
 def refuse_unsolved(encoder: nn.Module, path: TextPath, rows: Rows, done: Walk) -> None:

@@ -25,10 +25,13 @@ from .neuron_pairs import SPARE, MlpWeights
 
 RIDGE = 0.01
 """Share of the identity in C."""
-SCANS = 2
-"""How often the hardest of the scanned words join the metric."""
+ROUNDS = 2
+"""How often the hardest of the scanned words join the metric. More rounds, and captions among them,
+widen the margin on what is seen and fire on captions that are not: with sixteen, 3 of 120."""
 HARDEST = 20
-"""Words per scan that do."""
+"""Words that join in a round."""
+HARDNESS = 0.5
+"""What their moments count in the metric."""
 THRESHOLDS = (0.3, 0.65)
 """Of the way from the highest answer elsewhere to the lowest on the name: where the step begins,
 and where it is over."""
@@ -38,9 +41,11 @@ STEEPEST = 120.0
 QUIET = 5.0
 """b times the distance from the highest answer elsewhere to the first threshold: so far below 0
 GELU returns 1e-6 of its slope."""
-COMPANY = 0.999
-"""Share of the strangers in whose company a name's token must not fire. The few that look most like
-its own company ("Taylor swiftly") are the name, misspelt."""
+COMPANY = 0.95
+"""Share of the strangers in whose company a name's token must not fire. "golf" is told from itself
+beside most other words than "ball", not beside those that mean nearly the same."""
+SURE = 0.05
+"""Share of the name's prompts whose lower answers set no threshold: the step is not over there."""
 LEAST_MARGIN = 0.1
 """Below, a token is not told from others, and gets no gate."""
 
@@ -99,7 +104,7 @@ def solve_gates(
         g_i = (C + N + sum_j Z_j + hardest)^-1 mean(z_i),   scaled to mean(g_i z_i) = 1
         c = C^-1 mean(z),                                   scaled to mean(c z) = 1
 
-    where the hardest are the scanned words that answer highest, found and added `SCANS` times.
+    where the hardest are the scanned words that answer highest, found and added `ROUNDS` times.
 
     Args:
         tokens: One pair of neurons each.
@@ -132,11 +137,12 @@ def solve_gates(
     rows: list[Tensor] = []
     margins = []
     for i, token in enumerate(tokens):
-        wrong = [near, elsewhere.scanned, *(x for j, x in enumerate(z) if j != i)]
         g = _detector(z[i].mean(0), metric, elsewhere.scanned)
-        high = max(_highest(g, constant, x) for x in (captions, *wrong))
+        wrong = [captions, near, elsewhere.scanned, *(x for j, x in enumerate(z) if j != i)]
+        high = max(_highest(g, constant, x) for x in wrong)
         high = max(high, _highest(g, constant, token.others, share=COMPANY))
-        low = float((z[i] @ g / (z[i] @ constant).clamp_min(1e-3)).min())
+        answers = z[i] @ g / (z[i] @ constant).clamp_min(1e-3)
+        low = float(answers.sort().values[int(SURE * len(answers))])
         margins.append(low - high)
         rows.append(_step_rows(g, constant, high, low))
     gates = Gates(_nothing(W1), _nothing(W2), tuple(margins))
@@ -199,10 +205,10 @@ def _moments(x: Tensor) -> Tensor:
 def _detector(mean: Tensor, metric: Tensor, scanned: Tensor) -> Tensor:
     """`(d,)` answers 1 at the mean, and as little as it can elsewhere."""
     g = _whitened(metric, mean)
-    for _ in range(SCANS if len(scanned) else 0):
+    for _ in range(ROUNDS if len(scanned) else 0):
         answers = scanned @ g.to(scanned)
         hardest = scanned[answers.topk(min(HARDEST, len(scanned))).indices].double()
-        metric = metric + 0.5 * _moments(hardest)
+        metric = metric + HARDNESS * _moments(hardest)
         g = _whitened(metric, mean)
     return g
 

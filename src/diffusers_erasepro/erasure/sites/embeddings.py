@@ -102,7 +102,8 @@ def rows_to_change(
             notes.append(NO_ANCHOR.format(name=concept.target))
             continue
         mine: dict[int, int] = {}
-        for word in concept.words:
+        numbers = [form.text for _, form in concept.forms if form.text in own]
+        for word in (*concept.words, *numbers):
             mine |= _rows_of_word(own[word], anchors)
         changed = {token: anchor for token, anchor in mine.items() if token != anchor}
         if not mine:

@@ -21,6 +21,7 @@ from ...modules.linear import base_linear
 from ...modules.storage import effective_weight
 from ...modules.tuners import edited_module
 from ...prompts.alignment import Rows, kept_rows, rows_of
+from ...prompts.own_tokens import own_tokens_of
 from ...prompts.pairs import Pair, spread
 from ...prompts.tokens import Tokens, tokenizer_of
 from ...prompts.vocabulary import position_of_word, prompts_with, whole_words
@@ -203,7 +204,9 @@ def _collect_elsewhere(
     captions = spread(spec.preserve_captions(), CAPTIONS)
     near = spec.near_prompts()
     named = Mentions(_words_and_forms(spec.concepts))
-    words = {w: i for w, i in whole_words(tokenizer_of(planning.path)).items() if w not in named}
+    tokenizer = tokenizer_of(planning.path)
+    words = {w: i for w, i in whole_words(tokenizer).items() if w not in named}
+    own = own_tokens_of(spec, tokenizer)
     scans = _scan(planning, mlp, list(words.values()))
     at_captions = _at_positions(planning, mlp, kept_rows(captions, planning.path))
     at_near = at_captions[:0]
@@ -217,7 +220,8 @@ def _collect_elsewhere(
             if name not in others:
                 text = planning.pairs[kind][row].target.text
                 span = _span(planning, kind, row)
-                common = _words_of_one_token(planning, name.word)
+                shared = {token.id for token in own[name.word].plain if not token.own}
+                common = shared & _words_of_one_token(planning, name.word)
                 company = words if name.id in common else {}
                 others[name] = _in_other_company(planning, mlp, text, span, at, company)
     return Elsewhere(at_captions, at_near, scans), others
