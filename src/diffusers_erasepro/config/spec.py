@@ -195,7 +195,12 @@ class Concept:
             raise ConceptSpecError(
                 f"{what} must be a sequence of texts, got {type(given).__name__} {given!r}"
             )
-        return tuple(check_phrase(t, f"{what}[{i}]") for i, t in enumerate(given))
+        phrases = tuple(given)
+        for i, phrase in enumerate(phrases):
+            check_phrase(phrase, f"{what}[{i}]")
+            _refuse_surrogates(phrase, f"{what}[{i}]")
+            _warn_unseen(phrase, f"{what}[{i}]")
+        return phrases
 
     @property
     def words(self) -> tuple[str, ...]:

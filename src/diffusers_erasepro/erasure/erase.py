@@ -298,6 +298,7 @@ def erase_encoder(
         done = walk(encoder, rows, sites, path.use.readings)
         refuse_unsolved(encoder, path, rows["exact"], done)
         notes = notes_on_last_words(planning, done) if measure else ()
+        notes = (*notes, *planning.notes)
         for step in done.steps:
             notes = (*notes, *step.edits.notes)
         selective = None

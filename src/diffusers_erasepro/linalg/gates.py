@@ -85,7 +85,7 @@ class Gates:
     margins: tuple[float, ...]
     """Per token: the lowest answer on the name less the highest elsewhere."""
 
-    def open(self, i: int) -> bool:
+    def has_gate(self, i: int) -> bool:
         """Whether token `i` has a gate."""
         return self.margins[i] >= LEAST_MARGIN
 
@@ -146,7 +146,7 @@ def solve_gates(
         margins.append(low - high)
         rows.append(_step_rows(g, constant, high, low))
     gates = Gates(_nothing(W1), _nothing(W2), tuple(margins))
-    opened = [i for i in range(len(tokens)) if gates.open(i)]
+    opened = [i for i in range(len(tokens)) if gates.has_gate(i)]
     if not opened:
         return gates
 

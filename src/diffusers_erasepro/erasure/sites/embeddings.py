@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...config.plan import ALIGNMENTS, EMBEDDING
+from ...config.plan import ALIGNMENTS, EMBEDDING, GATES
 from ...config.spec import Concept
 from ...families.encoders import embeddings_path
 from ...linalg.low_rank import LowRank
@@ -20,12 +20,11 @@ from ...modules.storage import weight_of
 from ...prompts.alignment import Rows, rows_of
 from ...prompts.own_tokens import OwnTokens, own_tokens_of
 from ...prompts.tokens import tokenizer_of
+from .neurons import has_room
 from .planning import Planning
 from .protocol import ByKind, Edits
 
-NOT_OWN = (
-    "embedding: {name!r} has no token that only this name uses ({why}); no row was changed for it"
-)
+NOT_OWN = "embedding: not every token of {name!r} is its own ({why}); no row was changed for it"
 NO_ANCHOR = "embedding: {name!r} has an empty anchor, which has no row; no row was changed for it"
 SAME_ROW = (
     "embedding: {name!r} ends in the token that its anchor {anchor!r} ends in; no row was changed "
@@ -92,7 +91,10 @@ def embedding_sites(planning: Planning) -> list[EmbeddingSite]:
 def rows_to_change(
     planning: Planning, concepts: Sequence[Concept]
 ) -> tuple[dict[int, int], list[str]]:
-    """Token id -> id of the anchor's token, for every token that is its name's own; and notes."""
+    """Token id -> id of the anchor's token, for every token that is its name's own; and notes.
+
+    A name that shares some of its tokens keeps all of its rows where gates are to answer to it.
+    """
     own = own_tokens_of(planning.spec, tokenizer_of(planning.path))
     anchors = anchor_tokens(planning)
     found: dict[int, int] = {}
@@ -102,9 +104,12 @@ def rows_to_change(
             notes.append(NO_ANCHOR.format(name=concept.target))
             continue
         mine: dict[int, int] = {}
+        # half a name is told from nothing: "van" beside "painter"; gates take such names whole
+        gated = GATES in planning.plan.recipe_of(concept).layers and has_room(planning.live, 1)
         numbers = [form.text for _, form in concept.forms if form.text in own]
         for word in (*concept.words, *numbers):
-            mine |= _rows_of_word(own[word], anchors)
+            if own[word].complete or not gated:
+                mine |= _rows_of_word(own[word], anchors)
         changed = {token: anchor for token, anchor in mine.items() if token != anchor}
         if not mine:
             shared = [token for token in own[concept.target].plain if not token.own]

@@ -26,7 +26,7 @@ from ...prompts.pairs import Pair, spread
 from ...prompts.tokens import Tokens, tokenizer_of
 from ...prompts.vocabulary import position_of_word, prompts_with, whole_words
 from ..states import run_encoder
-from .neurons import Mlp, NeuronSite, mlp_of
+from .neurons import Mlp, NeuronSite, has_room, mlp_of
 from .planning import Planning, words_of
 from .protocol import ByKind, Edits
 
@@ -39,6 +39,10 @@ COMPANIONS = 4000
 SHUT = (
     "gates: {token} of {name!r} is not told from other uses of it (margin {margin:.2f}, at least "
     "{least}); no gate was made for it"
+)
+NO_PLACE = (
+    "gates: the MLPs of {where} ({encoder}) are gated themselves, and no gate was made there: only "
+    "the other layers edit it"
 )
 _scanned: dict[tuple[str, str], Tensor] = {}
 """The last scan of a vocabulary, by fingerprint of the encoder and name of the linear."""
@@ -87,11 +91,14 @@ def gate_sites(planning: Planning, changed: Mapping[int, int]) -> list[GateSite]
         planning: Of one encoder.
         changed: Tokens that get another row of the embedding, and so no gate.
 
-    Raises:
-        ConceptSpecError: The encoder's MLPs are gated themselves.
+    An encoder whose MLPs are gated themselves has none yet; the notes say so.
     """
     concepts = planning.plan.concepts_at(GATES, planning.spec.concepts)
     if not concepts:
+        return []
+    if not has_room(planning.live, 0):
+        encoder = type(planning.live).__name__
+        planning.notes.append(NO_PLACE.format(where=planning.path.use.encoder, encoder=encoder))
         return []
     mlp = mlp_of(planning.live, 0)
     rows = {}
@@ -145,7 +152,7 @@ def _weights_of(live: nn.Module, mlp: Mlp) -> MlpWeights:
 def _notes(names: Sequence[TokenOfName], found: Gates) -> tuple[str, ...]:
     notes = []
     for i, name in enumerate(names):
-        if not found.open(i):
+        if not found.has_gate(i):
             token = "the last token" if name.back == 0 else f"token {name.back} before the last"
             margin = found.margins[i]
             notes.append(
@@ -265,8 +272,7 @@ def _in_other_company(
     ids = path.tokens([prompt]).ids[0]
     own = int(ids[at])
     if len(span) == 1 or not words:
-        detector: Any = base_linear(planning.live.get_submodule(mlp.detector))
-        return torch.zeros(0, detector.in_features, dtype=torch.float32)
+        return _nothing_received(planning, mlp)
     companions = spread(list(words.values()), COMPANIONS)
     found = []
     for other in span:
@@ -280,10 +286,18 @@ def _in_other_company(
     return torch.cat(found)
 
 
+def _nothing_received(planning: Planning, mlp: Mlp) -> Tensor:
+    """`(0, d)` where there is no position to look at."""
+    detector: Any = base_linear(planning.live.get_submodule(mlp.detector))
+    return torch.zeros(0, detector.in_features, dtype=torch.float32)
+
+
 def _scan(planning: Planning, mlp: Mlp, ids: Sequence[int]) -> Tensor:
     """`(w, d)` what the detector receives at every word of the vocabulary."""
     key = fingerprint_with_loras(planning.live, planning.base)
     content = (f"{key} {mlp.detector}", repr(ids))
+    if not ids:  # a vocabulary of pieces only
+        return _nothing_received(planning, mlp)
     if content not in _scanned:
         found = []
         for frame in FRAMES:

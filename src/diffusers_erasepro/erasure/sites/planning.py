@@ -41,6 +41,8 @@ class Planning:
     in one pass over the captions."""
     kept: dict[str, Tensor] = field(default_factory=dict)
     """By linear, or "states": its inputs at the prompts in `keep`. Filled with the metrics."""
+    notes: list[str] = field(default_factory=list)
+    """What this encoder has no place for, and why. Filled while the sites are planned."""
 
     @classmethod
     def of(
