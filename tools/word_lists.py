@@ -42,10 +42,10 @@ def read_words(folder: Path, size: int) -> set[str]:
 
 def read_names(folder: Path) -> set[str]:
     """The frequent names, in lower case."""
-    lines = (folder / "dist.all.last").read_text().splitlines()[:SURNAMES]
+    lines = (folder / "dist.all.last").read_text(encoding="utf-8").splitlines()[:SURNAMES]
     found = {line.split()[0].lower() for line in lines}
     for file in ("dist.male.first", "dist.female.first"):
-        for line in (folder / file).read_text().splitlines():
+        for line in (folder / file).read_text(encoding="utf-8").splitlines():
             name, share, *_ = line.split()
             if float(share) >= GIVEN:
                 found.add(name.lower())

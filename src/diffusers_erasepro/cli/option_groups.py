@@ -23,7 +23,7 @@ def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
         The function to register: its signature has the fields where `command` has the records.
     """
     hints = get_type_hints(command, include_extras=True)
-    groups = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    groups: dict[str, Any] = {n: hint for n, hint in hints.items() if is_dataclass(hint)}
     parameters: list[Parameter] = []
     for parameter in inspect.signature(command).parameters.values():
         if parameter.name in groups:
