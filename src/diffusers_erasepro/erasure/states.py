@@ -111,7 +111,7 @@ def edited(root: nn.Module, edits: Mapping[str, LowRank]) -> Iterator[None]:
     """Inside, each named linear of `root` also adds its edit's `B A x`; no weight is touched."""
 
     def add(factors: LowRank) -> Callable[..., Tensor]:
-        return lambda _, args, out: out + factors(args[0])
+        return lambda _, args, out: out + factors(args[0]).to(out)
 
     handles = []
     try:
