@@ -66,8 +66,10 @@ def erase(
         spec: What to erase. A text is taken for the name of an object with nothing in its place.
         measure: Report held-out residual and drift; without, the edit alone is made, and they are
             NaN.
-        layers: Encoder blocks to edit (-1 is the last that the pipeline reads), "neurons" for two
-            idle neurons of the first block per word, "eos_neurons" for two of the last block per
+        layers: Encoder blocks to edit (-1 is the last that the pipeline reads), "embedding" for
+            rows of the token embedding, where every token is its name's own, "gates" for steps of
+            two idle neurons of the first block per token of a name, "neurons" for two idle
+            neurons of the first block per word, "eos_neurons" for two of the last block per
             concept (`erasure.sites.neurons`), and "kv" for the denoiser's linears that read the
             text states; or "auto" for what the noise predictions favour
             (`erasure.auto_layers.choose_layers`). A table gives layers by target. None, the
