@@ -9,7 +9,7 @@ import tiny
 from conftest import assert_same_bits, bits
 from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, glyphs
 from diffusers_erasepro.erasure.states import final_states
-from diffusers_erasepro.errors import BaseModelMismatchError
+from diffusers_erasepro.errors import BaseModelMismatchError, ErasureVerificationError
 from diffusers_erasepro.families.encoders import embeddings_path, is_embedding
 from diffusers_erasepro.prompts.tokens import token_ids
 from tiny import DEVICE
@@ -34,6 +34,11 @@ def made_for(pipe, target, anchor, **more):
 @pytest.fixture(scope="module")
 def star_row(shipped):
     return made_for(shipped, "star", "circle")
+
+
+@pytest.fixture(scope="module")
+def heart_row(shipped):
+    return made_for(shipped, "heart", "square")
 
 
 def states(pipe, texts):
@@ -110,6 +115,22 @@ def test_stock_loaders_read_the_row(shipped, star_row, tmp_path):
     assert torch.equal(states(stock, others), states(shipped, others))
 
 
+def test_two_files_hold_together_in_either_order(shipped, star_row, heart_row):
+    found = []
+    for order in ([star_row, heart_row], [heart_row, star_row]):
+        pipe = erasable(copy.deepcopy(shipped))
+        for adapter in order:
+            name = adapter.spec.concepts[0].target
+            pipe.load_erasure_adapter(adapter, adapter_name=name)
+        assert_reads_as(pipe, shipped, "star", "circle")
+        assert_reads_as(pipe, shipped, "heart", "square")
+        found.append(bits(pipe))
+        pipe.delete_erasure_adapters("star")
+        assert_reads_as(pipe, shipped, "star", "star")
+        assert_reads_as(pipe, shipped, "heart", "square")
+    assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_in_16_bits_it_is_exact_too(shipped, dtype):
     plain = copy.deepcopy(shipped).to(dtype)
@@ -147,6 +168,16 @@ def test_another_row_is_another_base(pipe, star_row):
     with pytest.raises(BaseModelMismatchError):
         pipe.load_erasure_adapter(star_row)
     assert_same_bits(pipe, before)
+
+
+def test_a_row_that_is_overwritten_later_is_found(pipe, star_row):
+    pipe.load_erasure_adapter(star_row)
+    table = pipe.text_encoder.get_submodule(embeddings_path(pipe.text_encoder)).weight
+    row = pipe.tokenizer("star", add_special_tokens=False).input_ids[0]
+    with torch.no_grad():
+        table[row] *= 1.1  # a constant would vanish in the norms
+    with pytest.raises(ErasureVerificationError):
+        pipe.verify_erasure(raise_on_fail=True)
 
 
 def test_t5_has_the_row_in_its_tied_table():
