@@ -26,10 +26,10 @@ from .neuron_pairs import SPARE, MlpWeights
 RIDGE = 0.01
 """Share of the identity in C."""
 ROUNDS = 2
-"""How often the hardest of the scanned words join the metric. More rounds, and captions among them,
-widen the margin on what is seen and fire on captions that are not: with sixteen, 3 of 120."""
+"""How often the hardest of the scanned words and of the captions join the metric. More rounds, and
+strangers' company among them, widen the margin on what is seen and fire on what is not."""
 HARDEST = 20
-"""Words that join in a round."""
+"""Of each, so many join in a round."""
 HARDNESS = 0.5
 """What their moments count in the metric."""
 THRESHOLDS = (0.3, 0.65)
@@ -41,12 +41,12 @@ STEEPEST = 120.0
 QUIET = 5.0
 """b times the distance from the highest answer elsewhere to the first threshold: so far below 0
 GELU returns 1e-6 of its slope."""
-COMPANY = 0.95
+COMPANY = 0.99
 """Share of the strangers in whose company a name's token must not fire. "golf" is told from itself
 beside most other words than "ball", not beside those that mean nearly the same."""
 SURE = 0.05
 """Share of the name's prompts whose lower answers set no threshold: the step is not over there."""
-LEAST_MARGIN = 0.1
+LEAST_MARGIN = 0.05
 """Below, a token is not told from others, and gets no gate."""
 
 
@@ -104,7 +104,8 @@ def solve_gates(
         g_i = (C + N + sum_j Z_j + hardest)^-1 mean(z_i),   scaled to mean(g_i z_i) = 1
         c = C^-1 mean(z),                                   scaled to mean(c z) = 1
 
-    where the hardest are the scanned words that answer highest, found and added `ROUNDS` times.
+    where the hardest are the scanned words and the captions' tokens that answer highest, found and
+    added `ROUNDS` times.
 
     Args:
         tokens: One pair of neurons each.
@@ -137,7 +138,7 @@ def solve_gates(
     rows: list[Tensor] = []
     margins = []
     for i, token in enumerate(tokens):
-        g = _detector(z[i].mean(0), metric, elsewhere.scanned)
+        g = _detector(z[i].mean(0), metric, [elsewhere.scanned, captions])
         wrong = [captions, near, elsewhere.scanned, *(x for j, x in enumerate(z) if j != i)]
         high = max(_highest(g, constant, x) for x in wrong)
         high = max(high, _highest(g, constant, token.others, share=COMPANY))
@@ -202,13 +203,14 @@ def _moments(x: Tensor) -> Tensor:
     return x.T @ x / len(x)
 
 
-def _detector(mean: Tensor, metric: Tensor, scanned: Tensor) -> Tensor:
+def _detector(mean: Tensor, metric: Tensor, wrong: Sequence[Tensor]) -> Tensor:
     """`(d,)` answers 1 at the mean, and as little as it can elsewhere."""
     g = _whitened(metric, mean)
-    for _ in range(ROUNDS if len(scanned) else 0):
-        answers = scanned @ g.to(scanned)
-        hardest = scanned[answers.topk(min(HARDEST, len(scanned))).indices].double()
-        metric = metric + HARDNESS * _moments(hardest)
+    for _ in range(ROUNDS):
+        for x in wrong:
+            hardest = x[(x @ g.to(x)).topk(min(HARDEST, len(x))).indices].double()
+            if len(x):
+                metric = metric + HARDNESS * _moments(hardest)
         g = _whitened(metric, mean)
     return g
 
