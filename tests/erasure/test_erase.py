@@ -57,12 +57,17 @@ def test_concepts_are_erased_together(shipped, preserve):
         None,
         None,
         None,
-        6,
-    ]  # neurons per word and per concept, then all
+        12,
+    ]  # neurons per word and per concept, then all: three concepts, two exact phrases, two rows
 
 
 @pytest.mark.parametrize(
-    "concept", [STAR, Concept("Mira Voss", "Una Flatt", templates="style")], ids=lambda c: c.target
+    "concept",
+    [
+        STAR,
+        Concept("Mira Voss", "Una Flatt", templates=glyphs.templates("style")),
+    ],
+    ids=lambda c: c.target,
 )
 def test_neurons_spare_other_captions_more_than_blocks_do(shipped, preserve, concept):
     """That is why things and styles are erased with neurons unless told otherwise."""
@@ -104,7 +109,12 @@ def test_neurons_that_turn_out_too_large_are_not_taken_unless_they_were_asked_fo
 
 
 def test_many_concepts_may_change_more_in_all(shipped, preserve):
-    spec = ErasureSpec((STAR, Concept("cross", "square")), preserve=preserve)
+    shape = glyphs.templates("shape")
+    concepts = (
+        Concept("star", "circle", templates=shape),
+        Concept("cross", "square", templates=shape),
+    )
+    spec = ErasureSpec(concepts, preserve=preserve)
     (size,) = {
         round(layer.edit_size, 3)
         for layer in erase(shipped, spec).report.layers
@@ -256,7 +266,7 @@ def test_unknown_choices_are_errors(shipped, options, error, says):
 
 
 def test_nothing_left_to_preserve_is_an_error(shipped):
-    with pytest.raises(ConceptSpecError, match="no preserve caption is left"):
+    with pytest.raises(ConceptSpecError, match="every caption of preserve names a target"):
         erase(shipped, ErasureSpec((STAR,), preserve=["a red star"]))
 
 
@@ -267,9 +277,7 @@ def test_weights_that_are_not_finite_are_an_error(pipe, preserve):
 
 
 def test_an_unknown_pipeline_is_an_error():
-    with pytest.raises(
-        UnknownFamilyError, match=r"object is not a known pipeline family .*StableDiffusionPipeline"
-    ):
+    with pytest.raises(UnknownFamilyError, match=r"object is not a pipeline: it has no components"):
         erase(object(), STAR)
 
 
@@ -284,5 +292,5 @@ def test_too_many_constraints_are_an_error_with_numbers(shipped, preserve):
         [concept, *(Concept(f"thing{i}", "circle", soft_templates=()) for i in range(300))],
         preserve=preserve,
     )
-    with pytest.raises(IllPosedError, match=r"640 constraints on 512 input dimensions"):
+    with pytest.raises(IllPosedError, match=r"1240 constraints on 512 input dimensions"):
         erase(shipped, many)
