@@ -96,10 +96,15 @@ def test_what_is_not_there_is_named(shipped):
         runner.evaluate(shipped, STAR, {"esd": "esd"}, n=1, controls=False)
 
 
-def test_too_few_images_for_a_kind_of_prompt_are_an_error_before_the_first(shipped):
+def test_too_few_images_for_a_kind_of_prompt_are_an_error_before_the_first(shipped, monkeypatch):
     cracked = Concept(
         "cracked", "intact", templates=glyphs.templates("attribute"), synonyms=("broken", "damaged")
     )
+    with pytest.raises(
+        EvaluationError, match=r"with n=1 .* one prompt of the kind 'other', .* n=8"
+    ):
+        runner.evaluate(shipped, cracked, {"ours": "erasepro"}, n=1)
+    monkeypatch.setattr(suites, "_near_cases", lambda *_: [])
     with pytest.raises(EvaluationError, match=r"with n=1 .* no prompt of the kind 'near'"):
         runner.evaluate(shipped, cracked, {"ours": "erasepro"}, n=1)
 

@@ -144,6 +144,11 @@ class Evaluation:
                 f"with n={self.n} the suite {self.suite.name!r} has no prompt of the kind "
                 f"{missing[0]!r}; ask for more, such as n={max(8, 2 * self.n)}"
             )
+        if len(cases["other"]) < 2:
+            raise EvaluationError(
+                f"with n={self.n} the suite {self.suite.name!r} has one prompt of the kind "
+                "'other', and a Frechet distance needs two; ask for more, such as n=8"
+            )
         return cases
 
     @cached_property
