@@ -6,9 +6,9 @@ from diffusers_erasepro.adapters import hub as hubs
 from diffusers_erasepro.adapters.hub import find
 from diffusers_erasepro.adapters.lockfile import add_pin, find_pinned, read_lock
 from diffusers_erasepro.adapters.naming import check_adapter_name, make_adapter_name
-from diffusers_erasepro.errors import AdapterFormatError, ConceptSpecError
+from diffusers_erasepro.errors import AdapterFormatError, ConceptSpecError, HubNotFoundError
 
-REPOS = ("me/sd1.5-no-star", "me/no_star", "me/" + "x" * 90, "me/1.0", "me/a--b")
+REPOS = ("me/sd1.5-no-star", "me/no_star", "me/" + "x" * 90, "me/1.0", "me/a-_b")
 
 
 @pytest.mark.parametrize("repo", REPOS)
@@ -21,6 +21,14 @@ def test_a_pulled_lock_loads(hub, pipe, no_star, run, tmp_path, repo):
     assert code == 0
     (name,) = read_lock(lock)
     assert pipe.load_erasure_adapter(lock) == (name,) == (check_adapter_name(name),)
+
+
+def test_what_the_hub_calls_nothing_is_not_pushed(hub, no_star, tmp_path):
+    no_star.save_pretrained(tmp_path / "made")
+    hub.requests.clear()
+    with pytest.raises(HubNotFoundError, match="me/a--b is no Hub id: Cannot have --"):
+        hubs.push(tmp_path / "made", "me/a--b")
+    assert hub.requests == []
 
 
 @pytest.mark.parametrize("name", ["no star, please!", "", "a/b", "x" * 65, "sd1.5", "étoile"])
