@@ -175,7 +175,7 @@ def test_every_text_of_words_mentions_itself(text):
         assert mentions(text, text)
 
 
-def test_an_anchor_is_refused_only_where_it_names_the_target():
+def test_an_anchor_is_refused_only_where_it_is_the_target():
     for target, anchor in (
         ("🔫", "🌸"),
         ("C++", "C"),
@@ -184,14 +184,10 @@ def test_an_anchor_is_refused_only_where_it_names_the_target():
         ("star", "starfish"),
     ):
         Concept(target, anchor)
-    for target, anchor in (
-        ("猫", "黑猫"),
-        ("🔫", "🔫 toy"),
-        ("star", "a Star-shape"),
-        ("straße", "STRASSE"),
-    ):
-        with pytest.raises(ConceptSpecError, match=r"contains the target|are both"):
-            Concept(target, anchor)
+    with pytest.raises(ConceptSpecError, match="are both"):
+        Concept("straße", "STRASSE")
+    for target, anchor in (("猫", "黑猫"), ("🔫", "🔫 toy"), ("star", "a Star-shape")):
+        assert any("contains" in caveat for caveat in Concept(target, anchor).caveats)
 
 
 def test_captions_that_name_a_target_are_not_kept():

@@ -9,21 +9,25 @@ import torch
 import tiny
 from diffusers_erasepro import Concept, ErasureSpec, erasable, erase
 from diffusers_erasepro.config.plan import ALIGNMENTS
-from diffusers_erasepro.errors import ConceptSpecError
+from diffusers_erasepro.errors import ConceptSpecError, UnknownFamilyError
 from diffusers_erasepro.prompts.alignment import rows_of
 from diffusers_erasepro.prompts.pairs import pairs_of
 from diffusers_erasepro.prompts.rewriting import match_characters
 from diffusers_erasepro.prompts.tokens import text_paths
 
-TEMPLATES = ("a {}", "{} by day", "a photo of {} in snow", "a {}, red", "{}", "a red {}.")
-BEHIND = {"a {}": "a", "a photo of {} in snow": "of", "a {}, red": "a", "a red {}.": "red"}
+TEMPLATES = ("of {}", "{} by day", "a photo of {} in snow", "of {}, red", "{}", "a red {}.")
+BEHIND = {"of {}": "of", "a photo of {} in snow": "of", "of {}, red": "of", "a red {}.": "red"}
 """Template -> the word before the concept."""
 
 
 def pieces(path, ids, at):
+    return read(path, ids[at : at + 1])
+
+
+def read(path, ids):
     tokenizer = getattr(path.pipe, path.use.tokenizer)
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
-    return tokenizer.decode([int(ids[at])]).strip()
+    return tokenizer.decode(ids.tolist()).strip()
 
 
 @pytest.mark.parametrize("name", tiny.BUILDERS)
@@ -34,17 +38,18 @@ def test_nothing_in_its_place_is_what_stands_before_it(name):
             rows = rows_of(pairs, path, ALIGNMENTS["last_subject"])
             assert "star".endswith(pieces(path, rows.target.ids[0], rows.target_at[0]))
             if template in BEHIND:
-                assert pieces(path, rows.anchor.ids[0], rows.anchor_at[0]) == BEHIND[template]
+                before = rows.anchor.ids[0][: int(rows.anchor_at[0]) + 1]
+                assert read(path, before).endswith(BEHIND[template])
 
 
 def test_the_empty_prompt_sits_where_prompts_sit_in_a_template():
     (path,) = text_paths(tiny.build("QwenImagePipeline"))
     anchors = []
-    for template in ("{}", " {}"):
+    for template in ("{}", "{} "):
         pairs = pairs_of((Concept("star", "", (template,), ()),), "exact")
-        rows = rows_of(pairs, path, ALIGNMENTS["last_subject"])
+        rows = rows_of(pairs, path, ALIGNMENTS["subject"])
         anchors.append(int(rows.anchor_at[0]))
-        assert anchors[-1] == int(rows.target_at[0]) - 1
+        assert anchors[-1] == int(rows.target_at.min()) - 1
     assert anchors[0] == anchors[1] > 5
 
 
@@ -79,15 +84,23 @@ def test_other_words_are(prompt, rewritten):
 class Rewriting(diffusers.StableDiffusionPipeline):
     """Says another word than it was given."""
 
-    def encode_prompt(self, prompt, *args, **kwargs):
+    def encode_prompt(
+        self, prompt, device, num_images_per_prompt, do_classifier_free_guidance, **kwargs
+    ):
         texts = [prompt] if isinstance(prompt, str) else prompt
-        return super().encode_prompt([t.replace("star", "sun") for t in texts], *args, **kwargs)
+        return super().encode_prompt(
+            [text.replace("star", "sun") for text in texts],
+            device,
+            num_images_per_prompt,
+            do_classifier_free_guidance,
+            **kwargs,
+        )
 
 
 def test_a_word_that_is_replaced_is_named():
     pipe = tiny.build("StableDiffusionPipeline")
     pipe = Rewriting(**pipe.components, requires_safety_checker=False)
-    with pytest.raises(ConceptSpecError, match="rewrites 'a star' to 'a sun'"):
+    with pytest.raises(ConceptSpecError, match=r"rewrites '.*star.*' to '.*sun.*'"):
         erase(pipe, ErasureSpec((tiny.STAR,), preserve=tiny.PRESERVE))
 
 
@@ -150,10 +163,13 @@ def test_chunking_subclasses_work_or_say_what_to_do(kind, anchor, more):
         preserve=(*tiny.PRESERVE, *more),
     )
     try:
-        made = erase(pipe, spec, layers=(0, -1), max_edit_size=1e3, metric="identity")
-    except ConceptSpecError as error:
+        # the kind's held-out phrases are longer than one chunk
+        options = {"max_edit_size": 1e3, "metric": "identity", "measure": False}
+        made = erase(pipe, spec, layers=(0, -1), **options)
+    except (ConceptSpecError, UnknownFamilyError) as error:
         assert kind is not Chunking
-        assert "StableDiffusionPipeline(**pipe.components)" in str(error)
+        told = ("StableDiffusionPipeline(**pipe.components)", "load the fast version")
+        assert any(step in str(error) for step in told)
         return
     for live in (stock, pipe):
         erasable(live).load_erasure_adapter(made)

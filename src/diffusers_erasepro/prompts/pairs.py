@@ -105,7 +105,7 @@ def pairs_of_forms(concepts: Sequence[Concept], *, most: int) -> list[Pair]:
             if of_number:
                 other = other_number(anchor)
                 anchor = other.text if other and other.kind == form.kind else anchor
-                if form.kind == "plural":
+                if form.kind == "plural" and not isinstance(concept.templates, tuple):
                     templates = [*concept.kind.plural_soft, SLOT]
             if form.kind == "possessive":
                 templates = templates[:1]
