@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import tiny
-from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase
+from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, glyphs
 from diffusers_erasepro.adapters.header import list_limits
 from diffusers_erasepro.baselines import uce
 from diffusers_erasepro.cli.main import app
@@ -25,7 +25,7 @@ from diffusers_erasepro.interop.lora import export_kohya
 from diffusers_erasepro.loaders.stacking import combine_stored
 from diffusers_erasepro.prompts.tokens import token_ids
 
-STYLE = Concept("Mira Voss", anchor="Una Flatt", templates="style")
+STYLE = Concept("Mira Voss", anchor="Una Flatt", templates=glyphs.templates("style"))
 STAR = Concept("star", anchor="circle")
 ZERO = 1e-5
 """What rounding leaves in float32."""
@@ -41,7 +41,7 @@ def states(pipe, text: str, clip_skip: int):
     return encoder.final_layer_norm(found.hidden_states[-(clip_skip + 1)])[0]
 
 
-def left(erased, base, clip_skip: int, template: str = "a painting by {}") -> float:
+def left(erased, base, clip_skip: int, template: str) -> float:
     """What a tool finds at the end of the prompt, over the gap between target and anchor."""
     end = 12  # behind EOS, which has read everything
     prompts = [template.format(word) for word in ("Mira Voss", "Una Flatt")]

@@ -25,7 +25,13 @@ from diffusers_erasepro.prompts.pairs import spread
 
 @pytest.fixture(scope="module")
 def spec(preserve):
-    return ErasureSpec((Concept("star", anchor="circle"),), preserve=preserve)
+    star = Concept("star", anchor="circle", templates=glyphs.templates("shape"))
+    return ErasureSpec((star,), preserve=preserve)
+
+
+@pytest.fixture(scope="module")
+def no_star(shipped, spec):
+    return erase(shipped, spec)
 
 
 @pytest.fixture(scope="module")

@@ -30,9 +30,10 @@ from diffusers_erasepro.prompts.pairs import pairs_of
 from diffusers_erasepro.prompts.tokens import token_ids
 
 STAR, RING, CROSS = (
-    Concept(*names) for names in (("star", "circle"), ("ring", "diamond"), ("cross", "square"))
+    Concept(*names, templates=glyphs.templates("shape"))
+    for names in (("star", "circle"), ("ring", "diamond"), ("cross", "square"))
 )
-VOSS = Concept("Mira Voss", anchor="Una Flatt", templates="style")
+VOSS = Concept("Mira Voss", anchor="Una Flatt", templates=glyphs.templates("style"))
 GIVEN = {"layers": ("neurons", -1)}
 BLOCKS = {"layers": (0, -1)}
 AT_EOS = {"layers": ("eos_neurons", -1)}
