@@ -260,7 +260,7 @@ def test_8_bit_floats_that_nothing_widens_are_an_error():
     refused(
         pipe,
         AdapterStateError,
-        r"FluxPipeline.encode_prompt does not run as the pipeline is loaded: .*Float8",
+        r"T5EncoderModel holds 8-bit floats and does not run .*Float8.* in 32 or 16 bits to erase",
     )
 
 
