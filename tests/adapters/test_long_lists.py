@@ -42,22 +42,23 @@ CJK = "".join(map(chr, range(0x4E00, 0x5000)))
 
 
 @pytest.mark.parametrize(
-    "preserve",
+    "kept",
     [
         tuple(f"a photo of thing {i} on a table of wood, number {i * i}" for i in range(12_000)),
-        captions(9_000),
+        captions(3_000, length=2_000),
         captions(2_000, CJK),
     ],
     ids=["short captions", "long captions", "not ASCII"],
 )
-def test_a_long_list_is_read_back(no_star, tmp_path, preserve):
-    made = replace(no_star, spec=replace(no_star.spec, preserve=preserve))
+def test_a_long_list_is_read_back(no_star, tmp_path, kept):
+    made = replace(no_star, spec=replace(no_star.spec, preserve=kept))
     path = made.save_pretrained(tmp_path)
     assert entry_of(path)[0] < headers.HEADER_LIMIT
     read = ErasureAdapter.from_pretrained(tmp_path)
     assert read.spec == made.spec and read.digest == made.digest
     assert read.to_bytes() == path.read_bytes()
-    assert headers.read_header(path) == made.header() | {"seal": headers.seal(made.header())}
+    stored = headers.read_header(path)
+    assert json.dumps(stored, sort_keys=True) == json.dumps(made.header(), sort_keys=True)
 
 
 def test_so_are_many_concepts(no_star, tmp_path):
@@ -72,9 +73,12 @@ def test_a_short_list_stays_as_it_was(no_star):
     assert headers.pack_entries(no_star.header()) == no_star.header()
 
 
-def test_too_long_a_list_is_refused_before_anything_is_computed(shipped, no_star, tmp_path):
+def test_too_long_a_list_is_refused_before_anything_is_computed(
+    shipped, no_star, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(headers, "HEADER_LIMIT", headers.ROOM_FOR_TENSORS + 2**20)
     letters = "".join(map(chr, range(0x4E00, 0x9000)))
-    spec = ErasureSpec((Concept("star", "circle"),), preserve=captions(6_000, letters))
+    spec = ErasureSpec((Concept("star", "circle"),), preserve=captions(1_000, letters))
     match = r"spec: \d+ bytes when compressed, at most \d+ .* fewer or shorter captions"
     with pytest.raises(AdapterFormatError, match=match):
         erase(shipped, spec)

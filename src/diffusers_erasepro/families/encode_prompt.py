@@ -73,11 +73,23 @@ class RecordedInputs:
     def _with_end(self, span: PromptSpan, row: int) -> PromptSpan:
         """The span, up to the end of a row whose other parts follow it without padding between."""
         mask = self.inputs.get("attention_mask")
+        behind = self.inputs["input_ids"][row, span.stop :].tolist()
+        if mask is None and {*behind} <= self._special_ids():
+            return span  # padded by hand: what follows the end says nothing
         seen = torch.ones(len(span.offsets)) if mask is None else mask[row]
         stop = int(seen.nonzero().max()) + 1
         if not seen[span.stop : stop].all():
             return span
         return replace(span, stop=stop, needed=span.needed + stop - span.stop)
+
+    def _special_ids(self) -> set[int]:
+        """Tokens that tokenizers put around texts, or pad them with."""
+        found: set[int] = set()
+        for noted in self.texts.values():
+            for _, encoding in noted:
+                special = zip(encoding.ids, encoding.special_tokens_mask, strict=True)
+                found |= {token for token, on in special if on}
+        return found
 
     def prompt_positions(self, row: int, prompt: str, wrapping: str) -> list[int]:
         """Positions of `row` from the first of `prompt` on, without padding.

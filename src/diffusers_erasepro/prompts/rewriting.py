@@ -5,6 +5,8 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import takewhile
+from operator import eq
 
 from ..families.encode_prompt import PromptSpan, RecordedInputs
 
@@ -32,7 +34,8 @@ def locate_prompts(found: RecordedInputs, prompts: Sequence[str]) -> list[Prompt
     spans: list[PromptSpan | None] = []
     for row, (prompt, at) in enumerate(zip(prompts, written, strict=True), 1):
         if prompt.strip() or not starts or not wrapping:
-            spans.append(_locate_as_given(found, row, prompt, at[1] if at else None))
+            span = _locate_as_given(found, row, prompt, at[1] if at else None)
+            spans.append(span or _locate_beginning(found, row, prompt))
         else:  # nothing of it is in the row: it is where the others are
             span = found.locate(row, prompt, wrapping) or found.locate(row, "", wrapping)
             spans.append(span and _moved_back(span, starts[0]))
@@ -54,6 +57,29 @@ def _locate_as_given(
         None if at is None else _as_given(at, characters, len(prompt)) for at in span.offsets
     ]
     return replace(span, offsets=tuple(offsets))
+
+
+def _locate_beginning(found: RecordedInputs, row: int, prompt: str) -> PromptSpan | None:
+    """Where a prompt is whose first tokens fill the row, up to one behind them.
+
+    Pipelines that read long prompts in parts give the encoder such rows.
+    """
+    ids = found.inputs["input_ids"][row].tolist()
+    for noted in found.texts.values():
+        for text, encoding in noted:
+            flags = zip(encoding.special_tokens_mask, encoding.attention_mask, strict=True)
+            own = [at for at, (special, on) in enumerate(flags) if on and not special]
+            run = [encoding.ids[at] for at in own]
+            if text != prompt or not run or run[0] not in ids:
+                continue
+            start = ids.index(run[0])
+            count = sum(takewhile(bool, map(eq, ids[start:], run)))
+            if start + count < len(ids) - 1:
+                continue
+            offsets: list[tuple[int, int] | None] = [None] * len(ids)
+            offsets[start : start + count] = [encoding.offsets[at] for at in own[:count]]
+            return PromptSpan(tuple(offsets), 0, len(ids), len(ids) + len(run) - count)
+    return None
 
 
 def _find_rewritten(text: str, prompt: str, wrapping: str) -> tuple[int, str] | None:
