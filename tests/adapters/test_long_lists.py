@@ -45,8 +45,8 @@ CJK = "".join(map(chr, range(0x4E00, 0x5000)))
     "kept",
     [
         tuple(f"a photo of thing {i} on a table of wood, number {i * i}" for i in range(12_000)),
-        captions(3_000, length=2_000),
-        captions(2_000, CJK),
+        captions(400, length=2_000),
+        captions(400, CJK),
     ],
     ids=["short captions", "long captions", "not ASCII"],
 )
