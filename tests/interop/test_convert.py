@@ -130,7 +130,7 @@ def test_imported_adapters_save_stack_and_switch(no_star, no_cross, shipped, pip
                 "unet.nowhere.lora_A.weight": torch.zeros(1, 2),
                 "unet.nowhere.lora_B.weight": torch.zeros(2, 1),
             },
-            "not in this pipeline",
+            "not in this StableDiffusionPipeline",
         ),
         (
             {

@@ -26,10 +26,15 @@ from ..errors import AdapterFormatError, BaseModelMismatchError, UnsafeFileError
 from ..families.pipelines import family_of, get_component
 from ..linalg.low_rank import LowRank
 from ..patching.weights import unedited
+from ..prompts.tokens import text_paths
 
 States = dict[str, Tensor]
 ORIGINAL = "model.diffusion_model."
 """Prefix of the denoiser in checkpoints of the first Stable Diffusion code."""
+ORIGINAL_CLIP = "cond_stage_model.transformer."
+"""Prefix of its text encoder there."""
+WRAPPERS = ("state_dict", "unet", "text_encoder", "model")
+"""Where training code puts a state dict."""
 
 
 def adapter_from_checkpoint(
@@ -39,9 +44,9 @@ def adapter_from_checkpoint(
 
     Args:
         base: The pipeline that was edited; it stays as it is.
-        edited: A pipeline, a denoiser, a state dict, or a file (`.safetensors`, `.pt`, `.ckpt`,
-            `.bin`) or folder of one; whole or only the changed tensors, in diffusers' names or
-            those of the first code.
+        edited: A pipeline, a denoiser or text encoder alone, a state dict, or a file
+            (`.safetensors`, `.pt`, `.ckpt`, `.bin`) or folder of one; whole or only the changed
+            tensors, in diffusers' names or those of the first code.
         spec: What it claims to erase: what its residual is measured on. Without, there is nothing
             to measure, and `verify_erasure` will not vouch for it.
         error: Largest relative error of each layer's low-rank factors; the report says what was
@@ -56,14 +61,12 @@ def adapter_from_checkpoint(
         UnsafeFileError: A pickle that holds more than tensors.
     """
     family = family_of(base)
-    parts = [use.encoder for use in family.encoders] + [family.denoiser]
+    encoders = [path.use.encoder for path in text_paths(base)]
+    parts = [*encoders, family.denoiser]
+    roots = {part: get_component(base, part) for part in parts}
+    states = state_dict_of(edited)
     with unedited(base), torch.no_grad():
-        found = {
-            part: _select_component(
-                part, family.denoiser, state_dict_of(edited), get_component(base, part)
-            )
-            for part in parts
-        }
+        found = _split_components(states, roots, family.denoiser)
         changes = {
             part: _subtract_base(part, get_component(base, part), states)
             for part, states in found.items()
@@ -84,7 +87,7 @@ def adapter_from_checkpoint(
         claimed = spec or Concept(f"import {digest[:8]}")
         if isinstance(claimed, Concept):
             claimed = ErasureSpec((claimed,))
-        with in_float32(get_component(base, family.encoders[0][0])) as encoder:
+        with in_float32(roots[encoders[0]]) as encoder:
             adapter = assemble_adapter(
                 base,
                 family,
@@ -152,21 +155,82 @@ FILE_READERS: dict[str, Callable[[Path], States]] = {
 
 
 def _keep_tensors(states: Mapping[str, Any]) -> States:
-    """The tensors of a state dict, also where training code put it below "state_dict" or "unet"."""
-    for name in ("state_dict", "unet"):
+    """The tensors of a state dict, also where training code put it below another name."""
+    for name in WRAPPERS:
         if isinstance(states.get(name), Mapping):
             return _keep_tensors(states[name])
     return {k: v for k, v in states.items() if isinstance(v, Tensor)}
 
 
-def _select_component(part: str, denoiser: str, states: States, root: nn.Module) -> States:
-    """The tensors of one component, in its own names."""
-    if any(k.startswith(ORIGINAL) for k in states):
-        config: Any = root.config
-        return convert_ldm_unet_checkpoint(dict(states), config) if part == denoiser else {}
-    mine = {k.removeprefix(f"{part}."): v for k, v in states.items() if k.startswith(f"{part}.")}
-    has_parts = any(k.split(".")[0] in ("unet", "text_encoder", "transformer") for k in states)
-    return mine if mine or has_parts or part != denoiser else states
+def _split_components(
+    states: States, roots: Mapping[str, nn.Module], denoiser: str
+) -> dict[str, States]:
+    """Component -> its tensors, in its own names.
+
+    Names without a component in front are all of one: the one that they fit.
+
+    Raises:
+        BaseModelMismatchError: They fit several.
+    """
+    if any(name.startswith((ORIGINAL, ORIGINAL_CLIP)) for name in states):
+        return _split_original(states, roots, denoiser)
+    found = {}
+    for part in roots:
+        prefix = f"{part}."
+        mine = {k.removeprefix(prefix): v for k, v in states.items() if k.startswith(prefix)}
+        found[part] = {k: v for k, v in mine.items() if not _is_counter(k)}
+    if any(found.values()):
+        return found
+    bare = {k: v for k, v in states.items() if not _is_counter(k)}
+    misfits = {part: _count_misfits(root, bare) for part, root in roots.items()}
+    least = min(misfits.values())
+    fitting = [part for part, count in misfits.items() if count == least]
+    if least == 0 and len(fitting) > 1:
+        raise BaseModelMismatchError(
+            f"the checkpoint's names and shapes fit {' and '.join(fitting)} alike; put the "
+            f"component in front of the names, as in {fitting[-1]}.{next(iter(bare), 'NAME')}"
+        )
+    part = denoiser if denoiser in fitting else fitting[0]
+    return {part: bare}
+
+
+def _split_original(
+    states: States, roots: Mapping[str, nn.Module], denoiser: str
+) -> dict[str, States]:
+    """Component -> its tensors, of names as in the first Stable Diffusion code."""
+    found: dict[str, States] = {}
+    config: Any = roots[denoiser].config
+    if any(name.startswith(ORIGINAL) for name in states):
+        found[denoiser] = convert_ldm_unet_checkpoint(dict(states), config)
+    mine = {}
+    for name, value in states.items():
+        plain = name.removeprefix(ORIGINAL_CLIP)
+        if plain != name and not _is_counter(plain):
+            mine[plain] = value
+    return found | ({"text_encoder": mine} if mine and "text_encoder" in roots else {})
+
+
+def _is_counter(name: str) -> bool:
+    """Whether it is 0, 1, 2, ..., which older versions of transformers kept with the weights."""
+    return name.endswith("position_ids")
+
+
+def _live_name(base: States, name: str) -> str:
+    """The base's spelling of a name, with or without CLIP's `text_model.` in front."""
+    for spelled in (name, f"text_model.{name}", name.removeprefix("text_model.")):
+        if spelled in base:
+            return spelled
+    return name
+
+
+def _count_misfits(root: nn.Module, states: States) -> int:
+    """How many tensors the component has not, or of another shape."""
+    base = root.state_dict()
+    count = 0
+    for name, value in states.items():
+        have = base.get(_live_name(base, name))
+        count += have is None or have.shape != value.shape
+    return count
 
 
 def _subtract_base(part: str, root: nn.Module, states: States) -> dict[str, Tensor]:
@@ -175,9 +239,8 @@ def _subtract_base(part: str, root: nn.Module, states: States) -> dict[str, Tens
     found: dict[str, Tensor] = {}
     others: list[str] = []
     for name, value in states.items():
-        have = base.get(
-            name, base.get(f"text_model.{name}", base.get(name.removeprefix("text_model.")))
-        )
+        live = _live_name(base, name)
+        have = base.get(live)
         if have is None or have.shape != value.shape:
             what = "no such tensor" if have is None else f"shape {tuple(have.shape)}"
             raise BaseModelMismatchError(
@@ -188,9 +251,8 @@ def _subtract_base(part: str, root: nn.Module, states: States) -> dict[str, Tens
         D = value.double().cpu() - have.to(value.dtype).double().cpu()
         if not D.any():
             continue
-        if D.ndim == 2 and isinstance(
-            root.get_submodule(module := name.rpartition(".")[0]), nn.Linear
-        ):
+        module = live.rpartition(".")[0]
+        if D.ndim == 2 and isinstance(root.get_submodule(module), nn.Linear):
             found[module] = D
         else:
             others.append(name)
