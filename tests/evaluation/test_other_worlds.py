@@ -90,7 +90,7 @@ class Blind:
 def test_a_judge_that_sees_nothing_in_the_unedited_images_is_refused(shipped, no_star, monkeypatch):
     def cases(pipe, spec, n, seed):
         case = Case("a star", {"thing": "star"}, STAR, "thing")
-        return {"target": [case] * n, "general": [case] * n, "near": [case], "other": [case]}
+        return {"target": [case] * n, "general": [case] * n, "near": [case], "other": [case] * 2}
 
     monkeypatch.setattr(runner, "STEPS", 1)
     mine = Suite("mine", "nothing", cases, Blind)
