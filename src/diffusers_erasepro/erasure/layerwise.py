@@ -201,7 +201,7 @@ class _Run:
             gap[kind] = goals[kind] - have
         lacking = {kind: gap[kind].norm(dim=-1) / goals[kind].norm(dim=-1) for kind in gap}
         closed = bool((lacking["exact"] <= CLOSED).all())
-        if closed and getattr(site, "skips_closed", False):
+        if closed and site.skips_closed:
             self.steps.append(Step(site, Edits({}, {}), {}, float(lacking["exact"].mean())))
             return out
         edits = site.solve(seen, gap)

@@ -100,11 +100,12 @@ def measure_left(
 
 def kinds_of_positions(pairs: Sequence[Pair], path: TextPath) -> KindsOfPosition:
     """Every position of the prompts that has a counterpart in the anchor's, and its kind."""
+    whole = rows_of(pairs, path, ALIGNMENTS["all"])
     by_kind = {
         "name": _columns(rows_of(pairs, path, ALIGNMENTS["subject"])),
         "ends": _columns(rows_of(pairs, path, ALIGNMENTS["last_subject+eos"])),
         "other": _columns(rows_of(pairs, path, ALIGNMENTS["subject_to_eos"])),
-        "padding": _columns(rows_of(pairs, path, ALIGNMENTS["all"])),
+        "padding": _columns(whole),
     }
     kinds: dict[tuple[int, int, int], str] = {}
     for kind, columns in by_kind.items():
@@ -116,7 +117,6 @@ def kinds_of_positions(pairs: Sequence[Pair], path: TextPath) -> KindsOfPosition
     for row, start in first.items():
         for at in range(start):
             kinds.setdefault((row, at, at), "other" if at else "ends")
-    whole = rows_of(pairs, path, ALIGNMENTS["all"])
     row, target_at, anchor_at = torch.tensor(list(kinds), dtype=torch.long).T
     rows = Rows(whole.target, whole.anchor, row, target_at, anchor_at)
     return KindsOfPosition(rows, list(kinds.values()))

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from ..errors import IllPosedError
 from .constrained import inverse
-from .low_rank import LowRank, orthonormal
-from .neuron_pairs import SPARE, MlpWeights
+from .low_rank import LowRank
+from .neuron_pairs import SPARE, MlpWeights, replace_neurons
 
 RIDGE = 0.01
 """Share of the identity in C."""
@@ -156,19 +156,13 @@ def solve_gates(
     columns = []
     for at, i in enumerate(opened):
         pair = taken[2 * at : 2 * at + 2]
-        sums = mlp.activation((z[i] @ rows[i].T + b1[pair]).to(mlp.W1.dtype)).double()
+        sums = mlp.activation((z[i] @ rows[i].T + b1[pair]).float()).double()
         step = sums[:, 0] - sums[:, 1]
         column = step @ tokens[i].R.double() / step.square().sum()
         columns += [column, -column]
-    written = torch.stack(columns, 1)
-    chosen = torch.eye(len(b1), dtype=torch.float64)[:, taken]
-    # (2 n, hidden): regression of what is taken on the others
-    heirs = torch.linalg.solve(P[taken][:, taken], -P[taken])
-    heirs[:, taken] = 0.0
-    before = W2[:, taken]
-    writer = LowRank(torch.cat([written - before, before], 1), torch.cat([chosen.T, heirs]))
-    detector = LowRank(chosen, torch.cat([rows[i] for i in opened]) - W1[taken])
-    return Gates(detector, orthonormal(writer, rtol=1e-12), gates.margins)
+    answering = torch.cat([rows[i] for i in opened])
+    detector, writer = replace_neurons(mlp, P, taken, answering, torch.stack(columns, 1))
+    return Gates(detector, writer, gates.margins)
 
 
 def assign_neurons(P: Tensor, W2: Tensor, gates: int) -> list[int]:

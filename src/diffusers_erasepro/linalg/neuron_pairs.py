@@ -81,7 +81,6 @@ def solve_neurons(
         IllPosedError: More words than there are idle neurons for.
     """
     words = [WordGap(w.z.double(), w.R.double(), w.weights) for w in words]
-    W1 = mlp.W1.double()
     b1 = mlp.b1.double().cpu()
     W2 = mlp.W2.double()
     P = torch.eye(len(b1), dtype=torch.float64) if L2 is None else inverse(L2)
@@ -96,13 +95,31 @@ def solve_neurons(
         columns.append(weighted @ word.R / (word.weights * answer.square()).sum())
     written = torch.stack(columns, 1).repeat_interleave(2, 1)
 
-    chosen = torch.eye(len(b1), dtype=torch.float64)[:, taken]
-    # (2 n, hidden): regression of what is taken on the others
+    return replace_neurons(mlp, P, taken, rows, written)
+
+
+def replace_neurons(
+    mlp: MlpWeights, P: Tensor, taken: Sequence[int], rows: Tensor, columns: Tensor
+) -> tuple[LowRank, LowRank]:
+    """Edits of W1 and W2 that give neurons other rows and columns.
+
+    What they wrote before goes, by regression, to the neurons that are left.
+
+    Args:
+        mlp: The weights as they are.
+        P: `(hidden, hidden)` the inverse of the neurons' second moments.
+        taken: The k neurons.
+        rows: `(k, d)` of W1.
+        columns: `(d, k)` of W2.
+    """
+    before = mlp.W2.double()[:, taken]
+    chosen = torch.eye(len(P), dtype=torch.float64)[:, taken]
+    # (k, hidden): regression of what is taken on the others
     heirs = torch.linalg.solve(P[taken][:, taken], -P[taken])
     heirs[:, taken] = 0.0
-    before = W2[:, taken]
-    writer = LowRank(torch.cat([written - before, before], 1), torch.cat([chosen.T, heirs]))
-    return LowRank(chosen, rows - W1[taken]), orthonormal(writer, rtol=1e-12)
+    writer = LowRank(torch.cat([columns - before, before], 1), torch.cat([chosen.T, heirs]))
+    detector = LowRank(chosen, rows - mlp.W1.double()[taken])
+    return detector, orthonormal(writer, rtol=1e-12)
 
 
 def _detectors(words: Sequence[WordGap], L: Tensor | None) -> Tensor:

@@ -12,14 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...config.plan import ALIGNMENTS, EMBEDDING, GATES
+from ...config.plan import EMBEDDING, GATES
 from ...config.spec import Concept
 from ...families.encoders import embeddings_path
 from ...linalg.low_rank import LowRank
 from ...modules.storage import weight_of
-from ...prompts.alignment import Rows, rows_of
-from ...prompts.own_tokens import OwnTokens, own_tokens_of
-from ...prompts.tokens import tokenizer_of
+from ...prompts.alignment import Rows
+from ...prompts.own_tokens import OwnTokens
 from .neurons import has_room
 from .planning import Planning
 from .protocol import ByKind, Edits
@@ -43,7 +42,7 @@ class EmbeddingSite:
     """Token id of a name -> token id whose row it gets."""
     weight: Tensor
     """`(d, vocabulary)` the table."""
-    notes: tuple[str, ...] = ()
+    skips_closed = False
 
     @property
     def output(self) -> str:
@@ -57,48 +56,45 @@ class EmbeddingSite:
 
     def solve(self, inputs: Mapping[str, ByKind], gap: ByKind) -> Edits:
         """One direction per row: the difference to the anchor's, at the one-hot of the token."""
-        if not self.rows:
-            return Edits({}, {}, notes=self.notes)
         ids = list(self.rows)
         table = self.weight.float()
         differences = table[:, list(self.rows.values())] - table[:, ids]
         picks = torch.zeros(len(ids), table.shape[1], dtype=torch.float32)
         picks[torch.arange(len(ids)), ids] = 1.0
-        return Edits({self.module: LowRank(differences, picks)}, {}, notes=self.notes)
+        return Edits({self.module: LowRank(differences, picks)}, {})
 
     def apply(
         self, output: Tensor, inputs: Mapping[str, Tensor], edits: Edits
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Every position of such a token gets the other row."""
-        if not edits.factors:
-            return output, {}
         return output + edits.factors[self.module](inputs[self.module]).to(output), {}
 
 
 def embedding_sites(planning: Planning) -> list[EmbeddingSite]:
-    """The site of the token embedding, if a concept asks for it."""
+    """The site of the token embedding, if a concept asks for it and has a token of its own."""
     concepts = planning.plan.concepts_at(EMBEDDING, planning.spec.concepts)
-    if not concepts:
+    rows = rows_to_change(planning, concepts)
+    if not rows:
         return []
-    rows, notes = rows_to_change(planning, concepts)
     path = embeddings_path(planning.live)
     weight = weight_of(planning.live, path).detach().cpu()
     positions = planning.positions_of(concepts)
     name = planning.path.use.encoder
-    return [EmbeddingSite(name, path, positions, rows, weight, tuple(notes))]
+    return [EmbeddingSite(name, path, positions, rows, weight)]
 
 
-def rows_to_change(
-    planning: Planning, concepts: Sequence[Concept]
-) -> tuple[dict[int, int], list[str]]:
-    """Token id -> id of the anchor's token, for every token that is its name's own; and notes.
+def rows_to_change(planning: Planning, concepts: Sequence[Concept]) -> dict[int, int]:
+    """Token id -> id of the anchor's token, for every token that is its name's own.
 
     A name that shares some of its tokens keeps all of its rows where gates are to answer to it.
+    The notes of the planning say which names keep theirs.
     """
-    own = own_tokens_of(planning.spec, tokenizer_of(planning.path))
+    if not concepts:
+        return {}
+    own = planning.own_tokens
     anchors = anchor_tokens(planning)
     found: dict[int, int] = {}
-    notes = []
+    notes = planning.notes
     for concept in concepts:
         if not concept.anchor:
             notes.append(NO_ANCHOR.format(name=concept.target))
@@ -118,14 +114,13 @@ def rows_to_change(
         elif not changed:
             notes.append(SAME_ROW.format(name=concept.target, anchor=concept.anchor))
         found |= changed
-    return found, notes
+    return found
 
 
 def anchor_tokens(planning: Planning) -> dict[int, int]:
     """Token id of a target -> id of the anchor's token that it is aligned with; the first found."""
     found: dict[int, int] = {}
-    for pairs in planning.pairs.values():
-        rows = rows_of(pairs, planning.path, ALIGNMENTS["subject"])
+    for rows in planning.names.values():
         targets = rows.target_ids[rows.row, rows.target_at].tolist()
         anchors = rows.anchor_ids[rows.row, rows.anchor_at].tolist()
         for target, anchor in zip(targets, anchors, strict=True):

@@ -11,22 +11,18 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ...config.mentions import Mentions
-from ...config.plan import ALIGNMENTS, GATES
+from ...config.plan import GATES
 from ...config.spec import Concept
 from ...families.encoders import encoder_family_of
 from ...linalg.gates import LEAST_MARGIN, Elsewhere, Gates, GateToken, solve_gates
-from ...linalg.neuron_pairs import MlpWeights
-from ...modules.fingerprint import fingerprint_with_loras
 from ...modules.linear import base_linear
-from ...modules.storage import effective_weight
 from ...modules.tuners import edited_module
-from ...prompts.alignment import Rows, kept_rows, rows_of
-from ...prompts.own_tokens import own_tokens_of
+from ...prompts.alignment import Rows, kept_rows
 from ...prompts.pairs import Pair, spread
 from ...prompts.tokens import Tokens, tokenizer_of
 from ...prompts.vocabulary import position_of_word, prompts_with, whole_words
 from ..states import run_encoder
-from .neurons import Mlp, NeuronSite, has_room, mlp_of
+from .neurons import Mlp, MlpSite, has_room, mlp_of, weights_of_mlp
 from .planning import Planning, words_of
 from .protocol import ByKind, Edits
 
@@ -62,7 +58,7 @@ class TokenOfName:
 
 
 @dataclass(frozen=True)
-class GateSite(NeuronSite):
+class GateSite(MlpSite):
     """Steps of two idle neurons each, in one MLP; its two linears change together."""
 
     gates: Callable[[ByKind, ByKind], tuple[Gates, tuple[str, ...]]]
@@ -76,12 +72,6 @@ class GateSite(NeuronSite):
             return Edits({}, {}, notes=notes)
         factors = {self.mlp.detector: found.detector, self.mlp.writer: found.writer}
         return Edits(factors, {}, notes=notes)
-
-    def apply(
-        self, output: Tensor, inputs: Mapping[str, Tensor], edits: Edits
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """As with any neurons; nothing changes where no gate was made."""
-        return super().apply(output, inputs, edits) if edits.factors else (output, {})
 
 
 def gate_sites(planning: Planning, changed: Mapping[int, int]) -> list[GateSite]:
@@ -104,11 +94,12 @@ def gate_sites(planning: Planning, changed: Mapping[int, int]) -> list[GateSite]
     rows = {}
     tokens: dict[str, list[TokenOfName]] = {}
     for kind, pairs in planning.pairs.items():
-        rows[kind], tokens[kind] = _positions(planning, pairs, concepts, changed)
+        named = planning.names[kind].naming(words_of(concepts), pairs)
+        rows[kind], tokens[kind] = _positions(planning, pairs, named, changed)
     if not any(tokens.values()):
         return []
     elsewhere, others = _collect_elsewhere(planning, mlp, rows, tokens)
-    weights = _weights_of(planning.live, mlp)
+    weights = weights_of_mlp(planning.live, mlp)
 
     def gates(z: ByKind, gap: ByKind) -> tuple[Gates, tuple[str, ...]]:
         names = list(others)
@@ -128,25 +119,9 @@ def gate_sites(planning: Planning, changed: Mapping[int, int]) -> list[GateSite]
             weights.activation,
             weights.W2,
             rows,
-            _never,
             gates,
         )
     ]
-
-
-def _never(*_: object) -> Any:
-    raise NotImplementedError("a gate has a solver of its own")
-
-
-def _weights_of(live: nn.Module, mlp: Mlp) -> MlpWeights:
-    detector: Any = base_linear(live.get_submodule(mlp.detector))
-    activation: Any = live.get_submodule(mlp.activation)
-    return MlpWeights(
-        effective_weight(live, mlp.detector).float(),
-        detector.bias,
-        effective_weight(live, mlp.writer).float(),
-        activation,
-    )
 
 
 def _notes(names: Sequence[TokenOfName], found: Gates) -> tuple[str, ...]:
@@ -164,7 +139,7 @@ def _notes(names: Sequence[TokenOfName], found: Gates) -> tuple[str, ...]:
 def _positions(
     planning: Planning,
     pairs: Sequence[Pair],
-    concepts: Sequence[Concept],
+    rows: Rows,
     changed: Mapping[int, int],
 ) -> tuple[Rows, list[TokenOfName]]:
     """The positions of the names' tokens that want a gate, and which token stands at each.
@@ -172,8 +147,6 @@ def _positions(
     Where attention is causal, a name's first tokens cannot know what follows: only its last has a
     gate.
     """
-    every = rows_of(pairs, planning.path, ALIGNMENTS["subject"])
-    rows = every.naming(words_of(concepts), pairs)
     causal = encoder_family_of(planning.live).causal
     plain = _plain_tokens(rows, pairs)
     kept = []
@@ -213,7 +186,7 @@ def _collect_elsewhere(
     named = Mentions(_words_and_forms(spec.concepts))
     tokenizer = tokenizer_of(planning.path)
     words = {w: i for w, i in whole_words(tokenizer).items() if w not in named}
-    own = own_tokens_of(spec, tokenizer)
+    own = planning.own_tokens
     scans = _scan(planning, mlp, list(words.values()))
     at_captions = _at_positions(planning, mlp, kept_rows(captions, planning.path))
     at_near = at_captions[:0]
@@ -226,7 +199,8 @@ def _collect_elsewhere(
         ):
             if name not in others:
                 text = planning.pairs[kind][row].target.text
-                span = _span(planning, kind, row)
+                every = planning.names[kind]
+                span = every.target_at[every.row == row].tolist()
                 shared = {token.id for token in own[name.word].plain if not token.own}
                 common = shared & _words_of_one_token(planning, name.word)
                 company = words if name.id in common else {}
@@ -251,12 +225,6 @@ def _words_of_one_token(planning: Planning, name: str) -> set[int]:
         ids = tokenizer(f"a {word}", add_special_tokens=False)["input_ids"][len(prefix) :]
         found |= {*ids} if len(ids) == 1 else set()
     return found
-
-
-def _span(planning: Planning, kind: str, row: int) -> list[int]:
-    """The token positions of the name in a target prompt."""
-    pair = planning.pairs[kind][row]
-    return rows_of([pair], planning.path, ALIGNMENTS["subject"]).target_at.tolist()
 
 
 def _in_other_company(
@@ -294,8 +262,7 @@ def _nothing_received(planning: Planning, mlp: Mlp) -> Tensor:
 
 def _scan(planning: Planning, mlp: Mlp, ids: Sequence[int]) -> Tensor:
     """`(w, d)` what the detector receives at every word of the vocabulary."""
-    key = fingerprint_with_loras(planning.live, planning.base)
-    content = (f"{key} {mlp.detector}", repr(ids))
+    content = (f"{planning.content} {mlp.detector}", repr(ids))
     if not ids:  # a vocabulary of pieces only
         return _nothing_received(planning, mlp)
     if content not in _scanned:

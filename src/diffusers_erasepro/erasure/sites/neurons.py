@@ -70,8 +70,8 @@ class Mlp:
 
 
 @dataclass(frozen=True)
-class NeuronSite:
-    """Pairs of idle neurons of one MLP; its two linears change together."""
+class MlpSite:
+    """Idle neurons of one MLP, whose two linears change together; a kind of it says how."""
 
     component: str
     mlp: Mlp
@@ -79,8 +79,7 @@ class NeuronSite:
     writer: Tensor
     """`(d, hidden)` the writer's weight, as it is in force."""
     positions: Mapping[str, Rows]
-    solver: Callable[[ByKind, ByKind], tuple[LowRank, LowRank]]
-    """Inputs of the detector and gaps, to the edits of detector and writer."""
+    skips_closed = False
 
     @property
     def output(self) -> str:
@@ -92,17 +91,12 @@ class NeuronSite:
         """The MLP's three modules; what the activation receives is what the detector returns."""
         return (self.mlp.detector, self.mlp.activation, self.mlp.writer)
 
-    def solve(self, inputs: Mapping[str, ByKind], gap: ByKind) -> Edits:
-        """The rows that detect the words, and the columns that write what is missing."""
-        z = inputs[self.mlp.detector]
-        detector, writer = self.solver(z, gap)
-        factors = {self.mlp.detector: detector, self.mlp.writer: writer}
-        return Edits(factors, {self.mlp.detector: z["exact"].T})
-
     def apply(
         self, output: Tensor, inputs: Mapping[str, Tensor], edits: Edits
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The MLP runs once more with both edits, and the writer receives something new."""
+        if not edits.factors:
+            return output, {}
         z = inputs[self.mlp.detector]
         sums = inputs[self.mlp.activation]
         before = inputs[self.mlp.writer]
@@ -111,6 +105,21 @@ class NeuronSite:
         after = self.activation(sums + detector(z))
         moved = nn.functional.linear(after - before, self.writer.to(after))
         return output + (moved + writer(after)), {self.mlp.writer: after}
+
+
+@dataclass(frozen=True)
+class NeuronSite(MlpSite):
+    """A pair of idle neurons per word or concept."""
+
+    solver: Callable[[ByKind, ByKind], tuple[LowRank, LowRank]]
+    """Inputs of the detector and gaps, to the edits of detector and writer."""
+
+    def solve(self, inputs: Mapping[str, ByKind], gap: ByKind) -> Edits:
+        """The rows that detect the words, and the columns that write what is missing."""
+        z = inputs[self.mlp.detector]
+        detector, writer = self.solver(z, gap)
+        factors = {self.mlp.detector: detector, self.mlp.writer: writer}
+        return Edits(factors, {self.mlp.detector: z["exact"].T})
 
 
 def neuron_sites(planning: Planning) -> list[NeuronSite]:
@@ -164,6 +173,18 @@ def mlp_of(encoder: nn.Module, block: int) -> Mlp:
     )
 
 
+def weights_of_mlp(live: nn.Module, mlp: Mlp) -> MlpWeights:
+    """The weights of an MLP of an encoder, as they are in force."""
+    detector: Any = base_linear(live.get_submodule(mlp.detector))
+    activation: Any = live.get_submodule(mlp.activation)
+    return MlpWeights(
+        effective_weight(live, mlp.detector),
+        detector.bias,
+        effective_weight(live, mlp.writer),
+        activation,
+    )
+
+
 def _planned_mlps(planning: Planning) -> dict[str, Mlp]:
     """Where neurons are taken, by their name among the layers."""
     if planning.spec.keep and planning.plan.assigns_neurons:
@@ -197,14 +218,7 @@ def _site(planning: Planning, name: str, mlp: Mlp, every: Mapping[str, Rows]) ->
         written = every[kind].naming(words, pairs).as_written(pairs)
         rows[kind] = place.rows(written)
         names[kind] = place.names(pairs, rows[kind], concepts)
-    detector: Any = base_linear(live.get_submodule(mlp.detector))
-    activation: Any = live.get_submodule(mlp.activation)
-    weights = MlpWeights(
-        effective_weight(live, mlp.detector),
-        detector.bias,
-        effective_weight(live, mlp.writer),
-        activation,
-    )
+    weights = weights_of_mlp(live, mlp)
 
     def solver(z: ByKind, gap: ByKind) -> tuple[LowRank, LowRank]:
         L1 = planning.metrics.get(mlp.detector)
@@ -212,7 +226,7 @@ def _site(planning: Planning, name: str, mlp: Mlp, every: Mapping[str, Rows]) ->
         return solve_neurons(word_gaps(names, z, gap), weights, L1, L2)
 
     component = planning.path.use.encoder
-    return NeuronSite(component, mlp, activation, weights.W2, rows, solver)
+    return NeuronSite(component, mlp, weights.activation, weights.W2, rows, solver)
 
 
 def word_gaps(names: Mapping[str, Sequence[str]], z: ByKind, gap: ByKind) -> list[WordGap]:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from ...modules.fingerprint import fingerprint_learned, fingerprint_with_loras
 from ...modules.linear import base_linear
 from ...modules.tuners import edited_module
 from ..covariance import kept_inputs, metrics_of
@@ -43,8 +42,7 @@ def with_metrics(planning: Planning, sites: list[EditSite]) -> list[EditSite]:
     encoder = planning.encoder
     path = planning.path
     if planning.options.metric == "covariance":
-        key = fingerprint_with_loras(planning.live, planning.base)
-        key += fingerprint_learned(planning.live, path.vocabulary)
+        key = planning.content
         ridge = planning.options.ridge
         found = metrics_of(encoder, path, planning.spec, linears, key=key, ridge=ridge)
         planning.metrics.update(found)

@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
 
 from ...config.options import Options
-from ...config.plan import Plan
+from ...config.plan import ALIGNMENTS, Plan
 from ...config.spec import Concept, ErasureSpec
 from ...errors import ConceptSpecError
-from ...modules.fingerprint import fingerprints
+from ...modules.fingerprint import fingerprint_learned, fingerprint_with_loras, fingerprints
 from ...prompts.alignment import Rows, readable, rows_of
+from ...prompts.own_tokens import OwnTokens, own_tokens_of
 from ...prompts.pairs import Pair, pairs_to_solve
-from ...prompts.tokens import TextPath
+from ...prompts.tokens import TextPath, tokenizer_of
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,23 @@ class Planning:
             rows = {kind: rows_of(found, path, alignments) for kind, found in pairs.items()}
         base = fingerprints(path.encoder, {}, vocabulary=path.vocabulary)
         return cls(pipe, path, encoder, spec, options, plan, pairs, rows, base)
+
+    @cached_property
+    def own_tokens(self) -> dict[str, OwnTokens]:
+        """By word, which of its tokens only that word uses."""
+        return own_tokens_of(self.spec, tokenizer_of(self.path))
+
+    @cached_property
+    def names(self) -> Mapping[str, Rows]:
+        """Per kind, the rows of `pairs` aligned at every token of the name."""
+        subject = ALIGNMENTS["subject"]
+        return {kind: rows_of(pairs, self.path, subject) for kind, pairs in self.pairs.items()}
+
+    @cached_property
+    def content(self) -> str:
+        """A fingerprint of what the encoder computes, learned tokens included."""
+        key = fingerprint_with_loras(self.live, self.base)
+        return key + fingerprint_learned(self.live, self.path.vocabulary)
 
     @property
     def live(self) -> nn.Module:
