@@ -32,19 +32,19 @@ HARDEST = 20
 """Of each, so many join in a round."""
 HARDNESS = 0.5
 """What their moments count in the metric."""
-THRESHOLDS = (0.3, 0.65)
+STEP_SPAN = (0.3, 0.65)
 """Of the way from the highest answer elsewhere to the lowest on the name: where the step begins,
 and where it is over."""
 SLOPE = 24.0
 """Least slope b. A narrow margin needs a steeper step; a steep one fails abruptly in 16 bits."""
 STEEPEST = 120.0
-QUIET = 5.0
+HEADROOM = 5.0
 """b times the distance from the highest answer elsewhere to the first threshold: so far below 0
 GELU returns 1e-6 of its slope."""
 COMPANY = 0.99
 """Share of the strangers in whose company a name's token must not fire. "golf" is told from itself
 beside most other words than "ball", not beside those that mean nearly the same."""
-SURE = 0.05
+UNSURE = 0.05
 """Share of the name's prompts whose lower answers set no threshold: the step is not over there."""
 LEAST_MARGIN = 0.05
 """Below, a token is not told from others, and gets no gate."""
@@ -127,13 +127,13 @@ def solve_gates(
     z = [token.z.double() for token in tokens]
     near = elsewhere.near.double()
     captions = elsewhere.captions.double()
-    C = _moments(captions)
+    C = _mean_outer(captions)
     C.diagonal().add_(RIDGE * C.diagonal().mean())
     constant = torch.linalg.solve(C, captions.mean(0))
     constant = constant / (captions @ constant).mean()
-    metric = C + sum(_moments(x) for x in z)
+    metric = C + sum(_mean_outer(x) for x in z)
     if len(near):
-        metric = metric + _moments(near)
+        metric = metric + _mean_outer(near)
 
     rows: list[Tensor] = []
     margins = []
@@ -143,7 +143,7 @@ def solve_gates(
         high = max(_highest(g, constant, x) for x in wrong)
         high = max(high, _highest(g, constant, token.others, share=COMPANY))
         answers = z[i] @ g / (z[i] @ constant).clamp_min(1e-3)
-        low = float(answers.sort().values[int(SURE * len(answers))])
+        low = float(answers.sort().values[int(UNSURE * len(answers))])
         margins.append(low - high)
         rows.append(_step_rows(g, constant, high, low))
     gates = Gates(_nothing(W1), _nothing(W2), tuple(margins))
@@ -193,7 +193,7 @@ def assign_neurons(P: Tensor, W2: Tensor, gates: int) -> list[int]:
     return taken
 
 
-def _moments(x: Tensor) -> Tensor:
+def _mean_outer(x: Tensor) -> Tensor:
     return x.T @ x / len(x)
 
 
@@ -204,7 +204,7 @@ def _detector(mean: Tensor, metric: Tensor, wrong: Sequence[Tensor]) -> Tensor:
         for x in wrong:
             hardest = x[(x @ g.to(x)).topk(min(HARDEST, len(x))).indices].double()
             if len(x):
-                metric = metric + HARDNESS * _moments(hardest)
+                metric = metric + HARDNESS * _mean_outer(hardest)
         g = _whitened(metric, mean)
     return g
 
@@ -229,8 +229,8 @@ def _highest(g: Tensor, constant: Tensor, x: Tensor, *, share: float = 1.0) -> f
 def _step_rows(g: Tensor, constant: Tensor, high: float, low: float) -> Tensor:
     """`(2, d)` the rows of both neurons."""
     margin = max(low - high, 1e-3)
-    slope = min(max(SLOPE, QUIET / (THRESHOLDS[0] * margin)), STEEPEST)
-    levels = [high + share * margin for share in THRESHOLDS]
+    slope = min(max(SLOPE, HEADROOM / (STEP_SPAN[0] * margin)), STEEPEST)
+    levels = [high + share * margin for share in STEP_SPAN]
     return slope * torch.stack([g - level * constant for level in levels])
 
 

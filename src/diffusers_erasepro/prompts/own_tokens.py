@@ -229,7 +229,7 @@ def _tokens_within(
         found.append(
             _Token(
                 id=token_id,
-                letters=regex.sub(r"^\P{L}+|\P{L}+$", "", _fold(covered)),
+                letters=regex.sub(r"^\P{L}+|\P{L}+$", "", _without_accents(covered)),
                 text=covered,
                 whole=not (text[first - 1 : first].isalnum() or text[last : last + 1].isalnum()),
                 beside=_beside(text[start:first], text[last:stop]),
@@ -266,8 +266,8 @@ class _Judge:
             forms += _numbers(word)
         self.tokenizer = tokenizer
         self.mentioned = Mentions(forms)
-        self.plain = {_fold(form) for form in forms if form == form.lower()}
-        self.alone = {_fold(form) for form in forms}
+        self.plain = {_without_accents(form) for form in forms if form == form.lower()}
+        self.alone = {_without_accents(form) for form in forms}
         self.unknown = unknown_ids(tokenizer)
         self.texts = _search(texts)
         self.near = _search(near)
@@ -355,7 +355,7 @@ class _Search:
         length = 0
         for text in texts:
             self.starts.append(length)
-            parts.append(_fold(text) + "\n")
+            parts.append(_without_accents(text) + "\n")
             length += len(parts[-1])
         self.joined = "".join(parts)
 
@@ -417,7 +417,7 @@ def _numbers(word: str) -> tuple[str, ...]:
     return (word, number.text) if number else (word,)
 
 
-def _fold(text: str) -> str:
+def _without_accents(text: str) -> str:
     """Without case and accents, so that letters are found however a tokenizer reads them."""
     apart = unicodedata.normalize("NFKD", text.casefold())
     return "".join(c for c in apart if unicodedata.category(c) != "Mn")

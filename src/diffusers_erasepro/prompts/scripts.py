@@ -8,7 +8,7 @@ import regex
 
 from .unknown_tokens import unknown_ids
 
-SAMPLES = {
+SAMPLE_SENTENCES = {
     "Arabic": "القطة تجلس على كرسي قديم بجانب النافذة وتنظر إلى الثلج",
     "Cyrillic": "Кошка сидит на старом стуле у окна и смотрит на снег",  # noqa: RUF001
     "Devanagari": "बिल्ली खिड़की के पास पुरानी कुर्सी पर बैठी है",
@@ -44,7 +44,7 @@ def knows_script(tokenizer: Any, text: str) -> bool:
     if _holds_unknown(tokenizer, text):
         return False
     for script in _scripts_of(text):
-        sample = SAMPLES.get(script, text)
+        sample = SAMPLE_SENTENCES.get(script, text)
         most = MOST_DENSE_TOKENS if script in DENSE_SCRIPTS else MOST_TOKENS
         if _holds_unknown(tokenizer, sample) or _tokens_per_letter(tokenizer, sample) > most:
             return False
@@ -55,7 +55,7 @@ def _scripts_of(text: str) -> set[str]:
     """Unicode's names of the scripts of the letters in `text`; "" is one without a sample."""
     found = set()
     for letter in regex.findall(r"\p{L}", text):
-        matching = [name for name in SAMPLES if regex.match(rf"\p{{scx={name}}}", letter)]
+        matching = [name for name in SAMPLE_SENTENCES if regex.match(rf"\p{{scx={name}}}", letter)]
         found |= {*matching} or {""}
     return found
 

@@ -10,16 +10,16 @@ import torch
 
 from .tokens import TextPath, Tokens, tokenizer_of
 
-MOST_WORDS = 20_000
+WORD_LIMIT = 20_000
 """Words of a vocabulary that are looked at, the first by id: those are the frequent ones."""
-_WORDS: WeakKeyDictionary[Any, dict[str, int]] = WeakKeyDictionary()
+_WORDS_OF: WeakKeyDictionary[Any, dict[str, int]] = WeakKeyDictionary()
 
 
 def whole_words(tokenizer: Any) -> dict[str, int]:
     """Text -> id of every token that is a whole word of letters, after a space."""
-    if tokenizer not in _WORDS:
-        _WORDS[tokenizer] = _find_whole_words(tokenizer)
-    return _WORDS[tokenizer]
+    if tokenizer not in _WORDS_OF:
+        _WORDS_OF[tokenizer] = _find_whole_words(tokenizer)
+    return _WORDS_OF[tokenizer]
 
 
 def _find_whole_words(tokenizer: Any) -> dict[str, int]:
@@ -37,10 +37,10 @@ def _find_whole_words(tokenizer: Any) -> dict[str, int]:
     for (text, token_id), ids in zip(texts.items(), encoded, strict=True):
         if ids == [*before, token_id]:
             found[text] = token_id
-    return dict(list(found.items())[:MOST_WORDS])
+    return dict(list(found.items())[:WORD_LIMIT])
 
 
-def prompts_with(
+def prompts_with_token(
     path: TextPath, prompt: str, at: int, ids: Sequence[int], *, stop: int | None = None
 ) -> Tokens:
     """The prompt once per id, which stands at token position `at` of it.

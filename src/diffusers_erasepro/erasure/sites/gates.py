@@ -20,13 +20,13 @@ from ...modules.tuners import edited_module
 from ...prompts.alignment import Rows, kept_rows
 from ...prompts.pairs import Pair, spread
 from ...prompts.tokens import Tokens, tokenizer_of
-from ...prompts.vocabulary import position_of_word, prompts_with, whole_words
+from ...prompts.vocabulary import position_of_word, prompts_with_token, whole_words
 from ..states import run_encoder
 from .neurons import Mlp, MlpSite, has_room, mlp_of, weights_of_mlp
 from .planning import Planning, words_of
 from .protocol import ByKind, Edits
 
-FRAMES = ("a {}", "the photo of a {}")
+SCAN_FRAMES = ("a {}", "the photo of a {}")
 """In which every word of the vocabulary is scanned."""
 CAPTIONS = 800
 """Captions that thresholds are set from, evenly spread over those to keep."""
@@ -246,11 +246,13 @@ def _in_other_company(
     for other in span:
         if other != at:
             strangers = [token for token in companions if token != int(ids[other])]
-            tokens = prompts_with(path, prompt, other, strangers, stop=max(span) + 2)
+            tokens = prompts_with_token(path, prompt, other, strangers, stop=max(span) + 2)
             found.append(_inputs_at(planning, mlp, tokens, at))
-    for frame in FRAMES:
+    for frame in SCAN_FRAMES:
         alone, place = position_of_word(path, frame)
-        found.append(_inputs_at(planning, mlp, prompts_with(path, alone, place, [own]), place))
+        found.append(
+            _inputs_at(planning, mlp, prompts_with_token(path, alone, place, [own]), place)
+        )
     return torch.cat(found)
 
 
@@ -267,10 +269,10 @@ def _scan(planning: Planning, mlp: Mlp, ids: Sequence[int]) -> Tensor:
         return _nothing_received(planning, mlp)
     if content not in _scanned:
         found = []
-        for frame in FRAMES:
+        for frame in SCAN_FRAMES:
             prompt, at = position_of_word(planning.path, frame)
             found.append(
-                _inputs_at(planning, mlp, prompts_with(planning.path, prompt, at, ids), at)
+                _inputs_at(planning, mlp, prompts_with_token(planning.path, prompt, at, ids), at)
             )
         _scanned.clear()
         _scanned[content] = torch.cat(found)
