@@ -32,10 +32,10 @@ def record_inputs(sites: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]
     """Collect what each named layer receives; every hook is gone afterwards."""
     seen: dict[str, Tensor] = {}
 
-    def keep(name: str) -> object:
+    def keep(name: str) -> Callable[..., None]:
         return lambda _, args: seen.__setitem__(name, args[0].detach())
 
-    handles = [m.register_forward_pre_hook(keep(name)) for name, m in sites.items()]  # type: ignore[arg-type]
+    handles = [m.register_forward_pre_hook(keep(name)) for name, m in sites.items()]
     try:
         yield seen
     finally:
