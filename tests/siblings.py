@@ -85,7 +85,7 @@ def text_pipelines() -> dict[str, type]:
     """
     found = {}
     for name in sorted(dir(diffusers)):
-        one = getattr(diffusers, name) if "Pipeline" in name else None
+        one = getattr(diffusers, name, None) if "Pipeline" in name else None
         if not inspect.isclass(one) or not issubclass(one, DiffusionPipeline):
             continue
         if ".deprecated." in one.__module__ or name in AUDIO:
