@@ -1,17 +1,26 @@
 """`torch.set_default_dtype` is the caller's: nothing of ours depends on it, to the last bit."""
 
+import ast
 import copy
 import random
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
 
+import diffusers_erasepro
 from diffusers_erasepro import Concept, ErasureSpec, erasable, erase, glyphs
 from diffusers_erasepro.baselines import literal, rece, speed, uce
 from diffusers_erasepro.interop.checkpoint import adapter_from_checkpoint
 from diffusers_erasepro.interop.lora import export_kohya, import_lora
 
+SOURCE = Path(diffusers_erasepro.__file__).parent
+MADE_OF_NOTHING = {
+    *("randn", "rand", "normal", "zeros", "ones", "empty", "full", "eye"),
+    *("linspace", "logspace", "scalar_tensor"),
+}
+"""Functions of torch that take the default dtype where none is given."""
 DTYPES = (torch.float64, torch.float16, torch.bfloat16)
 STAR = ErasureSpec((Concept("star", "circle"),), preserve=tuple(glyphs.captions(16, seed=0)))
 REQUESTS = {
@@ -101,3 +110,19 @@ def test_the_shipped_world(shipped):
         return glyphs.load_judge()(images), found, dtypes
 
     alike(judge)
+
+
+@pytest.mark.parametrize("file", sorted(SOURCE.rglob("*.py")), ids=lambda file: file.stem)
+def test_every_tensor_names_its_dtype(file):
+    unnamed = []
+    for node in ast.walk(ast.parse(file.read_text())):
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+            continue
+        if getattr(node.func.value, "id", "") != "torch":
+            continue
+        literal = any(isinstance(getattr(part, "value", 0), float) for part in node.args)
+        floats = node.func.attr == "tensor" and literal
+        named = any(keyword.arg == "dtype" for keyword in node.keywords)
+        if (node.func.attr in MADE_OF_NOTHING or floats) and not named:
+            unnamed.append(f"{file.name}:{node.lineno}")
+    assert not unnamed

@@ -76,7 +76,7 @@ class RecordedInputs:
         behind = self.inputs["input_ids"][row, span.stop :].tolist()
         if mask is None and {*behind} <= self._special_ids():
             return span  # padded by hand: what follows the end says nothing
-        seen = torch.ones(len(span.offsets)) if mask is None else mask[row]
+        seen = torch.ones(len(span.offsets), dtype=torch.bool) if mask is None else mask[row]
         stop = int(seen.nonzero().max()) + 1
         if not seen[span.stop : stop].all():
             return span

@@ -592,8 +592,12 @@ def _with_noise(output: Any, reading: Reading) -> Any:
 
 
 def _noise(like: Tensor) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(like.shape, generator=generator).to(like)
+    return _draw(like.shape, torch.Generator().manual_seed(0)).to(like)
+
+
+def _draw(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Standard normal numbers, the same whatever the caller's default dtype is."""
+    return torch.randn(tuple(shape), generator=generator, dtype=torch.float32)
 
 
 def _noisy_states(states: Sequence[Tensor], indices: Sequence[int]) -> tuple[Tensor, ...]:
@@ -611,9 +615,8 @@ def _with_noise_at(output: Any, positions: Sequence[int]) -> Any:
 
     def noisy(states: Tensor) -> Tensor:
         found = states.clone()
-        found[:, list(positions)] = torch.randn(
-            (len(states), len(positions), states.shape[-1]), generator=generator
-        ).to(states)
+        shape = (len(states), len(positions), states.shape[-1])
+        found[:, list(positions)] = _draw(shape, generator).to(states)
         return found
 
     if (states := _field(output, LAST.name)) is not None:
@@ -622,7 +625,7 @@ def _with_noise_at(output: Any, positions: Sequence[int]) -> Any:
         changed.hidden_states = tuple(noisy(states) for states in every)
     for name in POOLED:
         if (vector := _field(output, name)) is not None:
-            setattr(changed, name, torch.randn(vector.shape, generator=generator).to(vector))
+            setattr(changed, name, _draw(vector.shape, generator).to(vector))
     return changed
 
 

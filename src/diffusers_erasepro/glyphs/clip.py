@@ -29,7 +29,7 @@ class ClipNet(nn.Module):
         self.tower = JudgeNet((), width)
         self.image = nn.Linear(width, SPACE)
         self.text = nn.Linear(text_width, SPACE)
-        self.scale = nn.Parameter(torch.tensor(2.0))
+        self.scale = nn.Parameter(torch.tensor(2.0, dtype=torch.float32))
         """Logarithm of what cosines are multiplied by in training."""
 
     def project_images(self, pixels: Tensor) -> Tensor:

@@ -156,7 +156,7 @@ def search_prefix(
     texts = siege.prompts[:images]
     generator = torch.Generator().manual_seed(siege.seed)
     noise = torch.randn(x.shape, generator=generator, dtype=torch.float32).to(x)
-    t = torch.full((len(x),), LATE, device=x.device)
+    t = torch.full((len(x),), LATE, dtype=torch.long, device=x.device)
     noisy = scheduler.add_noise(x, noise, t)
     wanted = denoising_target(scheduler, x, noise, t)
     special = set(tokenizer.all_special_ids)
