@@ -105,7 +105,10 @@ def gate_sites(planning: Planning, changed: Mapping[int, int]) -> list[GateSite]
         names = list(others)
         asked = []
         for name in names:
-            mine = {kind: torch.tensor([n == name for n in tokens[kind]]) for kind in z}
+            mine = {}
+            for kind in z:
+                marks = [n == name for n in tokens[kind]]
+                mine[kind] = torch.tensor(marks, dtype=torch.bool)  # there may be none
             inputs = torch.cat([z[kind][mine[kind]] for kind in z])
             gaps = torch.cat([gap[kind][mine[kind]] for kind in gap])
             asked.append(GateToken(str(name), inputs, gaps, others[name]))
