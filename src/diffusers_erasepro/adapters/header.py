@@ -271,6 +271,54 @@ def format_measure(value: float | None, form: str) -> str:
     return "not measured" if value is None or not isfinite(value) else format(value, form)
 
 
+KINDS_OF_POSITION = {
+    "name": "at the name",
+    "other": "at the other words",
+    "ends": "at the ends of the prompt",
+    "padding": "at the padding",
+}
+"""How sentences call the kinds of position."""
+
+
+def describe_selectivity(found: Mapping[str, Any]) -> list[str]:
+    """What is left of the concepts and what else moves, a sentence each.
+
+    Args:
+        found: A `Selectivity` as plain data.
+    """
+    lines = []
+    if left := describe_left(found["left"]):
+        lines.append(f"Of the gap to the anchor, phrasings that no template lists keep {left}.")
+    if isfinite(found["near"]):
+        lines.append(
+            f"Near misses, which share a word or a meaning with the name, move by "
+            f"{found['near']:.4f} on average, {found['near_worst']:.3f} at most."
+        )
+    captions = found["captions"]
+    if captions:
+        bound = "" if found["fires"] else f": at 95 %, at most {min(1.0, 3 / captions):.1%} do"
+        lines.append(
+            f"Other captions move by {found['drift']:.4f} on average; in {found['fires']} of "
+            f"{captions} a token moves by more than a tenth{bound}."
+        )
+    return lines
+
+
+def describe_left(left: Mapping[str, float]) -> str:
+    """Shares of the gap by kind of position, in words; empty where none was measured."""
+    parts = []
+    for kind, words in KINDS_OF_POSITION.items():
+        if kind in left:
+            parts.append(f"{left[kind]:.3f} {words}")
+    return ", ".join(parts)
+
+
+def list_selectivity(header: Mapping[str, Any]) -> list[str]:
+    """`describe_selectivity` of the report; empty where that was not measured."""
+    found = header["report"].get("selectivity")
+    return describe_selectivity(found) if found else []
+
+
 def list_promises(header: Mapping[str, Any]) -> list[str]:
     """What the adapter's maker measured and `verify_erasure` measures again."""
     report = header["report"]

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..errors import IllPosedError
 from ..linalg.constrained import Solution
 from ..linalg.low_rank import LowRank
+from .header import describe_selectivity
 
 NAN = float("nan")
 
@@ -72,12 +73,35 @@ class Selectivity:
     """Of so many. None in n means at most 3 / n at 95 %."""
 
     def __str__(self) -> str:
-        left = ", ".join(f"{kind} {share:.3f}" for kind, share in self.left.items()) or "unknown"
-        near = "none known" if math.isnan(self.near) else f"{self.near:.4f}"
-        return (
-            f"left: {left}; near misses move {near} (worst {self.near_worst:.3f}); captions move "
-            f"{self.drift:.4f}, {self.fires} of {self.captions} by more than a tenth at some token"
+        return " ".join(describe_selectivity(asdict(self)))
+
+
+@dataclass(frozen=True)
+class ConceptLeft:
+    """What is left of one concept: shares as in `Selectivity.left`, by kind of position."""
+
+    listed: Mapping[str, float]
+    """At the exact prompts."""
+    held_out: Mapping[str, float]
+    """At phrasings that were never solved for."""
+    unmatched: Mapping[str, Sequence[int]]
+    """Prompt -> its token positions that have no counterpart in the anchor's prompt, where the
+    two differ in length; they are not counted."""
+
+    def worst_with(self, other: ConceptLeft) -> ConceptLeft:
+        """The larger share of each kind: of two text encoders, say."""
+        return ConceptLeft(
+            _larger(self.listed, other.listed),
+            _larger(self.held_out, other.held_out),
+            {**self.unmatched, **other.unmatched},
         )
+
+
+def _larger(some: Mapping[str, float], others: Mapping[str, float]) -> dict[str, float]:
+    found = {}
+    for kind in dict.fromkeys((*some, *others)):
+        found[kind] = max(some.get(kind, 0.0), others.get(kind, 0.0))
+    return found
 
 
 @dataclass(frozen=True)
@@ -213,16 +237,20 @@ def worst(parts: Sequence[Report]) -> Report:
     for part in parts:
         layers += part.layers
         encoders += part.encoders
-    measured = [part.selectivity for part in parts if part.selectivity]
     return replace(
         first,
-        selectivity=max(measured, key=_most_left) if measured else None,
+        selectivity=least_selective([part.selectivity for part in parts if part.selectivity]),
         held_out_residual=max(r.held_out_residual for r in parts),
         held_out_mean=max(r.held_out_mean for r in parts),
         drift=max(r.drift for r in parts),
         layers=tuple(layers),
         encoders=tuple(encoders),
     )
+
+
+def least_selective(measured: Sequence[Selectivity]) -> Selectivity | None:
+    """Of several text encoders' the one that leaves most; None of none."""
+    return max(measured, key=_most_left) if measured else None
 
 
 def _most_left(measured: Selectivity) -> float:

@@ -10,10 +10,13 @@ from rich.table import Table
 
 from ..adapters.header import (
     describe,
+    describe_left,
+    describe_selectivity,
     format_measure,
     list_components,
     list_limits,
     list_promises,
+    list_selectivity,
 )
 
 
@@ -62,10 +65,35 @@ def print_header(console: Console, header: Mapping[str, Any]) -> None:
         console.print(f"for {part} with fingerprint {header['base'][part]}", highlight=False)
     console.print(report_table("report", header["report"]))
     for heading, lines in (
+        ("It measured", list_selectivity(header)),
         ("It promises", list_promises(header)),
         ("It does not", list_limits(header)),
     ):
+        if not lines:
+            continue
         console.print(f"{heading}:", *(f"  - {line}" for line in lines), sep="\n", highlight=False)
+
+
+def describe_verification(found: Mapping[str, Any]) -> list[str]:
+    """What `verify` shows of a `Verification` as plain data, a line each."""
+    verdict = "holds" if found["ok"] else "DOES NOT HOLD"
+    lines = [
+        f"{verdict}: residual {found['residual']:.1e}, at most {found['threshold']:.0e} allowed"
+    ]
+    for target, left in found["left"].items():
+        for kind, shares in (("listed", left["listed"]), ("held out", left["held_out"])):
+            if words := describe_left(shares):
+                lines.append(f"left of {target!r}, {kind}: {words}")
+        if unmatched := left["unmatched"]:
+            first, at = next(iter(unmatched.items()))
+            count = sum(map(len, unmatched.values()))
+            lines.append(
+                f"left of {target!r}: {count} positions in {len(unmatched)} prompts have no "
+                f"counterpart in the anchor's, such as {', '.join(map(str, at[:5]))} in {first!r}"
+            )
+    if found["selectivity"]:
+        lines += describe_selectivity(found["selectivity"])
+    return lines + [f"not covered: {what}" for what in found["uncovered"]]
 
 
 def print_list(console: Console, headers: Mapping[str, Mapping[str, Any]]) -> None:

@@ -1,23 +1,25 @@
 """How selective an edit is: what is left of the concept, and what else moves.
 
-Everything is measured on phrases and captions that set no threshold and no gap.
+Everything is measured on phrases and captions that set no threshold and no gap, but for `listed`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..adapters.report import Selectivity
+from ..adapters.report import ConceptLeft, Selectivity
 from ..config.plan import ALIGNMENTS
+from ..config.spec import Concept, ErasureSpec
 from ..families.types import Reading
 from ..linalg.low_rank import LowRank
-from ..prompts.alignment import Rows, kept_rows, rows_of
+from ..modules.linear import dtype_of
+from ..prompts.alignment import Rows, kept_rows, readable, rows_of
 from ..prompts.pairs import Pair, pairs_of, spread
-from ..prompts.tokens import TextPath
+from ..prompts.tokens import TextPath, Tokens, tokenizer_of
 from .sites.gates import CAPTIONS
 from .sites.planning import Planning
 from .states import edited, states_of
@@ -26,8 +28,24 @@ PHRASES = 24
 """Held-out phrasings that are measured, at most, and near misses."""
 WATCHED = 100
 """Captions that are measured, at most."""
+CONCEPTS = 100
+"""Concepts that are measured one by one, at most, evenly spread."""
 FIRED = 0.1
 """Relative change of a token's state from which a caption counts as hit."""
+AGREEING = 1e-4
+"""||target - anchor|| / ||anchor|| up to which a position asks for nothing, in float32; of
+narrower floats twice their spacing."""
+ReadStates = Callable[[Tokens], Tensor]
+"""What the denoiser receives of prompts, `(n, length, d)`."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One text encoder with an erasure, and without it."""
+
+    path: TextPath
+    erased: ReadStates
+    unedited: ReadStates
 
 
 @dataclass(frozen=True)
@@ -37,6 +55,13 @@ class KindsOfPosition:
     rows: Rows
     kinds: list[str]
     """Per column of `rows`: "name", "other", "ends" or "padding"."""
+    unmatched: dict[int, list[int]]
+    """Row -> positions of the target prompt that are read and have no counterpart."""
+
+
+def read_state_by_position(path: TextPath) -> Reading | None:
+    """The first of a pipeline's readings of an encoder that has a state per position."""
+    return next((reading for reading in path.use.readings if not reading.pooled), None)
 
 
 def measure_selectivity(planning: Planning, edits: Mapping[str, LowRank]) -> Selectivity | None:
@@ -46,22 +71,33 @@ def measure_selectivity(planning: Planning, edits: Mapping[str, LowRank]) -> Sel
         planning: Of one encoder, in float32.
         edits: By linear of that encoder.
     """
-    path = planning.path
-    readings = [reading for reading in path.use.readings if not reading.pooled][:1]
-    if not readings:
+    reading = read_state_by_position(planning.path)
+    if reading is None:
         return None
-    spec = planning.spec
-    held_out = spread(pairs_of(spec.concepts, "held_out"), PHRASES)
-    left: dict[str, float] = {}
-    if held_out:
-        left = measure_left(planning.encoder, kinds_of_positions(held_out, path), readings, edits)
-    near = _moved(planning, spread(spec.held_out_near_prompts(), PHRASES), readings, edits)
+    encoder = planning.encoder
+
+    def unedited(tokens: Tokens) -> Tensor:
+        return states_of(encoder, tokens, [reading])[0]
+
+    def erased(tokens: Tokens) -> Tensor:
+        with edited(encoder, edits):
+            return unedited(tokens)
+
+    return compare(Compared(planning.path, erased, unedited), planning.spec)
+
+
+def compare(encoder: Compared, spec: ErasureSpec) -> Selectivity:
+    """What is left of all concepts together, and what else moves."""
+    share = max(1, PHRASES // sum(len(concept.words) for concept in spec.concepts))
+    pairs = pairs_of(spec.concepts, "held_out", most=share)
+    held_out = spread(readable(pairs, encoder.path), PHRASES)
+    near = _moved(encoder, spread(spec.held_out_near_prompts(), PHRASES))
     captions = spec.preserve_captions()
     seen = {*spread(captions, CAPTIONS)}
     unseen = [text for text in captions if text not in seen] or list(captions)
-    drift = _moved(planning, spread(unseen, WATCHED), readings, edits)
+    drift = _moved(encoder, spread(unseen, WATCHED))
     return Selectivity(
-        left=left,
+        left=measure_left(encoder, held_out)[0],
         near=_mean(near),
         near_worst=max([0.0, *(float(x.max()) for x in near)]),
         drift=_mean(drift),
@@ -70,36 +106,80 @@ def measure_selectivity(planning: Planning, edits: Mapping[str, LowRank]) -> Sel
     )
 
 
+def left_by_concept(encoder: Compared, concepts: Sequence[Concept]) -> dict[str, ConceptLeft]:
+    """By target, what is left of each concept."""
+    some = spread(concepts, CONCEPTS)
+    share = max(2, PHRASES // sum(len(concept.words) for concept in some))
+    targets: dict[str, str] = {}
+    for concept in some:
+        targets |= dict.fromkeys(concept.words, concept.target)
+    left: dict[str, dict[str, dict[str, float]]] = {t: {} for t in targets.values()}
+    unmatched: dict[str, dict[str, list[int]]] = {t: {} for t in targets.values()}
+    for kind in ("exact", "held_out"):
+        pairs = readable(pairs_of(some, kind, most=share), encoder.path)
+        whose = [targets[pair.word] for pair in pairs]
+        for target, found in _by_group(encoder, pairs, whose).items():
+            left[target][kind], lacking = found
+            unmatched[target] |= lacking
+    return {
+        target: ConceptLeft(found.get("exact", {}), found.get("held_out", {}), unmatched[target])
+        for target, found in left.items()
+    }
+
+
 def measure_left(
-    encoder: nn.Module,
-    aligned: KindsOfPosition,
-    readings: Sequence[Reading],
-    edits: Mapping[str, LowRank],
-) -> dict[str, float]:
+    encoder: Compared, pairs: Sequence[Pair]
+) -> tuple[dict[str, float], dict[str, list[int]]]:
     """sum ||edited - anchor|| / sum ||target - anchor||, by kind of position.
 
-    1 is nothing erased, 0 all of it. A kind where target and anchor agree anyway, as before the
-    name in a causal encoder, is left out.
+    1 is nothing erased, 0 all of it. Positions where target and anchor agree anyway, as before the
+    name in a causal encoder, do not count, and a kind without others is left out.
+
+    Returns:
+        The shares; and by prompt the positions that have no counterpart in the anchor's.
     """
+    return _by_group(encoder, pairs, [""] * len(pairs)).get("", ({}, {}))
+
+
+def _by_group(
+    encoder: Compared, pairs: Sequence[Pair], groups: Sequence[str]
+) -> dict[str, tuple[dict[str, float], dict[str, list[int]]]]:
+    """`measure_left` of the pairs of every group, in one run of the encoder."""
+    if not pairs:
+        return {}
+    aligned = kinds_of_positions(pairs, encoder.path)
     rows = aligned.rows
-    (target,) = states_of(encoder, rows.target, readings)
-    (anchor,) = states_of(encoder, rows.anchor, readings)
-    with edited(encoder, edits):
-        (now,) = states_of(encoder, rows.target, readings)
-    goal = anchor[rows.row, rows.anchor_at].double()
-    gap = (target[rows.row, rows.target_at].double() - goal).norm(dim=-1)
-    open_ = (now[rows.row, rows.target_at].double() - goal).norm(dim=-1)
+    before = encoder.unedited(rows.target)[rows.row, rows.target_at].double().cpu()
+    goal = encoder.unedited(rows.anchor)[rows.row, rows.anchor_at].double().cpu()
+    now = encoder.erased(rows.target)[rows.row, rows.target_at].double().cpu()
+    gap = (before - goal).norm(dim=-1)
+    rest = (now - goal).norm(dim=-1)
+    agreeing = max(AGREEING, 2 * torch.finfo(dtype_of(encoder.path.encoder)).eps)
+    asked = gap > agreeing * goal.norm(dim=-1)
     found = {}
-    for kind in dict.fromkeys(aligned.kinds):
-        mine = torch.tensor([k == kind for k in aligned.kinds])
-        whole = float(gap[mine].sum())
-        if whole > 1e-6 * float(goal[mine].norm(dim=-1).sum()):
-            found[kind] = float(open_[mine].sum()) / whole
+    for group in dict.fromkeys(groups):
+        left = {}
+        for kind in dict.fromkeys(aligned.kinds):
+            mine = _marked(aligned, groups, group, kind) & asked
+            if mine.any():
+                left[kind] = float(rest[mine].sum() / gap[mine].sum())
+        lacking = {}
+        for row, places in aligned.unmatched.items():
+            if groups[row] == group:
+                lacking[pairs[row].target.text] = places
+        found[group] = (left, lacking)
     return found
 
 
+def _marked(aligned: KindsOfPosition, groups: Sequence[str], group: str, kind: str) -> Tensor:
+    """Which columns are of this kind, in rows of this group."""
+    of_rows = [groups[row] == group for row in aligned.rows.row.tolist()]
+    of_kind = [other == kind for other in aligned.kinds]
+    return torch.tensor(of_rows) & torch.tensor(of_kind)
+
+
 def kinds_of_positions(pairs: Sequence[Pair], path: TextPath) -> KindsOfPosition:
-    """Every position of the prompts that has a counterpart in the anchor's, and its kind."""
+    """Every position that is read and has a counterpart in the anchor's prompt, and its kind."""
     whole = rows_of(pairs, path, ALIGNMENTS["all"])
     by_kind = {
         "name": _columns(rows_of(pairs, path, ALIGNMENTS["subject"])),
@@ -114,12 +194,21 @@ def kinds_of_positions(pairs: Sequence[Pair], path: TextPath) -> KindsOfPosition
     first: dict[int, int] = {}
     for row, at, _ in by_kind["name"]:
         first[row] = min(at, first.get(row, at))
+    special = {*tokenizer_of(path).all_special_ids}
     for row, start in first.items():
         for at in range(start):
-            kinds.setdefault((row, at, at), "other" if at else "ends")
-    row, target_at, anchor_at = torch.tensor(list(kinds), dtype=torch.long).T
+            end = int(whole.target_ids[row, at]) in special
+            kinds.setdefault((row, at, at), "ends" if end else "other")
+    read = whole.target.read, whole.anchor.read
+    kept = {(r, t, a): kind for (r, t, a), kind in kinds.items() if read[0][r, t] and read[1][r, a]}
+    aligned = {(row, at) for row, at, _ in kept}
+    unmatched: dict[int, list[int]] = {}
+    for row, at in read[0].nonzero().tolist():
+        if (row, at) not in aligned:
+            unmatched.setdefault(row, []).append(at)
+    row, target_at, anchor_at = torch.tensor(list(kept), dtype=torch.long).T
     rows = Rows(whole.target, whole.anchor, row, target_at, anchor_at)
-    return KindsOfPosition(rows, list(kinds.values()))
+    return KindsOfPosition(rows, list(kept.values()), unmatched)
 
 
 def _columns(rows: Rows) -> list[tuple[int, int, int]]:
@@ -128,21 +217,14 @@ def _columns(rows: Rows) -> list[tuple[int, int, int]]:
     )
 
 
-def _moved(
-    planning: Planning,
-    texts: Sequence[str],
-    readings: Sequence[Reading],
-    edits: Mapping[str, LowRank],
-) -> list[Tensor]:
+def _moved(encoder: Compared, texts: Sequence[str]) -> list[Tensor]:
     """Per text, the relative change of the state at each of its positions."""
     if not texts:
         return []
-    rows = kept_rows(texts, planning.path)
-    (before,) = states_of(planning.encoder, rows.target, readings)
-    with edited(planning.encoder, edits):
-        (after,) = states_of(planning.encoder, rows.target, readings)
-    change = (after - before).double().norm(dim=-1) / before.double().norm(dim=-1)
-    at = change[rows.row, rows.target_at]
+    rows = kept_rows(texts, encoder.path)
+    before = encoder.unedited(rows.target).double()
+    change = (encoder.erased(rows.target).double() - before).norm(dim=-1)
+    at = (change / before.norm(dim=-1))[rows.row, rows.target_at]
     return [at[rows.row == i] for i in range(len(texts))]
 
 

@@ -15,13 +15,15 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ..adapters.adapter import ErasureAdapter
+from ..adapters.report import ConceptLeft, Selectivity, least_selective
 from ..config.mentions import find_mention
 from ..config.options import Options, OtherMethod
 from ..config.plan import EMBEDDING, GATES
 from ..config.spec import Concept
 from ..erasure.assemble import notes_on_lengths
 from ..erasure.residuals import largest, relative, target_states
-from ..erasure.states import edited
+from ..erasure.selectivity import Compared, compare, left_by_concept, read_state_by_position
+from ..erasure.states import edited, states_of
 from ..errors import (
     AdapterIntegrityError,
     AdapterStateError,
@@ -46,8 +48,8 @@ from ..patching.weights import (
     unedited,
 )
 from ..prompts.alignment import Rows, rows_of
-from ..prompts.pairs import Pair, Prompt, pairs_of
-from ..prompts.tokens import TextPath, text_paths
+from ..prompts.pairs import Pair, Prompt, pairs_of, spread
+from ..prompts.tokens import TextPath, Tokens, text_paths
 from .locking import find_lost_edits, get_adapters, get_states
 from .stacking import SUM, SUM_WARNING
 
@@ -80,6 +82,8 @@ UNSEEN_ENCODER = (
     "refit_erasure() solves it with all encoders"
 )
 CALL_STEPS = 2
+READERS_COMPARED = 4
+"""Of the denoiser's edited linears, so many show what is left of a concept."""
 MOST_ADMITTED = 0.1
 """No report excuses a larger residual: from there on the target shows in the images."""
 Tracked = Mapping[str, TrackedWeights]
@@ -103,11 +107,22 @@ class Verification:
 
     Phrasings that are not listed are met less exactly, so `ok` ignores these.
     """
+    left: dict[str, ConceptLeft] = field(default_factory=dict)
+    """Target -> what is left of it by kind of position, where that was asked for. `ok` ignores it,
+    as it ignores `selectivity`."""
+    selectivity: Selectivity | None = None
+    """What is left of all concepts together, and what else moves, where that was asked for; of the
+    text encoder that fares worst."""
 
 
 @torch.no_grad()
 def verify(
-    pipe: Any, *, prompts: Sequence[str] = (), images: bool = False, sample: int | None = None
+    pipe: Any,
+    *,
+    prompts: Sequence[str] = (),
+    images: bool = False,
+    sample: int | None = None,
+    selectivity: bool = False,
 ) -> Verification:
     """Measure everything active; `ErasureLoaderMixin.verify_erasure` says how."""
     active = _active(pipe)
@@ -142,7 +157,56 @@ def verify(
     for adapter in active:
         for text in prompts:
             by_prompt[text] = _measure_prompt(pipe, adapter, text)
-    return Verification(worst <= threshold, worst, threshold, notes, residuals, by_prompt)
+    left: dict[str, ConceptLeft] = {}
+    measured: list[Selectivity] = []
+    for adapter in active if selectivity else ():
+        for path in _paths(pipe, adapter):
+            found = _compared(path, adapter)
+            if found is not None:
+                measured.append(compare(found, adapter.spec))
+                for target, one in left_by_concept(found, adapter.spec.concepts).items():
+                    left[target] = one.worst_with(left[target]) if target in left else one
+    return Verification(
+        worst <= threshold,
+        worst,
+        threshold,
+        notes,
+        residuals,
+        by_prompt,
+        left,
+        least_selective(measured),
+    )
+
+
+def _compared(path: TextPath, adapter: ErasureAdapter) -> Compared | None:
+    """The live encoder with its edits and without; None where it is read as one vector only.
+
+    Where the denoiser's linears hold edits, what some of them make of the states counts.
+    """
+    reading = read_state_by_position(path)
+    if reading is None:
+        return None
+    pipe = path.pipe
+    family = family_of(pipe)
+    readers: list[str] = []
+    if family.reads_whole(path.use) and family.denoiser in adapter.components:
+        edits = resolve_edits(get_component(pipe, family.denoiser), family.denoiser, adapter)
+        readers = spread([*edits], READERS_COMPARED)
+
+    def now(tokens: Tokens) -> Tensor:
+        with evaluating(path.encoder):
+            (states,) = states_of(path.encoder, tokens, [reading])
+        if not readers:
+            return states
+        root = get_component(pipe, family.denoiser)
+        x = states.to(dtype_of(root))
+        return torch.cat([forward_of(root, name)(x) for name in readers], -1)
+
+    def without(tokens: Tokens) -> Tensor:
+        with unedited(pipe):
+            return now(tokens)
+
+    return Compared(path, now, without)
 
 
 def _active(pipe: Any) -> list[ErasureAdapter]:
