@@ -185,13 +185,12 @@ def verify_command(
 ) -> None:
     """Load an adapter or an erasures.lock on a base and measure it; exit code 3 if it fails."""
     from ..interop.pipelines import load_model
+    from .tables import describe_verification
 
     pipe = load_model(base, config=config)
     pipe.load_erasure_adapter(adapter, allow_base_mismatch=refit)
-    found = pipe.verify_erasure()
-    verdict = "holds" if found.ok else "DOES NOT HOLD"
-    lines = [f"{verdict}: residual {found.residual:.1e}, at most {found.threshold:.0e} allowed"]
-    _print(asdict(found), as_json, lines + [f"not covered: {what}" for what in found.uncovered])
+    found = pipe.verify_erasure(selectivity=True)
+    _print(asdict(found), as_json, describe_verification(asdict(found)))
     if not found.ok:
         raise typer.Exit(NOT_VERIFIED)
 
