@@ -31,6 +31,7 @@ from .file import (
 from .header import SCHEMA, format_measure, read_header, seal
 from .hub import (
     CARD_NAME,
+    PICTURES,
     WEIGHT_NAME,
     CommitOptions,
     FileOptions,
@@ -219,6 +220,7 @@ class ErasureAdapter:
 
         Raises:
             HubError: The Hub did not take it; the subclasses say why.
+            AdapterFormatError: A picture is of a kind that the Hub does not show.
         """
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
@@ -226,7 +228,7 @@ class ErasureAdapter:
             write_text_file(folder / "spec.toml", self.spec.to_toml())
             gallery = {}
             for index, (prompt, file) in enumerate((pictures or {}).items()):
-                gallery[prompt] = f"{index}{Path(file).suffix}"
+                gallery[prompt] = f"{index}{_suffix_of_picture(prompt, Path(file))}"
                 shutil.copyfile(file, folder / gallery[prompt])
             card = self.card(
                 repo_id=repo_id,
@@ -283,6 +285,21 @@ class ErasureAdapter:
             f"ErasureAdapter({concepts}; {len(self.edits)} layers, "
             f"listed residual {format_measure(self.report.listed_residual, '.1e')})"
         )
+
+
+def _suffix_of_picture(prompt: str, file: Path) -> str:
+    """The suffix under which a picture is published.
+
+    Raises:
+        AdapterFormatError: The Hub shows no such files.
+    """
+    suffix = file.suffix.lower()
+    if suffix not in PICTURES:
+        raise AdapterFormatError(
+            f"the picture of {prompt!r} is {file.name}, and the Hub shows {', '.join(PICTURES)}; "
+            "convert it"
+        )
+    return suffix
 
 
 def _changes_something(factors: LowRank) -> bool:

@@ -305,7 +305,9 @@ def _one_line(error: BaseException) -> str:
 # --- to the Hub
 
 
-PUSHED = ("*.safetensors", "*.png", "*.jpg", "*.webp", "spec.toml", CARD_NAME)
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+"""Suffixes of what is published as a picture."""
+PUSHED = ("*.safetensors", *(f"*{suffix}" for suffix in PICTURES), "spec.toml", CARD_NAME)
 """What of a folder is uploaded."""
 
 

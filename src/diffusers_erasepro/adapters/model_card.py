@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from .header import describe, format_measure, list_limits, list_promises, list_selectivity
-from .hub import CARD_MARK
+from .header import describe, format_measure, list_limits, list_promises
+from .hub import CARD_MARK, is_local
 
 TAGS = ("text-to-image", "diffusers", "lora", "template:sd-lora", "concept-erasure")
+HUB_ADDRESSES = ("https://huggingface.co/", "https://hf.co/")
+CACHED = re.compile(r"models--([^/\\]+?)--([^/\\]+)[/\\]snapshots\b")
+"""A folder of the Hub's cache; no id has two hyphens side by side."""
 GLYPHS = "glyphs"
 """The base that stands for the shipped glyph world, which is no Hub repository."""
 
@@ -52,13 +59,17 @@ def build_card(
     Args:
         header: `adapter.header()` or `read_header(path)`.
         repo_id: Hub id or folder that the snippet loads.
-        base_model: Hub id of the pipeline it was made for, or "glyphs".
+        base_model: Hub id of the pipeline it was made for, or "glyphs". A path is left out, with a
+            warning: it means nothing to others, and they need not know it.
         license: As the Hub spells it, "apache-2.0" say; None leaves the field out.
         pictures: Prompt -> file in the repository, for the gallery.
         subfolder: Folder inside the repository.
         prompt: What the snippet generates; default: the first target.
     """
-    base = None if base_model == GLYPHS else base_model
+    known = find_base(base_model)
+    if known is None and base_model is not None:
+        warnings.warn(f"{refuse_base(base_model)}; the card names no base", stacklevel=2)
+    base = None if known == GLYPHS else known
     images = pictures or {}
     gallery = [{"text": text, "output": {"url": file}} for text, file in images.items()]
     data = ModelCardData(
@@ -72,7 +83,7 @@ def build_card(
     if base:
         data["base_model_relation"] = "adapter"
     code = make_snippet(
-        header, repo_id=repo_id, base_model=base_model, subfolder=subfolder, prompt=prompt
+        header, repo_id=repo_id, base_model=known, subfolder=subfolder, prompt=prompt
     )
     parts = [
         f"# {describe(header)}",
@@ -85,12 +96,40 @@ def build_card(
         "it neither verifies nor stacks exactly.",
         f"## What is erased\n\n{_tabulate_concepts(header)}",
         f"## What was measured when it was made\n\n{_tabulate_layers(header)}",
-        *([_bullet(selective)] if (selective := list_selectivity(header)) else []),
         "## What it promises\n\n" + _bullet(list_promises(header)),
         "## What it does not\n\n" + _bullet(list_limits(header)),
         CARD_MARK,
     ]
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n")
+
+
+def refuse_base(name: str) -> str:
+    """Why `name` is not published as the base, and what would be."""
+    return (
+        f"base_model {name!r} is no Hub id 'owner/name' that others could load"
+        + (", but a file or folder here" if Path(name).exists() else "")
+        + f"; give the id of the model, or {GLYPHS!r}"
+    )
+
+
+def find_base(name: str | None) -> str | None:
+    """The base that `name` stands for everywhere, a Hub id or "glyphs"; None if for none.
+
+    The Hub id of an address there, and of a snapshot in the Hub's cache, is in them.
+    """
+    if name is None or name == GLYPHS:
+        return name
+    for address in HUB_ADDRESSES:
+        name = name.removeprefix(address)
+    if cached := CACHED.search(name):
+        name = f"{cached[1]}/{cached[2]}"
+    if is_local(name) or Path(name).exists():
+        return None
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return name
 
 
 def make_snippet(

@@ -37,6 +37,16 @@ class Format(StrEnum):
 QUIET = {"DIFFUSERS_VERBOSITY": "error", "TRANSFORMERS_VERBOSITY": "error"}
 NO_BARS = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
+
+def _check_base(name: str | None) -> str | None:
+    """Refuse a base that means nothing to others."""
+    from ..adapters.model_card import find_base, refuse_base
+
+    if name is not None and find_base(name) is None:
+        raise typer.BadParameter(refuse_base(name))
+    return name
+
+
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,  # plain help: rich's takes 0.15 s to import
@@ -57,6 +67,10 @@ Adapter = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")]
+BaseModel = Annotated[
+    str | None, typer.Option(help="Hub id of the base, or 'glyphs'.", callback=_check_base)
+]
+License = Annotated[str | None, typer.Option(help="As the Hub spells it.")]
 Subfolder = Annotated[str | None, typer.Option(help="Folder inside the repository.")]
 Config = Annotated[
     str | None, typer.Option(help="For a single file: the same model in diffusers' layout.")
@@ -138,6 +152,7 @@ def erase_command(
     as_json: Json = False,
 ) -> None:
     """Make an adapter: one concept by options, or a whole spec."""
+    from ..adapters.model_card import find_base
     from ..config.text_files import write_text_file
     from ..erasure.erase import erase
     from ..erasure.explain import explain as describe_spec
@@ -151,7 +166,7 @@ def erase_command(
     adapter = erase(load_model(model, config=config), what, **solver.arguments())
     path = adapter.save_pretrained(out)
     write_text_file(out / "spec.toml", adapter.spec.to_toml())
-    adapter.card(repo_id=str(out), base_model=model).save(out / "README.md")
+    adapter.card(base_model=find_base(model)).save(out / "README.md")
     _print_adapter(adapter.header(), as_json, path=str(path), seconds=adapter.report.seconds)
 
 
@@ -185,12 +200,13 @@ def verify_command(
 ) -> None:
     """Load an adapter or an erasures.lock on a base and measure it; exit code 3 if it fails."""
     from ..interop.pipelines import load_model
-    from .tables import describe_verification
 
     pipe = load_model(base, config=config)
     pipe.load_erasure_adapter(adapter, allow_base_mismatch=refit)
-    found = pipe.verify_erasure(selectivity=True)
-    _print(asdict(found), as_json, describe_verification(asdict(found)))
+    found = pipe.verify_erasure()
+    verdict = "holds" if found.ok else "DOES NOT HOLD"
+    lines = [f"{verdict}: residual {found.residual:.1e}, at most {found.threshold:.0e} allowed"]
+    _print(asdict(found), as_json, lines + [f"not covered: {what}" for what in found.uncovered])
     if not found.ok:
         raise typer.Exit(NOT_VERIFIED)
 
@@ -277,9 +293,9 @@ def list_adapters(
 @app.command()
 def card(
     adapter: Adapter,
-    base_model: Annotated[str | None, typer.Option(help="Hub id of the base, or 'glyphs'.")] = None,
+    base_model: BaseModel = None,
     repo_id: Annotated[str, typer.Option(help="What the snippet loads.")] = "path/to/this/folder",
-    license: Annotated[str | None, typer.Option(help="As the Hub spells it.")] = None,
+    license: License = None,
 ) -> None:
     """Print an adapter's model card."""
     from ..adapters.header import read_header
@@ -363,22 +379,38 @@ def push_command(
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request.")] = False,
     revision: Revision = None,
     subfolder: Subfolder = None,
+    base_model: BaseModel = None,
+    license: License = None,
     as_json: Json = False,
 ) -> None:
-    """Publish an adapter's folder: weights, card, spec and pictures."""
+    """Publish an adapter's folder: weights, card, spec and pictures.
+
+    The card is written anew for the repository, unless its text is your own.
+    """
     from ..adapters import hub
     from ..adapters.header import read_header
+    from ..adapters.publish import OWN_CARD, list_unknown, rebuild_card, with_card
 
-    read_header(hub.find(folder).path)
-    url = hub.push(
+    header = read_header(hub.find(folder).path)
+    card = rebuild_card(
         folder,
-        repo_id,
+        header,
+        repo_id=repo_id,
         subfolder=subfolder,
-        private=private or None,
-        revision=revision,
-        create_pr=create_pr,
+        base_model=base_model,
+        license=license,
     )
-    _print({"url": url}, as_json, [url])
+    with with_card(folder, card) as published:
+        url = hub.push(
+            published,
+            repo_id,
+            subfolder=subfolder,
+            private=private or None,
+            revision=revision,
+            create_pr=create_pr,
+        )
+    notes = list_unknown(card) if card else [OWN_CARD]
+    _print({"url": url, "notes": notes}, as_json, [url, *(f"note: {note}" for note in notes)])
 
 
 @app.command()
