@@ -77,13 +77,31 @@ class Elsewhere:
 
 
 @dataclass(frozen=True)
+class Detection:
+    """How a token is told from everything else: by the answer of `g` over that of `constant`."""
+
+    g: Tensor
+    """`(d,)` answers 1 to the token."""
+    constant: Tensor
+    """`(d,)` answers 1 to whatever comes."""
+    metric: Tensor
+    """`(d, d)` second moments where g must not answer."""
+    high: float
+    """The highest answer elsewhere."""
+    low: float
+    """The lowest on the name."""
+
+
+@dataclass(frozen=True)
 class Gates:
-    """The edits of both linears, and how far each token was told from others."""
+    """The edits of an MLP's linears, and how far each token was told from others."""
 
     detector: LowRank
     writer: LowRank
     margins: tuple[float, ...]
     """Per token: the lowest answer on the name less the highest elsewhere."""
+    factor: LowRank | None = None
+    """Of the linear whose output multiplies the activation's, where the MLP is gated itself."""
 
     def has_gate(self, i: int) -> bool:
         """Whether token `i` has a gate."""
@@ -125,28 +143,10 @@ def solve_gates(
     b1 = mlp.b1.double().cpu()
     W2 = mlp.W2.double()
     z = [token.z.double() for token in tokens]
-    near = elsewhere.near.double()
-    captions = elsewhere.captions.double()
-    C = _mean_outer(captions)
-    C.diagonal().add_(RIDGE * C.diagonal().mean())
-    constant = torch.linalg.solve(C, captions.mean(0))
-    constant = constant / (captions @ constant).mean()
-    metric = C + sum(_mean_outer(x) for x in z)
-    if len(near):
-        metric = metric + _mean_outer(near)
-
-    rows: list[Tensor] = []
-    margins = []
-    for i, token in enumerate(tokens):
-        g = _detector(z[i].mean(0), metric, [elsewhere.scanned, captions])
-        wrong = [captions, near, elsewhere.scanned, *(x for j, x in enumerate(z) if j != i)]
-        high = max(_highest(g, constant, x) for x in wrong)
-        high = max(high, _highest(g, constant, token.others, share=COMPANY))
-        answers = z[i] @ g / (z[i] @ constant).clamp_min(1e-3)
-        low = float(answers.sort().values[int(UNSURE * len(answers))])
-        margins.append(low - high)
-        rows.append(_step_rows(g, constant, high, low))
-    gates = Gates(_nothing(W1), _nothing(W2), tuple(margins))
+    found = detect_tokens(tokens, elsewhere)
+    margins = tuple(at.low - at.high for at in found)
+    rows = [_step_rows(at.g, at.constant, at.high, at.low) for at in found]
+    gates = Gates(no_edit(W1), no_edit(W2), margins)
     opened = [i for i in range(len(tokens)) if gates.has_gate(i)]
     if not opened:
         return gates
@@ -165,8 +165,33 @@ def solve_gates(
     return Gates(detector, writer, gates.margins)
 
 
-def assign_neurons(P: Tensor, W2: Tensor, gates: int) -> list[int]:
-    """Two neurons per gate: one after the other, the one whose loss costs least.
+def detect_tokens(tokens: Sequence[GateToken], elsewhere: Elsewhere) -> list[Detection]:
+    """How each token is told from the others and from what stands elsewhere, in float64."""
+    z = [token.z.double() for token in tokens]
+    near = elsewhere.near.double()
+    captions = elsewhere.captions.double()
+    C = _mean_outer(captions)
+    C.diagonal().add_(RIDGE * C.diagonal().mean())
+    constant = torch.linalg.solve(C, captions.mean(0))
+    constant = constant / (captions @ constant).mean()
+    metric = C + sum(_mean_outer(x) for x in z)
+    if len(near):
+        metric = metric + _mean_outer(near)
+
+    found = []
+    for i, token in enumerate(tokens):
+        g, own_metric = _detector(z[i].mean(0), metric, [elsewhere.scanned, captions])
+        wrong = [captions, near, elsewhere.scanned, *(x for j, x in enumerate(z) if j != i)]
+        high = max(_highest(g, constant, x) for x in wrong)
+        high = max(high, _highest(g, constant, token.others, share=COMPANY))
+        answers = z[i] @ g / (z[i] @ constant).clamp_min(1e-3)
+        low = float(answers.sort().values[int(UNSURE * len(answers))])
+        found.append(Detection(g, constant, own_metric, high, low))
+    return found
+
+
+def assign_neurons(P: Tensor, W2: Tensor, gates: int, *, each: int = 2) -> list[int]:
+    """So many neurons per gate: one after the other, the one whose loss costs least.
 
     P is the inverse of their second moments, so that |w_j|^2 / P_jj is what the loss of neuron j
     costs once the others have taken over what regression gives them (Optimal Brain Surgeon).
@@ -175,16 +200,16 @@ def assign_neurons(P: Tensor, W2: Tensor, gates: int) -> list[int]:
         IllPosedError: More than one in `SPARE` would be needed.
     """
     spare = W2.shape[1] // SPARE
-    if 2 * gates > spare:
+    if each * gates > spare:
         raise IllPosedError(
-            f"gates: {gates} tokens need {2 * gates} neurons, {spare} of "
+            f"gates: {gates} tokens need {each * gates} neurons, {spare} of "
             f"{W2.shape[1]} may be taken; name fewer words, or edit encoder blocks, such as "
             "layers=(0, -1)"
         )
     power = W2.square().sum(0)
     rest = P.clone()
     taken: list[int] = []
-    for _ in range(2 * gates):
+    for _ in range(each * gates):
         cost = power / rest.diagonal().clamp_min(1e-300)
         cost[taken] = torch.inf
         j = int(cost.argmin())
@@ -197,8 +222,8 @@ def _mean_outer(x: Tensor) -> Tensor:
     return x.T @ x / len(x)
 
 
-def _detector(mean: Tensor, metric: Tensor, wrong: Sequence[Tensor]) -> Tensor:
-    """`(d,)` answers 1 at the mean, and as little as it can elsewhere."""
+def _detector(mean: Tensor, metric: Tensor, wrong: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """`(d,)` answers 1 at the mean, and as little as it can elsewhere; and the metric it has so."""
     g = _whitened(metric, mean)
     for _ in range(ROUNDS):
         for x in wrong:
@@ -206,7 +231,7 @@ def _detector(mean: Tensor, metric: Tensor, wrong: Sequence[Tensor]) -> Tensor:
             if len(x):
                 metric = metric + HARDNESS * _mean_outer(hardest)
         g = _whitened(metric, mean)
-    return g
+    return g, metric
 
 
 def _whitened(metric: Tensor, mean: Tensor) -> Tensor:
@@ -234,5 +259,6 @@ def _step_rows(g: Tensor, constant: Tensor, high: float, low: float) -> Tensor:
     return slope * torch.stack([g - level * constant for level in levels])
 
 
-def _nothing(weight: Tensor) -> LowRank:
+def no_edit(weight: Tensor) -> LowRank:
+    """Of rank 0."""
     return LowRank(weight.new_zeros(weight.shape[0], 0), weight.new_zeros(0, weight.shape[1]))
