@@ -2,10 +2,13 @@
 
     python benchmarks/selective.py                       # all sections, going on where it stopped
     python benchmarks/selective.py --sections names      # some of them
+    python benchmarks/selective.py --names cat gun       # of each section, these names
     python benchmarks/selective.py --draw                # the page alone, from the lines
 
 The figures of `names` are those of the frozen tool, `../shared/tools/real_encoder.py`, by its own
-functions, phrases and captions; the other sections take the same measures from `text_encoders.py`.
+functions, phrases and captions, but that it asks every eighth word; the other sections take the
+same measures from `text_encoders.py`. An edit is made once for all sections of a start, so that
+sections asked for together cost little more than the first.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import argparse
 import copy
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,20 +49,29 @@ from text_encoders import (
 
 ROWS: dict[str, dict[str, Any]] = {
     "default": {},
-    "ours": {"layers": ("embedding", "gates", -1)},
-    "rows alone": {"layers": ("embedding",)},
-    "gates alone": {"layers": ("gates",)},
-    "last block alone": {"layers": (-1,)},
+    "gates": {"layers": ("gates",)},
+    "rows, gates": {"layers": ("embedding", "gates")},
+    "rows, gates, last block": {"layers": ("embedding", "gates", -1)},
+    "blocks": {"layers": (0, -1)},
 }
 """Row -> options of `erase`."""
-SKETCHES = ("swap", "uce", "linear", "gates")
+SKETCHES = {
+    "sketch: UCE": "uce",
+    "sketch: gates": "gates",
+    "sketch: rows": "swap",
+    "sketch: linear": "linear",
+}
+"""Row -> function of the tool."""
 GIVEN = 2000
 WATCHED = slice(4000, 4500)
 FEWER = slice(4000, 4150)
 """Captions of the sections that measure many edits."""
 STRENGTHS = (0.5, 0.8, 1.2)
+APART = (2, 5, 10)
 STYLE_STRENGTHS = (0.0, 0.5, 1.0, 1.5)
 STYLE_STEPS, STYLE_TEXTS = 25, 24
+FIRST_DETECTOR = "encoder.layer.0.intermediate.dense.weight"
+"""Whose rows say which neurons an edit takes."""
 RESETS = (0, 1, 2, 4, 8, 16, 32)
 Line = dict[str, Any]
 
@@ -129,11 +141,15 @@ class Sections:
         self.captions = args.captions.read_text(encoding="utf-8").splitlines()
         self.given = self.captions[:GIVEN]
         self.cases = [*self.stick.CASES, *(self._case(case) for case in ANCHORS_AWKWARD)]
+        if args.names:
+            self.cases = [case for case in self.cases if case.target in args.names]
+        self.tools_own = [case for case in self.stick.CASES if case in self.cases]
         chosen = args.rows or (*SKETCHES, *ROWS)
-        self.sketches = [row for row in SKETCHES if row in chosen]
+        self.sketches = {row: SKETCHES[row] for row in SKETCHES if row in chosen}
         self.methods = {row: ROWS[row] for row in ROWS if row in chosen}
         self._encoders: dict[str, Restored] = {}
         self._unedited: dict[Any, Unedited] = {}
+        self._edits: dict[tuple[str, str, str], Line] = {}
         self._bench: Any = None
 
     def _case(self, named: Named) -> Any:
@@ -148,7 +164,8 @@ class Sections:
         key = kind, tuple(case.target for case in cases), captions.stop
         if key not in self._unedited:
             encoder = self.restored(kind).encoder
-            words = plain_words(self.restored("bert").encoder)[:: self.args.every]
+            vocabulary = self.restored("bert").encoder.tokenizer.get_vocab()
+            words = plain_words_of(vocabulary)[:: self.args.every]
             self._unedited[key] = Unedited(encoder, cases, self.captions[captions], words)
         return self._unedited[key]
 
@@ -157,29 +174,70 @@ class Sections:
     def names(self) -> Iterator[tuple[str, Callable[[], Line]]]:
         """The tool's own figures, for its sketches and for the product.
 
-        A line takes about two minutes of a core: the tool asks every word of the vocabulary.
+        A line takes about half a minute of a core.
         """
         for case in self.cases:
             for row in (*self.sketches, *self.methods):
                 yield f"{case.target} / {row}", lambda c=case, r=row: self._by_tool(c, r)
 
     def _by_tool(self, case: Any, row: str) -> Line:
-        self._bench = self._bench or self.stick.Bench(self.captions)
         told: Line = {}
+        sketch = self.sketches.get(row)
+        if sketch is None:
+            told = self.edited("bert", case, row)
+            changed = told.pop("changed")
 
-        def edit(model: nn.Module, _: Any, case: Any, captions: list[str]) -> None:
-            encoder = load_measured("bert")
-            encoder.model = model
-            told.update(edit_in_place(encoder, [case], captions, ROWS[row]))
+        def edit(model: nn.Module, *_: object) -> None:
+            model.load_state_dict(changed, strict=False)
 
-        found = self._bench.measure(case, getattr(self.stick, row, None) or edit)
+        make = edit if sketch is None else getattr(self.stick, sketch)
+        found = self._frozen_bench().measure(case, make)
         return {**found, **told, "case": case.target, "row": row}
+
+    def _frozen_bench(self) -> Any:
+        """The tool's own, which asks some words of the vocabulary instead of all."""
+        if self._bench is None:
+            every = self.args.every_of_tool
+
+            def words(self: Any, prefix: str, block: int | None) -> tuple[list[str], Tensor]:
+                if block is not None:
+                    return stock(self, prefix, block)
+                vocabulary = self.tokenizer.get_vocab
+                some = plain_words_of(vocabulary())[::every]
+                self.tokenizer.get_vocab = lambda: dict.fromkeys(some)
+                try:
+                    return stock(self, prefix, block)
+                finally:
+                    self.tokenizer.get_vocab = vocabulary
+
+            stock = self.stick.Encoder.words
+            self.stick.Encoder.words = words
+            self._bench = self.stick.Bench(self.captions)
+        return self._bench
+
+    def edited(self, kind: str, case: Any, row: str) -> Line:
+        """The weights that an edit changes ("changed"), and what its report says; made once.
+
+        Raises:
+            Failed: The product refuses.
+        """
+        key = kind, case.target, row
+        if key not in self._edits:
+            restored = self.restored(kind)
+            with restored as encoder:
+                told = edit_in_place(encoder, [case], self.given, ROWS[row])
+                changed = {}
+                for name, value in encoder.model.state_dict().items():
+                    if not torch.equal(value, restored.base[name]):
+                        changed[name] = value.clone()
+            self._edits[key] = told | {"changed": changed}
+        return dict(self._edits[key])
 
     # ------------------------------------------------------------------------- many at once
 
     def many(self) -> Iterator[tuple[str, Callable[[], Line]]]:
         """20 and 100 names whose tokens are common words, in one edit; and the first alone."""
-        for count in (1, 20, 100):
+        for count in self.args.counts:
             for row in self.methods:
                 yield f"{count} / {row}", lambda n=count, r=row: self._many(n, r)
 
@@ -196,7 +254,7 @@ class Sections:
 
     def spellings(self) -> Iterator[tuple[str, Callable[[], Line]]]:
         """Misspelt, split, joined, in capitals, with accents, plural: measured, not solved for."""
-        for case in self.stick.CASES:
+        for case in self.tools_own:
             for row in self.methods:
                 yield f"{case.target} / {row}", lambda c=case, r=row: self._spelled(c, r)
 
@@ -204,77 +262,124 @@ class Sections:
         before = self.unedited("bert", [case], FEWER)
         with self.restored("bert") as encoder:
             before.spell(encoder, case, list(SPELLINGS[case.target].values()))
-            told = edit_in_place(encoder, [case], self.given, ROWS[row])
+            told = self._apply(encoder, case, row)
             found = {}
             for how, named in SPELLINGS[case.target].items():
                 found[f"{how}: {named}"] = before.left(encoder, case, named)["left name"]
         return {"spelled": found, **told, "case": case.target, "row": row}
 
+    def _apply(self, encoder: MeasuredEncoder, case: Any, row: str) -> Line:
+        """Writes an edit into the encoder.
+
+        Returns:
+            What its report says.
+        """
+        told = self.edited(encoder.kind, case, row)
+        encoder.model.load_state_dict(told.pop("changed"), strict=False)
+        return told
+
+    # ------------------------------------------------------------------------- made apart
+
+    def apart(self) -> Iterator[tuple[str, Callable[[], Line]]]:
+        """Edits of one name each, made apart and added up as stock LoRA loaders do."""
+        for count in APART:
+            for row in self.methods:
+                yield f"{count} / {row}", lambda n=count, r=row: self._added_up(n, r)
+
+    def _added_up(self, count: int, row: str) -> Line:
+        cases = []
+        for name in COMPOUNDS[:count]:
+            cases.append(self.stick.Case(name, "stone", "object", (), ()))
+        before = self.unedited("bert", cases, FEWER)
+        restored = self.restored("bert")
+        sums: dict[str, Tensor] = {}
+        touched = []
+        alone: dict[str, float] = {}
+        for case in cases:
+            with restored as encoder:
+                changed = self.edited("bert", case, row)["changed"]
+                encoder.model.load_state_dict(changed, strict=False)
+                for place, left in before.left(encoder, case).items():
+                    alone[f"alone {place}"] = alone.get(f"alone {place}", 0.0) + left / count
+            for name, value in changed.items():
+                delta = value - restored.base[name]
+                sums[name] = sums.get(name, 0) + delta
+                if name == FIRST_DETECTOR:
+                    touched += delta.abs().sum(1).nonzero()[:, 0].tolist()
+        with restored as encoder:
+            added = {name: restored.base[name] + delta for name, delta in sums.items()}
+            encoder.model.load_state_dict(added, strict=False)
+            found = before.measure(encoder)
+        twice = len(touched) - len({*touched})
+        return {**found, **alone, "taken": len(touched), "taken twice": twice, "row": row}
+
     # ------------------------------------------------------------------------- precision, company
 
     def precision(self) -> Iterator[tuple[str, Callable[[], Line]]]:
-        """16 bits, merged into 16 bits, and a LoRA scale other than one."""
-        hows = ["float32", "bfloat16", "float16", "merged bfloat16", "merged float16"]
+        """16 and 8 bits, merged into them, and a LoRA scale other than one."""
+        hows = ["float32", "float16", "bfloat16", "merged float16", "merged bfloat16"]
+        hows += ["beside int8", "merged int8", "beside fp8", "merged fp8"]
         hows += [f"scale {strength}" for strength in STRENGTHS]
-        for case in self.stick.CASES[2:]:
+        for case in self.tools_own:
             for row in self.methods:
                 for how in hows:
                     key = f"{case.target} / {row} / {how}"
                     yield key, lambda c=case, r=row, h=how: self._precise(c, r, h)
 
     def _precise(self, case: Any, row: str, how: str) -> Line:
-        with self.restored("bert") as encoder:
-            told = self._edited_state(encoder, case, row)
-            base = self._encoders["bert"].base
-            edited = told.pop("state")
-            twin = MeasuredEncoder("bert", encoder.clone(), encoder.tokenizer, 32, masked=True)
-            dtype = getattr(torch, how.split()[-1], torch.float32)
-            load(twin, base, dtype if "merged" not in how else torch.float32)
-            if "merged" in how:
-                load(twin, rounded_to(base, dtype), torch.float32)
-            before = Unedited(twin, [case], self.captions[FEWER])
-            if how.startswith("scale"):
-                strength = float(how.split()[1])
-                edited = {k: base[k].lerp(v, strength) for k, v in edited.items()}
-            load(twin, rounded_to(edited, dtype) if "merged" in how else edited, None)
-            found = before.measure(twin)
+        told = self.edited("bert", case, row)
+        base = self.restored("bert").base
+        edited = base | told.pop("changed")
+        word, _, rest = how.partition(" ")
+        dtype = {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(how, torch.float32)
+        narrow = PRECISIONS.get(rest, same_values)
+        if word == "merged":
+            edited = narrow(edited)
+        elif word == "beside":  # as a hook adds it to weights that hold 8 bits
+            rounded = narrow(base)
+            edited = {k: rounded[k] + (v - base[k]) for k, v in edited.items()}
+        elif word == "scale":
+            edited = {k: base[k].lerp(v, float(rest)) for k, v in edited.items()}
+        found = self._beside(case, narrow(base), edited, dtype)
         return {**found, **told, "case": case.target, "row": row, "how": how}
+
+    def _beside(
+        self, case: Any, base: dict[str, Tensor], edited: dict[str, Tensor], dtype: torch.dtype
+    ) -> Line:
+        """An edit compared with another base than the one that it was made for."""
+        kept = self.restored("bert").encoder
+        twin = MeasuredEncoder("bert", kept.clone().to(dtype), kept.tokenizer, 32, masked=True)
+        twin.model.load_state_dict(base)
+        before = Unedited(twin, [case], self.captions[FEWER])
+        twin.model.load_state_dict(edited)
+        return before.measure(twin)
 
     def style(self) -> Iterator[tuple[str, Callable[[], Line]]]:
         """Beside a style LoRA on the encoder, which the edit has never seen."""
-        for case in self.stick.CASES[2:]:
+        for case in self.tools_own:
             for row in self.methods:
                 for strength in STYLE_STRENGTHS:
                     key = f"{case.target} / {row} / {strength}"
                     yield key, lambda c=case, r=row, s=strength: self._styled(c, r, s)
 
     def _styled(self, case: Any, row: str, strength: float) -> Line:
-        with self.restored("bert") as encoder:
-            told = self._edited_state(encoder, case, row)
-            base = self._encoders["bert"].base
-            edited = told.pop("state")
-            change = style_lora(self.restored("bert").encoder, self.given)
-            twin = MeasuredEncoder("bert", encoder.clone(), encoder.tokenizer, 32, masked=True)
-            load(twin, moved_by(base, change, strength), torch.float32)
-            before = Unedited(twin, [case], self.captions[FEWER])
-            load(twin, moved_by(edited, change, strength), None)
-            found = before.measure(twin)
+        told = self.edited("bert", case, row)
+        base = self.restored("bert").base
+        edited = base | told.pop("changed")
+        change = style_lora(self.restored("bert").encoder, self.given)
+        found = self._beside(
+            case,
+            moved_by(base, change, strength),
+            moved_by(edited, change, strength),
+            torch.float32,
+        )
         return {**found, **told, "case": case.target, "row": row, "strength": strength}
-
-    def _edited_state(self, encoder: MeasuredEncoder, case: Any, row: str) -> Line:
-        """The weights after an edit, made once per case and row."""
-        key = "state", case.target, row
-        if key not in self._unedited:
-            told = edit_in_place(encoder, [case], self.given, ROWS[row])
-            self._unedited[key] = told | {"state": copy.deepcopy(encoder.model.state_dict())}
-            encoder.model.load_state_dict(self._encoders["bert"].base)
-        return dict(self._unedited[key])
 
     # ------------------------------------------------------------------------- an attacker
 
     def resets(self) -> Iterator[tuple[str, Callable[[], Line]]]:
         """The most changed rows go back to what they were: how much of the name comes back."""
-        for case in self.stick.CASES:
+        for case in self.tools_own:
             for row in self.methods:
                 yield f"{case.target} / {row}", lambda c=case, r=row: self._reset(c, r)
 
@@ -282,7 +387,7 @@ class Sections:
         with self.restored("bert") as encoder:
             base = self._encoders["bert"].base
             before = Unedited(encoder, [case], self.captions[4000:4010])
-            told = edit_in_place(encoder, [case], self.given, ROWS[row])
+            told = self._apply(encoder, case, row)
             edited = copy.deepcopy(encoder.model.state_dict())
             order = changed_rows(base, edited)
             found = {}
@@ -332,25 +437,55 @@ class Sections:
         return {**found, **told, "encoder": kind, "case": case.target, "row": row}
 
 
-def plain_words(encoder: MeasuredEncoder) -> list[str]:
-    """Whole words of the vocabulary, as the tool takes them."""
-    words = encoder.tokenizer.get_vocab()
-    return sorted(word for word in words if word.isalpha() and len(word) > 1)
+def plain_words_of(vocabulary: Iterable[str]) -> list[str]:
+    """Whole words of a vocabulary, as the tool takes them."""
+    return sorted(word for word in vocabulary if word.isalpha() and len(word) > 1)
 
 
-def load(encoder: MeasuredEncoder, state: dict[str, Tensor], dtype: torch.dtype | None) -> None:
-    """Weights into an encoder; `None` keeps its precision."""
-    if dtype is not None:
-        encoder.model.to(dtype)
-    encoder.model.load_state_dict(state)
+def same_values(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights as they are."""
+    return state
 
 
-def rounded_to(state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Weights as a checkpoint of 16 bits keeps them."""
+def rounded_to(dtype: torch.dtype) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+    """A function that gives weights as a checkpoint of this dtype keeps them."""
+
+    def rounded(state: dict[str, Tensor]) -> dict[str, Tensor]:
+        found = {}
+        for name, value in state.items():
+            found[name] = value.to(dtype).float() if value.is_floating_point() else value
+        return found
+
+    return rounded
+
+
+def in_int8(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The encoder's linears in 8-bit integers with a scale per row, as weight-only quantisers."""
     found = {}
     for name, value in state.items():
-        found[name] = value.to(dtype).float() if value.is_floating_point() else value
+        found[name] = value
+        if value.ndim == 2 and "embeddings" not in name:
+            scale = value.abs().amax(1, keepdim=True) / 127
+            found[name] = (value / scale).round() * scale
     return found
+
+
+def in_fp8(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The encoder's linears in 8-bit floats, as layerwise casting stores them."""
+    found = {}
+    for name, value in state.items():
+        narrow = value.ndim == 2 and "embeddings" not in name
+        found[name] = value.to(torch.float8_e4m3fn).float() if narrow else value
+    return found
+
+
+PRECISIONS = {
+    "float16": rounded_to(torch.float16),
+    "bfloat16": rounded_to(torch.bfloat16),
+    "int8": in_int8,
+    "fp8": in_fp8,
+}
+"""By name, weights as they come back from it."""
 
 
 def moved_by(
@@ -445,17 +580,21 @@ def run(sections: Sections, args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    names = ("names", "many", "spellings", "precision", "style", "resets", "depth", "encoders")
+    names = ("names", "spellings", "resets", "precision", "apart", "many", "style", "depth")
+    names = (*names, "encoders")
     results = Path(__file__).with_name("results")
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sections", nargs="*", default=names, choices=names)
     parser.add_argument(
         "--rows", nargs="*", choices=(*SKETCHES, *ROWS), help="default: all; sketches in `names`"
     )
+    parser.add_argument("--names", nargs="*", help="to erase; default: all")
+    parser.add_argument("--counts", nargs="*", type=int, default=(1, 20, 100), help="of `many`")
     parser.add_argument("--encoders", nargs="*", default=("clip", "t5", "qwen3"))
     parser.add_argument("--tool", type=Path, default=TOOL)
     parser.add_argument("--captions", type=Path, default=CAPTIONS)
     parser.add_argument("--every", type=int, default=20, help="of the words but in `names`")
+    parser.add_argument("--every-of-tool", type=int, default=8, help="of the words in `names`")
     parser.add_argument("--out", type=Path, default=results)
     parser.add_argument("--page", type=Path, default=results.parents[1] / "docs" / "selective.md")
     parser.add_argument("--draw", action="store_true", help="the page alone, from the lines")

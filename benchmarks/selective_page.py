@@ -20,10 +20,10 @@ erased, 0 all of it. `drift`: how far captions moved that name nothing that was 
 same of phrases that share a word or a meaning with the name, those that the edit was given to keep
 and others. `fires`: captions, and words in "a WORD", in which a token moves by more than a tenth.
 
-"default" is what `erase` does unless it is asked for more; "ours" is
-`layers=("embedding", "gates", -1)`, and the rows below it are its places alone. swap, uce, linear
-and gates are the sketches of the measuring stick, `../shared/tools/real_encoder.py`, which is
-frozen; its phrases, captions and figures are used as they are.
+"default" is what `erase` does unless it is asked for more; "rows" stands for `"embedding"` among
+`layers`, "gates" for `"gates"`, "last block" for `-1`, "blocks" for `(0, -1)`. Sketches are those
+of the measuring stick, `../shared/tools/real_encoder.py`, which is frozen; its phrases, captions
+and figures are used as they are, but that every eighth word of the vocabulary is asked.
 """
 
 
@@ -94,6 +94,20 @@ def draw_names(lines: Sequence[Line]) -> list[str]:
 def draw_many(lines: Sequence[Line]) -> list[str]:
     """By the number of names."""
     return table(("names", "row", *MEASURES), ([*parts(x), *measures(x)] for x in lines))
+
+
+def draw_apart(lines: Sequence[Line]) -> list[str]:
+    """By the number of files."""
+    rows = []
+    for line in lines:
+        if "refused" in line:
+            rows.append([*parts(line), "", "", *measures(line)])
+            continue
+        alone = [number(line.get(f"alone {place}")) for place in ("name", "other", "ends")]
+        taken = f"{line['taken twice']} of {line['taken']}"
+        rows.append([*parts(line), " / ".join(alone), taken, *measures(line)])
+    heads = ("files", "row", "each alone, left", "neurons taken again", *MEASURES)
+    return table(heads, rows)
 
 
 def draw_spellings(lines: Sequence[Line]) -> list[str]:
@@ -176,10 +190,18 @@ SECTIONS: dict[str, tuple[str, str, Callable[[Sequence[Line]], list[str]]]] = {
         "vocabulary is asked.",
         draw_many,
     ),
+    "apart": (
+        "Files made apart",
+        "One name of two common words in each, all sent to a stone, and added up as stock LoRA "
+        "loaders do; `load_erasure_adapter` solves them together instead. 150 captions.",
+        draw_apart,
+    ),
     "spellings": ("Other spellings", "None was solved for.", draw_spellings),
     "precision": (
         "Precision and scale",
-        "Compared with the unedited encoder at the same precision; 150 captions; four names.",
+        "Compared with the unedited encoder at the same precision; means over names; 150 captions. "
+        "Merged: the edited weights rounded. Beside: the edit made for float32 is added to rounded "
+        "weights, as a hook adds it.",
         draw_conditions,
     ),
     "style": (
