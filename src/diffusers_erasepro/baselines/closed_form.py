@@ -15,8 +15,8 @@ from ..adapters.adapter import ErasureAdapter
 from ..config.options import OtherMethod, check_number
 from ..config.spec import Concept, ErasureSpec
 from ..erasure.auto_anchor import with_anchors
-from ..erasure.erase import below_loras
 from ..erasure.float32 import in_float32
+from ..erasure.request import below_loras
 from ..erasure.states import final_states
 from ..errors import ConceptSpecError, UnknownFamilyError
 from ..families.pipelines import family_of, get_component, reader_paths

@@ -13,7 +13,8 @@ from ..config.options import AUTO, Options, OtherMethod
 from ..config.plan import READERS
 from ..config.spec import Concept, ErasureSpec
 from ..erasure.auto_anchor import with_anchors
-from ..erasure.erase import below_loras, check_clip_skip, erase_as_planned
+from ..erasure.erase import erase_as_planned
+from ..erasure.request import below_loras, check_clip_skip
 from ..erasure.sites.blocks import planned_blocks, site_at
 from ..erasure.sites.plan_edits import with_metrics
 from ..erasure.sites.planning import Planning

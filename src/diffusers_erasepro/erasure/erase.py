@@ -2,49 +2,40 @@
 
 from __future__ import annotations
 
-import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
 
 from ..adapters.adapter import ErasureAdapter
 from ..adapters.header import refuse_unreadable
 from ..config.options import AUTO, Options
 from ..config.plan import EMBEDDING, GATES, Plan
 from ..config.spec import Concept, ErasureSpec
-from ..errors import AdapterStateError, ConceptSpecError, IllPosedError
-from ..families.encoders import blocks_of, blocks_read
+from ..errors import IllPosedError
 from ..families.pipelines import family_of
-from ..modules.hooks import names_of_hooks
-from ..modules.storage import without_loras
 from ..patching.weights import unedited
-from ..prompts.alignment import Rows, rows_to_measure
+from ..prompts.alignment import CUT_PHRASE, rows_to_measure
 from ..prompts.misspelt import notes_on_misspelt
 from ..prompts.tokens import TextPath, text_paths, tokenizer_of
 from .assemble import ErasedEncoder, encoder_from_walk, merge_encoders, notes_of
 from .auto_anchor import with_anchors
 from .auto_layers import choose_layers
 from .float32 import in_float32
+from .foreign_hooks import refuse_unsolved
 from .last_words import CANNOT_TELL, notes_on_last_words
-from .layerwise import Walk, walk
-from .residuals import largest, relative, target_states
+from .layerwise import walk
+from .request import as_spec, below_loras, check_clip_skip, level_of_caller, resolve_layers
 from .selectivity import measure_selectivity
-from .sites.neurons import has_room
 from .sites.plan_edits import plan_edits
 from .sites.planning import Planning, naming_encoder
 from .sites.protocol import EditSite
-from .states import edited
 
 FALLEN_BACK = "encoder blocks were edited instead of neurons, as {}"
-HOOK_TOLERANCE = 1e-3
-"""Largest relative difference between what was solved and what runs, under somebody's hooks."""
 Planner = Callable[[Planning], list[EditSite]]
 
 
@@ -105,23 +96,6 @@ def erase(
         return erase_live(pipe, spec, measure=measure, **options)
 
 
-@contextmanager
-def below_loras(pipe: Any) -> Iterator[None]:
-    """Inside, LoRAs and other PEFT layers that are on in the pipeline's parts do not count.
-
-    An adapter is made for the base alone: so it loads on every pipeline with that base, whatever
-    was on here. `refit_erasure` solves on top.
-
-    Raises:
-        UnknownFamilyError: The pipeline has no record.
-    """
-    family = family_of(pipe)
-    names = [*(use.encoder for use in family.encoders), family.denoiser]
-    found = [getattr(pipe, name, None) for name in names]
-    with without_loras(root for root in found if isinstance(root, nn.Module)):
-        yield
-
-
 def erase_live(
     pipe: Any, spec: ErasureSpec | Concept | str, *, measure: bool = True, **options: Any
 ) -> ErasureAdapter:
@@ -132,7 +106,7 @@ def erase_live(
     family_of(pipe)  # refuses what is no known pipeline
     tokenizers = [tokenizer_of(path) for path in text_paths(pipe)]
     for note in notes_on_misspelt(spec.concepts, tokenizers):
-        warnings.warn(note, stacklevel=_level_of_caller())
+        warnings.warn(note, stacklevel=level_of_caller())
     refuse_unreadable({"spec": spec.to_dict()})
     with unedited(pipe), torch.no_grad():
         check_clip_skip(pipe, request.clip_skip)
@@ -142,44 +116,10 @@ def erase_live(
         else:
             adapter = erase_as_requested(pipe, spec, request, measure=measure)
     for note in adapter.report.notes:
-        if note.startswith(CANNOT_TELL):
-            warnings.warn(note, stacklevel=_level_of_caller())
+        if note.startswith((CANNOT_TELL, CUT_PHRASE)):
+            warnings.warn(note, stacklevel=level_of_caller())
     report = replace(adapter.report, seconds=time.perf_counter() - began)
     return replace(adapter, report=report)
-
-
-def as_spec(given: ErasureSpec | Concept | str) -> ErasureSpec:
-    """What was given, as a spec; a mere name is said to be taken for an object.
-
-    Raises:
-        ConceptSpecError: It is none of the three.
-    """
-    if isinstance(given, str):
-        concept = Concept(given)
-        warnings.warn(
-            f"{given!r} is taken for an object with nothing in its place: Concept({given!r}, "
-            f"anchor='', templates={concept.kind.name!r}); give a Concept to say what it becomes",
-            stacklevel=_level_of_caller(),
-        )
-        return ErasureSpec((concept,))
-    if isinstance(given, Concept):
-        return ErasureSpec((given,))
-    if not isinstance(given, ErasureSpec):
-        raise ConceptSpecError(
-            f"what to erase must be an ErasureSpec, a Concept or a name, got {type(given).__name__}"
-        )
-    return given
-
-
-def _level_of_caller() -> int:
-    """The stacklevel, for `erase`, of the first caller outside this package: it named the spec."""
-    package = __name__.partition(".")[0]
-    frame = sys._getframe(1)
-    level = 1
-    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == package:
-        frame = frame.f_back
-        level += 1
-    return level
 
 
 def erase_as_requested(
@@ -190,7 +130,7 @@ def erase_as_requested(
     Neurons that nobody named may turn out too large on a base; encoder blocks then do, and the
     report says so.
     """
-    plan = resolve(pipe, spec, request)
+    plan = resolve_layers(pipe, spec, request)
     blocks = request.resolve(spec.concepts, neurons=False)
     try:
         return erase_as_planned(pipe, spec, request, plan, measure=measure)
@@ -205,51 +145,17 @@ def erase_with_chosen_layers(
     pipe: Any, spec: ErasureSpec, request: Options, *, measure: bool
 ) -> ErasureAdapter:
     """The erasure with the layers that the noise predictions favour."""
-    usual = resolve(pipe, spec, replace(request, layers=None))
+    usual = resolve_layers(pipe, spec, replace(request, layers=None))
     trial = partial(erase_as_planned, pipe, measure=False)
     choice = choose_layers(pipe, spec, request, usual, trial)
     made = erase_as_planned(pipe, spec, choice.options, choice.plan, measure=measure)
     return replace(made, report=choice.add_to(made.report))
 
 
-def check_clip_skip(pipe: Any, blocks: int) -> None:
-    """Refuse to skip blocks that nobody skips, or all of them.
-
-    Raises:
-        ConceptSpecError: The pipeline reads no encoder with `clip_skip`, or one has too few blocks.
-    """
-    if not blocks:
-        return
-    paths = [path for path in text_paths(pipe, blocks) if path.use.skips]
-    if not paths:
-        raise ConceptSpecError(
-            f"clip_skip={blocks}: {type(pipe).__name__} reads no text encoder with clip_skip; "
-            "leave it out"
-        )
-    for path in paths:
-        count = len(blocks_of(path.encoder))
-        first = min(reading.block(count) for reading in path.use.readings)
-        if first < 0:
-            raise ConceptSpecError(
-                f"clip_skip={blocks}: {path.use.encoder} has {count} blocks, and nothing of them "
-                f"would be read; skip at most {blocks + first}"
-            )
-
-
-def resolve(pipe: Any, spec: ErasureSpec, request: Options) -> Plan:
-    """The request with a recipe for every concept, as far as the pipeline's encoders allow."""
-    words = sum(len(concept.words) for concept in spec.concepts)
-    paths = text_paths(pipe, request.clip_skip)
-    deep = all(blocks_read(path.encoder, path.use.readings)[0] > 0 for path in paths)
-    spare = all(has_room(path.encoder, words) for path in paths)
-    neurons = deep and spare and not spec.keep and not request.robust
-    return request.resolve(spec.concepts, neurons=neurons)
-
-
 def fall_back(error: IllPosedError, make: Callable[[], ErasureAdapter]) -> ErasureAdapter:
     """What `make` makes of encoder blocks, with a note that says why."""
     note = FALLEN_BACK.format(error)
-    warnings.warn(note, stacklevel=_level_of_caller())
+    warnings.warn(note, stacklevel=level_of_caller())
     made = make()
     return replace(made, report=replace(made.report, notes=(*made.report.notes, note)))
 
@@ -308,23 +214,3 @@ def erase_encoder(
             selective = measure_selectivity(planning, done.edits_of(path.use.encoder))
     made = encoder_from_walk(planning, done)
     return replace(made, report=replace(made.report, notes=notes, selectivity=selective))
-
-
-def refuse_unsolved(encoder: nn.Module, path: TextPath, rows: Rows, done: Walk) -> None:
-    """Where somebody else's hooks run in the encoder, the edits must do there what was solved.
-
-    Raises:
-        AdapterStateError: A hook changes what the edited modules make of the edits.
-    """
-    hooks = names_of_hooks(encoder, neutral=False)
-    if not hooks:
-        return
-    with edited(encoder, done.edits_of(path.use.encoder)):
-        states = target_states(encoder, rows, path.use.readings)
-    for have, (expected, _) in zip(states, done.states["exact"], strict=True):
-        off = largest([relative(have.cpu(), expected)])
-        if not off <= HOOK_TOLERANCE:
-            raise AdapterStateError(
-                f"{path.use.encoder}: with the hook {', '.join(hooks)} the edits do not do what "
-                f"was solved (residual {off:.1e}); remove it, erase, and add it again"
-            )
