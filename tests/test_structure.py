@@ -1,6 +1,7 @@
 """The order of the packages: one imports only from those above it, so cycles cannot arise."""
 
 import ast
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -72,3 +73,12 @@ def test_every_module_says_what_it_is_for():
     for path in ROOT.rglob("*.py"):
         doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
         assert doc and doc.splitlines()[0].endswith((".", "`.")), path
+
+
+def test_the_licences_of_lists_made_by_others_go_with_the_wheel():
+    project = tomllib.loads((ROOT.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+    named: set[Path] = set()
+    for pattern in project["project"]["license-files"]:
+        named |= {*ROOT.parents[1].glob(pattern)}
+    licences = {*ROOT.rglob("*licence*.txt")}
+    assert licences and licences < named
