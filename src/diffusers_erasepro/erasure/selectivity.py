@@ -14,6 +14,7 @@ from torch import Tensor
 from ..adapters.report import ConceptLeft, Selectivity
 from ..config.plan import ALIGNMENTS
 from ..config.spec import Concept, ErasureSpec
+from ..families.encoders import encoder_family_of
 from ..families.types import Reading
 from ..linalg.low_rank import LowRank
 from ..modules.linear import dtype_of
@@ -30,6 +31,8 @@ WATCHED = 100
 """Captions that are measured, at most."""
 CONCEPTS = 100
 """Concepts that are measured one by one, at most, evenly spread."""
+PER_CONCEPT = 8
+"""Listed prompts of all concepts there, and held-out ones; two of each word at least."""
 FIRED = 0.1
 """Relative change of a token's state from which a caption counts as hit."""
 AGREEING = 1e-4
@@ -109,7 +112,7 @@ def compare(encoder: Compared, spec: ErasureSpec) -> Selectivity:
 def left_by_concept(encoder: Compared, concepts: Sequence[Concept]) -> dict[str, ConceptLeft]:
     """By target, what is left of each concept."""
     some = spread(concepts, CONCEPTS)
-    share = max(2, PHRASES // sum(len(concept.words) for concept in some))
+    share = max(2, PER_CONCEPT // sum(len(concept.words) for concept in some))
     targets: dict[str, str] = {}
     for concept in some:
         targets |= dict.fromkeys(concept.words, concept.target)
@@ -222,8 +225,11 @@ def _moved(encoder: Compared, texts: Sequence[str]) -> list[Tensor]:
     if not texts:
         return []
     rows = kept_rows(texts, encoder.path)
-    before = encoder.unedited(rows.target).double()
-    change = (encoder.erased(rows.target).double() - before).norm(dim=-1)
+    causal = encoder_family_of(encoder.path.encoder).causal
+    # nothing reads what follows the last of these positions
+    tokens = rows.target.cut(rows.length) if causal else rows.target
+    before = encoder.unedited(tokens).double()
+    change = (encoder.erased(tokens).double() - before).norm(dim=-1)
     at = (change / before.norm(dim=-1))[rows.row, rows.target_at]
     return [at[rows.row == i] for i in range(len(texts))]
 
