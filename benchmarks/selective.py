@@ -26,7 +26,7 @@ from diffusers.utils import logging
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from common import keep_line, kept_lines, provenance
+from common import commit, keep_line, kept_lines, provenance
 from diffusers_erasepro import Concept, ErasureSpec, erasable, erase
 from diffusers_erasepro.errors import ErasureError
 from selective_names import (
@@ -149,7 +149,7 @@ class Sections:
         self.methods = {row: ROWS[row] for row in ROWS if row in chosen}
         self._encoders: dict[str, Restored] = {}
         self._unedited: dict[Any, Unedited] = {}
-        self._edits: dict[tuple[str, str, str], Line] = {}
+        self._edits: dict[str, Line] = {}
         self._bench: Any = None
 
     def _case(self, named: Named) -> Any:
@@ -216,22 +216,31 @@ class Sections:
         return self._bench
 
     def edited(self, kind: str, case: Any, row: str) -> Line:
-        """The weights that an edit changes ("changed"), and what its report says; made once.
+        """The weights that an edit changes ("changed"), and what its report says.
+
+        Made once per commit, also if the benchmark is started again.
 
         Raises:
             Failed: The product refuses.
         """
-        key = kind, case.target, row
+        key = f"{kind}, {case.target}, {row}"
         if key not in self._edits:
-            restored = self.restored(kind)
-            with restored as encoder:
-                told = edit_in_place(encoder, [case], self.given, ROWS[row])
-                changed = {}
-                for name, value in encoder.model.state_dict().items():
-                    if not torch.equal(value, restored.base[name]):
-                        changed[name] = value.clone()
-            self._edits[key] = told | {"changed": changed}
+            file = self.args.edits / f"{commit()}, {key}.pt"
+            if not file.exists():
+                file.parent.mkdir(parents=True, exist_ok=True)
+                torch.save(self._make(kind, case, row), file)
+            self._edits[key] = torch.load(file, weights_only=True)
         return dict(self._edits[key])
+
+    def _make(self, kind: str, case: Any, row: str) -> Line:
+        restored = self.restored(kind)
+        with restored as encoder:
+            told = edit_in_place(encoder, [case], self.given, ROWS[row])
+            changed = {}
+            for name, value in encoder.model.state_dict().items():
+                if not torch.equal(value, restored.base[name]):
+                    changed[name] = value.clone()
+        return told | {"changed": changed}
 
     # ------------------------------------------------------------------------- many at once
 
@@ -596,6 +605,8 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=20, help="of the words but in `names`")
     parser.add_argument("--every-of-tool", type=int, default=8, help="of the words in `names`")
     parser.add_argument("--out", type=Path, default=results)
+    edits = results.parents[1] / "runs" / "selective"
+    parser.add_argument("--edits", type=Path, default=edits, help="where edits are kept")
     parser.add_argument("--page", type=Path, default=results.parents[1] / "docs" / "selective.md")
     parser.add_argument("--draw", action="store_true", help="the page alone, from the lines")
     args = parser.parse_args()
