@@ -15,6 +15,7 @@
     │   └── HubRateLimitError                too many requests
     ├── BaseModelMismatchError (ValueError)  made for other weights than the pipeline has
     ├── EvaluationError (ValueError)         a suite lacks a part, or nothing could be judged
+    ├── NotEnoughMemoryError (MemoryError)   a solve would not fit; nothing was begun
     ├── AdapterStateError (RuntimeError)     not in the pipeline's present state
     │   ├── ErasureLockedError               a locked erasure would be switched off
     │   └── ErasureInactiveError             a required erasure is not in force; no image was made
@@ -138,6 +139,15 @@ class BaseModelMismatchError(ErasureError, ValueError):
 
 class EvaluationError(ErasureError, ValueError):
     """What is to be measured is not there; no number is made of nothing."""
+
+
+class NotEnoughMemoryError(ErasureError, MemoryError):
+    """A solve takes more memory than there is; the message has both numbers.
+
+    Nothing was begun. Fewer concepts at a time take less, and so does another metric::
+
+        erase(pipe, spec, metric="identity")
+    """
 
 
 class AdapterStateError(ErasureError, RuntimeError):

@@ -88,7 +88,7 @@ def walk(
     Raises:
         IllPosedError: From a site's solve. No hook is left behind.
     """
-    run = _Run(encoder, rows, _batch(encoder, rows, sites, readings))
+    run = _Run(encoder, rows, batch_of(encoder, rows, sites, readings))
     outputs: dict[str, list[EditSite]] = {}
     for site in sites:
         outputs.setdefault(site.output, []).append(site)
@@ -243,7 +243,7 @@ class _Run:
         return found
 
 
-def _batch(
+def batch_of(
     encoder: nn.Module,
     rows: Mapping[str, Rows],
     sites: Sequence[EditSite],

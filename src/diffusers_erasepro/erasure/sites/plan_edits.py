@@ -9,6 +9,7 @@ from torch import nn
 from ...modules.linear import base_linear
 from ...modules.tuners import edited_module
 from ..covariance import kept_inputs, metrics_of
+from ..memory import refuse_too_small
 from .blocks import block_sites
 from .embeddings import embedding_sites
 from .gates import gate_sites
@@ -37,8 +38,13 @@ def plan_edits(planning: Planning) -> list[EditSite]:
 
 
 def with_metrics(planning: Planning, sites: list[EditSite]) -> list[EditSite]:
-    """`sites`, once the metrics of what they receive are known."""
+    """`sites`, once the metrics of what they receive are known.
+
+    Raises:
+        NotEnoughMemoryError: There is no room for them, or for the walk.
+    """
     linears = linears_of(planning.encoder, sites)
+    refuse_too_small(planning, sites, linears)
     encoder = planning.encoder
     path = planning.path
     if planning.options.metric == "covariance":
