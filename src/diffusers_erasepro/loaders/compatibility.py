@@ -10,10 +10,11 @@ from ..adapters.adapter import ErasureAdapter
 from ..adapters.report import SizeLimit, frobenius
 from ..config.options import Options
 from ..erasure.residuals import largest
-from ..errors import AdapterIntegrityError, BaseModelMismatchError
+from ..errors import AdapterIntegrityError, AdapterStateError, BaseModelMismatchError
 from ..families.pipelines import family_of, get_component
 from ..modules.storage import weight_of, without_loras
 from ..patching.weights import is_base_of, resolve_edits, unedited
+from .locking import find_other_readings
 from .stacking import solve_jointly
 from .verification import allowed_residual, list_unseen_encoders, measure_listed, predict_residual
 
@@ -32,6 +33,7 @@ def fit_adapter(pipe: Any, adapter: ErasureAdapter, *, allow_base_mismatch: bool
         BaseModelMismatchError: It was made for other components or weights, without an encoder
             that this pipeline reads, or these weights hold it already.
         AdapterIntegrityError: It fits, and does not do what it says.
+        AdapterStateError: It does what it says, and that is too little.
     """
     adapter = _leave_out_absent(pipe, adapter)
     _check_components(pipe, adapter)
@@ -107,15 +109,11 @@ def _check_components(pipe: Any, adapter: ErasureAdapter) -> None:
             raise BaseModelMismatchError(
                 f"the adapter edits {part!r}; {type(pipe).__name__} has {', '.join(sorted(known))}"
             )
-    for default in family.encoders:
-        use = default.skipping(adapter.clip_skip)
-        read = {f"{use.encoder}.{reading}" for reading in use.readings}
-        stored = {name for name in adapter.goals if name.startswith(f"{use.encoder}.")}
-        if stored and stored != read:
-            raise BaseModelMismatchError(
-                f"the adapter was made for pipelines that read {', '.join(sorted(stored))}; "
-                f"{type(pipe).__name__} reads {', '.join(sorted(read))}. Make it on this pipeline"
-            )
+    other = find_other_readings(pipe, adapter)
+    if other is not None:
+        raise BaseModelMismatchError(
+            f"the adapter was made for pipelines that read {other}. Make it on this pipeline"
+        )
     for part in adapter.components:
         resolve_edits(get_component(pipe, part), part, adapter)
 
@@ -138,6 +136,14 @@ def _check_residual(pipe: Any, adapter: ErasureAdapter) -> None:
     with unedited(pipe):
         residual = predict_residual(pipe, adapter)
         bound = allowed_residual(pipe, adapter)
+    reported = adapter.report.listed_residual
+    if not residual <= bound and reported > bound:
+        raise AdapterStateError(
+            f"{adapter.origin or 'the adapter'} leaves a residual of {residual:.1e} here, at most "
+            f"{bound:.0e} is allowed, and its own report says {reported:.1e}: its layers "
+            f"({', '.join(map(str, adapter.plan.layers))}) do not close the gap on this base. Make "
+            "it with others, such as layers=(0, -1), or 'kv' where a norm follows every linear"
+        )
     if not residual <= bound:
         raise AdapterIntegrityError(
             f"{adapter.origin or 'the adapter'} does not erase what it lists: residual "

@@ -11,7 +11,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..adapters.adapter import ErasureAdapter
-from ..errors import ConceptSpecError, ErasureInactiveError, ErasureLockedError
+from ..errors import (
+    AdapterStateError,
+    ConceptSpecError,
+    ErasureInactiveError,
+    ErasureLockedError,
+)
 from ..families.pipelines import family_of
 from ..modules.linear import unwrapped
 from ..patching.weights import Registry, modules_with_registry, registry_of
@@ -22,6 +27,10 @@ Lock = tuple[bytes, bytes]
 SCALES = ("cross_attention_kwargs", "joint_attention_kwargs", "attention_kwargs")
 """Call arguments whose "scale" multiplies LoRA weights (diffusers 0.42)."""
 SHORTEST_TOKEN = 8
+OWN_ENCODER = (
+    "give this pipeline one of its own (copy.deepcopy, unload_erasure_adapters()), and load an "
+    "erasure made on it"
+)
 
 
 def make_lock(token: str | None) -> Lock:
@@ -153,8 +162,45 @@ def _check_scale(pipe: Any, scale: Any) -> None:
         refuse_locked(pipe, get_locks(pipe), what)
 
 
+def find_other_readings(pipe: Any, adapter: ErasureAdapter) -> str | None:
+    """Which encoder is read otherwise here than where the adapter was made; None if all are not.
+
+    Two pipelines of different kinds may share an encoder, and one reads its last states, the other
+    those of the block before. What is solved for one is half an erasure for the other.
+    """
+    for default in family_of(pipe).encoders:
+        use = default.skipping(adapter.clip_skip)
+        read = {f"{use.encoder}.{reading}" for reading in use.readings}
+        stored = {name for name in adapter.goals if name.startswith(f"{use.encoder}.")}
+        if stored and stored != read:
+            return (
+                f"{', '.join(sorted(stored))}; {type(pipe).__name__} reads "
+                f"{', '.join(sorted(read))}"
+            )
+    return None
+
+
+def refuse_other_readings(pipe: Any, adapters: Iterable[ErasureAdapter]) -> None:
+    """Nothing may be solved or switched together with what is loaded for another kind of pipeline.
+
+    Raises:
+        AdapterStateError: An encoder of this pipeline holds such an erasure.
+    """
+    for adapter in adapters:
+        other = find_other_readings(pipe, adapter)
+        if other is not None:
+            raise AdapterStateError(
+                f"an erasure is loaded that was made for pipelines that read {other}. They share "
+                f"the encoder: {OWN_ENCODER}"
+            )
+
+
 def find_lost_edits(pipe: Any) -> list[str]:
-    """Active adapters of which a part is gone with its component, in words."""
+    """Active adapters that do not act here, in words.
+
+    A part of them is gone with its component, or they were made for another kind of pipeline,
+    which shares the component.
+    """
     found = {name: registry for name, (_, registry) in modules_with_registry(pipe).items()}
     lost = set(getattr(pipe, "_erasure_lost", {}).items())
     for registry in found.values():
@@ -162,10 +208,18 @@ def find_lost_edits(pipe: Any) -> list[str]:
             for part in registry.adapters[name].components:
                 if not found.get(part, Registry()).on.get(name):
                     lost.add((name, part))
-    return [
+    notes = [
         f"{part} was replaced: the edit of adapter {name!r} there is gone"
         for name, part in sorted(lost)
     ]
+    states = get_states(pipe)
+    for name, adapter in get_adapters(pipe).items():
+        other = find_other_readings(pipe, adapter) if states[name] else None
+        if other is not None:
+            notes.append(
+                f"adapter {name!r} was made for pipelines that read {other}: {OWN_ENCODER}"
+            )
+    return notes
 
 
 def _check_required(pipe: Any) -> None:

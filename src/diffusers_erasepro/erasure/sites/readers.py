@@ -62,7 +62,8 @@ def reader_sites(planning: Planning) -> list[ReaderSite]:
     """The readers, where the plan names them and this encoder is the one that they read.
 
     Raises:
-        ConceptSpecError: The pipeline has no linear that reads one text encoder and nothing else.
+        ConceptSpecError: The pipeline has no linear that reads one text encoder and nothing else,
+            or a concept has no edit but those, and this encoder is read beside that one.
     """
     if not (READERS in planning.plan.layers or planning.options.robust):
         return []
@@ -71,9 +72,11 @@ def reader_sites(planning: Planning) -> list[ReaderSite]:
         asked = "robust=True" if planning.options.robust else f"layers {READERS!r}"
         raise ConceptSpecError(
             f"{asked}: no linear of {type(planning.pipe).__name__}'s denoiser reads the states of "
-            "one text encoder and nothing else; edit encoder blocks, such as layers=(0, -1)"
+            "one text encoder and nothing else; edit encoder blocks, such as layers=(0, -1), or "
+            "layers='embedding', rows of tokens that only the name uses"
         )
     if not family.reads_whole(planning.path.use):
+        _refuse_open(planning)
         return []
     denoiser = get_component(planning.pipe, family.denoiser)
     weights = {path: effective_weight(denoiser, path) for path in reader_paths(denoiser, family)}
@@ -87,6 +90,22 @@ def reader_sites(planning: Planning) -> list[ReaderSite]:
             _states_without_edits(planning) if planning.options.robust else {},
         )
     ]
+
+
+def _refuse_open(planning: Planning) -> None:
+    """Where the readers do not read an encoder, something in it must close the gap.
+
+    Raises:
+        ConceptSpecError: A concept names the readers alone.
+    """
+    for concept in planning.spec.concepts:
+        if {*planning.plan.recipe_of(concept).layers} == {READERS}:
+            raise ConceptSpecError(
+                f"layers {READERS!r}: {type(planning.pipe).__name__} also reads "
+                f"{planning.path.use.encoder}, past the denoiser's linears that would be edited, "
+                f"so {concept.target!r} would stay there; edit encoder blocks as well, such as "
+                f"layers=(0, -1, {READERS!r})"
+            )
 
 
 def _states_without_edits(planning: Planning) -> dict[str, tuple[Tensor, Tensor]]:
