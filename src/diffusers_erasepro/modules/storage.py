@@ -62,8 +62,15 @@ def without_loras(roots: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def is_editable(root: nn.Module, name: str) -> bool:
-    """Whether the weight can be written; if not, the edit has to be a hook."""
-    return quantisation_of(base_linear(root.get_submodule(name))) is None
+    """Whether the weight can be written; if not, the edit has to be a hook.
+
+    Raises:
+        AdapterStateError: Neither can be, and the message says of which module.
+    """
+    try:
+        return quantisation_of(base_linear(root.get_submodule(name))) is None
+    except AdapterStateError as error:
+        raise AdapterStateError(f"{name}: {error}") from error
 
 
 def storages_of(root: nn.Module, name: str) -> list[Tensor]:

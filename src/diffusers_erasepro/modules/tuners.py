@@ -66,6 +66,9 @@ def isolated(layer: nn.Module) -> nn.Module:
     """A copy of one layer to try weights in: float32, eval mode, resident, without outer hooks.
 
     Where the weight is quantised, it keeps its dtype.
+
+    Raises:
+        AdapterStateError: A part of it has no values.
     """
     memo: dict[int, Any] = {}
     attributes = ("_hf_hook", "_old_forward", "_diffusers_hook", "forward")
@@ -78,11 +81,26 @@ def isolated(layer: nn.Module) -> nn.Module:
             vars(module).pop(name, None)
         for name, value in original._parameters.items():
             if value is not None and value.is_meta:
+                _refuse_part_loaded(layer, original)
                 resident = resident_tensor(original, name).detach().clone()
                 module._parameters[name] = nn.Parameter(resident, requires_grad=False)
     if quantisation_of(base_linear(copied)) is None:
         copied.float()
     return copied.eval()
+
+
+def _refuse_part_loaded(layer: nn.Module, part: nn.Module) -> None:
+    """An adapter's matrix that its file lacked has a shape, and no values (diffusers 0.42).
+
+    Raises:
+        AdapterStateError: That is so; nothing offloaded it.
+    """
+    offloaded = any(hasattr(module, "_hf_hook") for module in (layer, part))
+    if part is not base_linear(layer) and isinstance(layer, BaseTunerLayer) and not offloaded:
+        raise AdapterStateError(
+            f"{_describe_tuner(layer)} was loaded in part only: one of its matrices has no values. "
+            "Unload it (unload_lora_weights()), and load a whole file"
+        )
 
 
 @torch.no_grad()
