@@ -22,7 +22,8 @@ class Quantisation:
 
     name: str
     weights: tuple[str, ...]
-    """Class names of the weight, looked for among its base classes; or names of dtypes."""
+    """Class names of the weight, or of the linear, looked for among the base classes; or names of
+    dtypes."""
     plain: Callable[[Any], Tensor]
     """The weight `(d_out, d_in)` of a linear as floats."""
 
@@ -69,6 +70,14 @@ def _dequantise_gguf(linear: Any) -> Tensor:
     return dequantize_gguf_tensor(linear.weight).as_subclass(Tensor)
 
 
+def _dequantise_sdnq(linear: Any) -> Tensor:
+    from sdnq.utils import get_sdnq_params
+
+    unpack = linear.sdnq_dequantizer
+    packed = unpack.use_quantized_matmul
+    return unpack(**get_sdnq_params(linear), skip_quantized_matmul=packed, skip_compile=True)
+
+
 QUANTISATIONS = (
     Quantisation("torchao", ("TorchAOBaseTensor",), lambda linear: linear.weight.dequantize()),
     Quantisation("bitsandbytes 4 bit", ("Params4bit",), _dequantise_nf4),
@@ -79,6 +88,8 @@ QUANTISATIONS = (
         ("float8_e4m3fn", "float8_e5m2"),
         lambda linear: linear.weight.detach().float(),
     ),
+    Quantisation("quanto", ("QTensor",), lambda linear: linear.weight.dequantize()),
+    Quantisation("SDNQ", ("SDNQLinear",), _dequantise_sdnq),
 )
 
 
@@ -111,6 +122,11 @@ def shape_of(module: nn.Module) -> tuple[int, int]:
     return base.out_features, base.in_features
 
 
+def output_scale(module: nn.Module) -> float:
+    """What a module multiplies its weight's answer by: Gemma's token embedding by sqrt(d)."""
+    return float(getattr(base_linear(module), "scalar_embed_scale", 1.0))
+
+
 def as_linear(module: nn.Module, weight: Tensor) -> Tensor:
     """A weight of `module` as `(d_out, d_in)`: a token embedding keeps its own transposed."""
     return weight.T if isinstance(module, nn.Embedding) else weight
@@ -125,16 +141,20 @@ def quantisation_of(linear: nn.Module) -> Quantisation | None:
     weight = getattr(linear, "weight", None)
     if weight is None:
         raise AdapterStateError(f"{type(linear).__name__} has no weight to edit")
-    names = {c.__name__ for c in type(weight).__mro__}
+    names = {c.__name__ for c in (*type(weight).__mro__, *type(linear).__mro__)}
     names.add(str(weight.dtype).removeprefix("torch."))
     for record in QUANTISATIONS:
         if names & set(record.weights):
             return record
     if not weight.is_floating_point() or weight.itemsize < 2:
         known = ", ".join(record.name for record in QUANTISATIONS)
+        library = type(linear).__module__.partition(".")[0]
         raise AdapterStateError(
-            f"a {type(linear).__name__} of {weight.dtype} cannot be edited or hooked "
-            f"(known: {known})"
+            f"a {type(linear).__name__} of {weight.dtype} cannot be edited or hooked (known: "
+            f"{known}); its class comes from {library}. Load this part in 16 or 32 bits; or merge "
+            "the erasure into a full-precision checkpoint (load it there, then save_pretrained) "
+            "and quantise that; or add a Quantisation to modules.linear.QUANTISATIONS that reads "
+            "its weight, and the edit is a hook around it"
         )
     return None
 
@@ -143,10 +163,11 @@ def resident_tensor(module: nn.Module, name: str) -> Tensor:
     """A parameter of `module` itself where its values are: the CPU copy where it is offloaded.
 
     Raises:
-        AdapterStateError: There are no values to edit: on disk, or on the meta device.
+        AdapterStateError: There are no values to edit: on disk, on the meta device, or freed.
     """
     value = getattr(module, name)
     if not value.is_meta:
+        _refuse_freed(module, name, value)
         return value
     offloaded = getattr(getattr(module, "_hf_hook", None), "weights_map", None)
     if offloaded is not None:
@@ -158,6 +179,20 @@ def resident_tensor(module: nn.Module, name: str) -> Tensor:
         f"the {name} of a {type(module).__name__} is on {where}; "
         "load the erasure before offloading, or offload to the CPU"
     )
+
+
+def _refuse_freed(module: nn.Module, name: str, value: Tensor) -> None:
+    """To read what stands in freed memory is no error of torch's: it ends the process.
+
+    Raises:
+        AdapterStateError: The tensor has a shape, and no byte.
+    """
+    plain = type(value) in (Tensor, nn.Parameter)
+    if plain and value.numel() and not value.untyped_storage().nbytes():
+        raise AdapterStateError(
+            f"the {name} of a {type(module).__name__} has no memory any more: something freed it, "
+            "as sharding does between calls. Gather the weights, or load the pipeline anew"
+        )
 
 
 def plain_weight(linear: nn.Module) -> Tensor:

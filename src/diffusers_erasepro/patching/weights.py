@@ -22,7 +22,7 @@ from ..families.encoders import live_name
 from ..families.pipelines import get_component
 from ..linalg.low_rank import LowRank, finite
 from ..modules.fingerprint import fingerprint
-from ..modules.linear import base_linear, dtype_of, shape_of, unwrapped
+from ..modules.linear import base_linear, dtype_of, output_scale, shape_of, unwrapped
 from ..modules.storage import cast_through, is_editable, refuse_tied, storages_of
 from ..prompts.tokens import vocabulary_of
 from .rwlock import WEIGHTS_LOCK
@@ -45,8 +45,10 @@ class EditHook:
     def __init__(self) -> None:
         self.factors: LowRank | None = None
 
-    def __call__(self, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return output if self.factors is None else output + self.factors(args[0]).to(output)
+    def __call__(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if self.factors is None:
+            return output
+        return output + output_scale(module) * self.factors(args[0]).to(output)
 
 
 @dataclass(frozen=True)
@@ -255,6 +257,8 @@ def _fit_rows(module: nn.Module, factors: LowRank) -> LowRank:
 class WeightChange:
     """New bits of one tensor."""
 
+    name: str
+    """Of its module, after that of the component."""
     storage: Tensor
     """The live tensor, which `commit` writes to."""
     before: Tensor
@@ -285,6 +289,20 @@ def stage(
     Raises:
         AdapterStateError: A weight would not be finite, is tied to another, or cannot be reached.
     """
+    try:
+        return _stage(root, component, adapter, registry)
+    except AdapterStateError:
+        raise
+    except RuntimeError as error:
+        raise AdapterStateError(
+            f"the weights of {component} cannot be read ({error}): their device, or their memory, "
+            "is gone. Nothing was changed; load the pipeline anew"
+        ) from error
+
+
+def _stage(
+    root: nn.Module, component: str, adapter: ErasureAdapter | None, registry: Registry | None
+) -> StagedEdit:
     old = registry_of(root) or Registry()
     edits = resolve_edits(root, component, adapter) if adapter else {}
     names = list(dict.fromkeys([*old.weights, *old.hooks, *edits]))
@@ -311,7 +329,8 @@ def stage(
             if not record.is_known(bits):
                 _refuse_not_finite(where, bits)
             for storage in storages:
-                staged.changes.append(WeightChange(storage, storage.clone(), bits.to(storage)))
+                change = WeightChange(where, storage, storage.clone(), bits.to(storage))
+                staged.changes.append(change)
     if registry is not None:
         registry.weights = weights
         registry.hooks = hooks
@@ -338,7 +357,11 @@ def _refuse_not_finite(where: str, *tensors: Tensor) -> None:
 
 @torch.no_grad()
 def commit(staged: Sequence[StagedEdit]) -> None:
-    """Carry out all of it; an exception or an interrupt on the way puts everything back."""
+    """Carry out all of it; an exception or an interrupt on the way puts everything back.
+
+    Raises:
+        AdapterStateError: It did not come to an end, and a weight cannot be put back either.
+    """
     registries = [registry_of(edit.root) for edit in staged]
     factors = _hook_factors(staged)
     try:
@@ -346,12 +369,14 @@ def commit(staged: Sequence[StagedEdit]) -> None:
             _write(edit.changes)
             _set_hooks(edit.hooks, keep=edit.registry is not None)
             _set_registry(edit.root, edit.registry)
-    except BaseException:
+    except BaseException as error:
+        lost = []
         for edit, registry in zip(staged, registries, strict=True):
-            _roll_back(edit.changes)
+            lost += _roll_back(edit.changes)
             hooks = {hook: (linear, factors[hook]) for hook, (linear, _) in edit.hooks.items()}
             _set_hooks(hooks, keep=registry is not None)
             _set_registry(edit.root, registry)
+        _refuse_lost(lost, error)
         raise
 
 
@@ -369,9 +394,30 @@ def _write(changes: Sequence[WeightChange]) -> None:
         change.storage.copy_(change.after)
 
 
-def _roll_back(changes: Sequence[WeightChange]) -> None:
+def _roll_back(changes: Sequence[WeightChange]) -> list[str]:
+    """Put the bits of before back; the names of those that take none any more."""
+    lost = []
     for change in changes:
-        change.storage.copy_(change.before)
+        try:
+            change.storage.copy_(change.before)
+        except RuntimeError:  # its device is gone, and with it what a later copy would need
+            lost.append(change.name)
+    return lost
+
+
+def _refuse_lost(names: Sequence[str], error: BaseException | None = None) -> None:
+    """Raise where weights could not be put back.
+
+    Raises:
+        AdapterStateError: There are some.
+    """
+    if names:
+        why = f" ({error})" if error else ""
+        raise AdapterStateError(
+            f"{names[0]} and {len(names) - 1} other weights can be neither written nor put back"
+            f"{why}: their device, or their memory, is gone, and they may hold a part of an edit. "
+            "Load the pipeline anew"
+        ) from error
 
 
 def _set_hooks(hooks: Mapping[EditHook, tuple[nn.Module, LowRank | None]], *, keep: bool) -> None:
@@ -412,5 +458,7 @@ def unedited(pipe: Any) -> Iterator[None]:
         finally:
             for hook, value in factors.items():
                 hook.factors = value
+            lost = []
             for edit in staged:
-                _roll_back(edit.changes)
+                lost += _roll_back(edit.changes)
+            _refuse_lost(lost)
