@@ -1,6 +1,7 @@
 """The table of docs/pipelines.md: an erasure on a tiny pipeline of every class that takes text.
 
-`python benchmarks/pipelines.py`, or with names of classes to try those again.
+`python benchmarks/pipelines.py`, or with names of classes to try those again; `2/4` is the second
+quarter of all, and several parts may run at once.
 """
 
 import inspect
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import filelock
 import torch
 import transformers
 
@@ -36,6 +38,7 @@ HEADER = (
     "class",
     "text encoders",
     "record",
+    "layers",
     "holds",
     "reads",
     "residual",
@@ -90,6 +93,7 @@ def row_of(outcome: holding.Outcome) -> str:
         outcome.name,
         "" if modular else encoders_of(outcome.name),
         "yes" if not modular and has_record(outcome.name) else "",
+        outcome.layers,
         "yes" if outcome.holds else "**no**",
         outcome.reads,
         f"{outcome.residual:.1e}" if outcome.holds else "",
@@ -128,6 +132,15 @@ def every_class() -> list[str]:
     return [*siblings.text_pipelines(), *siblings.modular_pipelines()]
 
 
+def names_asked(arguments: list[str]) -> list[str]:
+    """The classes of a command's arguments: names, or parts such as "2/4"."""
+    names: list[str] = []
+    for argument in arguments or ["1/1"]:
+        part, slash, count = argument.partition("/")
+        names += every_class()[int(part) - 1 :: int(count)] if slash else [argument]
+    return names
+
+
 def write_page(rows: dict[str, dict[str, Any]]) -> None:
     """Both tables, and how many hold."""
     commits = ", ".join(dict.fromkeys(row["commit"] for row in rows.values()))
@@ -155,8 +168,9 @@ if __name__ == "__main__":
     diffusers.logging.set_verbosity_error()
     transformers.logging.set_verbosity_error()
     found = []
-    for chosen in sys.argv[1:] or every_class():
+    for chosen in names_asked(sys.argv[1:]):
         found.append(try_in_time(chosen))
         print(row_of(found[-1]), flush=True)
-        write_page(write_lines(found[-1:]))
+        with filelock.FileLock(LINES.with_suffix(".lock")):
+            write_page(write_lines(found[-1:]))
     print(sum(outcome.holds for outcome in found), "of", len(found))

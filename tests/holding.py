@@ -11,9 +11,9 @@ import siblings
 from conftest import bits, same
 from diffusers_erasepro import ErasureAdapter, ErasureSpec, erasable, erase
 from diffusers_erasepro.config.options import Options
-from diffusers_erasepro.config.plan import ALIGNMENTS, READERS
+from diffusers_erasepro.config.plan import ALIGNMENTS, EMBEDDING, READERS
 from diffusers_erasepro.errors import ErasureError
-from diffusers_erasepro.families.encoders import encoder_family_of
+from diffusers_erasepro.families.encoders import embeddings_path, encoder_family_of
 from diffusers_erasepro.families.observe import trace
 from diffusers_erasepro.families.pipelines import family_of, get_component, reader_paths
 from diffusers_erasepro.families.types import Use
@@ -39,6 +39,8 @@ class Outcome:
     """Why it does not hold, or what of a prompt goes past the edit."""
     left_out: str = ""
     """Parts that the pipeline was built without."""
+    layers: str = ""
+    """Where it was erased."""
 
 
 def try_class(name: str) -> Outcome:
@@ -54,19 +56,21 @@ def try_class(name: str) -> Outcome:
         return Outcome(name, False, reason=_short(reason))
     left_out = ", ".join(built.left_out)
     reads = ""
+    layers = ""
     notes: tuple[str, ...] = ()
     try:
         family = family_of(built.pipe)
         reads = "; ".join(map(_describe_use, family.encoders))
         notes = family.notes
+        layers = ", ".join(map(str, layers_for(built.pipe) or ("blocks",)))
         residual = try_pipeline(built.pipe)
     except (ErasureError, AssertionError) as error:
         reason = "; ".join([str(error), *notes])
-        return Outcome(name, False, reads, reason=_short(reason), left_out=left_out)
+        return Outcome(name, False, reads, reason=_short(reason), left_out=left_out, layers=layers)
     except Exception as error:  # listed, never counted as holding
         reason = f"{type(error).__name__}: {error}"
-        return Outcome(name, False, reads, reason=_short(reason), left_out=left_out)
-    return Outcome(name, True, reads, residual, _short("; ".join(notes)), left_out)
+        return Outcome(name, False, reads, reason=_short(reason), left_out=left_out, layers=layers)
+    return Outcome(name, True, reads, residual, _short("; ".join(notes)), left_out, layers)
 
 
 def _describe_use(use: Use) -> str:
@@ -74,9 +78,21 @@ def _describe_use(use: Use) -> str:
 
 
 def layers_for(pipe: Any) -> tuple:
-    """Encoder blocks, or the denoiser's readers where a norm closes every block."""
-    closed = [encoder_family_of(path.encoder).writer is None for path in text_paths(pipe)]
-    return (READERS,) if all(closed) else Options().layers
+    """Encoder blocks, or the denoiser's readers where a norm closes every block.
+
+    Rows of the token embedding, where neither reaches what is read: embeddings before any block,
+    states beside a picture, tokens that a later block reads, or states of closed blocks that no
+    linear alone reads.
+    """
+    family = family_of(pipe)
+    records = [encoder_family_of(path.encoder) for path in text_paths(pipe)]
+    closed = all(record.writer is None for record in records)
+    shown = any(use.picture for use in family.encoders)
+    before = any("hidden_states[0]" in note for note in family.notes)
+    later = any(record.rows_only for record in records)
+    if shown or before or later or (closed and family.read_whole is None):
+        return (EMBEDDING,)
+    return (READERS,) if closed else Options().layers
 
 
 def try_pipeline(pipe: Any) -> float:
@@ -113,11 +129,18 @@ def _received(pipe: Any, words: str, layers: tuple) -> list[torch.Tensor]:
     """
     pair = Pair(Prompt.of("a {}", STAR.target), Prompt.of("a {}", STAR.anchor))
     positions = {}
+    later = []
     for path in text_paths(pipe):
         rows = rows_of([pair], path, ALIGNMENTS["last_subject+eos"])
         at = rows.target_at if words == STAR.target else rows.anchor_at
-        positions[path.use.encoder] = at.tolist()
-    found = [x[where].reshape(1, -1) for x, where in trace(pipe, f"a {words}", positions)]
+        if encoder_family_of(path.encoder).rows_only:
+            table = path.encoder.get_submodule(embeddings_path(path.encoder))
+            later.append(table(path.tokens([f"a {words}"]).ids)[:, at])
+        else:
+            positions[path.use.encoder] = at.tolist()
+    picture = family_of(pipe).encoders[0].picture
+    traced = trace(pipe, f"a {words}", positions, picture=picture)
+    found = [x[where].reshape(1, -1) for x, where in traced] + later
     if layers != (READERS,):
         return found
     (states,) = found

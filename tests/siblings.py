@@ -16,6 +16,7 @@ import diffusers
 import torch
 import transformers
 from diffusers import DiffusionPipeline
+from diffusers.pipelines import ltx2
 
 import tiny
 from diffusers_erasepro.families.encode_prompt import text_block_of
@@ -277,6 +278,7 @@ DEEP = {
     "Krea2TurboModular": 36,
     "Flux3": 36,
     "MiniMaxH3": 52,
+    "Ideogram4": 36,
 }
 """Blocks of a Qwen3-VL, where the pipeline reads inner ones that it counts in a full-size one."""
 
@@ -294,7 +296,7 @@ def _text_encoder(pipeline: str, annotation: str) -> Any:
         return long_clip()
     for prefix, layers in DEEP.items():
         if pipeline.startswith(prefix):
-            return vision_text(annotation, "Qwen3VLConfig", layers)
+            return vision_text(UNNAMED.get(prefix, annotation), "Qwen3VLConfig", layers)
     if pipeline.startswith("StableDiffusion3") and annotation == "T5EncoderModel":
         return tiny.t5(2 * WIDTH)  # as wide as both CLIPs side by side
     fitting = [kind for prefix, kind in UNNAMED.items() if pipeline.startswith(prefix)]
@@ -306,8 +308,10 @@ def _tokenizer(pipeline: str, part: str, annotation: str, encoder: str) -> Any:
     """What makes tokens, as the encoder beside it has them."""
     if annotation == "ByT5Tokenizer":
         return transformers.ByT5Tokenizer(model_max_length=600)
-    if annotation.endswith("VLProcessor"):
-        return processor(annotation)
+    if annotation.endswith("Processor"):
+        return processor("Qwen3VLProcessor" if annotation == "AutoProcessor" else annotation)
+    if part == "t5_tokenizer":
+        return tiny.t5_tokenizer(600)
     if "CLIP" in encoder:
         return tiny.clip_tokenizer("<eos>" if part == "tokenizer" else "<pad>")
     if "T5" in encoder and "Gemma" not in encoder:
@@ -336,6 +340,19 @@ def processor(kind: str) -> Any:
     stock = getattr(transformers, kind)
     cls = type(kind, (WithoutVideos, stock), {"__init__": _init_processor})
     return cls(pictures, made)
+
+
+def sees(encoder: Any) -> bool:
+    return hasattr(encoder.config, "vision_config")
+
+
+def let_see(encoder: Any, made: Any) -> None:
+    """The marks of pictures get rows of their own in the encoder's token embedding."""
+    count = len(made.tokenizer)
+    if encoder.get_input_embeddings().num_embeddings < count:
+        encoder.resize_token_embeddings(count, mean_resizing=False)
+    for mark in ("image", "video"):
+        setattr(encoder.config, f"{mark}_token_id", getattr(made, f"{mark}_token_id"))
 
 
 def _init_processor(self: Any, pictures: Any, tokens: Any) -> None:
@@ -415,6 +432,16 @@ OWN_SIZES = {
         "cross_attention_head_dim": 12,
         "cross_attention_dim": 24,
     },
+    "LTX2TextConnectors": {
+        "caption_channels": WIDTH,
+        "text_proj_in_factor": 4,
+        "video_connector_num_attention_heads": 2,
+        "video_connector_attention_head_dim": WIDTH // 2,
+        "video_connector_num_layers": 1,
+        "audio_connector_num_attention_heads": 2,
+        "audio_connector_attention_head_dim": WIDTH // 2,
+        "audio_connector_num_layers": 1,
+    },
     "SanaWMTransformer3DModel": {"linear_head_dim": 12, "chunk_plucker_channels": 4},
 }
 """Sizes of models that `SMALL` does not fit."""
@@ -423,7 +450,7 @@ MOST_PARAMETERS = 3_000_000
 
 def _small_model(annotation: str) -> Any:
     """A small model of a diffusers class, if `SMALL` makes one; None otherwise."""
-    cls = getattr(diffusers, annotation, None)
+    cls = getattr(diffusers, annotation, getattr(ltx2, annotation, None))
     if not inspect.isclass(cls) or not issubclass(cls, diffusers.ModelMixin):
         return None
     asked = inspect.signature(cls.__init__).parameters
@@ -533,9 +560,28 @@ def build(name: str) -> Sibling:
         elif default is inspect.Parameter.empty:
             given[part] = False if annotation == "bool" else None
             left_out.append(part)
+    for made in list(given.values()):
+        if hasattr(made, "image_token_id") and sees(given["text_encoder"]):
+            let_see(given["text_encoder"], made)
+            if "tokenizer" in given:
+                given["tokenizer"] = made.tokenizer
     pipe = cls(**given)
     pipe.set_progress_bar_config(disable=True)
     return Sibling(pipe.to(tiny.DEVICE), left_out)
+
+
+def anima_conditioner() -> Any:
+    """What reads the tokens of T5, in a later block."""
+    made = diffusers.AnimaTextConditioner(
+        source_dim=WIDTH,
+        target_dim=WIDTH,
+        model_dim=WIDTH,
+        num_layers=2,
+        num_attention_heads=2,
+        target_vocab_size=tiny.VOCABULARY,
+        min_sequence_length=16,
+    )
+    return tiny._spread(made)
 
 
 def modular_pipelines() -> list[str]:
@@ -565,6 +611,14 @@ def build_modular(name: str) -> Sibling:
             encoder = given.get(beside, given.get("text_encoder"))
             given[part] = _tokenizer(name, part, kind, type(encoder).__name__)
         elif part not in given and getattr(pipe, part, None) is None:
-            left_out.append(part)
+            if (made := _small_model(kind)) is not None:
+                given[part] = made
+            else:
+                left_out.append(part)
+    for made in list(given.values()):
+        if hasattr(made, "image_token_id") and sees(given["text_encoder"]):
+            let_see(given["text_encoder"], made)
+    if name == "AnimaModularPipeline":
+        given["text_conditioner"] = anima_conditioner()
     pipe.update_components(**given)
     return Sibling(pipe, left_out)

@@ -10,11 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
+from transformers.modeling_outputs import BaseModelOutput
 
-from ..families.encoders import blocks_of, encoder_family_of, final_norm_of
+from ..families.encoders import blocks_of, embeddings_path, encoder_family_of, final_norm_of
 from ..families.types import LAST, Reading
 from ..linalg.low_rank import LowRank
-from ..modules.linear import base_linear, device_of, is_compiled, resident_tensor
+from ..modules.linear import (
+    base_linear,
+    device_of,
+    is_compiled,
+    output_scale,
+    resident_tensor,
+)
 from ..prompts.tokens import Tokens
 
 
@@ -87,6 +94,9 @@ def run_encoder(encoder: Any, tokens: Tokens, *, last_hidden: bool) -> Any:
     known = inspect.signature(encoder.forward).parameters
     arguments: dict[str, Any] = {k: v for k, v in spared.items() if k in known}
     family = encoder_family_of(encoder)
+    if family.rows_only:
+        table = encoder.get_submodule(embeddings_path(encoder))
+        return BaseModelOutput(last_hidden_state=table(tokens.ids.to(device)))
     if family.causal and not family.trees and _hands_on_keywords(known):
         arguments["use_cache"] = False  # a cache would hold the rows that ran before
     if tokens.mask is not None:
@@ -111,7 +121,7 @@ def edited(root: nn.Module, edits: Mapping[str, LowRank]) -> Iterator[None]:
     """Inside, each named linear of `root` also adds its edit's `B A x`; no weight is touched."""
 
     def add(factors: LowRank) -> Callable[..., Tensor]:
-        return lambda _, args, out: out + factors(args[0]).to(out)
+        return lambda module, args, out: out + output_scale(module) * factors(args[0]).to(out)
 
     handles = []
     try:

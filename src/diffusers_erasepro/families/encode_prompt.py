@@ -199,6 +199,10 @@ class _Complete(BaseException):
 
 IGNORED = ("mm_token_type_ids",)
 """Inputs that say which tokens are an image's; of text alone they are zero."""
+OF_PICTURES = (*IGNORED, "pixel_values", "image_grid_thw", "image_sizes", "position_ids")
+"""Inputs that a picture beside a prompt brings; an erasure runs the tokens without them."""
+PICTURE_SIZE = 56
+"""Width and height of the grey picture that is shown where a prompt alone is not enough."""
 
 
 def record_encoder_inputs(
@@ -210,6 +214,8 @@ def record_encoder_inputs(
     guidance: bool = False,
     call: Mapping[str, Any] | None = None,
     alone: bool = False,
+    picture: str = "",
+    returned: bool = False,
 ) -> RecordedInputs:
     """What `encoder` receives for `texts`; it does not run.
 
@@ -224,18 +230,23 @@ def record_encoder_inputs(
             runs then.
         call: Arguments of `__call__` that are given otherwise than by default.
         alone: Give the pipeline one prompt at a time: what it makes of one depends on others.
+        picture: The argument of `encode_prompt` that gets a grey picture, where a prompt alone is
+            not enough.
+        returned: `encode_prompt` does not call the encoder, but returns its tokens.
 
     Raises:
         UnknownFamilyError: `encode_prompt` does not call this encoder, or calls it in a way that
             is not known here.
         AdapterStateError: `encode_prompt` does not run.
     """
+    if returned:
+        return _record_returned(pipe, texts, tokenizer, call)
     if alone and len(texts) > 1:
         rows: list[dict[str, Tensor]] = []
         noted: TokenizedTexts = defaultdict(list)
         for text in texts:
             one = record_encoder_inputs(
-                pipe, [text], encoder, tokenizer, guidance=guidance, call=call
+                pipe, [text], encoder, tokenizer, guidance=guidance, call=call, picture=picture
             )
             rows.append(one.inputs)
             for ids, found in one.texts.items():
@@ -243,12 +254,15 @@ def record_encoder_inputs(
         return RecordedInputs(_concatenate(rows, encoder, type(pipe).__name__), noted)
     module = getattr(pipe, encoder)
     signature = inspect.signature(unwrapped(module).forward)
+    given = {**pictures(picture), **(call or {})}
+    dropped = OF_PICTURES if picture else ()
     calls: list[dict[str, Tensor]] = []
 
     def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         received = signature.bind(*args, **kwargs).arguments
         received |= received.pop("kwargs", {})
-        calls.append({k: v.detach().cpu() for k, v in received.items() if isinstance(v, Tensor)})
+        tensors = {k: v for k, v in received.items() if isinstance(v, Tensor) and k not in dropped}
+        calls.append({k: v.detach().cpu() for k, v in tensors.items()})
         counts = [len(one["input_ids"]) for one in calls if "input_ids" in one]
         if not guidance and sum(counts) >= len(texts):
             raise _Complete
@@ -256,7 +270,7 @@ def record_encoder_inputs(
     handle = module.register_forward_pre_hook(keep, with_kwargs=True)
     try:
         with recording_texts(getattr(pipe, tokenizer)) as noted, torch.no_grad():
-            encode(pipe, texts, guidance=guidance, call=call)
+            encode(pipe, texts, guidance=guidance, call=given)
     except _Complete:
         pass
     except torch.OutOfMemoryError:
@@ -269,6 +283,34 @@ def record_encoder_inputs(
         handle.remove()
     inputs = _concatenate(calls[-1:] if guidance else calls, encoder, type(pipe).__name__)
     return RecordedInputs(inputs, noted)
+
+
+def _record_returned(
+    pipe: Any, texts: Sequence[str], tokenizer: str, call: Mapping[str, Any] | None
+) -> RecordedInputs:
+    """The tokens of `texts` that `encode_prompt` returns; the text encoders run for it.
+
+    Raises:
+        UnknownFamilyError: It returns none.
+    """
+    with recording_texts(getattr(pipe, tokenizer)) as noted, torch.no_grad():
+        found = encode(pipe, texts, call=call)
+    for ids in tensors_in(found):
+        if len(ids) == len(texts) and are_tokens(ids, noted):
+            encodings = [noted[tuple(row)][0][1] for row in ids.tolist()]
+            mask = torch.tensor([e.attention_mask for e in encodings], dtype=torch.long)
+            return RecordedInputs({"input_ids": ids.cpu(), "attention_mask": mask}, noted)
+    raise UnknownFamilyError(
+        f"{type(pipe).__name__}.encode_prompt returns no tokens of {tokenizer}; see "
+        "docs/families.md"
+    )
+
+
+def are_tokens(found: Tensor, texts: TokenizedTexts) -> bool:
+    """Whether every row of a tensor is a row that a tokenizer made."""
+    if found.is_floating_point() or found.ndim != 2 or not found.numel():
+        return False
+    return all(tuple(row) in texts for row in found.tolist())
 
 
 def encode(
@@ -287,9 +329,13 @@ def encode(
         call: Arguments of its call that are given otherwise than by default.
     """
     given = dict(call or {})
-    if (method := prompt_method_of(pipe)) is not None:
+    if prompt_method_of(pipe) is not None:
         arguments = call_arguments(pipe, texts, guidance) | given
-        return [method(**arguments, **which) for which in _separate_calls(pipe, method)]
+        name = prompt_method_name(pipe)
+        return [
+            _call_by_name(pipe, name, {**arguments, **which})
+            for which in _separate_calls(pipe, name)
+        ]
     block = text_block_of(pipe)
     if block is None:
         raise UnknownFamilyError(
@@ -317,10 +363,72 @@ def prompt_method_of(pipe: Any) -> Callable[..., Any] | None:
     return method or getattr(pipe, "_encode_prompt", None)
 
 
-def _separate_calls(pipe: Any, method: Callable[..., Any]) -> list[dict[str, int]]:
+def prompt_method_name(pipe: Any) -> str:
+    """The name of `prompt_method_of`."""
+    return "encode_prompt" if getattr(pipe, "encode_prompt", None) else "_encode_prompt"
+
+
+VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+def parameters_of(pipe: Any, name: str) -> dict[str, inspect.Parameter]:
+    """What a method of a pipeline takes by name.
+
+    A method with `*args` or `**kwargs` hands them on to the one it overrides, so that what that
+    one takes counts too.
+    """
+    overridden = [getattr(base, name) for base in type(pipe).__mro__ if name in vars(base)]
+    found: dict[str, inspect.Parameter] = {}
+    for function in (getattr(pipe, name), *overridden):
+        own = inspect.signature(function).parameters
+        named = {n: p for n, p in own.items() if n != "self" and p.kind not in VARIADIC}
+        found = {**found, **{n: p for n, p in named.items() if n not in found}}
+        if len(named) == len(own) - ("self" in own):
+            break
+    return found
+
+
+def _call_by_name(pipe: Any, name: str, arguments: Mapping[str, Any]) -> Any:
+    """A method's answer to these arguments.
+
+    Where it takes those of the method it overrides by position alone, they are given so.
+    """
+    method = getattr(pipe, name)
+    own = inspect.signature(method).parameters
+    kinds = {parameter.kind for parameter in own.values()}
+    if {*arguments} <= {*own} or inspect.Parameter.VAR_KEYWORD in kinds:
+        return method(**arguments)
+    positional = []
+    for key, parameter in parameters_of(pipe, name).items():
+        positional.append(arguments.get(key, parameter.default))
+    return method(*positional)
+
+
+def pictures(argument: str) -> dict[str, Any]:
+    """The grey picture that an argument of `encode_prompt` gets; nothing without an argument."""
+    if not argument:
+        return {}
+    # only pipelines that look at a picture need this
+    from PIL import Image
+
+    return {argument: Image.new("RGB", (PICTURE_SIZE, PICTURE_SIZE), (128, 128, 128))}
+
+
+def picture_argument_of(pipe: Any) -> str:
+    """The argument of `encode_prompt`, or input of a text block, that takes a picture; or ""."""
+    if prompt_method_of(pipe) is not None:
+        taken = {*parameters_of(pipe, prompt_method_name(pipe))}
+    elif (block := text_block_of(pipe)) is not None:
+        taken = {parameter.name for parameter in block.inputs}
+    else:
+        taken = set()
+    return next((name for name in ("image", "images") if name in taken), "")
+
+
+def _separate_calls(pipe: Any, name: str) -> list[dict[str, int]]:
     """What tells the calls of `encode_prompt` for one prompt apart: one for each text encoder."""
     which = "text_encoder_index"  # HunyuanDiT
-    if which not in inspect.signature(method).parameters:
+    if which not in parameters_of(pipe, name):
         return [{}]
     there = [name for name in ("text_encoder", "text_encoder_2") if getattr(pipe, name, None)]
     return [{which: index} for index in range(len(there))]
@@ -361,7 +469,7 @@ def call_arguments(pipe: Any, texts: Sequence[str], guidance: bool) -> dict[str,
             "and others are not, or has no weights; offload the whole pipeline, or erase before "
             "offloading"
         )
-    parameters = inspect.signature(pipe.__call__).parameters
+    parameters = parameters_of(pipe, "__call__")
     values = {n: p.default for n, p in parameters.items() if p.default is not p.empty}
     values |= {
         "prompt": list(texts),
@@ -370,8 +478,7 @@ def call_arguments(pipe: Any, texts: Sequence[str], guidance: bool) -> dict[str,
         "num_images_per_prompt": 1,
         "num_videos_per_prompt": 1,
     }
-    method: Any = prompt_method_of(pipe)
-    accepted = inspect.signature(method).parameters
+    accepted = parameters_of(pipe, prompt_method_name(pipe))
     if "prompt" in accepted and accepted["prompt"].annotation in (str, "str") and len(texts) == 1:
         values["prompt"] = texts[0]
     required = {
@@ -381,6 +488,9 @@ def call_arguments(pipe: Any, texts: Sequence[str], guidance: bool) -> dict[str,
         "content_prompt": list(texts),
         "batch_size": len(texts),
         "mode": "generate",
+        "grid_h": 1,
+        "grid_w": 1,
+        "enable_edit_guidance": False,
         "dtype": getattr(pipe, "dtype", None),
     }
     for name, value in required.items():

@@ -122,6 +122,15 @@ ENCODERS: list[EncoderFamily] = [
         writer=None,
         linears=LLAMA,
         causal=False,
+    EncoderFamily(  # Anima's: T5 ids that attend to the states of Qwen3
+        classes=("AnimaTextConditioner",),
+        blocks=("blocks",),
+        writer=None,
+        linears=(),
+        causal=False,
+        embeddings=("embed",),
+        rows_only=True,
+    ),
         embeddings=("embed_tokens", "text_model.embed_tokens"),
     ),
 ]

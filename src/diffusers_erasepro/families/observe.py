@@ -8,7 +8,7 @@ outputs back, no encoder runs: with one state replaced by noise, to see whether 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass, replace
@@ -22,14 +22,18 @@ from ..errors import AdapterStateError, UnknownFamilyError
 from ..modules.linear import unwrapped
 from .encode_prompt import (
     TokenizedTexts,
+    are_tokens,
     encode,
     find_run,
+    parameters_of,
+    picture_argument_of,
+    pictures,
+    prompt_method_name,
     prompt_method_of,
     record_encoder_inputs,
     recording_texts,
     takes_prompts,
     tensors_in,
-    text_block_of,
     unpadded,
 )
 from .encoders import blocks_of, encoder_family_of
@@ -121,17 +125,35 @@ def observe(pipe: Any) -> Observation:
             f"{name} has no text encoder among {there}: no words reach it, so there is nothing to "
             "erase"
         )
-    shown = _run(pipe, PROMPTS[0], encoders)
+    shown, picture = _run_as_is_enough(pipe, encoders)
     if not shown.calls:
         raise UnknownFamilyError(
-            f"{name}.encode_prompt calls none of its text encoders {', '.join(encoders)}, so that "
-            "what it reads of them cannot be observed; register a record (docs/families.md)"
+            f"{name}.encode_prompt calls none of its text encoders {', '.join(encoders)}, at least "
+            "not as a whole (it may call modules within them), so that what it reads of them "
+            "cannot be observed; register a record (docs/families.md)"
         )
     for encoder in dict.fromkeys(call.encoder for call in shown.calls):
         _refuse_unknown(name, encoder, unwrapped(encoders[encoder]))
-    return _Comparison(pipe, encoders, shown).observation()
+    return _Comparison(pipe, encoders, shown, picture=picture).observation()
 
 
+def _run_as_is_enough(pipe: Any, encoders: Mapping[str, nn.Module]) -> tuple[Encoded, str]:
+    """One prompt alone, or if that does not run, with a picture; and the argument that got it.
+
+    Raises:
+        AdapterStateError: It does not run with one either.
+    """
+    try:
+        return _run(pipe, PROMPTS[0], encoders), ""
+    except AdapterStateError:
+        argument = picture_argument_of(pipe)
+        if not argument:
+            raise
+    return _run(pipe, PROMPTS[0], encoders, None, pictures(argument)), argument
+
+
+MOST = 0.9
+"""Of a row, the share that has to change with noise before all of it counts."""
 SKIPPED = {"clip_skip": 1}
 """Arguments of a call that reads CLIP one block earlier."""
 
@@ -166,7 +188,7 @@ def _refuse_unknown(pipeline: str, name: str, encoder: nn.Module) -> None:
 
 @torch.no_grad()
 def trace(
-    pipe: Any, prompt: str, positions: Mapping[str, Sequence[int]]
+    pipe: Any, prompt: str, positions: Mapping[str, Sequence[int]], *, picture: str = ""
 ) -> list[tuple[Tensor, Tensor]]:
     """What `encode_prompt` returns of a prompt, and which of it comes from some positions.
 
@@ -174,26 +196,38 @@ def trace(
         pipe: A pipeline.
         prompt: One prompt.
         positions: By text encoder, positions of its row as `record_encoder_inputs` gives it.
+        picture: The argument that gets a grey picture, as `Use.picture`.
 
     Returns:
         Per tensor with such elements: the tensor, and where `(same shape, true or false)` they are.
         A pooled vector comes from every position.
     """
     encoders = text_encoders_of(pipe)
-    shown = _run(pipe, prompt, encoders)
+    call = pictures(picture)
+    shown = _run(pipe, prompt, encoders, None, call)
     noisy: dict[int, Any] = {}
+    placed: dict[str, Sequence[int]] = {}
     for encoder, at in positions.items():
         index = next(i for i, call in enumerate(shown.calls) if call.encoder == encoder)
-        noisy[index] = _with_noise_at(shown.calls[index].output, _placed(shown.calls[index], at))
+        placed[encoder] = _placed(shown.calls[index], at)
+        noisy[index] = _with_noise_at(shown.calls[index].output, placed[encoder])
 
     def answer(index: int) -> Any:
         return noisy.get(index, shown.calls[index].output)
 
-    changed = _run(pipe, prompt, encoders, answer)
+    try:
+        changed = _run(pipe, prompt, encoders, answer, call)
+    except KeyError:  # it takes the last block's states with a hook, and none ran
+        with ExitStack() as stack:
+            for encoder, at in placed.items():
+                stack.enter_context(_noise_behind(unwrapped(encoders[encoder]), at))
+            changed = _run(pipe, prompt, encoders, None, call)
     found = []
     for one, other in zip(shown.returned, changed.returned, strict=True):
         where = one != other
         if where.any():
+            if where.ndim > 1:  # an element may be the same by chance
+                where |= where.float().mean(-1, keepdim=True) > MOST
             found.append((one, where))
     return found
 
@@ -221,12 +255,14 @@ class _Comparison:
         encoders: Mapping[str, nn.Module],
         shown: Encoded,
         call: Mapping[str, Any] | None = None,
+        picture: str = "",
     ) -> None:
         self.pipe = pipe
         self.name = type(pipe).__name__
         self.encoders = encoders
         self.shown = shown
-        self.call = call
+        self.call = {**pictures(picture), **(call or {})}
+        self.picture = picture
         self.other = self._another_prompt()
 
     def again(self, prompt: str, other: Mapping[int, Any]) -> Encoded:
@@ -248,13 +284,15 @@ class _Comparison:
             if any(reading.index == 0 for reading in readings):
                 notes.append(
                     f"{encoder}.hidden_states[0]: the pipeline also reads the embeddings of the "
-                    "tokens, before any block, which no edit reaches"
+                    "tokens, before any block, which only layers='embedding' reaches"
                 )
             kept = tuple(
                 sorted((r for r in readings if r.index != 0), key=lambda reading: reading.pooled)
             )
             if kept:
-                uses.append(Use(encoder, self._tokenizer(encoder), kept))
+                tokenizer = self._tokenizer(encoder)
+                uses.append(Use(encoder, tokenizer, kept, picture=self.picture))
+        uses += self._uses_of_returned_tokens({use.tokenizer for use in uses})
         self._refuse_unexplained(uses)
         for encoder in self.encoders:
             if all(use.encoder != encoder for use in uses):
@@ -262,23 +300,41 @@ class _Comparison:
                     f"{encoder}: encode_prompt hands it no plain prompt; what else it reads (words "
                     "in quotes, a prior's prompt) is not erased"
                 )
-        notes += _notes_on_rewriting(self.pipe)
+        notes += notes_on_rewriting(self.pipe)
         found = [self._alone(use) for use in self._skipping(uses)]
         return Observation(tuple(found), tuple(notes))
+
+    def _uses_of_returned_tokens(self, taken: Container[str]) -> list[Use]:
+        """The encoders that get tokens later, which are among what is returned.
+
+        Args:
+            taken: Tokenizers whose tokens another encoder receives.
+        """
+        found = []
+        for encoder, module in self.encoders.items():
+            if not _reads_rows_only(module):
+                continue
+            for tokenizer, texts in self.shown.texts.items():
+                returned = any(are_tokens(tensor, texts) for tensor in self.shown.returned)
+                if returned and tokenizer not in taken:
+                    found.append(Use(encoder, tokenizer, (LAST,)))
+        return found
 
     def _skipping(self, uses: Sequence[Use]) -> list[Use]:
         """The uses, with the readings marked that `clip_skip` moves to an earlier block."""
         method = prompt_method_of(self.pipe)
         if method is None:
             return list(uses)
-        taken = [inspect.signature(f).parameters for f in (method, self.pipe)]
+        names = (prompt_method_name(self.pipe), "__call__")
+        taken = [parameters_of(self.pipe, name) for name in names]
         if not all("clip_skip" in parameters for parameters in taken):
             return list(uses)
         try:
-            shown = _run(self.pipe, PROMPTS[0], self.encoders, None, SKIPPED)
+            call = {**self.call, **SKIPPED}
+            shown = _run(self.pipe, PROMPTS[0], self.encoders, None, call)
         except AdapterStateError:
             return [self._said_to_skip(use) for use in uses]
-        skipped = _Comparison(self.pipe, self.encoders, shown, SKIPPED)
+        skipped = _Comparison(self.pipe, self.encoders, shown, SKIPPED, self.picture)
         found = []
         for use in uses:
             moved = skipped.readings(use.encoder)
@@ -303,12 +359,16 @@ class _Comparison:
 
     def _another_prompt(self) -> Encoded | None:
         """Another prompt of as many tokens, answered with the states of the one shown."""
+        fitting = None
         for prompt in PROMPTS[1:]:
             with suppress(RuntimeError, ValueError, TypeError, KeyError, AttributeError):
                 found = self.again(prompt, {})
-                if _same_shapes(self.shown.calls, found.calls):
+                if not _same_shapes(self.shown.calls, found.calls):
+                    continue
+                fitting = fitting or found
+                if [x.shape for x in found.returned] == [x.shape for x in self.shown.returned]:
                     return found
-        return None
+        return fitting
 
     def _of_prompt(self, encoder: str) -> list[int]:
         """The calls of an encoder that received the prompt, and not an empty or negative one."""
@@ -316,6 +376,16 @@ class _Comparison:
         if self.other is None:
             return calls
         return [i for i in calls if _differ(self.shown.calls[i], self.other.calls[i])]
+
+    def _is_reached(self) -> bool:
+        """Whether any call of an encoder receives other tokens for another prompt."""
+        try:
+            found = self.again(PROMPTS[1], {})
+        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError):
+            return True
+        if len(found.calls) != len(self.shown.calls):
+            return True
+        return any(map(_differ, self.shown.calls, found.calls))
 
     def readings(self, encoder: str) -> tuple[Reading, ...]:
         """Which of the encoder's states leave `encode_prompt`."""
@@ -391,6 +461,13 @@ class _Comparison:
         """
         seen = "; ".join(f"{use.encoder} ({', '.join(map(str, use.readings))})" for use in uses)
         shapes = ", ".join(str(tuple(x.shape)) for x in self.shown.returned)
+        if not uses and not self._is_reached():
+            raise UnknownFamilyError(
+                f"{self.name}.encode_prompt hands a plain prompt to none of "
+                f"{', '.join(self.encoders)}, so that what reads it lies elsewhere (among "
+                f"{', '.join(sorted({*self.pipe.components} - {*self.encoders}))}), where nothing "
+                "is erased yet"
+            )
         if not uses:
             raise UnknownFamilyError(
                 f"{self.name}.encode_prompt returns tensors of {shapes}, and none of the states of "
@@ -398,9 +475,13 @@ class _Comparison:
             )
         if self.other is None:
             return
+        later = [use.tokenizer for use in uses if _reads_rows_only(self.encoders[use.encoder])]
+        tokens = [self.shown.texts[tokenizer] for tokenizer in later]
         for i, (one, other) in enumerate(
             zip(self.shown.returned, self.other.returned, strict=True)
         ):
+            if any(are_tokens(one, texts) for texts in tokens):
+                continue
             if one.shape != other.shape or not torch.equal(one, other):
                 raise UnknownFamilyError(
                     f"{self.name}.encode_prompt is not explained by what was seen of it, {seen}: "
@@ -429,43 +510,65 @@ class _Comparison:
 
     def _alone(self, use: Use) -> Use:
         """The use, marked where a prompt's tokens depend on what else is in the batch."""
+        if _reads_rows_only(self.encoders[use.encoder]):
+            return use
         causal = encoder_family_of(unwrapped(self.encoders[use.encoder])).causal
 
         def received(*texts: str) -> dict[str, Tensor]:
-            return record_encoder_inputs(self.pipe, texts, use.encoder, use.tokenizer).inputs
+            return record_encoder_inputs(
+                self.pipe, texts, use.encoder, use.tokenizer, picture=self.picture
+            ).inputs
 
         with suppress(UnknownFamilyError, AdapterStateError, RuntimeError, ValueError, KeyError):
             both = received(PROMPTS[0], LONGER)
+            if len(both["input_ids"]) != 2:
+                return use._replace(alone=True)
             each = [received(PROMPTS[0]), received(LONGER)]
-            same = [_same_row(one, both, i, causal) for i, one in enumerate(each)]
-            if len(both["input_ids"]) == 2 and all(same):
+            if all(_same_row(one, both, i, causal) for i, one in enumerate(each)):
                 return use
         return use._replace(alone=True)
+
+
+def _reads_rows_only(encoder: nn.Module) -> bool:
+    with suppress(UnknownFamilyError):
+        return encoder_family_of(unwrapped(encoder)).rows_only
+    return False
 
 
 REWRITERS = ("pe", "prompt_enhancer", "prompt_enhancer_head", "prompt_upsampler")
 """Components that write another prompt before one is encoded."""
 
 
-def _notes_on_rewriting(pipe: Any) -> list[str]:
+REWRITING = ("enhance_prompt", "upsample_prompt", "expand_prompts")
+"""Methods that do so with a text encoder, where there is no such component."""
+CAPTIONING = "get_image_caption"
+"""The method that makes a prompt of a picture."""
+SHOWN = (
+    "{}: prompts are solved for without a picture. With one before the prompt a text encoder gives "
+    "other states, and edits of blocks leave part of the concept (on a tiny Qwen2.5-VL with random "
+    "weights 0.27 to 0.52 of it at the name; docs/pipelines.md); layers='embedding' holds beside "
+    "any picture. What the picture itself shows is not erased"
+)
+
+
+def notes_on_rewriting(pipe: Any) -> list[str]:
     """What a pipeline does with a prompt before, or shows an encoder beside it."""
     notes = []
     blocks = getattr(getattr(pipe, "_blocks", None), "sub_blocks", {})
     rewriters = [name for name in REWRITERS if getattr(pipe, name, None) is not None]
     rewriters += [name for name in blocks if name.startswith("prompt_")]
+    rewriters = rewriters or [name for name in REWRITING if hasattr(pipe, name)]
     for name in dict.fromkeys(rewriters):
         notes.append(
             f"{name}: it may write another prompt before this one is encoded, in words that no "
             "spec lists"
         )
-    if (method := prompt_method_of(pipe)) is not None:
-        taken = {*inspect.signature(method).parameters}
-    else:
-        taken = {parameter.name for parameter in text_block_of(pipe).inputs}
-    if not taken.isdisjoint({"image", "images"}):
+    if argument := picture_argument_of(pipe):
+        notes.append(SHOWN.format(argument))
+    if hasattr(pipe, CAPTIONING):
         notes.append(
-            "image: prompts are solved for without a picture; with one beside them a text encoder "
-            "gives other states, and what the picture shows is not erased"
+            f"{CAPTIONING}: a call without a prompt encodes what a model writes about the picture, "
+            "in words that no spec lists"
         )
     return notes
 
@@ -550,6 +653,24 @@ def _noting_blocks(encoder: nn.Module) -> Iterator[list[Tensor]]:
         for handle in handles:
             handle.remove()
         del found[len(handles) :]
+
+
+@contextmanager
+def _noise_behind(encoder: nn.Module, positions: Sequence[int]) -> Iterator[None]:
+    """Inside, the encoder's last block gives noise at some positions."""
+
+    def replace_states(_: nn.Module, __: object, output: Any) -> Any:
+        states = output if isinstance(output, Tensor) else output[0]
+        shape = (len(states), len(positions), states.shape[-1])
+        states = states.clone()
+        states[:, list(positions)] = _draw(shape, torch.Generator().manual_seed(0)).to(states)
+        return states if isinstance(output, Tensor) else (states, *output[1:])
+
+    handle = blocks_of(encoder)[-1].register_forward_hook(replace_states)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def tokenizers_of(pipe: Any) -> dict[str, Any]:

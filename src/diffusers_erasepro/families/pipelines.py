@@ -14,7 +14,7 @@ from torch import nn
 from ..errors import AdapterStateError, UnknownFamilyError
 from ..modules.linear import unwrapped
 from .encoders import ENCODERS, encoder_family_of
-from .observe import observe
+from .observe import notes_on_rewriting, observe
 from .types import (
     LAST,
     DenoiserFamily,
@@ -295,7 +295,8 @@ def family_of(pipe: Any) -> PipelineFamily:
     with suppress(UnknownFamilyError):
         record = find_record(pipe, PIPELINES, "pipelines", "pipeline family")
         if _encodes_as_recorded(type(pipe), record):
-            return record
+            notes = tuple(notes_on_rewriting(pipe))
+            return replace(record, notes=(*record.notes, *notes)) if notes else record
     return observed_family_of(pipe)
 
 

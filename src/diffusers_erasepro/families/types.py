@@ -55,6 +55,9 @@ class EncoderFamily:
     file_blocks: str | None = None
     """Path of the block list in files, in the spelling that every stock loader maps. None keeps
     the live one."""
+    rows_only: bool = False
+    """Whether its token embedding is all that is run and edited: a model that reads token ids
+    beside other states, which `encode_prompt` returns and a later part of the pipeline hands on."""
 
 
 class Norm(NamedTuple):
@@ -162,6 +165,8 @@ class Use(NamedTuple):
 
     def on(self, denoiser: Callable[[], nn.Module]) -> Use:
         """The same use, on a pipeline that has this denoiser."""
+    picture: str = ""
+    """The argument of `encode_prompt` that takes a picture, where a prompt alone is not enough."""
         return self._replace(readings=tuple(reading.on(denoiser) for reading in self.readings))
 
     def skipping(self, blocks: int) -> Use:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..adapters.adapter import ErasureAdapter
+from ..families.encode_prompt import parameters_of
 from ..prompts.pairs import pairs_of
 from ..prompts.tokens import TextPath, Tokens, text_paths
 
@@ -27,9 +27,12 @@ GIVEN = (
     "do_classifier_free_guidance",
     "lora_scale",
     "clip_skip",
+    "image",
+    "images",
 )
 """Arguments of `encode_prompt` that leave open how one text becomes tokens: what is said is the
-spec's business, every encoder has its own edit, and `clip_skip` has a rule of its own."""
+spec's business, every encoder has its own edit, and `clip_skip` has a rule of its own. What a
+picture before the prompt leaves of a concept is said in `uncovered`; no two pictures are alike."""
 LAYERS = ("text_encoder_out_layers",)
 """Arguments that say which hidden states are read."""
 PROMPTS_TRIED = 8
@@ -40,8 +43,8 @@ def list_arguments(pipe: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Those of a call that may change how a prompt is encoded, and are not the defaults."""
     if arguments.get("prompt") is None:
         return {}  # embeddings made elsewhere, which `verify_erasure` lists
-    accepted = inspect.signature(pipe.encode_prompt).parameters
-    defaults = inspect.signature(pipe.__call__).parameters
+    accepted = parameters_of(pipe, "encode_prompt")
+    defaults = parameters_of(pipe, "__call__")
     found = {}
     for name, value in arguments.items():
         asked = name in accepted and name not in GIVEN and not isinstance(value, Tensor)

@@ -145,6 +145,8 @@ class TextPath:
             guidance=guidance,
             call=call,
             alone=self.use.alone,
+            picture=self.use.picture,
+            returned=encoder_family_of(self.encoder).rows_only,
         )
 
     def tokens(self, texts: Sequence[str], call: Mapping[str, Any] | None = None) -> Tokens:

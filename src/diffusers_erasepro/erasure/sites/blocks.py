@@ -141,11 +141,19 @@ def writer_of(encoder: nn.Module, block: str) -> str:
         ConceptSpecError: A norm follows every linear.
         UnknownFamilyError: The record names a linear that is not there.
     """
-    writer = encoder_family_of(encoder).writer
+    family = encoder_family_of(encoder)
+    writer = family.writer
+    if family.rows_only:
+        raise ConceptSpecError(
+            f"layers: {type(encoder).__name__} reads tokens beside the states of another encoder, "
+            "so that no edit of its blocks is solved; use layers='embedding', rows of tokens that "
+            "only the name uses"
+        )
     if writer is None:
         raise ConceptSpecError(
             f"layers: in {type(encoder).__name__} a norm follows every linear, so no edit of one "
-            "reaches an arbitrary state; use layers='kv', the denoiser's linears that read it"
+            "reaches an arbitrary state; use layers='kv', the denoiser's linears that read it, or "
+            "layers='embedding', rows of tokens that only the name uses"
         )
     if f"{block}.{writer}" not in {name for name, _ in encoder.named_modules()}:
         raise UnknownFamilyError(

@@ -16,10 +16,11 @@ from ...config.plan import EMBEDDING, GATES
 from ...config.spec import Concept
 from ...families.encoders import embeddings_path
 from ...linalg.low_rank import LowRank
+from ...modules.linear import output_scale
 from ...modules.storage import weight_of
 from ...prompts.alignment import Rows
 from ...prompts.own_tokens import OwnTokens
-from .neurons import has_room
+from .neurons import has_gates
 from .planning import Planning
 from .protocol import ByKind, Edits
 
@@ -42,6 +43,8 @@ class EmbeddingSite:
     """Token id of a name -> token id whose row it gets."""
     weight: Tensor
     """`(d, vocabulary)` the table."""
+    scale: float
+    """What the module multiplies a row by."""
     skips_closed = False
 
     @property
@@ -67,7 +70,8 @@ class EmbeddingSite:
         self, output: Tensor, inputs: Mapping[str, Tensor], edits: Edits
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Every position of such a token gets the other row."""
-        return output + edits.factors[self.module](inputs[self.module]).to(output), {}
+        added = edits.factors[self.module](inputs[self.module])
+        return output + self.scale * added.to(output), {}
 
 
 def embedding_sites(planning: Planning) -> list[EmbeddingSite]:
@@ -80,7 +84,8 @@ def embedding_sites(planning: Planning) -> list[EmbeddingSite]:
     weight = weight_of(planning.live, path).detach().cpu()
     positions = planning.positions_of(concepts)
     name = planning.path.use.encoder
-    return [EmbeddingSite(name, path, positions, rows, weight)]
+    scale = output_scale(planning.live.get_submodule(path))
+    return [EmbeddingSite(name, path, positions, rows, weight, scale)]
 
 
 def rows_to_change(planning: Planning, concepts: Sequence[Concept]) -> dict[int, int]:
@@ -101,7 +106,7 @@ def rows_to_change(planning: Planning, concepts: Sequence[Concept]) -> dict[int,
             continue
         mine: dict[int, int] = {}
         # half a name is told from nothing: "van" beside "painter"; gates take such names whole
-        gated = GATES in planning.plan.recipe_of(concept).layers and has_room(planning.live, 1)
+        gated = GATES in planning.plan.recipe_of(concept).layers and has_gates(planning.live)
         numbers = [form.text for _, form in concept.forms if form.text in own]
         for word in (*concept.words, *numbers):
             if own[word].complete or not gated:
