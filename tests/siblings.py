@@ -584,6 +584,29 @@ def anima_conditioner() -> Any:
     return tiny._spread(made)
 
 
+def hunyuan15_net() -> Any:
+    """Its text block asks the denoiser for a dtype."""
+    return diffusers.HunyuanVideo15Transformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=12,
+        num_layers=1,
+        num_refiner_layers=1,
+        text_embed_dim=WIDTH,
+        text_embed_2_dim=WIDTH,
+        image_embed_dim=16,
+        rope_axes_dim=(4, 4, 4),
+    ).eval()
+
+
+BESIDE = {
+    "AnimaModularPipeline": {"text_conditioner": anima_conditioner},
+    "HunyuanVideo15ModularPipeline": {"transformer": hunyuan15_net},
+}
+"""Parts beyond those that a text block says it needs."""
+
+
 def modular_pipelines() -> list[str]:
     """Every modular pipeline of the installed diffusers that makes pictures."""
     names = [name for name in sorted(dir(diffusers)) if name.endswith("ModularPipeline")]
@@ -618,7 +641,7 @@ def build_modular(name: str) -> Sibling:
     for made in list(given.values()):
         if hasattr(made, "image_token_id") and sees(given["text_encoder"]):
             let_see(given["text_encoder"], made)
-    if name == "AnimaModularPipeline":
-        given["text_conditioner"] = anima_conditioner()
+    for part, make in BESIDE.get(name, {}).items():
+        given[part] = make()
     pipe.update_components(**given)
     return Sibling(pipe, left_out)
