@@ -7,10 +7,11 @@ from transformers import PreTrainedTokenizerFast
 import tiny
 from diffusers_erasepro import Concept, ErasureSpec, erase, glyphs
 from diffusers_erasepro.baselines import uce
+from diffusers_erasepro.config.kinds import Kind
 from diffusers_erasepro.config.plan import ALIGNMENTS
 from diffusers_erasepro.errors import ConceptSpecError
 from diffusers_erasepro.loaders.mixin import erasable
-from diffusers_erasepro.prompts.alignment import rows_of
+from diffusers_erasepro.prompts.alignment import CUT_PHRASE, rows_of, sort_pairs
 from diffusers_erasepro.prompts.pairs import Pair, Prompt
 
 KNOWN = [*glyphs.captions(300, seed=5), "Käthe paints"]
@@ -145,21 +146,49 @@ def pipe():
         Concept("star", "犬", ("a {}",), ()),
         Concept("star", "circle", ("a {}",), ("the {}",), synonyms=("✦",)),
         Concept("star", "circle", ("一 {}",), ()),
-        pytest.param(
-            Concept("star", "circle", ("a {}",), ("the {} 猫",)),
-            marks=pytest.mark.xfail(
-                strict=True, reason="a soft phrase that cannot be read is left out without a word"
-            ),
-        ),
+        Concept("star", "circle", ("a {}",), ("the {}", "the {} 猫")),
+        Concept("star", "circle", Kind("plain", ("a {}",), soft=("the {}", "the {} 猫"))),
+        Concept("star", "circle", Kind("plain", ("a {}",), ("the {}",), ("the {} 猫",))),
         Concept("star", "auto", ("a {}",), (), anchors=("circle", "犬")),
     ],
-    ids=["target", "anchor", "synonym", "template", "soft template", "candidate"],
+    ids=[
+        "target",
+        "anchor",
+        "synonym",
+        "template",
+        "soft template",
+        "soft phrase of a kind",
+        "held-out phrase of a kind",
+        "candidate",
+    ],
 )
 def test_erase_refuses_it_wherever_it_stands(pipe, concept):
     spec = ErasureSpec([concept], preserve=tiny.PRESERVE)
     for method in (erase, uce):
         with pytest.raises(ConceptSpecError, match=r"tokens (in .* )?are \[.*<unk>"):
             method(pipe, spec)
+
+
+@pytest.mark.parametrize("template", ["the {} 猫", "a red star " * 20 + "{}"])
+def test_a_shipped_phrase_may_be_left_out_and_an_own_one_that_is_cut_is_named(template):
+    prompts = [("a {}", False), (template, False), ("a red circle " * 20 + "{}", True)]
+    pairs = []
+    for phrase, own in prompts:
+        target = Prompt.of(phrase, "Käthe")
+        pairs.append(Pair(target, Prompt.of(phrase, "circle"), own=own))
+    found = sort_pairs(pairs, t5_like())
+    assert found.readable == pairs[:1] and found.unread == pairs[1:]
+    own, shipped = found.notes("text_encoder")
+    assert own.startswith(CUT_PHRASE) and "is cut by text_encoder before it comes to 'Käthe'" in own
+    assert "text_encoder goes without one shipped phrase that it cannot read" in shipped
+
+
+def test_what_an_encoder_goes_without_is_in_the_report_and_an_own_phrase_a_warning(pipe):
+    cut = "a red circle " * 150 + "{}"
+    concept = Concept("star", "circle", ("a {}",), ("the {}", cut), names={"zh": ("星星",)})
+    with pytest.warns(UserWarning, match=r"your phrase 'a red circle .* is cut by text_encoder"):
+        notes = erase(pipe, ErasureSpec([concept], tiny.PRESERVE), measure=False).report.notes
+    assert "text_encoder goes without names it cannot read: '星星'" in notes
 
 
 def test_one_unknown_encoder_of_several_is_enough():

@@ -267,6 +267,17 @@ class Concept:
         """Templates the residual is measured on, never solved for."""
         return tuple(t for t in self.kind.held_out if t not in (*self.exact, *self.soft))
 
+    @cached_property
+    def own_phrases(self) -> frozenset[str]:
+        """The phrases that came with the spec, from a file or a list of one's own."""
+        given = {*(self.soft_templates or ())}
+        if isinstance(self.templates, tuple):
+            given.update(self.templates)
+        if isinstance(self.templates, Kind):
+            given.update(self.exact, self.soft, self.held_out)
+            given.update(self.kind.plural_soft, self.kind.plural_held_out)
+        return frozenset(given)
+
     def held_out_prompts(self) -> tuple[str, ...]:
         """Finished phrases with the target and its synonyms that no solve may see."""
         return _filled(self.held_out, self.words)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from ..config.everyday import everyday_captions
 from ..config.spec import AUTO_ANCHOR, Concept, ErasureSpec
 from ..config.words import Form
-from ..prompts.alignment import readable
-from ..prompts.pairs import Pair, pairs_of, pairs_to_solve, spread
+from ..prompts.alignment import sort_pairs
+from ..prompts.pairs import pairs_of, pairs_to_solve, spread
 from ..prompts.tokens import text_paths
 
 SHOWN = 4
@@ -130,30 +130,20 @@ def _kept(spec: ErasureSpec) -> list[str]:
 def _on(spec: ErasureSpec, pipe: Any, soft_budget: int) -> list[str]:
     """What each text encoder of a pipeline cannot read."""
     lines = []
+    asked = pairs_to_solve(spec.concepts, soft_budget=soft_budget)["soft"]
     for path in text_paths(pipe):
-        asked = pairs_to_solve(spec.concepts, soft_budget=soft_budget)["soft"]
-        read = readable(asked, path)
-        unread = sorted(_foreign_names(asked) - _foreign_names(read))
-        lost = _lost(asked, read)
-        line = f"On {path.use.encoder}: {len(read)} soft prompts"
+        read = sort_pairs(asked, path)
+        lost = [pair.target.text for pair in read.unread if pair.stands_for is None]
+        line = f"On {path.use.encoder}: {len(read.readable)} soft prompts"
         if lost:
-            line += f"; {len(lost)} are too long for it and left out ({_some(lost)})"
-        if unread:
+            line += (
+                f"; it cannot read {_phrases(len(lost))} and goes without, such as {_some(lost)}"
+            )
+        if unread := read.foreign_names:
             line += f"; it does not read {_listed(map(_quote, unread[:SHOWN]))}"
             line += f" and {len(unread) - SHOWN} more" if len(unread) > SHOWN else ""
         lines.append(line + ".")
     return lines
-
-
-def _foreign_names(pairs: Sequence[Pair]) -> set[str]:
-    """The names in other languages that pairs have."""
-    targets = [pair.target for pair in pairs if pair.foreign]
-    return {prompt.text[prompt.start : prompt.stop] for prompt in targets}
-
-
-def _lost(asked: Sequence[Pair], read: Sequence[Pair]) -> list[str]:
-    kept = {*read}
-    return [pair.target.text for pair in asked if pair not in kept and pair.stands_for is None]
 
 
 def _forms(forms: Iterable[tuple[str, Form]]) -> str:

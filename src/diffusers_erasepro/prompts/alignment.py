@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +21,8 @@ from .unknown_tokens import refuse_unknown_tokens, unknown_ids
 
 MEASURED = {"held_out": 64, "kept": 8}
 """Prompts that the report's residual and drift are measured on, at most."""
-
+CUT_PHRASE = "your phrase"
+"""How a note on a phrase of one's own begins."""
 
 Held = Alignment | Mapping[str, Alignment]
 """Which positions are held: of all prompts alike, or by the word they name."""
@@ -240,41 +241,97 @@ def rows_of(pairs: Sequence[Pair], source: Any, held: Held) -> Rows:
     return Rows(targets, anchors, row, target_at, anchor_at)
 
 
-def readable(pairs: Sequence[Pair], source: Any) -> list[Pair]:
-    """The soft or held-out pairs that an encoder can read; the others have no part there.
+@dataclass(frozen=True)
+class SortedPairs:
+    """Soft or held-out pairs, by whether an encoder can read them."""
 
-    A long phrase may be cut before it comes to the concept, or hold characters that the tokenizer
-    does not know. A name in another language is left out where the tokenizer does not know its
-    script. What is the same tokens as an earlier pair is left out as well: capitals, where the
-    tokenizer has none.
+    readable: list[Pair]
+    unread: list[Pair]
+    """Phrases that are cut before the concept, shipped ones with an unknown token, and names in a
+    script that the tokenizer has not learned."""
+
+    def notes(self, encoder: str) -> list[str]:
+        """What `encoder` goes without: a sentence per phrase of one's own, one for the others."""
+        notes = []
+        shipped = []
+        for pair in self.unread:
+            text = pair.target.text
+            if pair.own:
+                notes.append(
+                    f"{CUT_PHRASE} {text[:60]!r} is cut by {encoder} before it comes to "
+                    f"{pair.word!r}, and left out there; name it earlier"
+                )
+            elif pair.stands_for is None:
+                shipped.append(text)
+        if shipped:
+            count = "one shipped phrase" if len(shipped) == 1 else f"{len(shipped)} shipped phrases"
+            notes.append(f"{encoder} goes without {count} that it cannot read: {shipped[0][:60]!r}")
+        if names := self.foreign_names:
+            more = f" and {len(names) - 1} more" if names[1:] else ""
+            notes.append(f"{encoder} goes without names it cannot read: {names[0]!r}{more}")
+        return notes
+
+    @property
+    def foreign_names(self) -> list[str]:
+        """The names in other languages that the encoder cannot read, each once."""
+        targets = [pair.target for pair in self.unread if pair.foreign]
+        return list(dict.fromkeys(prompt.text[prompt.start : prompt.stop] for prompt in targets))
+
+
+def readable(pairs: Sequence[Pair], source: Any) -> list[Pair]:
+    """The soft or held-out pairs that an encoder can read, as `sort_pairs` finds."""
+    return sort_pairs(pairs, source).readable
+
+
+def sort_pairs(pairs: Sequence[Pair], source: Any) -> SortedPairs:
+    """Soft or held-out pairs, by whether an encoder can read them.
+
+    A long phrase may be cut before it comes to the concept, and a shipped one may hold characters
+    that the tokenizer does not know. A name in another language is left out where the tokenizer
+    does not know its script. What is the same tokens as an earlier pair is in neither list:
+    capitals, where the tokenizer has none.
 
     Args:
         pairs: What is said, and what it shall mean.
         source: The `TextPath` that reads them, or a tokenizer that stands alone.
 
     Raises:
-        ConceptSpecError: No phrase of a word of the concept can be read; the message is the first
-            one's.
+        ConceptSpecError: A phrase of one's own holds an unknown token, or no phrase of a word of
+            the concept can be read; then the message is the first one's.
     """
     prompts = [p.target for p in pairs] + [p.anchor for p in pairs]
     tokens, marks = _marked(source, prompts)
     tokenizer = tokenizer_of(source)
     unknown = unknown_ids(tokenizer)
+
+    def refuse_cut(at: int) -> None:
+        span(marks[at], prompts[at])
+
+    def refuse_unknown(at: int) -> None:
+        refuse_unknown_tokens(tokenizer, unknown, prompts[at], marks[at], tokens.ids[at])
+
     kept: list[Pair] = []
+    unread: list[Pair] = []
     seen: set[tuple[int, ...]] = set()
     faults: dict[str, ConceptSpecError] = {}
     for i, pair in enumerate(pairs):
-        try:
-            for at in (i, len(pairs) + i):
-                span(marks[at], prompts[at])
-                refuse_unknown_tokens(tokenizer, unknown, prompts[at], marks[at], tokens.ids[at])
-        except ConceptSpecError as error:
-            faults.setdefault(pair.word, error)
+        ends = (i, len(pairs) + i)
+        fault = _first_fault(refuse_cut, ends)
+        if fault is None:
+            fault = _first_fault(refuse_unknown, ends)
+            if fault and pair.own:
+                raise fault
+        if fault:
+            faults.setdefault(pair.word, fault)
+            unread.append(pair)
             continue
         ids = tuple(tokens.ids[i].tolist())
         same = ids in seen or ids == tuple(tokens.ids[len(pairs) + i].tolist())
         name = prompts[i].text[prompts[i].start : prompts[i].stop]
-        if pair.stands_for and (same or (pair.foreign and not knows_script(tokenizer, name))):
+        if pair.foreign and not knows_script(tokenizer, name):
+            unread.append(pair)
+            continue
+        if pair.stands_for and same:
             continue
         seen.add(ids)
         kept.append(pair)
@@ -282,7 +339,17 @@ def readable(pairs: Sequence[Pair], source: Any) -> list[Pair]:
     for word, fault in faults.items():
         if word in lost:
             raise fault
-    return kept
+    return SortedPairs(kept, unread)
+
+
+def _first_fault(refuse: Callable[[int], None], rows: Iterable[int]) -> ConceptSpecError | None:
+    """What `refuse` says of the first of these rows that it refuses."""
+    try:
+        for row in rows:
+            refuse(row)
+    except ConceptSpecError as error:
+        return error
+    return None
 
 
 def rows_to_solve(

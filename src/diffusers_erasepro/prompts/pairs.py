@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import TypeVar
 
@@ -50,6 +50,8 @@ class Pair:
     """The word of the concept that the prompt has another form of, or names in another language."""
     foreign: bool = False
     """Whether the prompt names it in another language."""
+    own: bool = field(default=False, compare=False)
+    """Whether the phrase is of the one who wrote the spec, and not a shipped one."""
 
     @property
     def word(self) -> str:
@@ -69,7 +71,8 @@ def pairs_of(concepts: Sequence[Concept], kind: str, *, most: int | None = None)
             templates = _templates(concept, word, kind, named)
             for template in spread(templates, most, turn=turn):
                 target = Prompt.of(template, word)
-                pairs[Pair(target, Prompt.of(template, concept.anchor))] = None
+                anchor = Prompt.of(template, concept.anchor)
+                pairs[Pair(target, anchor, own=template in concept.own_phrases)] = None
     return list(pairs)
 
 

@@ -15,7 +15,7 @@ from ...config.plan import ALIGNMENTS, Plan
 from ...config.spec import Concept, ErasureSpec
 from ...errors import ConceptSpecError
 from ...modules.fingerprint import fingerprint_learned, fingerprint_with_loras, fingerprints
-from ...prompts.alignment import Rows, readable, rows_of
+from ...prompts.alignment import Rows, rows_of, sort_pairs
 from ...prompts.own_tokens import OwnTokens, own_tokens_of
 from ...prompts.pairs import Pair, pairs_to_solve
 from ...prompts.tokens import TextPath, tokenizer_of
@@ -60,10 +60,12 @@ class Planning:
         pairs = pairs_to_solve(spec.concepts, soft_budget=options.soft_budget)
         alignments = plan.alignments(spec.concepts)
         with naming_encoder(path):
-            pairs["soft"] = readable(pairs["soft"], path)
+            soft = sort_pairs(pairs["soft"], path)
+            pairs["soft"] = soft.readable
             rows = {kind: rows_of(found, path, alignments) for kind, found in pairs.items()}
         base = fingerprints(path.encoder, {}, vocabulary=path.vocabulary)
-        return cls(pipe, path, encoder, spec, options, plan, pairs, rows, base)
+        notes = soft.notes(path.use.encoder)
+        return cls(pipe, path, encoder, spec, options, plan, pairs, rows, base, notes=notes)
 
     @cached_property
     def own_tokens(self) -> dict[str, OwnTokens]:
