@@ -5,8 +5,9 @@ Everything is measured on phrases and captions that set no threshold and no gap,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -94,11 +95,11 @@ def compare(encoder: Compared, spec: ErasureSpec) -> Selectivity:
     share = max(1, PHRASES // sum(len(concept.words) for concept in spec.concepts))
     pairs = pairs_of(spec.concepts, "held_out", most=share)
     held_out = spread(readable(pairs, encoder.path), PHRASES)
-    near = _moved(encoder, spread(spec.held_out_near_prompts(), PHRASES))
+    near = relative_changes(encoder, spread(spec.held_out_near_prompts(), PHRASES))
     captions = spec.preserve_captions()
     seen = {*spread(captions, CAPTIONS)}
     unseen = [text for text in captions if text not in seen] or list(captions)
-    drift = _moved(encoder, spread(unseen, WATCHED))
+    drift = relative_changes(encoder, spread(unseen, WATCHED))
     return Selectivity(
         left=measure_left(encoder, held_out)[0],
         near=_mean(near),
@@ -121,9 +122,9 @@ def left_by_concept(encoder: Compared, concepts: Sequence[Concept]) -> dict[str,
     for kind in ("exact", "held_out"):
         pairs = readable(pairs_of(some, kind, most=share), encoder.path)
         whose = [targets[pair.word] for pair in pairs]
-        for target, found in _by_group(encoder, pairs, whose).items():
-            left[target][kind], lacking = found
-            unmatched[target] |= lacking
+        for target, found in left_by_group(encoder, pairs, whose).items():
+            left[target][kind] = found.by_kind
+            unmatched[target] |= found.unmatched
     return {
         target: ConceptLeft(found.get("exact", {}), found.get("held_out", {}), unmatched[target])
         for target, found in left.items()
@@ -141,13 +142,26 @@ def measure_left(
     Returns:
         The shares; and by prompt the positions that have no counterpart in the anchor's.
     """
-    return _by_group(encoder, pairs, [""] * len(pairs)).get("", ({}, {}))
+    found = left_by_group(encoder, pairs, [""] * len(pairs)).get("", Left())
+    return found.by_kind, found.unmatched
 
 
-def _by_group(
+@dataclass(frozen=True)
+class Left:
+    """What is left of the gap between some prompts and their anchors'."""
+
+    by_kind: dict[str, float] = field(default_factory=dict)
+    """Kind of position -> share, as of `measure_left`."""
+    whole: float = math.nan
+    """The share over all positions together; NaN where target and anchor agree everywhere."""
+    unmatched: dict[str, list[int]] = field(default_factory=dict)
+    """Prompt -> its positions that have no counterpart in the anchor's."""
+
+
+def left_by_group(
     encoder: Compared, pairs: Sequence[Pair], groups: Sequence[str]
-) -> dict[str, tuple[dict[str, float], dict[str, list[int]]]]:
-    """`measure_left` of the pairs of every group, in one run of the encoder."""
+) -> dict[str, Left]:
+    """What is left of the pairs of every group, in one run of the encoder."""
     if not pairs:
         return {}
     aligned = kinds_of_positions(pairs, encoder.path)
@@ -162,15 +176,18 @@ def _by_group(
     found = {}
     for group in dict.fromkeys(groups):
         left = {}
+        counted = torch.zeros_like(asked)
         for kind in dict.fromkeys(aligned.kinds):
             mine = _marked(aligned, groups, group, kind) & asked
+            counted |= mine
             if mine.any():
                 left[kind] = float(rest[mine].sum() / gap[mine].sum())
         lacking = {}
         for row, places in aligned.unmatched.items():
             if groups[row] == group:
                 lacking[pairs[row].target.text] = places
-        found[group] = (left, lacking)
+        whole = float(rest[counted].sum() / gap[counted].sum())  # NaN of nothing
+        found[group] = Left(left, whole, lacking)
     return found
 
 
@@ -220,7 +237,7 @@ def _columns(rows: Rows) -> list[tuple[int, int, int]]:
     )
 
 
-def _moved(encoder: Compared, texts: Sequence[str]) -> list[Tensor]:
+def relative_changes(encoder: Compared, texts: Sequence[str]) -> list[Tensor]:
     """Per text, the relative change of the state at each of its positions."""
     if not texts:
         return []

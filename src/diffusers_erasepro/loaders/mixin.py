@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, Unpack
 
@@ -49,6 +50,7 @@ from .locking import (
     opens,
     refuse_locked,
 )
+from .prompt_measures import measure_prompts, sort_by_left
 from .stacking import combine, solve_jointly
 from .verification import Verification, verify
 
@@ -249,7 +251,7 @@ class ErasureLoaderMixin:
 
         Args:
             prompts: Prompts of your own with an erased concept in them; `.prompts` has their
-                residuals.
+                residuals, and `.prompts_left` what is left of the concept in each.
             images: Also call the pipeline with the listed prompts, and measure what its denoiser
                 receives.
             sample: Measure so many edited layers, chosen anew each time, instead of encoding the
@@ -272,6 +274,10 @@ class ErasureLoaderMixin:
             found = verify(
                 self, prompts=given, images=images, sample=sample, selectivity=selectivity
             )
+            if given:
+                ordered = sort_by_left(measure_prompts(self, given))
+                shares = {one.text: one.left for one in ordered if one.left is not None}
+                found = replace(found, prompts_left=shares)
         if raise_on_fail and not found.ok:
             raise ErasureVerificationError(
                 f"residual {found.residual:.1e}, at most {found.threshold:.0e} allowed; "

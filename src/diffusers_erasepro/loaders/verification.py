@@ -113,6 +113,9 @@ class Verification:
     selectivity: Selectivity | None = None
     """What is left of all concepts together, and what else moves, where that was asked for; of the
     text encoder that fares worst."""
+    prompts_left: dict[str, float] = field(default_factory=dict)
+    """Given prompt -> share of the gap to its anchor's that is left, the worst first; before the
+    erasure it is 1. `ok` ignores it too."""
 
 
 @torch.no_grad()
@@ -125,7 +128,7 @@ def verify(
     selectivity: bool = False,
 ) -> Verification:
     """Measure everything active; `ErasureLoaderMixin.verify_erasure` says how."""
-    active = _active(pipe)
+    active = active_edits(pipe)
     broken = find_lost_edits(pipe)
     if not active:
         broken.append("no erasure is active")
@@ -160,8 +163,8 @@ def verify(
     left: dict[str, ConceptLeft] = {}
     measured: list[Selectivity] = []
     for adapter in active if selectivity else ():
-        for path in _paths(pipe, adapter):
-            found = _compared(path, adapter)
+        for path in edited_paths(pipe, adapter):
+            found = compare_live(path, adapter)
             if found is not None:
                 measured.append(compare(found, adapter.spec))
                 for target, one in left_by_concept(found, adapter.spec.concepts).items():
@@ -178,7 +181,7 @@ def verify(
     )
 
 
-def _compared(path: TextPath, adapter: ErasureAdapter) -> Compared | None:
+def compare_live(path: TextPath, adapter: ErasureAdapter) -> Compared | None:
     """The live encoder with its edits and without; None where it is read as one vector only.
 
     Where the denoiser's linears hold edits, what some of them make of the states counts.
@@ -209,7 +212,7 @@ def _compared(path: TextPath, adapter: ErasureAdapter) -> Compared | None:
     return Compared(path, now, without)
 
 
-def _active(pipe: Any) -> list[ErasureAdapter]:
+def active_edits(pipe: Any) -> list[ErasureAdapter]:
     """The edits in force: one, unless components came from different pipelines."""
     applied = [registry.applied for _, registry in modules_with_registry(pipe).values()]
     return list({id(adapter): adapter for adapter in applied if adapter}.values())
@@ -232,7 +235,7 @@ def measure_listed(
             factors would add counts.
     """
     found: dict[str, float] = {}
-    for path in _paths(pipe, adapter):
+    for path in edited_paths(pipe, adapter):
         rows = _rows(path, adapter)
         with evaluating(path.encoder):
             have = target_states(path.encoder, rows, path.use.readings)
@@ -249,7 +252,7 @@ def predict_residual(pipe: Any, adapter: ErasureAdapter) -> float:
     It is what the factors do, not what the adapter reports.
     """
     residuals: list[float] = []
-    for path in _paths(pipe, adapter):
+    for path in edited_paths(pipe, adapter):
         rows = _rows(path, adapter)
         encoder = path.encoder
         edits = resolve_edits(encoder, path.use.encoder, adapter)
@@ -265,7 +268,7 @@ def predict_residual(pipe: Any, adapter: ErasureAdapter) -> float:
     return largest(residuals)
 
 
-def _paths(pipe: Any, adapter: ErasureAdapter) -> list[TextPath]:
+def edited_paths(pipe: Any, adapter: ErasureAdapter) -> list[TextPath]:
     """The text encoders that the adapter has goals for."""
     paths = text_paths(pipe, adapter.clip_skip)
     return [path for path in paths if path.use.encoder in adapter.goal_parts]
@@ -432,7 +435,7 @@ def _measure_calls(pipe: Any, adapter: ErasureAdapter, tracked: Tracked) -> floa
             "images=True knows pipelines that read one text encoder's states, not "
             f"{type(pipe).__name__}"
         )
-    (path,) = _paths(pipe, adapter)
+    (path,) = edited_paths(pipe, adapter)
     rows = _rows(path, adapter)
     received: list[Tensor] = []
 
@@ -517,7 +520,7 @@ def _measure_prompt(pipe: Any, adapter: ErasureAdapter, text: str) -> float:
     """
     concept, pair = _find_pair(text, adapter.spec.concepts)
     residuals = []
-    for path in _paths(pipe, adapter):
+    for path in edited_paths(pipe, adapter):
         rows = rows_of([pair], path, adapter.plan.alignment_of(concept))
         readings = path.use.readings
         anchors = Rows(rows.anchor, rows.target, rows.row, rows.anchor_at, rows.target_at)
