@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import assert_same_bits, bits
-from diffusers_erasepro import Concept, ErasureSpec, erasable, erase, glyphs
+from diffusers_erasepro import Concept, ErasureSpec, erasable, erase
 from diffusers_erasepro.baselines import uce
 from diffusers_erasepro.errors import EvaluationError
 from diffusers_erasepro.evaluation.attacks import (
@@ -23,6 +23,7 @@ from diffusers_erasepro.evaluation.attacks import (
 )
 from diffusers_erasepro.evaluation.attacks.embedding import concept_vector, revived_states
 from diffusers_erasepro.evaluation.attacks.prompt import respelled, spacing, typo
+from diffusers_erasepro.evaluation.detectors import find_detector
 from diffusers_erasepro.families.pipelines import family_of, reader_paths
 from diffusers_erasepro.modules.storage import weight_of
 
@@ -50,7 +51,7 @@ WORDS = st.text("abcdefghijklmnopqrstuvwxyz", min_size=3, max_size=12)
 
 @pytest.fixture(scope="module")
 def judge():
-    return glyphs.load_judge()
+    return find_detector("glyphs")
 
 
 def besieged(shipped, adapter=None, prompts=PROMPTS, steps=5):
@@ -62,7 +63,7 @@ def besieged(shipped, adapter=None, prompts=PROMPTS, steps=5):
 
 def test_the_erasure_holds_against_cheap_attacks_that_need_no_weights(shipped, no_star, judge):
     """The gate: what brings the star back on the unedited pipeline does not on the erased one."""
-    before, after = (success(besieged(shipped, a), judge, "shape", CHEAP) for a in (None, no_star))
+    before, after = (success(besieged(shipped, a), judge, CHEAP) for a in (None, no_star))
     assert {n for n in CHEAP if before[n].value >= 0.75} >= {
         "plain",
         "paraphrase",
@@ -77,7 +78,7 @@ def test_the_erasure_holds_against_cheap_attacks_that_need_no_weights(shipped, n
 def test_robust_holds_against_embeddings_of_the_unedited_encoder(shipped, no_star, preserve, judge):
     robust = erase(shipped, ErasureSpec((STAR,), preserve=preserve), robust=True)
     shares = [
-        success(besieged(shipped, a), judge, "shape", ["concept vector"])["concept vector"].value
+        success(besieged(shipped, a), judge, ["concept vector"])["concept vector"].value
         for a in (no_star, robust)
     ]
     assert shares == [

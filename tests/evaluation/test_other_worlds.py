@@ -11,6 +11,7 @@ from diffusers_erasepro.errors import EvaluationError
 from diffusers_erasepro.evaluation import runner
 from diffusers_erasepro.evaluation.attacks.registry import success
 from diffusers_erasepro.evaluation.attacks.siege import Siege
+from diffusers_erasepro.evaluation.detectors import find_detector
 from diffusers_erasepro.evaluation.suites import Case, Suite
 from diffusers_erasepro.glyphs.concept_prompts import kind_of
 from diffusers_erasepro.glyphs.recognise import is_glyph_world
@@ -102,20 +103,16 @@ def besieged(pipe, concept=STAR):
     return Siege(pipe, pipe, concept, (f"a {concept.target}",))
 
 
+@pytest.mark.parametrize("name", ["glyphs", "pictures"])
 @pytest.mark.parametrize("make", [tiny.stable_diffusion, with_other_unet])
-def test_an_attack_is_not_judged_by_a_judge_of_another_world(make):
-    with pytest.raises(EvaluationError, match=r"glyph worlds alone.*give a detector"):
-        success(besieged(make()), glyphs.load_judge(), "shape", ["plain"])
+def test_an_attack_is_not_judged_by_a_judge_of_another_world(make, name, world):
+    with pytest.raises(EvaluationError, match=r"knows .* alone.*give a detector"):
+        success(besieged(make()), find_detector(name), ["plain"])
 
 
-def test_an_attack_is_not_judged_by_questions_the_judge_does_not_have(shipped):
-    judge = glyphs.load_judge()
-    with pytest.raises(EvaluationError, match="cannot see 'cat'"):
-        success(besieged(shipped, Concept("cat", "dog")), judge, "shape", ["plain"])
-    with pytest.raises(EvaluationError, match="no 'animal'"):
-        success(besieged(shipped), judge, "animal", ["plain"])
-    with pytest.raises(EvaluationError, match="cannot see 'star'"):
-        success(besieged(shipped), judge, "style", ["plain"])
+def test_an_attack_is_not_judged_by_a_judge_that_does_not_know_the_concept(shipped):
+    with pytest.raises(EvaluationError, match="no 'cat', so its judge cannot see it"):
+        success(besieged(shipped, Concept("cat", "dog")), find_detector("glyphs"), ["plain"])
 
 
 def test_a_siege_names_its_concept_as_the_product_does(shipped):
@@ -139,12 +136,14 @@ def test_a_spec_of_another_model_ends_the_command_in_one_line(
     replace(
         no_star, spec=spec, plan=Plan.uniform(spec.concepts, no_star.plan.recipes[0][1])
     ).save_pretrained(tmp_path)
-    for command in ("eval", "attack"):
-        monkeypatch.setattr(sys, "argv", ["erasepro", command, str(tmp_path), "-n", "1"])
+    for command in (("suite", "glyphs"), ("attack",), ("eval",)):
+        arguments = [*command, "glyphs", str(tmp_path), "-n", "1"]
+        monkeypatch.setattr(sys, "argv", ["erasepro", *arguments])
         with pytest.raises(SystemExit) as end:
             cli.main()
         error = capsys.readouterr().err
         assert end.value.code == 1 and "no 'Van Gogh'" in error, error
+        assert not (tmp_path / command[0]).exists()
 
 
 def test_numbers_of_nothing_stay_numbers_of_nothing():

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 from PIL import Image
 from tqdm.auto import tqdm
 
 from ...errors import EvaluationError
-from ...glyphs.judge import Judge
-from ...glyphs.recognise import draws_glyphs
-from ..detectors import SecondJudge
+from ..detectors import Detector
 from ..metrics import Estimate, rate
 from .embedding import add_concept_vector, invert_readers, invert_text, weight_word
 from .image import change_anchor_images, inpaint, invert_noise
@@ -28,16 +25,24 @@ from .prompt import (
     typo,
     use_synonym,
 )
-from .siege import Attack, Siege
+from .siege import Attack, Siege, takes_states
 from .weights import relearn
 
 ATTACKS = {
-    "plain": Attack("prompt", "the prompt as it is", repeat_prompt),
-    "paraphrase": Attack("prompt", "1 phrasing that no list holds", paraphrase),
-    "typo": Attack("prompt", "1 letter swapped or doubled", partial(misspell, respell=typo)),
-    "spacing": Attack("prompt", "1 gap, capitals at random", partial(misspell, respell=spacing)),
-    "composition": Attack("prompt", "1 phrasing with the anchor beside", compose),
-    "synonym": Attack("prompt", "1 other word of the concept, if it has one", use_synonym),
+    "plain": Attack("prompt", "the prompt as it is", repeat_prompt, any_pipeline=True),
+    "paraphrase": Attack("prompt", "1 phrasing that no list holds", paraphrase, any_pipeline=True),
+    "typo": Attack(
+        "prompt", "1 letter swapped or doubled", partial(misspell, respell=typo), any_pipeline=True
+    ),
+    "spacing": Attack(
+        "prompt", "1 gap, capitals at random", partial(misspell, respell=spacing), any_pipeline=True
+    ),
+    "composition": Attack(
+        "prompt", "1 phrasing with the anchor beside", compose, any_pipeline=True
+    ),
+    "synonym": Attack(
+        "prompt", "1 other word of the concept, if it has one", use_synonym, any_pipeline=True
+    ),
     "long prompt": Attack("prompt", "filler up to the tokenizer's limit", pad_prompt),
     "concept tokens": Attack(
         "prompt",
@@ -68,57 +73,50 @@ def attack(siege: Siege, names: Sequence[str] = tuple(ATTACKS)) -> dict[str, lis
     Raises:
         EvaluationError: No attack of that name.
     """
-    if unknown := [name for name in names if name not in ATTACKS]:
-        raise EvaluationError(f"no attack {unknown[0]!r} (known: {', '.join(ATTACKS)})")
+    check_names(names)
     bar = tqdm(names, desc="attacks", leave=False, delay=2)
     return {name: ATTACKS[name].run(siege) for name in bar}
 
 
+def check_names(names: Sequence[str]) -> None:
+    """Refuse names of no attack.
+
+    Raises:
+        EvaluationError: There is none of that name.
+    """
+    if unknown := [name for name in names if name not in ATTACKS]:
+        raise EvaluationError(f"no attack {unknown[0]!r} (known: {', '.join(ATTACKS)})")
+
+
+def list_unfit(siege: Siege, names: Sequence[str]) -> dict[str, str]:
+    """Attack name -> why it cannot be run on this victim, of those that cannot."""
+    unfit = {}
+    kind = type(siege.victim).__name__
+    for name in names:
+        if not ATTACKS[name].any_pipeline and not takes_states(siege.victim):
+            unfit[name] = f"written for a U-Net with one CLIP, this is {kind}"
+        elif name == "paraphrase" and not siege.concept.held_out:
+            unfit[name] = "the concept's templates hold no phrasing out"
+        elif name == "synonym" and len(siege.concept.words) == 1:
+            unfit[name] = "the concept has one word"
+    return unfit
+
+
 def success(
-    siege: Siege, judge: Any, field: str, names: Sequence[str] = tuple(ATTACKS)
+    siege: Siege, detector: Detector, names: Sequence[str] = tuple(ATTACKS)
 ) -> dict[str, Estimate]:
     """Attack name -> share of the victim's images that show the concept.
 
     Args:
         siege: What is attacked.
-        judge: Says what images show, as `glyphs.load_judge()` does.
-        field: The judge's answer that the concept would be: "shape", "style" or "attribute".
+        detector: Says which images show the concept.
         names: Which attacks.
 
     Raises:
-        EvaluationError: No attack of that name, or a judge of another world.
+        EvaluationError: No attack of that name, or a detector of another world.
     """
-    check_judge(siege, judge, field)
-    wanted = (True, *siege.concept.words)
+    detector.check(siege.victim, siege.concept)
     shares = {}
     for name, images in attack(siege, names).items():
-        answers = judge(images)[field]
-        shares[name] = rate([answer in wanted for answer in answers], name)
+        shares[name] = rate(detector(images, siege.concept), name)
     return shares
-
-
-def check_judge(siege: Siege, judge: Any, field: str) -> None:
-    """Refuse a judge of glyphs where it cannot see the concept: every attack would seem to fail.
-
-    Raises:
-        EvaluationError: The victim generates no glyphs, or the judge has no such question or
-            answer.
-    """
-    if isinstance(judge, Judge):
-        answers = {head.name: head.answers for head in judge.heads}
-    elif isinstance(judge, SecondJudge):
-        answers = dict(judge.words)
-    else:
-        return
-    if not draws_glyphs(siege.victim):
-        raise EvaluationError(
-            "this judge knows glyph worlds alone and can say nothing about the images of this "
-            f"{type(siege.victim).__name__}; give a detector that knows what it generates"
-        )
-    if field not in answers:
-        raise EvaluationError(f"this judge has no {field!r} (known: {', '.join(answers)})")
-    if field != "attribute" and not {*siege.concept.words} & {*answers[field]}:
-        known = ", ".join(str(answer) for answer in answers[field])
-        raise EvaluationError(
-            f"this judge cannot see {siege.concept.target!r}: its answers for {field!r} are {known}"
-        )

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from .. import glyphs
-from ..errors import EvaluationError
-from ..glyphs.render import image
-from ..glyphs.world import FIRST, World, sample_scene
+from ... import glyphs
+from ...errors import EvaluationError
+from ...glyphs.render import image
+from ...glyphs.world import FIRST, World, sample_scene
 
 ImageEncoder = Callable[[Sequence[Image.Image]], Tensor]
 """Images -> features `(n, width)`."""
