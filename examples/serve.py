@@ -4,11 +4,12 @@
     uvicorn --app-dir examples serve:app
 
 `POST /draw {"prompt": "a red star on snow", "seed": 0}` answers a PNG.
-`GET /health` measures the erasures on the live weights.
+`GET /health` measures the erasures on the live weights. `erasepro serve-check` asks both.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import threading
 from collections.abc import AsyncIterator
@@ -23,6 +24,7 @@ from pydantic import BaseModel, Field
 from diffusers_erasepro import erasable, glyphs
 
 ADAPTERS = Path(__file__).parent.parent / "adapters" / "glyphs"
+FILE = "pytorch_lora_weights.safetensors"
 ERASED = ("no-star", "no-mira-voss")
 
 
@@ -36,6 +38,11 @@ def load() -> Any:
         pipe.load_erasure_adapter(ADAPTERS / name, adapter_name=name, locked=True)
     pipe.verify_erasure(raise_on_fail=True)
     return pipe
+
+
+def hash_file(name: str) -> str:
+    """sha256 of an adapter's file, by which `erasepro serve-check` knows it from others."""
+    return hashlib.sha256((ADAPTERS / name / FILE).read_bytes()).hexdigest()
 
 
 class Request(BaseModel):
@@ -76,4 +83,5 @@ def health(response: Response) -> dict[str, Any]:
     on = app.state.pipe.get_erasure_adapters()
     ok = found.ok and all(on.get(name) for name in ERASED)
     response.status_code = 200 if ok else 503
-    return {"ok": ok, "residual": found.residual, "threshold": found.threshold, "erased": on}
+    report = {"ok": ok, "residual": found.residual, "threshold": found.threshold, "erased": on}
+    return report | {"files": {name: hash_file(name) for name in ERASED}}

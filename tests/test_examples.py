@@ -2,17 +2,24 @@
 
 import importlib.util
 import io
+import json
 import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import uvicorn
 from PIL import Image
 
 from diffusers_erasepro import glyphs
+from diffusers_erasepro.adapters.hub import find
+from diffusers_erasepro.adapters.lockfile import add_pin
 from diffusers_erasepro.errors import ErasureLockedError
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
 
 
 def example(name):
@@ -54,6 +61,54 @@ def test_the_service_draws_erased_and_says_so(client):
         client.post("/draw", json={"prompt": "x", "prompt_embeds": [0], "steps": 0}).status_code
         == 422
     )
+
+
+@pytest.fixture
+def address(client):
+    """The service on a socket of its own."""
+    server = uvicorn.Server(uvicorn.Config(client.app, port=0, lifespan="off", log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    (port,) = {s.getsockname()[1] for one in server.servers for s in one.sockets}
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join()
+
+
+def pin(folder, *names):
+    """A lock of the ready adapters of these names."""
+    for name in names:
+        add_pin(folder / "erasures.lock", name, find(ROOT / "adapters" / "glyphs" / name))
+    return folder / "erasures.lock"
+
+
+def test_serve_check_sees_what_can_be_seen_from_outside(address, run, tmp_path):
+    lock = pin(tmp_path, "no-star", "no-mira-voss")
+    code, text, err = run("serve-check", address, "--lock", lock)
+    assert code == 0 and "verdict: good" in text and "cannot be seen from outside" in text, err
+    assert "good: 'no-star' is on, the pinned file" in text
+    assert "'a star' and 'a circle' differ by 0.000" in text
+    code, text, _ = run("serve-check", address, "--lock", pin(tmp_path, "no-cross"), "--json")
+    found = json.loads(text)
+    assert code == 3 and found["verdict"] == "bad"
+    bad = [one["text"] for one in found["findings"] if one["verdict"] == "bad"]
+    assert bad[0] == "'no-cross' is pinned and not on" and "'a cross' and 'a " in bad[1]
+
+
+def test_serve_check_of_what_is_no_service_is_one_line(address, run, tmp_path):
+    lock = pin(tmp_path, "no-star")
+    for url, says in (
+        ("http://127.0.0.1:9", "does not answer"),
+        ("file:///etc", "no http or https"),
+    ):
+        code, text, err = run("serve-check", url, "--lock", lock)
+        assert (code, text) == (1, "") and says in err and err.count("\n") == 1
+    code, text, err = run("serve-check", address, "--lock", lock, "--health", "/nowhere")
+    assert code == 3 and "bad: health answers 404" in text
+    code, text, err = run("serve-check", address, "--lock", lock, "--draw", "/nowhere")
+    assert (code, text) == (1, "") and "answered 404 and no picture" in err
 
 
 def test_no_code_of_the_service_can_switch_it_off(client):

@@ -133,8 +133,12 @@ def test_push_pull_lock(run, hub, folder, tmp_path):
         (("list", "/nowhere"), 2, "does not exist"),
         (("nonsense",), 2, "No such command"),
         (("card", "/nowhere"), 1, "no file or folder at /nowhere"),
-        (("eval", "/nowhere"), 1, "no file or folder at /nowhere"),
-        (("attack", "/nowhere"), 1, "no file or folder at /nowhere"),
+        (("eval", "glyphs", "/nowhere"), 1, "no file or folder at /nowhere"),
+        (("attack", "glyphs", "/nowhere"), 1, "no file or folder at /nowhere"),
+        (("attack", "a/b", "x"), 2, "give --detector"),
+        (("suite", "imagenet", "glyphs", "x"), 1, "no suite 'imagenet' (known: glyphs, nudity"),
+        (("suite", "instances", "x", "x", "--prompts", "pyproject.toml"), 1, "makes its prompts"),
+        (("suite", "coco", "x", "x"), 1, "data/coco_30k.csv and give it with --prompts"),
         (("push", "/nowhere", "me/x"), 2, "does not exist"),
         (("export", "/nowhere", "-o", "x.safetensors"), 1, "no file or folder at /nowhere"),
         (
@@ -188,18 +192,16 @@ def test_help_and_import_are_quick():
     assert cpu_seconds("import diffusers_erasepro") - cpu_seconds("pass") <= 0.05
 
 
-def test_eval_and_attack_count_on_the_glyph_world(run, folder, tmp_path, monkeypatch):
+def test_suite_and_attack_count_on_the_glyph_world(run, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "STEPS", 4)
-    code, text, _ = run(
-        "eval", folder, "--against", "", "-n", 4, "-o", tmp_path / "lines", "--json"
-    )
+    lines = ("-n", 4, "-o", tmp_path / "lines", "--json")
+    code, text, _ = run("suite", "glyphs", "glyphs", folder, "--against", "", *lines)
     found = json.loads(text)
     assert code == 0 and found["this"]["ACC_e"]["value"] < found["unedited"]["ACC_e"]["value"]
-    code, text, _ = run("attack", folder, "--only", "plain,typo", "-n", 4, "--json")
-    assert code == 0 and json.loads(text)["plain"] == {
-        "value": 0.0,
-        "low": 0.0,
-        "high": pytest.approx(0.49, abs=0.01),
-        "n": 4,
-    }
-    assert run("attack", folder, "--only", "magic")[0] == 1
+    options = ("--only", "plain,typo", "-n", 4, "--steps", 4, "--json")
+    code, text, _ = run("attack", "glyphs", folder, *options)
+    plain = json.loads(text)["attacks"]["plain"]
+    assert code == 0 and plain["unedited"]["value"] >= 0.5
+    bound = pytest.approx(0.49, abs=0.01)
+    assert plain["erased"] == {"value": 0.0, "low": 0.0, "high": bound, "n": 4}
+    assert run("attack", "glyphs", folder, "--only", "magic")[0] == 1

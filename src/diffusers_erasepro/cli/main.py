@@ -1,30 +1,31 @@
 """The command line: `erasepro COMMAND`, each a function here.
 
-Exit codes: 0 done; 1 an error, in one line; 2 wrong usage; 3 a verification that does not hold;
-130 interrupted.
+Exit codes: 0 done; 1 an error, in one line; 2 wrong usage; 3 what was measured does not
+hold, or its verdict is bad; 130 interrupted.
 Nothing heavy is imported before a command needs it.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from . import measuring
 from .option_groups import with_option_groups
+from .output import make_console, print_json, print_result
+from .parameters import Config, Force, Json, Model
 
 if TYPE_CHECKING:
     from ..adapters.adapter import ErasureAdapter
     from ..config.spec import ErasureSpec
 
 FAILED = 1
-NOT_VERIFIED = 3
 
 
 class Format(StrEnum):
@@ -52,19 +53,12 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: rich's takes 0.15 s to import
     pretty_exceptions_enable=False,
     help="Concept erasures as loadable adapters for diffusers.",
-    epilog="Exit codes: 0 done, 1 error, 2 wrong usage, 3 the verification does not hold.",
+    epilog="Exit codes: 0 done, 1 error, 2 wrong usage, 3 what was measured is bad.",
 )
 
-Model = Annotated[
-    str,
-    typer.Argument(
-        help="'glyphs', a diffusers folder, a .safetensors checkpoint or a Hub id.", metavar="MODEL"
-    ),
-]
 Adapter = Annotated[
     str, typer.Argument(help="An adapter's file, its folder or a Hub id.", metavar="ADAPTER")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")]
 BaseModel = Annotated[
@@ -72,13 +66,27 @@ BaseModel = Annotated[
 ]
 License = Annotated[str | None, typer.Option(help="As the Hub spells it.")]
 Subfolder = Annotated[str | None, typer.Option(help="Folder inside the repository.")]
-Config = Annotated[
-    str | None, typer.Option(help="For a single file: the same model in diffusers' layout.")
-]
+
+
+def _print_version(wanted: bool) -> None:
+    """The version of this package, and nothing else."""
+    if wanted:
+        from .. import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
 
 
 @app.callback()
-def root(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
+def root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version; stop."
+        ),
+    ] = False,
+) -> None:
     """Options for every command; `main` reads `--debug` itself."""
 
 
@@ -87,7 +95,8 @@ def demo(out: Out = Path("demo-output")) -> None:
     """Erase a shape, a style and an attribute from the glyph world; save, load, switch."""
     from . import demo as job
 
-    job.run(out, _console())
+    measuring.refuse_file(out)
+    job.run(out, make_console())
 
 
 @dataclass(frozen=True)
@@ -149,6 +158,7 @@ def erase_command(
         bool, typer.Option("--explain", help="Say what would be erased, held out and kept; stop.")
     ] = False,
     config: Config = None,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Make an adapter: one concept by options, or a whole spec."""
@@ -163,6 +173,7 @@ def erase_command(
         return typer.echo(describe_spec(what, load_model(model, config=config)), nl=False)
     if out is None:
         raise typer.BadParameter("give a folder to write to: --out FOLDER")
+    ask_before_overwriting(out, force)
     adapter = erase(load_model(model, config=config), what, **solver.arguments())
     path = adapter.save_pretrained(out)
     write_text_file(out / "spec.toml", adapter.spec.to_toml())
@@ -188,88 +199,11 @@ def show(
     )
 
 
-@app.command("verify")
-def verify_command(
-    adapter: Adapter,
-    base: Annotated[str, typer.Option(help="The model to measure on; as MODEL of `erase`.")],
-    refit: Annotated[
-        bool, typer.Option(help="Solve again if the base is another than it was made for.")
-    ] = False,
-    config: Config = None,
-    as_json: Json = False,
-) -> None:
-    """Load an adapter or an erasures.lock on a base and measure it; exit code 3 if it fails."""
-    from ..interop.pipelines import load_model
-
-    pipe = load_model(base, config=config)
-    pipe.load_erasure_adapter(adapter, allow_base_mismatch=refit)
-    found = pipe.verify_erasure()
-    verdict = "holds" if found.ok else "DOES NOT HOLD"
-    lines = [f"{verdict}: residual {found.residual:.1e}, at most {found.threshold:.0e} allowed"]
-    _print(asdict(found), as_json, lines + [f"not covered: {what}" for what in found.uncovered])
-    if not found.ok:
-        raise typer.Exit(NOT_VERIFIED)
-
-
-@app.command("eval")
-def evaluate_command(
-    adapter: Adapter,
-    against: Annotated[
-        str, typer.Option(help="Methods to set beside it, with commas between; '' for none.")
-    ] = "uce",
-    n: Annotated[int, typer.Option("-n", help="Pictures per kind of prompt.")] = 24,
-    seed: int = 0,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", help="Folder of JSON lines; an interrupted run goes on there."),
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Generate and judge on the glyph world, beside peers and controls."""
-    from ..adapters.adapter import ErasureAdapter
-    from ..evaluation.results import format_table
-    from ..evaluation.runner import evaluate
-    from ..interop.pipelines import load_model
-
-    ours = ErasureAdapter.from_pretrained(adapter)
-    compared: dict[str, Any] = {"this": ours}
-    compared |= {method: method for method in against.split(",") if method}
-    found = evaluate(load_model("glyphs"), ours.spec, compared, n=n, seed=seed, out=out)
-    plain = {}
-    for row, measures in found.items():
-        plain[row] = {name: getattr(value, "__dict__", value) for name, value in measures.items()}
-    _print(plain, as_json, [format_table(found)])
-
-
-@app.command("attack")
-def attack_command(
-    adapter: Adapter,
-    only: Annotated[str, typer.Option(help="Attacks, with commas between; default all.")] = "",
-    n: Annotated[int, typer.Option("-n", help="Attempts per attack.")] = 24,
-    seed: int = 0,
-    as_json: Json = False,
-) -> None:
-    """Try to bring the first concept back on the glyph world: share of images that show it."""
-    from ..adapters.adapter import ErasureAdapter
-    from ..evaluation.attacks import ATTACKS, Siege, success
-    from ..glyphs import FIRST, load_judge, load_pipeline
-    from ..glyphs.concept_prompts import kind_of, prompts_with
-    from ..loaders.mixin import erasable
-
-    made = ErasureAdapter.from_pretrained(adapter)
-    concept = made.spec.concepts[0]
-    question = kind_of(FIRST, concept)
-    victim = erasable(load_pipeline())
-    victim.load_erasure_adapter(made)
-    prompts = tuple(text for text, _ in prompts_with(concept, n, seed=seed, held_out=True))
-    siege = Siege(victim, load_pipeline(), concept, prompts, seed)
-    names = only.split(",") if only else tuple(ATTACKS)
-    found = success(siege, load_judge(), question, names)
-    _print(
-        {k: vars(v) for k, v in found.items()},
-        as_json,
-        [f"{name}: {share}" for name, share in found.items()],
-    )
+app.command("verify")(measuring.verify_command)
+app.command("eval")(with_option_groups(measuring.evaluate_command))
+app.command("attack")(with_option_groups(measuring.attack_command))
+app.command("suite")(with_option_groups(measuring.suite_command))
+app.command("serve-check")(measuring.serve_check_command)
 
 
 @app.command("list")
@@ -284,10 +218,10 @@ def list_adapters(
 
     found = read_headers(folder)
     if as_json:
-        return _print_json(found)
+        return print_json(found)
     from .tables import print_list
 
-    print_list(_console(), found)
+    print_list(make_console(), found)
 
 
 @app.command()
@@ -296,6 +230,7 @@ def card(
     base_model: BaseModel = None,
     repo_id: Annotated[str, typer.Option(help="What the snippet loads.")] = "path/to/this/folder",
     license: License = None,
+    as_json: Json = False,
 ) -> None:
     """Print an adapter's model card."""
     from ..adapters.header import read_header
@@ -304,6 +239,8 @@ def card(
 
     header = read_header(find(adapter).path)
     made = build_card(header, base_model=base_model, repo_id=repo_id, license=license)
+    if as_json:
+        return print_json({"card": str(made)})
     typer.echo(str(made), nl=False)
 
 
@@ -332,14 +269,25 @@ def export(
         notes = export_kohya(found, out)
     else:
         notes = _save_merged(found, base, out)
-    _print(
+    print_result(
         {"path": str(out), "notes": notes},
         as_json,
         [str(out), *(f"note: {note}" for note in notes)],
     )
 
 
+@dataclass(frozen=True)
+class ImportOptions:
+    """What another tool's file means."""
+
+    anchor: Annotated[str, typer.Option(help="What the target becomes.")] = ""
+    strength: Annotated[
+        float, typer.Option(help="Factor; negative for a slider towards the concept.")
+    ] = 1.0
+
+
 @app.command("import")
+@with_option_groups
 def import_command(
     file: Annotated[
         Path,
@@ -350,11 +298,9 @@ def import_command(
     base: Annotated[str, typer.Option(help="The model it was made for; as MODEL of `erase`.")],
     target: Annotated[str, typer.Option(help="What it erases.")],
     out: Out,
-    anchor: Annotated[str, typer.Option(help="What that becomes.")] = "",
-    strength: Annotated[
-        float, typer.Option(help="Factor; negative for a slider towards the concept.")
-    ] = 1.0,
+    meaning: ImportOptions,
     config: Config = None,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Make an adapter of another tool's LoRA; it stacks, its effect cannot be measured."""
@@ -362,8 +308,11 @@ def import_command(
     from ..interop import lora as convert
     from ..interop.pipelines import load_model
 
-    spec = ErasureSpec((Concept(target, anchor),), preserve=())
-    adapter = convert.import_lora(file, load_model(base, config=config), spec, strength=strength)
+    ask_before_overwriting(out, force)
+    spec = ErasureSpec((Concept(target, meaning.anchor),), preserve=())
+    adapter = convert.import_lora(
+        file, load_model(base, config=config), spec, strength=meaning.strength
+    )
     _print_adapter(adapter.header(), as_json, path=str(adapter.save_pretrained(out)))
 
 
@@ -410,7 +359,7 @@ def push_command(
             create_pr=create_pr,
         )
     notes = list_unknown(card) if card else [OWN_CARD]
-    _print({"url": url, "notes": notes}, as_json, [url, *(f"note: {note}" for note in notes)])
+    print_result({"url": url, "notes": notes}, as_json, [url, *(f"note: {note}" for note in notes)])
 
 
 @app.command()
@@ -442,7 +391,7 @@ def pull(
         lockfile.add_pin(lock, pinned, origin)
     path = copy_to(origin, out) if out else origin.path
     facts = {"path": str(path), "commit": origin.commit, "sha256": origin.sha256}
-    _print(facts, as_json, [f"{key}: {value}" for key, value in facts.items()])
+    print_result(facts, as_json, [f"{key}: {value}" for key, value in facts.items()])
 
 
 @app.command()
@@ -489,38 +438,12 @@ def main() -> None:
         raise SystemExit(FAILED) from None
 
 
-def _console() -> Any:
-    from rich.console import Console
-
-    return Console()
-
-
-def _print_json(data: Any) -> None:
-    """JSON with null for numbers that are not finite."""
-    typer.echo(json.dumps(_finite(data), indent=2, sort_keys=True))
-
-
-def _finite(data: Any) -> Any:
-    if isinstance(data, dict):
-        return {k: _finite(v) for k, v in data.items()}
-    if isinstance(data, list | tuple):
-        return [_finite(v) for v in data]
-    return None if isinstance(data, float) and data - data != 0 else data
-
-
-def _print(data: dict[str, Any], as_json: bool, lines: list[str]) -> None:
-    if as_json:
-        return _print_json(data)
-    for line in lines:
-        typer.echo(line)
-
-
 def _print_adapter(header: dict[str, Any], as_json: bool, **more: Any) -> None:
     if as_json:
-        return _print_json(header | more)
+        return print_json(header | more)
     from .tables import print_header
 
-    print_header(_console(), header)
+    print_header(make_console(), header)
     for key, value in more.items():
         if value:
             typer.echo(f"{key.replace('_', ' ')}: {value}")
@@ -544,6 +467,27 @@ def _save_merged(adapter: ErasureAdapter, base: str | None, out: Path) -> tuple[
 
 
 # --- input
+
+ADAPTER_FILES = ("pytorch_lora_weights.safetensors", "spec.toml", "README.md")
+"""What a command that makes an adapter writes in its folder."""
+
+
+def ask_before_overwriting(out: Path, force: bool) -> None:
+    """Refuse a file, and a folder that holds what would be overwritten, before anything is solved.
+
+    Someone at a terminal is asked; anyone else says `--force`.
+    """
+    measuring.refuse_file(out)
+    taken = [name for name in ADAPTER_FILES if (out / name).exists()]
+    if force or not taken:
+        return
+    if sys.stdin.isatty():
+        typer.confirm(f"{out} holds {', '.join(taken)}; overwrite?", abort=True)
+        return
+    raise typer.BadParameter(
+        f"{out} holds {', '.join(taken)}; give another folder, or overwrite with --force",
+        param_hint="--out",
+    )
 
 
 def _read_spec(model: str, asked: ConceptOptions) -> ErasureSpec:

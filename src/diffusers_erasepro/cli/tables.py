@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -25,18 +25,40 @@ def report_table(name: str, report: Mapping[str, Any]) -> Table:
     listed = format_measure(report["listed_residual"], ".1e")
     held_out = format_measure(report["held_out_mean"], ".2f")
     drift = format_measure(report["drift"], ".3f")
+    names = [layer["name"] for layer in report["layers"]]
+    shared = find_shared_prefix(names)
     table = Table(
-        "layer",
-        "rank",
-        "||D||/||W||",
-        "gap before",
         title_justify="left",
         title=f"{name}: residual {listed} listed, {held_out} held out; drift {drift}",
+        caption_justify="left",
+        caption=REPORT_LEGEND,
     )
+    table.add_column(f"layer of {shared}" if shared else "layer", overflow="fold")
+    for heading in ("rank", "size", "gap before"):
+        table.add_column(heading, no_wrap=True)
     for layer in report["layers"]:
         size = format_measure(layer["edit_size"], ".2f")
-        table.add_row(layer["name"], str(layer["rank"]), size, format_measure(layer["gap"], ".3f"))
+        own = layer["name"].removeprefix(f"{shared}.")
+        table.add_row(own, str(layer["rank"]), size, format_measure(layer["gap"], ".3f"))
     return table
+
+
+REPORT_LEGEND = (
+    "residual: what is left at listed prompts, held out: at phrasings never solved for; drift: how "
+    "far captions move; size: of the edit, in units of its weight; gap before: to the anchor"
+)
+
+
+def find_shared_prefix(names: Sequence[str]) -> str:
+    """The parts that all dotted names begin with, so that what tells them apart fits a column."""
+    if len(names) < 2:
+        return ""
+    shared: list[str] = []
+    for parts in zip(*(name.split(".")[:-1] for name in names), strict=False):
+        if len({*parts}) > 1:
+            break
+        shared.append(parts[0])
+    return ".".join(shared)
 
 
 def describe_captions(spec: Mapping[str, Any]) -> str:
@@ -96,9 +118,15 @@ def describe_verification(found: Mapping[str, Any]) -> list[str]:
     return lines + [f"not covered: {what}" for what in found["uncovered"]]
 
 
+LIST_LEGEND = "residual: the worst at the listed prompts when it was made; zero to rounding is 1e-5"
+
+
 def print_list(console: Console, headers: Mapping[str, Mapping[str, Any]]) -> None:
     """A line per adapter file."""
-    table = Table("file", "erases", "edits", "residual")
+    table = Table(
+        "file", "erases", "edits", "residual", caption_justify="left", caption=LIST_LEGEND
+    )
+    table.columns[0].overflow = "fold"
     for path, header in headers.items():
         row = (path, describe(header).removeprefix("Erasure: "), ", ".join(list_components(header)))
         table.add_row(*row, format_measure(header["report"]["listed_residual"], ".1e"))

@@ -101,9 +101,20 @@ def harmonic(*values: float) -> float:
 
 
 def pixel_change(before: Sequence[Image.Image], after: Sequence[Image.Image]) -> list[float]:
-    """Mean squared difference of each pair of images, with values in [0, 1]."""
-    pairs = zip(before, after, strict=True)
-    return [float(((_pixels(x) - _pixels(y)) ** 2).mean()) for x, y in pairs]
+    """Mean squared difference of each pair of images, with values in [0, 1].
+
+    Raises:
+        EvaluationError: Two images of a pair are of different sizes.
+    """
+    found = []
+    for i, (x, y) in enumerate(zip(before, after, strict=True)):
+        if x.size != y.size:
+            raise EvaluationError(
+                f"pair {i} has a picture of {x.size[0]} x {x.size[1]} and one of {y.size[0]} x "
+                f"{y.size[1]}; only pictures of one size can be compared"
+            )
+        found.append(float(((_pixels(x) - _pixels(y)) ** 2).mean()))
+    return found
 
 
 def feature_change(before: Any, after: Any) -> list[float]:

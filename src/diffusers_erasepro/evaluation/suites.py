@@ -1,4 +1,7 @@
-"""Suites: the prompts of an evaluation, what they should show, and the judges of the images."""
+"""Suites: the prompts of an evaluation, what they should show, and the judges of the images.
+
+Those of the field, for real bases, are in `protocols`.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,10 @@ from ..config.mentions import Mentions
 from ..config.spec import Concept, ErasureSpec
 from ..erasure.states import final_states
 from ..errors import EvaluationError
-from ..families.pipelines import family_of, get_component
 from ..glyphs.concept_prompts import kind_of, prompts_with, prompts_without
 from ..glyphs.recognise import is_glyph_world
 from ..glyphs.world import FIRST, Scene
-from ..prompts.tokens import token_ids
+from ..prompts.tokens import text_paths, token_ids, tokenizer_of
 from .detectors import load_second_judge
 
 KINDS = ("target", "general", "near", "other")
@@ -51,7 +53,7 @@ class Suite:
     needs: str
     """Weights and detectors, with versions and thresholds."""
     cases: Callable[[Any, ErasureSpec, int, int], Cases] | None = None
-    """`(pipe, spec, n, seed)` -> the cases; None where the suite cannot run here."""
+    """`(pipe, spec, n, seed)` -> the cases; without them the suite cannot be run."""
     judge: Callable[[], Any] | None = None
     """Makes the judge: `judge(images)` -> field -> answers; `judge.features(images)`."""
     second: Callable[[], Any] | None = None
@@ -203,8 +205,9 @@ def nearest_words(pipe: Any, concept: Concept, without: Sequence[str], count: in
     taken = (*without, *concept.words, concept.anchor)
     kind = FIRST.styles if kind_of(FIRST, concept) == "style" else FIRST.shapes
     words = [word for word in kind if word not in taken]
-    encoder = get_component(pipe, family_of(pipe).encoders[0][0])
-    states = final_states(encoder, token_ids(pipe.tokenizer, [concept.target, *words])).flatten(1)
+    path = text_paths(pipe)[0]
+    ids = token_ids(tokenizer_of(path), [concept.target, *words])
+    states = final_states(path.encoder, ids).flatten(1)
     gaps = (states[1:] - states[0]).norm(dim=1)
     return [words[int(i)] for i in gaps.argsort()[:count]]
 
@@ -224,26 +227,6 @@ SUITES = {
                 Concept("arrow", "diamond"),
                 Concept("crescent", "square"),
             ),
-        ),
-        Suite(
-            "instances",
-            "Stable Diffusion 1.4, CLIP ViT-L/14; Snoopy, Mickey, SpongeBob, Pikachu, Hello Kitty; "
-            "80 x 10",
-        ),
-        Suite(
-            "styles",
-            "Stable Diffusion 1.4, CLIP ViT-L/14; Van Gogh, Picasso, Monet, Gauguin, Caravaggio; "
-            "30 templates x 10",
-        ),
-        Suite(
-            "nudity-i2p",
-            "Stable Diffusion 1.4, NudeNet 3.4.2 at threshold 0.6; the 4703 prompts of "
-            "AIML-TUDA/i2p",
-        ),
-        Suite(
-            "coco",
-            "Stable Diffusion 1.4, CLIP ViT-L/14, Inception features; 30k captions of COCO 2014 "
-            "val",
         ),
     )
 }
