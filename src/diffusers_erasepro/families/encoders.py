@@ -53,6 +53,9 @@ ENCODERS: list[EncoderFamily] = [
             *(f"layer.1.DenseReluDense.{x}" for x in ("wi", "wi_0", "wi_1", "wo")),
         ),
         causal=False,
+        detector="layer.1.DenseReluDense.wi_0",
+        activation="layer.1.DenseReluDense.act",
+        factor="layer.1.DenseReluDense.wi_1",
         embeddings=("encoder.embed_tokens", "shared"),
     ),
     EncoderFamily(
@@ -84,6 +87,9 @@ ENCODERS: list[EncoderFamily] = [
         ),
         writer="mlp.down_proj",
         linears=LLAMA,
+        detector="mlp.gate_proj",
+        activation="mlp.act_fn",
+        factor="mlp.up_proj",
         embeddings=(
             "embed_tokens",
             "model.embed_tokens",
@@ -116,12 +122,6 @@ ENCODERS: list[EncoderFamily] = [
         linears=LLAMA,
         embeddings=("embed_tokens", "model.embed_tokens", "model.language_model.embed_tokens"),
     ),
-    EncoderFamily(
-        classes=("T5GemmaEncoder", "T5Gemma2Encoder", "T5Gemma2TextEncoder"),
-        blocks=("layers", "text_model.layers"),
-        writer=None,
-        linears=LLAMA,
-        causal=False,
     EncoderFamily(  # Anima's: T5 ids that attend to the states of Qwen3
         classes=("AnimaTextConditioner",),
         blocks=("blocks",),
@@ -131,6 +131,12 @@ ENCODERS: list[EncoderFamily] = [
         embeddings=("embed",),
         rows_only=True,
     ),
+    EncoderFamily(
+        classes=("T5GemmaEncoder", "T5Gemma2Encoder", "T5Gemma2TextEncoder"),
+        blocks=("layers", "text_model.layers"),
+        writer=None,
+        linears=LLAMA,
+        causal=False,
         embeddings=("embed_tokens", "text_model.embed_tokens"),
     ),
 ]

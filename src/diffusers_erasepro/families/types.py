@@ -43,21 +43,24 @@ class EncoderFamily:
     """Inside a post-norm block, the norm that receives what its last linear adds to the stream; its
     input, and not the block's output, is what an edit of the linear reaches. None elsewhere."""
     detector: str | None = None
-    """Inside a block whose MLP is two linears with an activation between: the first of them."""
+    """Inside a block, the linear of the MLP whose output the activation receives."""
     activation: str | None = None
     """Inside such a block, the activation."""
+    factor: str | None = None
+    """Inside a block whose MLP is gated: the linear whose output multiplies the activation's. None
+    where the MLP is two linears with an activation between."""
     padding_row: str | None = None
     """An attention linear inside a block: stock loaders refuse CLIP files without any
     (diffusers 0.42)."""
     final_norm: tuple[str, ...] = ()
     """Candidate paths of the norm behind the last block, which pipelines with `clip_skip` also
     apply to the states of an earlier one. Empty where none does."""
-    file_blocks: str | None = None
-    """Path of the block list in files, in the spelling that every stock loader maps. None keeps
-    the live one."""
     rows_only: bool = False
     """Whether its token embedding is all that is run and edited: a model that reads token ids
     beside other states, which `encode_prompt` returns and a later part of the pipeline hands on."""
+    file_blocks: str | None = None
+    """Path of the block list in files, in the spelling that every stock loader maps. None keeps
+    the live one."""
 
 
 class Norm(NamedTuple):
@@ -162,11 +165,11 @@ class Use(NamedTuple):
     alone: bool = False
     """Whether what the encoder receives of a prompt depends on the others of its batch, so that
     prompts are given to the pipeline one at a time."""
+    picture: str = ""
+    """The argument of `encode_prompt` that takes a picture, where a prompt alone is not enough."""
 
     def on(self, denoiser: Callable[[], nn.Module]) -> Use:
         """The same use, on a pipeline that has this denoiser."""
-    picture: str = ""
-    """The argument of `encode_prompt` that takes a picture, where a prompt alone is not enough."""
         return self._replace(readings=tuple(reading.on(denoiser) for reading in self.readings))
 
     def skipping(self, blocks: int) -> Use:

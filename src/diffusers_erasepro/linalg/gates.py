@@ -102,10 +102,12 @@ class Gates:
     """Per token: the lowest answer on the name less the highest elsewhere."""
     factor: LowRank | None = None
     """Of the linear whose output multiplies the activation's, where the MLP is gated itself."""
+    least: float = LEAST_MARGIN
+    """Margin from which on a token has a gate."""
 
     def has_gate(self, i: int) -> bool:
         """Whether token `i` has a gate."""
-        return self.margins[i] >= LEAST_MARGIN
+        return self.margins[i] >= self.least
 
 
 def solve_gates(

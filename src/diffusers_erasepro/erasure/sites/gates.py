@@ -14,7 +14,8 @@ from ...config.mentions import Mentions
 from ...config.plan import GATES
 from ...config.spec import Concept
 from ...families.encoders import encoder_family_of
-from ...linalg.gates import LEAST_MARGIN, Elsewhere, Gates, GateToken, solve_gates
+from ...linalg.gated_mlps import GatedMlpWeights, solve_gated_mlp
+from ...linalg.gates import Elsewhere, Gates, GateToken, solve_gates
 from ...modules.linear import base_linear
 from ...modules.tuners import edited_module
 from ...prompts.alignment import Rows, kept_rows
@@ -22,7 +23,7 @@ from ...prompts.pairs import Pair, spread
 from ...prompts.tokens import Tokens, tokenizer_of
 from ...prompts.vocabulary import position_of_word, prompts_with_token, whole_words
 from ..states import run_encoder
-from .neurons import Mlp, MlpSite, has_room, mlp_of, weights_of_mlp
+from .neurons import Mlp, MlpSite, find_mlp, has_gates, weights_of_mlp
 from .planning import Planning, words_of
 from .protocol import ByKind, Edits
 
@@ -36,10 +37,7 @@ SHUT = (
     "gates: {token} of {name!r} is not told from other uses of it (margin {margin:.2f}, at least "
     "{least}); no gate was made for it"
 )
-NO_PLACE = (
-    "gates: the MLPs of {where} ({encoder}) are gated themselves, and no gate was made there: only "
-    "the other layers edit it"
-)
+NO_PLACE = "gates: no gate was made in {where} ({encoder}), as {why}: only the other layers edit it"
 _scanned: dict[tuple[str, str], Tensor] = {}
 """The last scan of a vocabulary, by fingerprint of the encoder and name of the linear."""
 
@@ -71,6 +69,8 @@ class GateSite(MlpSite):
         if not found.detector.rank:
             return Edits({}, {}, notes=notes)
         factors = {self.mlp.detector: found.detector, self.mlp.writer: found.writer}
+        if self.mlp.factor is not None and found.factor is not None:
+            factors[self.mlp.factor] = found.factor
         return Edits(factors, {}, notes=notes)
 
 
@@ -81,16 +81,15 @@ def gate_sites(planning: Planning, changed: Mapping[int, int]) -> list[GateSite]
         planning: Of one encoder.
         changed: Tokens that get another row of the embedding, and so no gate.
 
-    An encoder whose MLPs are gated themselves has none yet; the notes say so.
+    An encoder that has no place for them gets a note.
     """
     concepts = planning.plan.concepts_at(GATES, planning.spec.concepts)
     if not concepts:
         return []
-    if not has_room(planning.live, 0):
-        encoder = type(planning.live).__name__
-        planning.notes.append(NO_PLACE.format(where=planning.path.use.encoder, encoder=encoder))
+    mlp = find_mlp(planning.live, 0)
+    if mlp is None or not has_gates(planning.live):
+        planning.notes.append(_no_place(planning, mlp))
         return []
-    mlp = mlp_of(planning.live, 0)
     rows = {}
     tokens: dict[str, list[TokenOfName]] = {}
     for kind, pairs in planning.pairs.items():
@@ -112,19 +111,31 @@ def gate_sites(planning: Planning, changed: Mapping[int, int]) -> list[GateSite]
             inputs = torch.cat([z[kind][mine[kind]] for kind in z])
             gaps = torch.cat([gap[kind][mine[kind]] for kind in gap])
             asked.append(GateToken(str(name), inputs, gaps, others[name]))
-        found = solve_gates(asked, elsewhere, weights, planning.metrics.get(mlp.writer))
+        L2 = planning.metrics.get(mlp.writer)
+        if isinstance(weights, GatedMlpWeights):
+            found = solve_gated_mlp(asked, elsewhere, weights, L2)
+        else:
+            found = solve_gates(asked, elsewhere, weights, L2)
         return found, _notes(names, found)
 
     return [
         GateSite(
             planning.path.use.encoder,
             mlp,
-            weights.activation,
-            weights.W2,
+            weights,
             rows,
             gates,
         )
     ]
+
+
+def _no_place(planning: Planning, mlp: Mlp | None) -> str:
+    """Why this encoder has no gates."""
+    why = "its MLPs have too few neurons"
+    if mlp is None:
+        why = "a norm follows every linear, or one linear is both halves of a gated MLP"
+    encoder = type(planning.live).__name__
+    return NO_PLACE.format(where=planning.path.use.encoder, encoder=encoder, why=why)
 
 
 def _notes(names: Sequence[TokenOfName], found: Gates) -> tuple[str, ...]:
@@ -133,9 +144,7 @@ def _notes(names: Sequence[TokenOfName], found: Gates) -> tuple[str, ...]:
         if not found.has_gate(i):
             token = "the last token" if name.back == 0 else f"token {name.back} before the last"
             margin = found.margins[i]
-            notes.append(
-                SHUT.format(token=token, name=name.word, margin=margin, least=LEAST_MARGIN)
-            )
+            notes.append(SHUT.format(token=token, name=name.word, margin=margin, least=found.least))
     return tuple(notes)
 
 

@@ -13,13 +13,14 @@ from ...config.plan import ALIGNMENTS
 from ...config.spec import Concept
 from ...errors import ConceptSpecError
 from ...families.encoders import blocks_path, blocks_read, encoder_family_of
+from ...linalg.gated_mlps import GatedMlpWeights
 from ...linalg.low_rank import LowRank
-from ...linalg.neuron_pairs import SPARE, Activation, MlpWeights, WordGap, solve_neurons
+from ...linalg.neuron_pairs import SPARE, MlpWeights, WordGap, solve_neurons
 from ...modules.linear import base_linear
 from ...modules.storage import effective_weight
 from ...prompts.alignment import Rows, rows_of
 from ...prompts.pairs import Pair
-from .blocks import stream_of, writer_of
+from .blocks import stream_of
 from .planning import Planning, words_of
 from .protocol import ByKind, Edits
 
@@ -61,12 +62,16 @@ PLACES = {
 
 @dataclass(frozen=True)
 class Mlp:
-    """The MLP of an encoder's block, by module names: `writer(activation(detector(z)))`."""
+    """The MLP of an encoder's block, by module names: `writer(activation(detector(z)))`.
+
+    If gated, `writer(activation(detector(z)) * factor(z))`.
+    """
 
     detector: str
     activation: str
     writer: str
     output: str
+    factor: str | None = None
 
 
 @dataclass(frozen=True)
@@ -75,9 +80,8 @@ class MlpSite:
 
     component: str
     mlp: Mlp
-    activation: Activation
-    writer: Tensor
-    """`(d, hidden)` the writer's weight, as it is in force."""
+    mlp_weights: MlpWeights
+    """As they are in force."""
     positions: Mapping[str, Rows]
     skips_closed = False
 
@@ -88,7 +92,7 @@ class MlpSite:
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """The MLP's three modules; what the activation receives is what the detector returns."""
+        """Three of the MLP's modules; what the activation receives is what the detector returns."""
         return (self.mlp.detector, self.mlp.activation, self.mlp.writer)
 
     def apply(
@@ -102,8 +106,12 @@ class MlpSite:
         before = inputs[self.mlp.writer]
         detector = edits.factors[self.mlp.detector]
         writer = edits.factors[self.mlp.writer]
-        after = self.activation(sums + detector(z))
-        moved = nn.functional.linear(after - before, self.writer.to(after))
+        after = self.mlp_weights.activation(sums + detector(z))
+        if self.mlp.factor is not None and isinstance(self.mlp_weights, GatedMlpWeights):
+            U = self.mlp_weights.U.to(z)
+            factors = nn.functional.linear(z, U, self.mlp_weights.bU.to(z))
+            after = after * (factors + edits.factors[self.mlp.factor](z))
+        moved = nn.functional.linear(after - before, self.mlp_weights.W2.to(after))
         return output + (moved + writer(after)), {self.mlp.writer: after}
 
 
@@ -144,45 +152,73 @@ def neuron_sites(planning: Planning) -> list[NeuronSite]:
 
 def has_room(encoder: nn.Module, words: int) -> bool:
     """Whether this encoder's MLPs have a pair to spare for each of so many words."""
+    found = find_mlp(encoder, 0)
+    return found is not None and found.factor is None and 2 * words <= _spare(encoder, found)
+
+
+def has_gates(encoder: nn.Module) -> bool:
+    """Whether the first block of this encoder has neurons that gates may take."""
+    found = find_mlp(encoder, 0)
+    return found is not None and _spare(encoder, found) >= 2
+
+
+def _spare(encoder: nn.Module, mlp: Mlp) -> int:
+    writer: Any = base_linear(encoder.get_submodule(mlp.writer))
+    return int(writer.in_features) // SPARE
+
+
+def find_mlp(encoder: nn.Module, block: int) -> Mlp | None:
+    """The MLP of a block; None where its neurons cannot be taken.
+
+    That is where one linear holds both halves of a gated MLP, or a norm follows its last.
+    """
     family = encoder_family_of(encoder)
-    if family.detector is None or family.activation is None:
-        return False
-    writer: Any = base_linear(encoder.get_submodule(mlp_of(encoder, 0).writer))
-    return 2 * words <= writer.in_features // SPARE
+    if family.detector is None or family.activation is None or family.writer is None:
+        return None
+    path = f"{blocks_path(encoder)}.{block}"
+    parts = [family.detector, family.activation, family.factor]
+    names = [None if part is None else f"{path}.{part}" for part in parts]
+    known = {name for name, _ in encoder.named_modules()}
+    if not {name for name in names if name is not None} <= known:
+        return None
+    detector, activation, factor = names
+    return Mlp(
+        str(detector), str(activation), f"{path}.{family.writer}", stream_of(encoder, path), factor
+    )
 
 
 def mlp_of(encoder: nn.Module, block: int) -> Mlp:
-    """The MLP of a block.
+    """The MLP of a block, of two linears with an activation between.
 
     Raises:
         ConceptSpecError: It is gated, so that no neuron answers to one input alone.
     """
-    family = encoder_family_of(encoder)
-    if family.detector is None or family.activation is None:
+    found = find_mlp(encoder, block)
+    if found is None or found.factor is not None:
         raise ConceptSpecError(
             f"neurons: the MLPs of {type(encoder).__name__} are gated, not two linears with an "
             "activation between; edit encoder blocks, such as layers=(0, -1)"
         )
-    path = f"{blocks_path(encoder)}.{block}"
-    writer = writer_of(encoder, path)
-    return Mlp(
-        f"{path}.{family.detector}",
-        f"{path}.{family.activation}",
-        f"{path}.{writer}",
-        stream_of(encoder, path),
-    )
+    return found
 
 
 def weights_of_mlp(live: nn.Module, mlp: Mlp) -> MlpWeights:
     """The weights of an MLP of an encoder, as they are in force."""
-    detector: Any = base_linear(live.get_submodule(mlp.detector))
     activation: Any = live.get_submodule(mlp.activation)
-    return MlpWeights(
-        effective_weight(live, mlp.detector),
-        detector.bias,
-        effective_weight(live, mlp.writer),
-        activation,
-    )
+    W1 = effective_weight(live, mlp.detector)
+    W2 = effective_weight(live, mlp.writer)
+    b1 = _bias_of(live, mlp.detector)
+    if mlp.factor is None:
+        return MlpWeights(W1, b1, W2, activation)
+    U = effective_weight(live, mlp.factor)
+    return GatedMlpWeights(W1, b1, W2, activation, U, _bias_of(live, mlp.factor))
+
+
+def _bias_of(live: nn.Module, name: str) -> Tensor:
+    linear: Any = base_linear(live.get_submodule(name))
+    if linear.bias is None:
+        return torch.zeros(linear.out_features, dtype=torch.float32)
+    return linear.bias.detach().cpu()
 
 
 def _planned_mlps(planning: Planning) -> dict[str, Mlp]:
@@ -226,7 +262,7 @@ def _site(planning: Planning, name: str, mlp: Mlp, every: Mapping[str, Rows]) ->
         return solve_neurons(word_gaps(names, z, gap), weights, L1, L2)
 
     component = planning.path.use.encoder
-    return NeuronSite(component, mlp, weights.activation, weights.W2, rows, solver)
+    return NeuronSite(component, mlp, weights, rows, solver)
 
 
 def word_gaps(names: Mapping[str, Sequence[str]], z: ByKind, gap: ByKind) -> list[WordGap]:

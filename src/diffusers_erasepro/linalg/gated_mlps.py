@@ -1,0 +1,242 @@
+"""Gates in MLPs that are gated themselves: one idle neuron per token of a name.
+
+Such an MLP is W2 (f(W1 z) * U z), as in T5 v1.1, Llama and Qwen (Shazeer, arXiv 2002.05202). Its
+norms have no bias, so that nothing in z need be constant: on small encoders the best constant
+direction answers -1.3 to 1.8 where it should answer 1, and no threshold stands on that. But the MLP
+multiplies. The row r of W1 is positive on the name and negative on the strangers that answer to the
+detector; the row u of U answers to the name and little to anything. The product f(r z) (u z) is
+flat on the name, silent on strangers, and second order small elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import IllPosedError
+from .constrained import inverse
+from .gates import (
+    COMPANY,
+    UNSURE,
+    Detection,
+    Elsewhere,
+    Gates,
+    GateToken,
+    assign_neurons,
+    detect_tokens,
+    no_edit,
+)
+from .low_rank import LowRank
+from .neuron_pairs import Activation, MlpWeights, replace_neurons
+
+ROUNDS = 2
+"""How often each of the two rows is solved for what the other leaves."""
+NEWTON_STEPS = 8
+STRANGERS = 16
+"""Positions elsewhere that the rows are solved against, per dimension: those that answer most."""
+BELOW = 0.3
+"""How far below 0 the row of W1 answers to strangers, where it answers 1 to the name. Further is
+safer on strangers and less steady on the name."""
+SILENCE = 0.01
+"""Weight of a stranger in the row of W1, times the square of what the row of U answers there. Ten
+times as much leaves half of the leak on words that were seen, and twice as much on others."""
+QUIET = 0.1
+"""Weight of what leaks to strangers in the row of U, against how flat it is on the name."""
+SMALL = 0.1
+"""Weight of the metric in both rows."""
+LEAK = 1e-4
+"""What the activation returns so far below 0, of what it returns as far above. SiLU dips to -0.28,
+and needs a row twice as long as GELU's."""
+FARTHEST = 40.0
+"""An activation that is not silent so far below 0 never is."""
+HEIGHT = 4.0
+"""Of the product on the name. Larger writes with smaller columns."""
+LEAST_CONTRAST = 0.5
+"""Least height on the name less the highest elsewhere, of 1. Below, a token gets no gate."""
+
+
+@dataclass(frozen=True)
+class GatedMlpWeights(MlpWeights):
+    """Two linears side by side, the activation behind the first, their product and a third."""
+
+    U: Tensor
+    """`(hidden, d)` the factor: its output multiplies the activation's."""
+    bU: Tensor
+    """`(hidden,)`"""
+
+
+@dataclass(frozen=True)
+class Product:
+    """What a neuron of a gated MLP hands on: f(row z) (factor z)."""
+
+    row: Tensor
+    """`(d,)` of W1."""
+    factor: Tensor
+    """`(d,)` of U."""
+    activation: Activation
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """`(n,)` at `z (n, d)`."""
+        return self.first(z) * (z @ self.factor.to(z))
+
+    def first(self, z: Tensor) -> Tensor:
+        """`(n,)` what the activation returns."""
+        return self.activation((z @ self.row.to(z)).float()).to(z)
+
+
+def solve_gated_mlp(
+    tokens: Sequence[GateToken],
+    elsewhere: Elsewhere,
+    mlp: GatedMlpWeights,
+    L2: Tensor | None = None,
+) -> Gates:
+    """A gate for every token that can be told from everything else.
+
+    With M the metric of `detect_tokens`, s the strangers, and u the detector to begin with,
+
+        r = argmin mean((r z - 1)^2) + SILENCE sum((u s)^2 (BELOW + r s)_+^2) + SMALL r'M r
+        u = argmin mean((p u z - 1)^2) + QUIET sum((p u s)^2) + SMALL mean(p^2) u'M u
+
+    in turn, where z are the name's positions and p is the activation of a multiple of r that makes
+    it silent at -BELOW. The first is a squared hinge, solved by Newton's method.
+
+    Args:
+        tokens: One neuron each.
+        elsewhere: Where none may fire.
+        mlp: Gives the neurons that its others replace best. What their biases add is not counted.
+        L2: `(hidden, hidden)` Cholesky factor of the second moments of what the writer usually
+            receives; None is the identity.
+
+    Returns:
+        Edits in float64, of rank n, n and 2 n at most for n gates; of rank 0 where none is open.
+
+    Raises:
+        IllPosedError: More tokens than there are idle neurons for, or an activation that is not
+            silent below 0.
+    """
+    W1 = mlp.W1.double()
+    W2 = mlp.W2.double()
+    U = mlp.U.double()
+    steepness = silent_below(mlp.activation) / BELOW
+    products = []
+    margins = []
+    for i, found in enumerate(detect_tokens(tokens, elsewhere)):
+        others = [token.z for j, token in enumerate(tokens) if j != i]
+        wrong = [elsewhere.captions, elsewhere.near, elsewhere.scanned, *others]
+        made = _solve_product(tokens[i], wrong, found, mlp.activation, steepness)
+        products.append(made)
+        margins.append(_contrast(made, tokens[i], wrong))
+    gates = Gates(no_edit(W1), no_edit(W2), tuple(margins), no_edit(U), LEAST_CONTRAST)
+    opened = [i for i in range(len(tokens)) if gates.has_gate(i)]
+    if not opened:
+        return gates
+
+    P = torch.eye(len(W1), dtype=torch.float64) if L2 is None else inverse(L2)
+    taken = assign_neurons(P, W2, len(opened), each=1)
+    columns = []
+    for i in opened:
+        heights = products[i](tokens[i].z.double())
+        columns.append(heights @ tokens[i].R.double() / heights.square().sum())
+    rows = torch.stack([products[i].row for i in opened])
+    factors = torch.stack([products[i].factor for i in opened])
+    detector, writer = replace_neurons(mlp, P, taken, rows, torch.stack(columns, 1))
+    factor = LowRank(detector.B, factors - U[taken])
+    return Gates(detector, writer, gates.margins, factor, LEAST_CONTRAST)
+
+
+def silent_below(activation: Activation) -> float:
+    """How far below 0 the activation returns `LEAK` of what it returns as far above.
+
+    Raises:
+        IllPosedError: It never does.
+    """
+    x = torch.arange(0.25, FARTHEST, 0.25, dtype=torch.float32)
+    loud = activation(-x).abs() > LEAK * activation(x).abs()
+    last = int(loud.nonzero().max()) if loud.any() else -1
+    if last + 1 == len(x):
+        raise IllPosedError(
+            f"gates: the activation returns {float(activation(-x[-1:])):.2g} at {-FARTHEST:g}, and "
+            "is never silent; edit encoder blocks, such as layers=(0, -1)"
+        )
+    return float(x[last + 1])
+
+
+def _solve_product(
+    token: GateToken,
+    wrong: Sequence[Tensor],
+    found: Detection,
+    activation: Activation,
+    steepness: float,
+) -> Product:
+    """Both rows of a token's neuron."""
+    z = token.z.double()
+    row = found.g
+    factor = found.g
+    for _ in range(ROUNDS):
+        strangers = _strangers([*wrong, token.others], [row, factor])
+        answers = strangers @ factor / (z @ factor).mean()
+        row = _row_of_detector(z, strangers, SILENCE * answers.square(), found.metric, row)
+        made = Product(steepness * row, factor, activation)
+        factor = _row_of_factor(z, strangers, made, found.metric)
+    return Product(steepness * row, factor, activation)
+
+
+def _strangers(wrong: Sequence[Tensor], rows: Sequence[Tensor]) -> Tensor:
+    """`(m, d)` the positions that answer most to any of the rows, either way."""
+    count = STRANGERS * len(rows[0])
+    found = []
+    for x in wrong:
+        answers = torch.stack([(x @ row.to(x)).abs() / row.norm().to(x) for row in rows])
+        found.append(x[answers.amax(0).topk(min(count, len(x))).indices])
+    every = torch.cat(found).double()
+    answers = torch.stack([(every @ row).abs() / row.norm() for row in rows])
+    return every[answers.amax(0).topk(min(count, len(every))).indices]
+
+
+def _row_of_detector(
+    z: Tensor, strangers: Tensor, weights: Tensor, metric: Tensor, row: Tensor
+) -> Tensor:
+    """`(d,)` 1 on the name, and below 0 on strangers as far as they weigh.
+
+    The minimum is exact once the strangers above -`BELOW` are the same twice.
+    """
+    base = z.T @ z / len(z) + SMALL * metric
+    before: Tensor | None = None
+    for _ in range(NEWTON_STEPS):
+        above = strangers @ row > -BELOW
+        if before is not None and torch.equal(above, before):
+            break
+        before = above
+        some = strangers[above]
+        weighted = weights[above][:, None] * some
+        goal = z.mean(0) - BELOW * weighted.sum(0)
+        row = torch.linalg.solve(base + weighted.T @ some, goal)
+    return row
+
+
+def _row_of_factor(z: Tensor, strangers: Tensor, made: Product, metric: Tensor) -> Tensor:
+    """`(d,)` makes the product `HEIGHT` on the name, and small where the other row leaks."""
+    p = made.first(z)
+    inside = p[:, None] * z
+    leak = made.first(strangers)[:, None] * strangers
+    moments = inside.T @ inside / len(z) + QUIET * (leak.T @ leak)
+    moments = moments + SMALL * p.square().mean() * metric
+    factor = torch.linalg.solve(moments, inside.mean(0))
+    return HEIGHT * factor / (inside @ factor).mean()
+
+
+def _contrast(made: Product, token: GateToken, wrong: Sequence[Tensor]) -> float:
+    """The lowest height on the name less the highest elsewhere, where 1 is the mean on the name."""
+    heights = made(token.z.double()).sort().values / HEIGHT
+    low = float(heights[int(UNSURE * len(heights))])
+    high = 0.0
+    for x in wrong:
+        if len(x):
+            high = max(high, float(made(x).abs().max()) / HEIGHT)
+    if len(token.others):
+        beside = made(token.others).abs().sort().values / HEIGHT
+        high = max(high, float(beside[int(COMPANY * (len(beside) - 1))]))
+    return low - high
