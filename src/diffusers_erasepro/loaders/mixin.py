@@ -49,6 +49,7 @@ from .locking import (
     make_lock,
     opens,
     refuse_locked,
+    refuse_other_readings,
 )
 from .prompt_measures import measure_prompts, sort_by_left
 from .stacking import combine, solve_jointly
@@ -469,7 +470,9 @@ def _switch(
     locks: Mapping[str, Lock] | None = None,
 ) -> None:
     """Make `on` the state of the pipeline: everything is staged first, then written."""
-    edit = applied or combine(pipe, [adapters[n] for n, is_on in on.items() if is_on])
+    asked = [adapters[n] for n, is_on in on.items() if is_on]
+    refuse_other_readings(pipe, asked)
+    edit = applied or combine(pipe, asked)
     parts = dict.fromkeys(modules_with_registry(pipe))
     for adapter in adapters.values():
         parts |= dict.fromkeys(adapter.components)

@@ -79,7 +79,7 @@ def _call(paths: Sequence[TextPath], text: str, call: Mapping[str, Any]) -> _Cal
         # compiled code sees no new hook
         with _recording(paths, seen), torch.compiler.set_stance("force_eager"):
             pipe(
-                text,
+                prompt=text,
                 num_inference_steps=CALL_STEPS,
                 guidance_scale=1.0,
                 output_type="latent",
