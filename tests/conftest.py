@@ -13,6 +13,7 @@ os.environ |= {  # the Hub client reads these once, when it is imported
     "HF_ENDPOINT": f"http://127.0.0.1:{HUB_SOCKET.getsockname()[1]}",
     "HF_HOME": tempfile.mkdtemp(prefix="erasepro-hf-"),
     "HF_HUB_DISABLE_XET": "1",
+    "ERASEPRO_CACHE": "off",  # tests of it have folders of their own
 }
 
 import pytest  # noqa: E402

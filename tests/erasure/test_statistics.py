@@ -56,9 +56,19 @@ def test_the_metric_is_the_kept_captions_and_as_much_of_the_empty_prompt(shipped
     encoder = shipped.text_encoder
     empty = Tokens(token_ids(shipped.tokenizer, [""]))
     site = linears(shipped, LAST)
-    L = metrics(encoder, ids, ids[:out], empty, site, key="c", ridge=1e-6)[LAST]
+    L = metrics(encoder, [ids], ids[:out], empty, site, key="c", ridge=1e-6)[LAST]
     usual, unconditional = (
         second_moments(encoder, rows, site, key="c")[LAST] for rows in (ids[out:], empty)
     )
     ridge = 1e-6 * usual.diagonal().mean() * torch.eye(len(L))
     torch.testing.assert_close(L @ L.T, usual + unconditional + ridge)
+
+
+def test_captions_in_two_lists_are_the_same_metric(shipped, ids):
+    empty = Tokens(token_ids(shipped.tokenizer, [""]))
+    site = linears(shipped, LAST)
+    one, two = (
+        metrics(shipped.text_encoder, lists, ids[:5], empty, site, key="d", ridge=1e-6)[LAST]
+        for lists in ([ids], [ids[:30], ids[30:]])
+    )
+    torch.testing.assert_close(one, two)

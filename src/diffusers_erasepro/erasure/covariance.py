@@ -6,24 +6,29 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ..config.everyday import everyday_captions
 from ..config.spec import ErasureSpec
 from ..errors import ConceptSpecError
 from ..families.types import LAST, Reading
 from ..linalg.constrained import cholesky
-from ..modules.hooks import refuse_uncalled
-from ..modules.linear import base_linear
+from ..modules.hooks import names_of_hooks, refuse_uncalled
+from ..modules.linear import base_linear, device_of
 from ..prompts.tokens import TextPath, Tokens
+from .disk_cache import read_cached, write_cached
 from .sites.protocol import STATES
 from .states import reading_states
 
 CACHE_BYTES = 2 << 30
 """Of CLIP-L's fc2 one matrix takes 75 MB."""
+KNOWN_HOOKS = (__name__.partition(".")[0], "transformers")
+"""Packages whose hooks change nothing of what an encoder computes: ours widen its weights."""
 _moments: OrderedDict[tuple[Hashable, str], Tensor] = OrderedDict()
 
 
@@ -51,6 +56,7 @@ def second_moments(
     *,
     key: str,
     states: Reading = LAST,
+    on_disk: bool = False,
 ) -> dict[str, Tensor]:
     """`K K' / m (d_in, d_in)` in float64 of what every site receives, and of `states`.
 
@@ -64,11 +70,25 @@ def second_moments(
         key: Fingerprint of the encoder; with the tokens and the names it is the key of a small
             cache.
         states: What is read of the encoder's output.
+        on_disk: Keep them for other processes (`disk_cache`), with the same bits.
     """
     content = _content(tokens, key, states)
-    return _remembered(
-        content, sites, lambda missing: _recorded(encoder, tokens, missing, states).items()
-    )
+    on_disk = on_disk and not _has_hooks_of_others(encoder)
+
+    def make(missing: Mapping[str, nn.Module]) -> Iterable[tuple[str, Tensor]]:
+        if not on_disk:
+            return _recorded(encoder, tokens, missing, states).items()
+        attention = getattr(encoder.config, "_attn_implementation", None)
+        where = repr((content, device_of(encoder).type, attention))
+        found = read_cached(where, (*missing, STATES))
+        if lacking := {*missing, STATES} - {*found}:
+            sites = {name: module for name, module in missing.items() if name in lacking}
+            made = _recorded(encoder, tokens, sites, states)
+            write_cached(where, {name: made[name] for name in sorted(lacking)})
+            found = made | found
+        return found.items()
+
+    return _remembered(content, sites, make)
 
 
 def _recorded(
@@ -88,7 +108,7 @@ def _recorded(
 
 def metrics(
     encoder: nn.Module,
-    tokens: Tokens,
+    lists: Sequence[Tokens],
     without: Tokens,
     empty: Tokens,
     sites: Mapping[str, nn.Module],
@@ -107,8 +127,9 @@ def metrics(
 
     Args:
         encoder: Runs unedited on the rows.
-        tokens: A preserve list.
-        without: Rows of that list that name a target. Their share is taken out again, so that
+        lists: The captions to keep. What many specs share is a list of its own, whose statistics
+            are computed once for all of them.
+        without: Rows of these lists that name a target. Their share is taken out again, so that
             another target costs the rows that name it, not a pass over the list.
         empty: The unconditional prompt.
         sites: The linears to watch, by name.
@@ -120,20 +141,24 @@ def metrics(
         Site -> its lower Cholesky factor L `(d_in, d_in)`, float64. It costs more than a solve, so
         it is cached too.
     """
-    content = (*(_content(rows, key, states) for rows in (tokens, without, empty)), ridge)
-    count = int(tokens.read.sum())
+    content = (*(_content(rows, key, states) for rows in (*lists, without, empty)), ridge)
+    counts = [int(rows.read.sum()) for rows in lists]
+    count = sum(counts)
     less = int(without.read.sum())
 
     def factors(missing: Mapping[str, nn.Module]) -> Iterator[tuple[str, Tensor]]:
-        def moments(rows: Tokens) -> dict[str, Tensor]:
-            return second_moments(encoder, rows, missing, key=key, states=states)
+        def moments(rows: Tokens, *, on_disk: bool = False) -> dict[str, Tensor]:
+            return second_moments(encoder, rows, missing, key=key, states=states, on_disk=on_disk)
 
-        every = moments(tokens)
+        every = [moments(rows, on_disk=True) for rows in lists]
         unconditional = moments(empty)
-        named = moments(without) if less else dict.fromkeys(every, 0.0)
-        for name in every:
+        named = moments(without) if less else dict.fromkeys(unconditional, 0.0)
+        for name in unconditional:
             # in place: T5-XXL's take 840 MB each
-            C = (count * every[name]).sub_(less * named[name]).div_(count - less)
+            C = counts[0] * every[0][name]
+            for some, found in zip(counts[1:], every[1:], strict=True):
+                C.add_(found[name], alpha=some)
+            C.sub_(less * named[name]).div_(count - less)
             ridged = ridge * C.diagonal().mean()
             C.add_(unconditional[name]).diagonal().add_(ridged)
             yield name, cholesky(C, name)
@@ -164,13 +189,21 @@ def metrics_of(
     if 2 * len(kept) < len(every):
         every = kept
     named = sorted(set(every) - set(kept))
-    tokens = path.tokens((*every, *named))
-    of_all = tokens[: len(every)]
-    without = tokens[len(every) :]
-    _enough(kept, int(of_all.read.sum()) - int(without.read.sum()), linears)
+    lists = _split(every, spec)
+    tokens = path.tokens([*chain(*lists, named)])
+    found = []
+    start = 0
+    for some in lists:
+        rows = tokens[start : start + len(some)]
+        # so that what a list is padded to does not depend on the others
+        found.append(rows.trimmed() if len(lists) > 1 else rows)
+        start += len(some)
+    without = tokens[start:]
+    count = sum(int(rows.read.sum()) for rows in found)
+    _enough(kept, count - int(without.read.sum()), linears)
     return metrics(
         encoder,
-        of_all,
+        found,
         without,
         path.empty(),
         linears,
@@ -178,6 +211,15 @@ def metrics_of(
         ridge=ridge,
         states=path.use.readings[0],
     )
+
+
+def _split(captions: Sequence[str], spec: ErasureSpec) -> list[list[str]]:
+    """The captions of a spec, the shipped everyday ones apart where it keeps them all."""
+    shared = dict.fromkeys(everyday_captions())
+    if not {*shared} <= {*captions} or (spec.preserve is not None and not spec.everyday):
+        return [[*captions]]
+    others = [text for text in captions if text not in shared]
+    return [some for some in (others, [*shared]) if some]
 
 
 def _enough(captions: Sequence[str], rows: int, linears: Mapping[str, nn.Module]) -> None:
@@ -208,6 +250,17 @@ def kept_inputs(
     return {
         name: (x[tokens.read].T if x.shape[1] > 1 else x[:, 0].T).cpu() for name, x in seen.items()
     }
+
+
+def _has_hooks_of_others(encoder: nn.Module) -> bool:
+    """Whether somebody's hook may change what the encoder computes: no key would say how."""
+    if names_of_hooks(encoder, neutral=False):
+        return True
+    for module in encoder.modules():
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
+            if str(getattr(hook, "__module__", None)).partition(".")[0] not in KNOWN_HOOKS:
+                return True
+    return False
 
 
 def _content(tokens: Tokens, key: str, states: Reading) -> str:
