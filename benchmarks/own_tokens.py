@@ -1,8 +1,8 @@
 """Which tokens of each name are its own: `python benchmarks/own_tokens.py` makes the page.
 
 Writes docs/own-tokens.md: every word of every spec in adapters/specs, and 95 well-known names, on
-the vocabularies of CLIP, T5, Qwen3 and BERT (`python tools/vocabularies.py` fetches them). No model
-runs; a minute.
+the vocabularies of CLIP, T5, Qwen3 and BERT (`python tools/vocabularies.py` fetches them), and
+whether captions of COCO have their tokens under another meaning. No model runs; two minutes.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from common import ROOT, commit
 sys.path.insert(0, str(ROOT / "tools"))
 from vocabularies import TOKENIZERS, load_tokenizer
 
-from diffusers_erasepro import ErasureSpec
+from diffusers_erasepro import Concept, ErasureSpec
 from diffusers_erasepro.config.everyday import everyday_captions
+from diffusers_erasepro.config.mentions import Mentions
+from diffusers_erasepro.config.words import other_number
 from diffusers_erasepro.prompts.own_tokens import (
     OwnTokens,
     own_tokens,
@@ -29,6 +31,10 @@ from diffusers_erasepro.prompts.own_tokens import (
 from diffusers_erasepro.prompts.scripts import knows_script
 
 SPECS = ROOT / "adapters/specs"
+COCO = Path("/work/shared/data/coco-captions.txt")
+BATCH = 2000
+SHOWN = 6
+"""Captions that are named of those that have an own token under another meaning."""
 PAGE = ROOT / "docs/own-tokens.md"
 KNOWN_NAMES = {
     "characters": """Pikachu, Mickey Mouse, Donald Duck, Snoopy, Batman, Superman, Spider-Man,
@@ -73,7 +79,7 @@ context.
 
 `python benchmarks/own_tokens.py` wrote this page at {commit}, with the vocabularies that
 `python tools/vocabularies.py` fetches; no model runs. The rule is in
-[`prompts/own_tokens.py`](../src/diffusers_erasepro/prompts/own_tokens.py). It asks texts to keep
+`prompts/own_tokens.py`. It asks texts to keep
 (the spec's captions, anchors, templates, near phrases), {words} English words, {names} names that
 many people bear.
 
@@ -118,8 +124,12 @@ def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 
-def known_names(tokenizers: dict[str, Any]) -> list[str]:
-    """The well-known names, against the everyday captions alone."""
+Judged = dict[str, list[tuple[Mentions, OwnTokens]]]
+"""Vocabulary -> per name, what mentions its concept, and its tokens."""
+
+
+def known_names(tokenizers: dict[str, Any], judged: Judged) -> list[str]:
+    """The well-known names, against the everyday captions alone; all of it goes to `judged` too."""
     captions = everyday_captions()
     rows = []
     summary = []
@@ -130,6 +140,9 @@ def known_names(tokenizers: dict[str, Any]) -> list[str]:
             for vocabulary, tokenizer in tokenizers.items()
         }
         summary.append([f"{group} ({len(names)})", *map(count_own, found.values())])
+        for vocabulary, tokens in found.items():
+            for name, own in zip(names, tokens, strict=True):
+                judged[vocabulary].append((Mentions(in_both_numbers([name])), own))
         for i, name in enumerate(names):
             rows.append([name, *(show_tokens(column[i]) for column in found.values())])
     lines = ["## Well-known names", "", "Names whose tokens are all own / some / none:", ""]
@@ -137,8 +150,22 @@ def known_names(tokenizers: dict[str, Any]) -> list[str]:
     return [*lines, "", *table(["name", *tokenizers], sorted(rows, key=lambda r: r[0].lower()))]
 
 
-def words_of_specs(folder: Path, tokenizers: dict[str, Any]) -> list[str]:
-    """Every word of every spec; its plural is in the counts alone."""
+def in_both_numbers(words: Iterable[str]) -> list[str]:
+    """Words, and their plurals or singulars."""
+    found = []
+    for word in words:
+        number = other_number(word)
+        found += [word, number.text] if number else [word]
+    return found
+
+
+def concept_of(spec: ErasureSpec, word: str) -> Concept:
+    """The concept that a word, or its plural, belongs to."""
+    return next(c for c in spec.concepts if word in in_both_numbers(c.words))
+
+
+def words_of_specs(folder: Path, tokenizers: dict[str, Any], judged: Judged) -> list[str]:
+    """Every word of every spec, in `judged` too; its plural is in the counts alone."""
     rows = []
     counted: dict[str, list[OwnTokens]] = {vocabulary: [] for vocabulary in tokenizers}
     for file in sorted(folder.glob("*/spec.toml")):
@@ -151,9 +178,44 @@ def words_of_specs(folder: Path, tokenizers: dict[str, Any]) -> list[str]:
                 label = ""
         for vocabulary, of in found.items():
             counted[vocabulary] += of.values()
+            for word, own in of.items():
+                mentioned = Mentions(in_both_numbers(concept_of(spec, word).words))
+                judged[vocabulary].append((mentioned, own))
     lines = ["## Every word of every spec", "", "Words and plurals, all own / some / none:", ""]
     lines += table(["", *tokenizers], [["words", *map(count_own, counted.values())]])
     return [*lines, "", *table(["spec", "word", *tokenizers], rows)]
+
+
+def met_in_captions(captions: list[str], tokenizers: dict[str, Any], judged: Judged) -> list[str]:
+    """Own tokens that captions have which do not name the concept."""
+    rows = []
+    examples = []
+    for vocabulary, tokenizer in tokenizers.items():
+        holders: dict[int, list[str]] = {}
+        for first in range(0, len(captions), BATCH):
+            batch = captions[first : first + BATCH]
+            encoded = tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]
+            for caption, ids in zip(batch, encoded, strict=True):
+                for token_id in {*ids}:
+                    holders.setdefault(token_id, []).append(caption)
+        total = 0
+        met = 0
+        for mentioned, own in judged[vocabulary]:
+            for token_id, token in own.rows.items():
+                others = [text for text in holders.get(token_id, ()) if text not in mentioned]
+                total += 1
+                met += bool(others)
+                if others:
+                    examples.append(f"- {vocabulary}, {token.text!r} of {own.name!r}: {others[0]}")
+        rows.append([vocabulary, str(total), str(met)])
+    lines = ["## Met elsewhere", ""]
+    lines += [
+        f"Of the own tokens, in every spelling, those that one of {len(captions)} captions of COCO",
+        "has without naming the concept, in the singular or plural. The rule saw none of them.",
+        "",
+    ]
+    lines += table(["vocabulary", "own tokens", "met under another meaning"], rows)
+    return [*lines, "", *examples[:SHOWN]] if examples else lines
 
 
 def foreign_names(folder: Path, tokenizers: dict[str, Any]) -> list[str]:
@@ -175,6 +237,7 @@ def foreign_names(folder: Path, tokenizers: dict[str, Any]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--specs", type=Path, default=SPECS)
+    parser.add_argument("--coco", type=Path, default=COCO)
     parser.add_argument("--out", type=Path, default=PAGE)
     args = parser.parse_args()
     tokenizers = {name: load_tokenizer(name) for name in TOKENIZERS}
@@ -184,11 +247,12 @@ def main() -> None:
         lines = (lists / f"{key}.txt").read_text(encoding="utf-8").splitlines()
         sizes[key] = sum(len(line.split()) for line in lines if line[0] not in "#[")
     parts = [HEAD.format(commit=commit(), **sizes)]
-    for section in (
-        known_names(tokenizers),
-        words_of_specs(args.specs, tokenizers),
-        foreign_names(args.specs, tokenizers),
-    ):
+    judged: Judged = {name: [] for name in tokenizers}
+    sections = [known_names(tokenizers, judged), words_of_specs(args.specs, tokenizers, judged)]
+    captions = args.coco.read_text(encoding="utf-8").splitlines()
+    sections.insert(0, met_in_captions(captions, tokenizers, judged))
+    sections.append(foreign_names(args.specs, tokenizers))
+    for section in sections:
         parts.append("\n".join(section) + "\n")
     args.out.write_text("\n".join(parts), encoding="utf-8")
     print(f"wrote {args.out}")
