@@ -9,7 +9,7 @@ from transformers import AddedToken
 import tiny
 from diffusers_erasepro import glyphs
 from diffusers_erasepro.interop.pipelines import load_model
-from diffusers_erasepro.loaders.verification import learned_tokens
+from diffusers_erasepro.prompts.learned_tokens import learned_tokens
 
 PIECES = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581a", -1.0), ("\u2581star", -2.0)]
 
@@ -40,8 +40,15 @@ def test_tokens_of_a_file_are_stock_ones_but_where_inversions_are_saved_too(tmp_
         assert learned_tokens(type(tokenizer).from_pretrained(tmp_path)) == expected
 
 
-@pytest.mark.parametrize("load", [glyphs.load_pipeline, lambda: load_model(str(glyphs.WEIGHTS))])
-def test_loading_the_glyph_pipeline_warns_of_nothing(load, caplog):
+LOADERS = {
+    "glyphs": glyphs.load_pipeline,
+    "video": glyphs.load_video_pipeline,
+    "folder": lambda: load_model(str(glyphs.WEIGHTS)),
+}
+
+
+@pytest.mark.parametrize("load", LOADERS.values(), ids=LOADERS)
+def test_loading_a_glyph_pipeline_warns_of_nothing(load, caplog):
     logger = logging.getLogger("diffusers")
     propagates = logger.propagate
     logger.propagate = True

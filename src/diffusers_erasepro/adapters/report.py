@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -124,6 +124,9 @@ class Report:
     denoiser_drift: float | None = None
     selectivity: Selectivity | None = None
     """Where rows of the embedding or gates were asked for, of the encoder that fares worst."""
+    inversions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Text encoder -> the tokens of textual inversions that the spec names, without which its
+    prompts are others."""
     seconds: float | None = None
     """Of the edit; not stored, so that the same spec gives the same file."""
 
@@ -147,6 +150,8 @@ class Report:
         data = {k: v for k, v in asdict(self).items() if k != "seconds"}
         if self.selectivity is None:
             del data["selectivity"]
+        if not self.inversions:
+            del data["inversions"]
         return data
 
     @classmethod
@@ -164,6 +169,7 @@ class Report:
                 "encoders": encoders,
                 "notes": tuple(data.get("notes", ())),
                 "selectivity": None if measured is None else Selectivity(**measured),
+                "inversions": {k: tuple(v) for k, v in data.get("inversions", {}).items()},
             }
         )
 

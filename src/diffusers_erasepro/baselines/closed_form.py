@@ -23,7 +23,8 @@ from ..families.pipelines import family_of, get_component, reader_paths
 from ..linalg.low_rank import LowRank
 from ..modules.storage import weight_of
 from ..patching.weights import unedited
-from ..prompts.tokens import token_ids
+from ..prompts.learned_tokens import expand, expansions_of
+from ..prompts.tokens import text_paths, token_ids
 from .assembly import assemble_adapter
 
 BARE_WORD = ("{}",)
@@ -53,7 +54,9 @@ class Problem:
     def last_states(self, texts: Sequence[str]) -> Tensor:
         """States at the last token before EOS, `(d, n)`; at BOS for the empty text."""
         limit = self.tokenizer.model_max_length
-        last = [min(len(self.tokenizer(text).input_ids), limit) - 2 for text in texts]
+        learned = expansions_of(self.tokenizer)
+        written = [expand(text, learned) for text in texts]
+        last = [min(len(self.tokenizer(text).input_ids), limit) - 2 for text in written]
         positions = torch.tensor(last, dtype=torch.long)
         return self.states(texts)[torch.arange(len(texts)), positions].T
 
@@ -123,11 +126,11 @@ def edit_cross_attention(
     began = time.perf_counter()
     spec = ErasureSpec((spec,)) if isinstance(spec, Concept) else spec
     family = family_of(pipe)
-    use = family.encoders[0]
+    use = text_paths(pipe)[0].use
     if len(family.encoders) > 1:
         raise UnknownFamilyError(
-            f"{method.name} knows pipelines with one text encoder; "
-            f"{type(pipe).__name__} has several"
+            f"{method.name} knows pipelines whose class has one text encoder; "
+            f"{type(pipe).__name__} takes {' and '.join(u.encoder for u in family.encoders)}"
         )
     denoiser = get_component(pipe, family.denoiser)
     with below_loras(pipe), unedited(pipe), torch.no_grad():

@@ -130,6 +130,8 @@ class Concept:
         _text(self.target, "target")
         what = f"of {self.target!r}"
         _text(self.anchor, f"anchor {what}", blank=True)
+        if not self.anchor.strip():  # spaces are nothing too
+            object.__setattr__(self, "anchor", "")
         object.__setattr__(self, "synonyms", _texts(self.synonyms, f"synonyms {what}"))
         object.__setattr__(self, "anchors", _texts(self.anchors, f"anchors {what}"))
         object.__setattr__(self, "names", _checked_names(self.names, f"names {what}"))

@@ -21,7 +21,7 @@ from ..families.pipelines import family_of
 from ..patching.weights import unedited
 from ..prompts.alignment import CUT_PHRASE, rows_to_measure
 from ..prompts.misspelt import notes_on_misspelt
-from ..prompts.tokens import TextPath, text_paths, tokenizer_of
+from ..prompts.tokens import TextPath, inversions_of, text_paths, tokenizer_of
 from .assemble import ErasedEncoder, encoder_from_walk, merge_encoders, notes_of
 from .auto_anchor import with_anchors
 from .auto_layers import choose_layers
@@ -178,9 +178,12 @@ def erase_as_planned(
     found: list[str] = []
     for part in parts:
         found += part.report.notes
-    caveats = [caveat for concept in spec.concepts for caveat in concept.caveats]
+    caveats = [*spec.caveats]
+    for concept in spec.concepts:
+        caveats += concept.caveats
     notes = (*notes_of(pipe, made), *dict.fromkeys([*found, *caveats]))
-    return replace(made, report=replace(made.report, notes=notes))
+    inversions = inversions_of(pipe, spec.concepts)
+    return replace(made, report=replace(made.report, notes=notes, inversions=inversions))
 
 
 def erase_encoder(

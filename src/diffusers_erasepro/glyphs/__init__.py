@@ -88,18 +88,21 @@ def load_video_pipeline(folder: str | Path = VIDEO) -> Any:
     from safetensors.torch import load_file
     from transformers import CLIPTextModel
 
+    from ..modules.widening import quiet_casts
+
     folder = Path(folder)
     still = load_pipeline()
     # What the file does not hold stays the still world's.
     still.unet.load_state_dict(load_file(folder / "unet.safetensors"), strict=False)
-    pipe = AnimateDiffPipeline(
-        still.vae,
-        CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32),
-        still.tokenizer,
-        still.unet,
-        MotionAdapter.from_pretrained(folder / "motion_adapter", torch_dtype=torch.float32),
-        still.scheduler,
-    )
+    with quiet_casts():
+        pipe = AnimateDiffPipeline(
+            still.vae,
+            CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32),
+            still.tokenizer,
+            still.unet,
+            MotionAdapter.from_pretrained(folder / "motion_adapter", torch_dtype=torch.float32),
+            still.scheduler,
+        )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

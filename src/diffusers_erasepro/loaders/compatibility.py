@@ -16,7 +16,13 @@ from ..modules.storage import weight_of, without_loras
 from ..patching.weights import is_base_of, resolve_edits, unedited
 from .locking import find_other_readings
 from .stacking import solve_jointly
-from .verification import allowed_residual, list_unseen_encoders, measure_listed, predict_residual
+from .verification import (
+    allowed_residual,
+    list_lost_inversions,
+    list_unseen_encoders,
+    measure_listed,
+    predict_residual,
+)
 
 Value = TypeVar("Value")
 
@@ -137,6 +143,16 @@ def _check_residual(pipe: Any, adapter: ErasureAdapter) -> None:
         residual = predict_residual(pipe, adapter)
         bound = allowed_residual(pipe, adapter)
     reported = adapter.report.listed_residual
+    if not residual <= bound and adapter.report.inversions:
+        others = list_lost_inversions(pipe, adapter) or [
+            f"{', '.join(tokens)} in {encoder} may be another textual inversion than that which it "
+            "was made with"
+            for encoder, tokens in adapter.report.inversions.items()
+        ]
+        raise AdapterStateError(
+            f"{adapter.origin or 'the adapter'} leaves a residual of {residual:.1e} here, at most "
+            f"{bound:.0e} is allowed: {'; '.join(others)}"
+        )
     if not residual <= bound and reported > bound:
         raise AdapterStateError(
             f"{adapter.origin or 'the adapter'} leaves a residual of {residual:.1e} here, at most "

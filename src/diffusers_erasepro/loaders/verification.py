@@ -48,6 +48,7 @@ from ..patching.weights import (
     unedited,
 )
 from ..prompts.alignment import Rows, rows_of
+from ..prompts.learned_tokens import expand, expansions_of, learned_tokens
 from ..prompts.pairs import Pair, Prompt, pairs_of, spread
 from ..prompts.tokens import TextPath, Tokens, text_paths
 from .locking import find_lost_edits, get_adapters, get_states
@@ -604,6 +605,8 @@ def _list_off(pipe: Any) -> list[str]:
 def _list_changed(pipe: Any, active: Sequence[ErasureAdapter], tracked: Tracked) -> list[str]:
     """Weights, or the base as a whole, that are no longer those the erasure was made for."""
     notes = []
+    for adapter in active:
+        notes += list_lost_inversions(pipe, adapter)
     for name, weights in tracked.items():
         if changed := [weight for weight, record in weights.items() if record is None]:
             notes.append(
@@ -649,32 +652,38 @@ def _list_routes(pipe: Any, active: Sequence[ErasureAdapter]) -> list[str]:
         notes.append("controlnet reads the prompt through K/V of its own, which no edit covers")
     for use in family.encoders:
         tokenizer = getattr(pipe, use.tokenizer, None)
-        for token in learned_tokens(tokenizer):
+        for token in _list_unnamed(tokenizer, active):
             notes.append(f"learned token {token!r}: an embedding that no prompt of the spec holds")
     return notes
 
 
-def learned_tokens(tokenizer: Any) -> list[str]:
-    """Tokens that were added to a tokenizer, by textual inversion say, and not trained with it.
+def list_lost_inversions(pipe: Any, adapter: ErasureAdapter) -> list[str]:
+    """The textual inversions that an adapter was made with and that are not here, with what to do.
 
-    Those that it was published with are special (T5's <extra_id_0>), in the vocabulary of its
-    model (Gemma's <unused0>), or in the files that it was loaded from (Qwen's <tool_call>).
+    Without them the prompts that it lists are other tokens.
     """
-    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # below a processor
-    added: Mapping[int, Any] = getattr(tokenizer, "added_tokens_decoder", {})
-    trained = getattr(tokenizer, "vocab_size", 0)
-    filed = getattr(tokenizer, "init_kwargs", {}).get("added_tokens_decoder") or {}
-    known = {int(i) for i in filed if not takes_inversions(tokenizer)}
-    return [
-        str(token)
-        for i, token in added.items()
-        if i >= trained and not token.special and i not in known
-    ]
+    notes = []
+    for use in family_of(pipe).encoders:
+        made_with = adapter.report.inversions.get(use.encoder, ())
+        tokenizer = getattr(pipe, use.tokenizer, None)
+        there = {*getattr(getattr(tokenizer, "tokenizer", tokenizer), "added_tokens_encoder", ())}
+        if lost := [token for token in made_with if token not in there]:
+            notes.append(
+                f"{use.encoder} does not have the textual inversion {', '.join(map(repr, lost))} "
+                "that the erasure was made with; pipe.load_textual_inversion it first"
+            )
+    return notes
 
 
-def takes_inversions(tokenizer: Any) -> bool:
-    """Whether diffusers loads textual inversions into it, which are saved in its files then."""
-    return any(name in type(tokenizer).__name__ for name in ("CLIP", "T5"))
+def _list_unnamed(tokenizer: Any, active: Sequence[ErasureAdapter]) -> list[str]:
+    """The learned tokens that no target or anchor of an adapter in force holds."""
+    learned = expansions_of(tokenizer)
+    said: set[str] = set()
+    for adapter in active:
+        for concept in adapter.spec.concepts:
+            for word in (*concept.words, concept.anchor):
+                said |= {word, *expand(word, learned).split()}
+    return [token for token in learned_tokens(tokenizer) if token not in said]
 
 
 def _list_other_readings(pipe: Any, active: Sequence[ErasureAdapter]) -> list[str]:

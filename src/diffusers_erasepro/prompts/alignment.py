@@ -13,6 +13,7 @@ from ..config.plan import Alignment
 from ..config.spec import Concept
 from ..errors import ConceptSpecError
 from ..families.encode_prompt import PromptSpan, RecordedInputs
+from .learned_tokens import expansions_of
 from .pairs import Pair, Prompt, pairs_of, pairs_to_solve, spread
 from .rewriting import locate_prompts
 from .scripts import knows_script
@@ -172,7 +173,8 @@ def _marked(source: Any, prompts: Sequence[Prompt]) -> tuple[Tokens, list[Prompt
     last = texts[:1] if texts and not texts[-1].strip() else []
     found = record_texts(source, ["", *texts, *last])
     marks = []
-    for i, mark in enumerate(locate_prompts(found, texts), 1):
+    learned = expansions_of(tokenizer_of(source))
+    for i, mark in enumerate(locate_prompts(found, texts, learned), 1):
         if mark is None:
             raise ConceptSpecError(_describe_rewritten(source, found, i, texts[i - 1]))
         marks.append(mark)

@@ -19,6 +19,8 @@ row that others use costs them their meaning. A token is the name's own unless o
   beside which the plain word has another meaning.
 - Its script is not Latin: there is no list to ask.
 
+The tokens of a textual inversion of several vectors are its own, unless a text to keep names it.
+
 The token of a whole word can be a part of longer, less common ones: the first of them in word-piece
 vocabularies ("cat" of "catnip"), the last in CLIP's ("gun" of "handgun"). `NameToken.inside` lists
 them.
@@ -40,6 +42,7 @@ import regex
 from ..config.mentions import Mentions
 from ..config.spec import AUTO_ANCHOR, Concept, ErasureSpec
 from ..config.words import SLOT, other_number
+from .learned_tokens import expand, expansions_of
 from .unknown_tokens import unknown_ids
 
 SHORTEST = 3
@@ -198,7 +201,9 @@ def _spellings(tokenizer: Any, name: str) -> Iterator[list[_Token]]:
     cases = dict.fromkeys(
         (name, name.lower(), name.upper(), name[:1].upper() + name[1:], title, title.title())
     )
-    texts = [(context, case) for context in CONTEXTS for case in cases]
+    learned = expansions_of(tokenizer)
+    written = dict.fromkeys(expand(case, learned) for case in cases)
+    texts = [(context, case) for context in CONTEXTS for case in written]
     batch = _encode(tokenizer, [context.format(case) for context, case in texts])
     used = set().union(*batch["input_ids"])
     blank = {token_id for token_id in used if tokenizer.convert_ids_to_tokens(token_id) in SPACES}
@@ -269,6 +274,8 @@ class _Judge:
         self.plain = {_without_accents(form) for form in forms if form == form.lower()}
         self.alone = {_without_accents(form) for form in forms}
         self.unknown = unknown_ids(tokenizer)
+        written = " ".join(expansions_of(tokenizer).values())
+        self.learned = {*_encode(tokenizer, [written])["input_ids"][0]}
         self.texts = _search(texts)
         self.near = _search(near)
         self.taken = taken
@@ -276,6 +283,9 @@ class _Judge:
     def decide(self, token: _Token) -> NameToken:
         """The token with what speaks against it, if anything does."""
         inside: tuple[str, ...] = ()
+        if token.id in self.learned:
+            why = self.taken.get(token.id, "") or self._used_in_texts(token)
+            return NameToken(token.id, token.text, not why, why)
         why = self._unfit(token) or self._used_in_texts(token)
         if not why:
             why, inside = self._used_in_words(token)

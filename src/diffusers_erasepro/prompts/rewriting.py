@@ -3,54 +3,67 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import takewhile
 from operator import eq
 
 from ..families.encode_prompt import PromptSpan, RecordedInputs
+from .learned_tokens import expand, shrink
 
 SIGNS = frozenset("&@#%‰§†‡")
 """Punctuation to Unicode, a part of a name to a reader: "C#" is not "C"."""
 
 
-def locate_prompts(found: RecordedInputs, prompts: Sequence[str]) -> list[PromptSpan | None]:
+def locate_prompts(
+    found: RecordedInputs, prompts: Sequence[str], expansions: Mapping[str, str] | None = None
+) -> list[PromptSpan | None]:
     """Where each prompt is in its row, in characters of the prompt as it was given.
 
-    A pipeline may change case, spaces and punctuation, which leaves the words what they are.
+    A pipeline may change case, spaces and punctuation, which leaves the words what they are, and
+    write all tokens of a textual inversion for the first.
 
     Args:
         found: Row 0 is the empty prompt, row i the i-th of `prompts`.
         prompts: What the pipeline was given.
+        expansions: As `learned_tokens.expansions_of`.
 
     Returns:
         Per prompt its span; None where the pipeline made other words of it.
     """
     wrapping = found.text(0)
+    learned = expansions or {}
     written = []
     for row, prompt in enumerate(prompts, 1):
-        written.append(_find_rewritten(found.text(row), prompt, wrapping))
+        written.append(_find_rewritten(found.text(row), prompt, wrapping, learned))
     starts = [at[0] for at, text in zip(written, prompts, strict=True) if at and text.strip()]
     spans: list[PromptSpan | None] = []
     for row, (prompt, at) in enumerate(zip(prompts, written, strict=True), 1):
         if prompt.strip() or not starts or not wrapping:
-            span = _locate_as_given(found, row, prompt, at[1] if at else None)
-            spans.append(span or _locate_beginning(found, row, prompt))
-        else:  # nothing of it is in the row: it is where the others are
-            span = found.locate(row, prompt, wrapping) or found.locate(row, "", wrapping)
+            span = _locate_as_given(found, row, prompt, at[1] if at else None, learned)
+            spans.append(span or _locate_beginning(found, row, prompt, learned))
+        elif found.text(row) == wrapping:
+            # nothing of it is in the row: it is where the others are
+            span = found.locate(row, "", wrapping)
             spans.append(span and _moved_back(span, starts[0]))
+        else:
+            spans.append(found.locate(row, prompt, wrapping))
     return spans
 
 
 def _locate_as_given(
-    found: RecordedInputs, row: int, prompt: str, rewritten: str | None
+    found: RecordedInputs,
+    row: int,
+    prompt: str,
+    rewritten: str | None,
+    expansions: Mapping[str, str],
 ) -> PromptSpan | None:
     wrapping = found.text(0)
     span = found.locate(row, prompt, wrapping)
     if span is not None or rewritten is None:
         return span
     span = found.locate(row, rewritten, wrapping)
-    characters = match_characters(rewritten, prompt)
+    characters = match_characters(rewritten, prompt, expansions)
     if span is None or characters is None:
         return None
     offsets = [
@@ -59,7 +72,9 @@ def _locate_as_given(
     return replace(span, offsets=tuple(offsets))
 
 
-def _locate_beginning(found: RecordedInputs, row: int, prompt: str) -> PromptSpan | None:
+def _locate_beginning(
+    found: RecordedInputs, row: int, prompt: str, expansions: Mapping[str, str]
+) -> PromptSpan | None:
     """Where a prompt is whose first tokens fill the row, up to one behind them.
 
     Pipelines that read long prompts in parts give the encoder such rows.
@@ -70,19 +85,24 @@ def _locate_beginning(found: RecordedInputs, row: int, prompt: str) -> PromptSpa
             flags = zip(encoding.special_tokens_mask, encoding.attention_mask, strict=True)
             own = [at for at, (special, on) in enumerate(flags) if on and not special]
             run = [encoding.ids[at] for at in own]
-            if text != prompt or not run or run[0] not in ids:
+            if expand(prompt, expansions) != text or not run or run[0] not in ids:
                 continue
             start = ids.index(run[0])
             count = sum(takewhile(bool, map(eq, ids[start:], run)))
             if start + count < len(ids) - 1:
                 continue
             offsets: list[tuple[int, int] | None] = [None] * len(ids)
-            offsets[start : start + count] = [encoding.offsets[at] for at in own[:count]]
+            given = shrink(text, expansions)[1]
+            offsets[start : start + count] = [
+                _as_given(encoding.offsets[at], given, len(prompt)) for at in own[:count]
+            ]
             return PromptSpan(tuple(offsets), 0, len(ids), len(ids) + len(run) - count)
     return None
 
 
-def _find_rewritten(text: str, prompt: str, wrapping: str) -> tuple[int, str] | None:
+def _find_rewritten(
+    text: str, prompt: str, wrapping: str, expansions: Mapping[str, str]
+) -> tuple[int, str] | None:
     """The first character of the prompt in `text`, and the prompt as it is written there.
 
     The rest of `text` is `wrapping`.
@@ -94,17 +114,29 @@ def _find_rewritten(text: str, prompt: str, wrapping: str) -> tuple[int, str] | 
         stop = start + length
         if text[:start] + text[stop:] != wrapping:
             continue
-        if match_characters(text[start:stop], prompt) is not None:
+        if match_characters(text[start:stop], prompt, expansions) is not None:
             return start, text[start:stop]
     return None
 
 
-def match_characters(rewritten: str, prompt: str) -> list[tuple[int, int]] | None:
+def match_characters(
+    rewritten: str, prompt: str, expansions: Mapping[str, str] | None = None
+) -> list[tuple[int, int]] | None:
     """Per character of `rewritten`, the characters `[start, stop)` of `prompt` it stands for.
 
     Returns:
-        None where their letters differ, case and composition aside.
+        None where their letters differ, case, composition and `expansions` aside.
     """
+    if not expansions:
+        return _match_letters(rewritten, prompt)
+    short, stands_for = shrink(rewritten, expansions)
+    characters = _match_letters(short, prompt)
+    if characters is None:
+        return None
+    return [(characters[start][0], characters[stop - 1][1]) for start, stop in stands_for]
+
+
+def _match_letters(rewritten: str, prompt: str) -> list[tuple[int, int]] | None:
     new = _letters(rewritten)
     old = _letters(prompt)
     if [letter for letter, _ in new] != [letter for letter, _ in old]:

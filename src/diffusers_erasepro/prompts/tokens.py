@@ -13,11 +13,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from ..config.spec import Concept
 from ..errors import AdapterStateError
 from ..families.encode_prompt import RecordedInputs, record_encoder_inputs, tokenize
 from ..families.encoders import encoder_family_of
 from ..families.pipelines import family_of, get_component
 from ..families.types import Use
+from .learned_tokens import expand, expansions_of, learned_in
 
 BATCH_TOKENS = 4096
 """Of one forward pass; the memory of long rows and wide encoders stays bounded."""
@@ -202,6 +204,18 @@ def vocabulary_of(pipe: Any, component: str) -> int | None:
     return None
 
 
+def inversions_of(pipe: Any, concepts: Sequence[Concept]) -> dict[str, tuple[str, ...]]:
+    """Text encoder -> the learned tokens that concepts name, their anchors or exact phrases."""
+    texts: list[str] = []
+    for concept in concepts:
+        texts += [*concept.words, concept.anchor, *concept.exact]
+    found = {}
+    for path in text_paths(pipe):
+        if tokens := learned_in(tokenizer_of(path), texts):
+            found[path.use.encoder] = tokens
+    return found
+
+
 @contextmanager
 def quiet_cuts() -> Iterator[None]:
     """Inside, nothing is printed about prompts that are cut at a tokenizer's limit.
@@ -228,7 +242,7 @@ def _says_no_cut(record: logging.LogRecord) -> bool:
 
 def token_ids(tokenizer: Any, texts: Sequence[str]) -> Tensor:
     """Ids `(n, length)` of a tokenizer that stands alone, padded to its limit."""
-    return tokenize(tokenizer, texts).inputs["input_ids"]
+    return record_texts(tokenizer, texts).inputs["input_ids"]
 
 
 def tokenizer_of(source: Any) -> Any:
@@ -238,7 +252,10 @@ def tokenizer_of(source: Any) -> Any:
 
 
 def record_texts(source: Any, texts: Sequence[str]) -> RecordedInputs:
-    return source.record(texts) if isinstance(source, TextPath) else tokenize(source, texts)
+    if isinstance(source, TextPath):
+        return source.record(texts)
+    learned = expansions_of(source)
+    return tokenize(source, [expand(text, learned) for text in texts])
 
 
 def tokens_of(found: RecordedInputs) -> Tokens:
