@@ -4,11 +4,13 @@ import copy
 
 import pytest
 import torch
+from transformers import BertConfig, BertModel
 
 from conftest import assert_same_bits, bits
 from diffusers_erasepro import Concept, ErasureSpec, erasable, erase
 from diffusers_erasepro.errors import BaseModelMismatchError
-from tiny import PRESERVE, STAR, build
+from diffusers_erasepro.modules.fingerprint import fingerprints
+from tiny import PRESERVE, STAR, build, clip, llm, qwen_vl, t5
 
 CHANGED = "no longer those the erasure was made for"
 
@@ -116,3 +118,89 @@ def test_both_encoders():
     assert holds(pipe)
     beside = erase(pipe, spec, layers=(0, -1))
     assert beside.base == made.base
+
+
+SIZES = {
+    "vocab_size": 800,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+}
+
+
+def decoder(kind, config, tied):
+    return llm(kind, config, 2, tie_word_embeddings=tied)
+
+
+ENCODERS = {
+    "CLIP": clip,
+    "CLIP with projection": lambda: clip(projection=32),
+    "T5": t5,
+    "UMT5": lambda: t5(kind="UMT5"),
+    "Gemma 2": lambda: llm("Gemma2Model", "Gemma2Config", query_pre_attn_scalar=8),
+    "Qwen 3 tied": lambda: decoder("Qwen3ForCausalLM", "Qwen3Config", True),
+    "Qwen 3 untied": lambda: decoder("Qwen3ForCausalLM", "Qwen3Config", False),
+    "Llama": lambda: decoder("LlamaForCausalLM", "LlamaConfig", False),
+    "Qwen 2.5 VL": qwen_vl,
+    "BERT": lambda: BertModel(BertConfig(**SIZES)),
+}
+
+
+@pytest.mark.parametrize("make", ENCODERS.values(), ids=ENCODERS)
+def test_rows_that_come_and_go_change_no_fingerprint(make):
+    encoder = make()
+    before = fingerprints(encoder, {}, vocabulary=800)
+    encoder.resize_token_embeddings(803)
+    assert fingerprints(encoder, {}, vocabulary=800) == before
+    encoder.resize_token_embeddings(801)
+    assert fingerprints(encoder, {}, vocabulary=800) == before
+    kept = torch.nn.Embedding(800, encoder.get_input_embeddings().embedding_dim)
+    kept.weight.data = encoder.get_input_embeddings().weight[:800]
+    encoder.set_input_embeddings(kept)  # as unload_textual_inversion does
+    assert fingerprints(encoder, {}, vocabulary=800) == before
+    kept.weight.data[:800] += 0.1
+    assert fingerprints(encoder, {}, vocabulary=800) != before
+
+
+@pytest.mark.parametrize("number", ["", "_2"])
+def test_it_comes_and_goes_in_either_encoder_of_flux(number):
+    stock = build("FluxPipeline")
+    pipe = erasable(copy.deepcopy(stock))
+    made = erase(stock, ErasureSpec((STAR,), preserve=PRESERVE), layers=(0, -1))
+    learn(pipe, 2, number=number)
+    pipe.load_erasure_adapter(made)
+    assert holds(pipe)
+    learn(pipe, token="<other>", number=number)
+    assert holds(pipe)
+    parts = {
+        "tokenizer": getattr(pipe, f"tokenizer{number}"),
+        "text_encoder": getattr(pipe, f"text_encoder{number}"),
+    }
+    pipe.unload_textual_inversion("<other>", **parts)
+    assert holds(pipe)
+    pipe.unload_textual_inversion(**parts)
+    assert holds(pipe)
+    pipe.unload_erasure_adapters()
+    pipe.load_erasure_adapter(made)
+    assert holds(pipe)
+
+
+def test_edited_rows_of_a_table_with_two_names():
+    stock = build("FluxPipeline")
+    pipe = erasable(copy.deepcopy(stock))
+    words = [Concept("octagon", "circle", ("a {}",), ())]
+    made = erase(stock, ErasureSpec(words, preserve=PRESERVE), layers=("embedding", 0, -1))
+    assert any("embed" in name for name in made.edits)
+    pipe.load_erasure_adapter(made)
+    assert holds(pipe)
+    learn(pipe, 2, number="_2")
+    assert holds(pipe)
+    before = bits(stock)
+    pipe.unload_textual_inversion(tokenizer=pipe.tokenizer_2, text_encoder=pipe.text_encoder_2)
+    assert holds(pipe)
+    pipe.unload_erasure_adapters()
+    assert torch.equal(
+        pipe.text_encoder_2.get_input_embeddings().weight,
+        before["text_encoder_2.shared.weight"],
+    )

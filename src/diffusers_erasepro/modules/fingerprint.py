@@ -34,7 +34,14 @@ def base_parameters(
     """
     refuse_on_disk(root)
     table = token_table(root)
-    for path, module in stock_modules(root):
+    head = _stock_module(root, "get_output_embeddings")
+    tokens = [module._parameters.get("weight") for module in (table, head) if module is not None]
+    modules = list(_modules_to_count(root, table))
+    unedited = {}  # by parameter: of T5's table with two names, one is edited
+    for path, module in modules:
+        if (original := originals.get(path.removeprefix("text_model."))) is not None:
+            unedited[id(module._parameters.get("weight"))] = as_linear(module, original)
+    for path, module in modules:
         plain = path.removeprefix("text_model.")
         if plain.rpartition(".")[2] in FUSED:
             continue
@@ -42,18 +49,38 @@ def base_parameters(
         for name, value in module._parameters.items():
             if value is None:
                 continue
-            original = originals.get(plain) if name == "weight" else None
-            found = _live_values(module, name)
-            if original is not None:
-                found = as_linear(module, original)
-            yield f"{plain}.{name}", found[:vocabulary] if module is table else found
+            found = unedited.get(id(value))
+            if found is None:
+                found = _live_values(module, name)
+            # also of what is tied to the table, and of the head that predicts tokens
+            row_per_token = any(value is weight for weight in tokens)
+            yield f"{plain}.{name}", found[:vocabulary] if row_per_token else found
+
+
+def _modules_to_count(root: nn.Module, table: nn.Module | None) -> Iterator[tuple[str, nn.Module]]:
+    """As `stock_modules`; a token embedding that is one module in two places is there twice.
+
+    T5's has two names. They are two modules with one weight as transformers makes it, and one
+    module once a textual inversion was unloaded.
+    """
+    for path, module in stock_modules(root):
+        yield path, module
+        if module is table:
+            for other, same in root.named_modules(remove_duplicate=False):
+                if same is table and other != path:
+                    yield other, same
 
 
 def token_table(root: nn.Module) -> nn.Module | None:
     """The token embedding of a text encoder, below PEFT; None of any other component."""
-    find: Any = getattr(root, "get_input_embeddings", None)
+    return _stock_module(root, "get_input_embeddings")
+
+
+def _stock_module(root: nn.Module, getter: str) -> nn.Module | None:
+    """What a method of transformers' names of a model, below PEFT; None where there is neither."""
+    find: Any = getattr(root, getter, None)
     found = find() if find else None
-    return None if found is None else next(stock_modules(found))[1]
+    return next(stock_modules(found))[1] if isinstance(found, nn.Module) else None
 
 
 def fingerprint_learned(root: nn.Module, vocabulary: int | None) -> str:
