@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from diffusers_erasepro import Concept
+from diffusers_erasepro import Concept, erasable
 from diffusers_erasepro.errors import BaseModelMismatchError
 from diffusers_erasepro.interop.checkpoint import adapter_from_checkpoint
 from tiny import build
@@ -73,9 +73,14 @@ def test_of_two_encoders_the_one_that_fits_is_meant():
     edited.get_submodule("text_model.encoder.layers.0.mlp.fc2").weight.data += 0.01
     states = edited.state_dict()
     alike = {k: v.shape for k, v in pipe.text_encoder.state_dict().items()}
-    for source in (edited, states):
-        adapter = adapter_from_checkpoint(pipe, source)
+    for source, spec in ((edited, None), (states, STAR)):
+        adapter = adapter_from_checkpoint(pipe, source, spec=spec)
         assert adapter.components == ("text_encoder_2",)
+        live = erasable(copy.deepcopy(pipe))
+        live.load_erasure_adapter(adapter)
+        name = "text_model.encoder.layers.0.mlp.fc2.weight"
+        have = live.text_encoder_2.state_dict()[name]
+        torch.testing.assert_close(have, states[name], atol=1e-4, rtol=0)
     name = next(k for k in states if k.endswith("layers.0.mlp.fc2.weight"))
     if alike.get(name.removeprefix("text_model.")) == states[name].shape:
         with pytest.raises(BaseModelMismatchError, match="text_encoder and text_encoder_2 alike"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from ..linalg.low_rank import LowRank, compress
 from ..modules.fingerprint import fingerprints
 from ..modules.storage import weight_of
 from ..prompts.alignment import rows_to_measure, rows_to_solve
-from ..prompts.tokens import vocabulary_of
+from ..prompts.tokens import text_paths, vocabulary_of
 
 COMPRESSION = 1e-4
 """Largest relative error of an edit's low-rank factors."""
@@ -38,6 +39,7 @@ def assemble_adapter(
     edits: Mapping[str, Mapping[str, LowRank]],
     *,
     error: float = COMPRESSION,
+    measure: bool = True,
 ) -> ErasureAdapter:
     """The adapter of finished edits, without keys: beside others it is added, not solved again.
 
@@ -49,8 +51,10 @@ def assemble_adapter(
         encoder: The text encoder to measure with, unedited.
         edits: Component -> module name -> change of its weight.
         error: Largest relative error of the low-rank factors.
+        measure: Report what the spec's prompts become; that is known where the pipeline reads the
+            last states of one text encoder alone. Without, the adapter has no goals.
     """
-    use = family.encoders[0]
+    use = text_paths(pipe)[0].use
     compressed: dict[str, Compressed] = {}
     factors: dict[str, LowRank] = {}
     layers: list[LayerReport] = []
@@ -62,6 +66,21 @@ def assemble_adapter(
             factors[name] = edit.to(torch.float32)
             layers.append(_report_layer(name, edit, weight_of(root, path), lost))
 
+    base = {}
+    for part in compressed:
+        vocabulary = vocabulary_of(pipe, part)
+        base[part] = fingerprints(get_component(pipe, part), {}, vocabulary=vocabulary)
+    adapter = ErasureAdapter(
+        spec,
+        made_by,
+        base=base,
+        edits=factors,
+        keys={},
+        goals={},
+        report=Report(NAN, NAN, NAN, tuple(layers)),
+    )
+    if not measure:
+        return adapter
     tokenizer = getattr(pipe, use.tokenizer)
     alignment = ALIGNMENTS[made_by.alignment]
     rows = rows_to_solve(spec.concepts, tokenizer, alignment, soft_budget=0)
@@ -74,26 +93,22 @@ def assemble_adapter(
         have, goals[kind] = aligned_states(encoder, rows[kind], in_encoder)
         residual[kind] = read_residual(have, goals[kind], readers)
 
-    base = {}
-    for part in compressed:
-        vocabulary = vocabulary_of(pipe, part)
-        base[part] = fingerprints(get_component(pipe, part), {}, vocabulary=vocabulary)
     unseen = residual["held_out"]
-    return ErasureAdapter(
-        spec,
-        made_by,
-        base=base,
-        edits=factors,
-        keys={},
-        goals={f"{use.encoder}.{LAST}": goals["exact"].float().cpu()},
-        report=Report(
-            float(residual["exact"].max()),
-            float(unseen.max()) if len(unseen) else NAN,
-            float(residual["kept"].mean()),
-            tuple(layers),
-            held_out_mean=float(unseen.mean()) if len(unseen) else NAN,
-        ),
+    report = replace(
+        adapter.report,
+        listed_residual=float(residual["exact"].max()),
+        held_out_residual=float(unseen.max()) if len(unseen) else NAN,
+        held_out_mean=float(unseen.mean()) if len(unseen) else NAN,
+        drift=float(residual["kept"].mean()),
     )
+    states = {f"{use.encoder}.{LAST}": goals["exact"].float().cpu()}
+    return replace(adapter, report=report, goals=states)
+
+
+def reads_last_states_alone(pipe: Any) -> bool:
+    """Whether the pipeline reads the last states of one text encoder, and nothing else."""
+    uses = [path.use for path in text_paths(pipe)]
+    return len(uses) == 1 and uses[0].readings == (LAST,)
 
 
 def _edited_readers(

@@ -22,8 +22,8 @@ from ..erasure.sites.protocol import EditSite
 from ..erasure.sites.readers import reader_sites
 from ..errors import ConceptSpecError
 from ..families.encoders import blocks_of, blocks_path, encoder_family_of
-from ..families.pipelines import family_of, get_component
 from ..patching.weights import unedited
+from ..prompts.tokens import text_paths
 
 NAME = "literal"
 
@@ -45,7 +45,7 @@ def literal(
     """
     began = time.perf_counter()
     spec = ErasureSpec((spec,)) if isinstance(spec, Concept) else spec
-    encoder = get_component(pipe, family_of(pipe).encoders[0][0])
+    encoder = text_paths(pipe)[0].encoder
     formula: dict[str, Any] = {
         "layers": (*range(len(blocks_of(encoder))), READERS),
         "metric": "identity",

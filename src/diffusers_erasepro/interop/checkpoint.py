@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,7 @@ from torch import Tensor, nn
 
 from ..adapters.adapter import ErasureAdapter
 from ..adapters.file import digest_tensors
-from ..adapters.report import NAN
-from ..baselines.assembly import assemble_adapter
+from ..baselines.assembly import assemble_adapter, reads_last_states_alone
 from ..config.options import OtherMethod
 from ..config.spec import Concept, ErasureSpec
 from ..erasure.float32 import in_float32
@@ -47,8 +45,9 @@ def adapter_from_checkpoint(
         edited: A pipeline, a denoiser or text encoder alone, a state dict, or a file
             (`.safetensors`, `.pt`, `.ckpt`, `.bin`) or folder of one; whole or only the changed
             tensors, in diffusers' names or those of the first code.
-        spec: What it claims to erase: what its residual is measured on. Without, there is nothing
-            to measure, and `verify_erasure` will not vouch for it.
+        spec: What it claims to erase: what its residual is measured on, where the pipeline reads
+            the last states of one text encoder. Elsewhere, or without a spec, there is nothing to
+            measure, and `verify_erasure` will not vouch for it.
         error: Largest relative error of each layer's low-rank factors; the report says what was
             reached.
 
@@ -88,7 +87,7 @@ def adapter_from_checkpoint(
         if isinstance(claimed, Concept):
             claimed = ErasureSpec((claimed,))
         with in_float32(roots[encoders[0]]) as encoder:
-            adapter = assemble_adapter(
+            return assemble_adapter(
                 base,
                 family,
                 claimed,
@@ -96,13 +95,8 @@ def adapter_from_checkpoint(
                 encoder,
                 edits,
                 error=error,
+                measure=spec is not None and reads_last_states_alone(base),
             )
-    if spec is None:
-        unknown = replace(
-            adapter.report, listed_residual=NAN, held_out_residual=NAN, held_out_mean=NAN
-        )
-        adapter = replace(adapter, report=unknown, goals={})
-    return adapter
 
 
 def state_dict_of(edited: Any) -> States:
