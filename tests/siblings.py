@@ -89,7 +89,7 @@ def text_pipelines() -> dict[str, type]:
         one = getattr(diffusers, name, None) if "Pipeline" in name else None
         if not inspect.isclass(one) or not issubclass(one, DiffusionPipeline):
             continue
-        if ".deprecated." in one.__module__ or name in AUDIO:
+        if ".deprecated." in one.__module__ or name in AUDIO or "Onnx" in name:
             continue
         asked = inspect.signature(one.__init__).parameters
         if any("tokenizer" in part or "processor" in part for part in asked):

@@ -204,3 +204,17 @@ def test_t5_has_the_row_in_its_tied_table():
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
     pipe.disable_erasure()
     assert_same_bits(pipe, before)
+
+
+@pytest.mark.parametrize("name", ["StableDiffusionPipeline", "SanaPipeline"])
+def test_rows_are_sampled_as_other_layers_are(name):
+    """Sana's Gemma multiplies its rows by the root of their length."""
+    pipe = erasable(tiny.build(name))
+    pipe.load_erasure_adapter(made_for(pipe, "star", "circle", layers="embedding"))
+    found = pipe.verify_erasure(sample=5)
+    assert found.ok and len(found.residuals) == 1 and found.residual < 1e-5
+    table = pipe.text_encoder.get_submodule(embeddings_path(pipe.text_encoder))
+    star = pipe.tokenizer.convert_tokens_to_ids("\u0120star")
+    with torch.no_grad():
+        table.weight[star] *= 1.5
+    assert not pipe.verify_erasure(sample=5).ok

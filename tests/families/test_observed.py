@@ -64,7 +64,8 @@ def test_the_page_says_where_an_erasure_holds(name):
 def test_the_page_lists_every_class_and_most_hold():
     listed = on_the_page()
     plain = siblings.text_pipelines()
-    assert listed.keys() == {*plain, *siblings.modular_pipelines()}
+    # classes that need a package which is not installed are on the page and not here
+    assert listed.keys() >= {*plain, *siblings.modular_pipelines()}
     assert sum(listed[name] for name in plain) >= 150
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..errors import NotEnoughMemoryError
-from ..families.encoders import blocks_of, embeddings_path
+from ..families.encoders import blocks_of
 from ..modules.linear import device_of, dtype_of, shape_of
 from .layerwise import batch_of
 from .sites.planning import Planning
@@ -82,8 +82,8 @@ def refuse_too_small(
 def _bytes_of_walk(planning: Planning, sites: Sequence[EditSite], widths: Sequence[int]) -> int:
     """What the prompts' positions take where a block is edited."""
     batch = batch_of(planning.encoder, planning.rows, sites, planning.path.use.readings)
-    table = planning.encoder.get_submodule(embeddings_path(planning.encoder))
-    stream = shape_of(table)[0]
+    table = next(m for m in planning.encoder.modules() if isinstance(m, nn.Embedding))
+    stream = table.embedding_dim
     width = COPIES_OF_INPUT * max(widths, default=0) + COPIES_OF_STREAM * stream
     return FLOAT32 * batch.tokens.ids.numel() * width
 

@@ -300,9 +300,37 @@ class _Comparison:
                     f"{encoder}: encode_prompt hands it no plain prompt; what else it reads (words "
                     "in quotes, a prior's prompt) is not erased"
                 )
+        notes += self._notes_on_padding(uses)
         notes += notes_on_rewriting(self.pipe)
         found = [self._alone(use) for use in self._skipping(uses)]
         return Observation(tuple(found), tuple(notes))
+
+    def _notes_on_padding(self, uses: Sequence[Use]) -> list[str]:
+        """The encoders whose states of padding are returned, without a mask that tells them."""
+        notes = []
+        for use in uses:
+            if not use.per_position or _reads_rows_only(self.encoders[use.encoder]):
+                continue
+            at = self._of_prompt(use.encoder)[0]
+            call = self.shown.calls[at]
+            mask = call.inputs.get("attention_mask")
+            if mask is None or mask.ndim != 2 or mask[0].all():
+                continue
+            if any(_is_mask(tensor, mask) for tensor in self.shown.returned):
+                continue
+            first = int(mask[0].argmax()) if self._causal(use.encoder) else 0
+            hidden = [i for i in (mask[0] == 0).nonzero()[:, 0].tolist() if i > first]
+            try:
+                noise = _with_noise_at(call.output, hidden, pooled=False)
+                changed = self.again(PROMPTS[0], {at: noise})
+            except (RuntimeError, ValueError, TypeError, KeyError, IndexError):
+                continue
+            if not _same_tensors(changed.returned, self.shown.returned):
+                notes.append(PADDING.format(use.encoder))
+        return notes
+
+    def _causal(self, encoder: str) -> bool:
+        return encoder_family_of(unwrapped(self.encoders[encoder])).causal
 
     def _uses_of_returned_tokens(self, taken: Container[str]) -> list[Use]:
         """The encoders that get tokens later, which are among what is returned.
@@ -512,7 +540,7 @@ class _Comparison:
         """The use, marked where a prompt's tokens depend on what else is in the batch."""
         if _reads_rows_only(self.encoders[use.encoder]):
             return use
-        causal = encoder_family_of(unwrapped(self.encoders[use.encoder])).causal
+        causal = self._causal(use.encoder)
 
         def received(*texts: str) -> dict[str, Tensor]:
             return record_encoder_inputs(
@@ -543,6 +571,12 @@ REWRITING = ("enhance_prompt", "upsample_prompt", "expand_prompts")
 """Methods that do so with a text encoder, where there is no such component."""
 CAPTIONING = "get_image_caption"
 """The method that makes a prompt of a picture."""
+PADDING = (
+    "{}: states of padding behind the prompt are returned without a mask that tells them, and "
+    "blocks are solved for the prompt's own positions, so that the denoiser may read part of the "
+    "concept there (on a tiny FLUX.3 0.19, of 0.45 before; docs/pipelines.md); layers='embedding' "
+    "holds there too"
+)
 SHOWN = (
     "{}: prompts are solved for without a picture. With one before the prompt a text encoder gives "
     "other states, and edits of blocks leave part of the concept (on a tiny Qwen2.5-VL with random "
@@ -729,7 +763,18 @@ def _noisy_states(states: Sequence[Tensor], indices: Sequence[int]) -> tuple[Ten
     return tuple(found)
 
 
-def _with_noise_at(output: Any, positions: Sequence[int]) -> Any:
+def _is_mask(returned: Tensor, mask: Tensor) -> bool:
+    """Whether a tensor says which positions are padding, of all or of the last ones.
+
+    Some pipelines show the denoiser one position of padding all the same.
+    """
+    if returned.ndim != 2 or returned.shape[1] > mask.shape[1] or len(returned) != len(mask):
+        return False
+    last = mask[:, mask.shape[1] - returned.shape[1] :].bool()
+    return bool((returned.cpu().bool() != last).sum() <= len(mask))
+
+
+def _with_noise_at(output: Any, positions: Sequence[int], *, pooled: bool = True) -> Any:
     """The output, with noise in all its states at some positions, and in its pooled vectors."""
     changed = copy(output)
     generator = torch.Generator().manual_seed(0)
@@ -744,7 +789,7 @@ def _with_noise_at(output: Any, positions: Sequence[int]) -> Any:
         changed.last_hidden_state = noisy(states)
     if (every := _field(output, "hidden_states")) is not None:
         changed.hidden_states = tuple(noisy(states) for states in every)
-    for name in POOLED:
+    for name in POOLED if pooled else ():
         if (vector := _field(output, name)) is not None:
             setattr(changed, name, _draw(vector.shape, generator).to(vector))
     return changed

@@ -14,7 +14,7 @@ from torch import nn
 from ..errors import AdapterStateError, UnknownFamilyError
 from ..modules.linear import unwrapped
 from .encoders import ENCODERS, encoder_family_of
-from .observe import notes_on_rewriting, observe
+from .observe import PADDING, notes_on_rewriting, observe
 from .types import (
     LAST,
     DenoiserFamily,
@@ -129,6 +129,7 @@ PIPELINES: list[PipelineFamily] = [
         encoders=_single_encoder(*(Reading("hidden_states", i) for i in (9, 18, 27))),
         denoiser="transformer",
         stock=("transformer",),
+        notes=(PADDING.format("text_encoder"),),
     ),
     PipelineFamily(  # no ControlNet: it would read the prompt beside the denoiser
         pipelines=("SanaPipeline", "SanaSprintPipeline"),

@@ -58,6 +58,7 @@ def write_record(family: EncoderFamily) -> str:
         *(f"            {linear!r}," for linear in family.linears),
         "        ),",
         f"        causal={family.causal!r},",
+        f"        embeddings={family.embeddings!r},",
         "    )",
         ")",
     ]
@@ -135,7 +136,9 @@ def propose_encoder(encoder: nn.Module) -> EncoderFamily:
     path = max(lists, key=lambda n: sum(p.numel() for p in lists[n].parameters()))
     block = lists[path][0]
     linears = {n: m for n, m in block.named_modules() if isinstance(m, nn.Linear)}
-    width = next(m for m in encoder.modules() if isinstance(m, nn.Embedding)).embedding_dim
+    tables = [(n, m) for n, m in encoder.named_modules() if isinstance(m, nn.Embedding)]
+    table, words = tables[0]
+    width = words.embedding_dim
     writers = [
         name
         for name, linear in linears.items()
@@ -149,6 +152,7 @@ def propose_encoder(encoder: nn.Module) -> EncoderFamily:
         writer=writers[-1] if writers else None,
         linears=tuple(linears),
         causal=torch.allclose(first, first_before_another),
+        embeddings=(table,),
     )
 
 

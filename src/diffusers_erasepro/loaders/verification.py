@@ -32,7 +32,7 @@ from ..errors import (
 )
 from ..families.pipelines import family_of, get_component
 from ..linalg.low_rank import LowRank
-from ..modules.linear import base_linear, dtype_of
+from ..modules.linear import base_linear, dtype_of, output_scale
 from ..modules.storage import forward_of
 from ..modules.tuners import acting_adapters, changes_its_base, without_edit
 from ..patching.weights import (
@@ -497,10 +497,13 @@ def _missing_share(root: nn.Module, name: str, factors: LowRank) -> float:
     """How much of the edit is missing from the live layer, 0 to 1.
 
     It is measured on a mixture `(1, d_in)` of the inputs that move the layer most: the rows of A,
-    with signs drawn anew. One row is read about as fast as memory allows, several are not.
+    with signs drawn anew. One row is read about as fast as memory allows, several are not. Of a
+    token embedding, on the tokens whose rows changed.
     """
     module: Any = base_linear(root.get_submodule(name))
     registry = registry_of(root) or Registry()
+    if isinstance(module, nn.Embedding):
+        return _missing_rows(root, name, factors)
     signs = random.choices((-1.0, 1.0), k=factors.rank)
     x = (factors.A.new_tensor([signs]) @ factors.A).to(
         next(module.parameters()).device, dtype_of(root)
@@ -512,6 +515,21 @@ def _missing_share(root: nn.Module, name: str, factors: LowRank) -> float:
     else:
         wanted = linear(x, record.target.to(x), module.bias)
     return float((live - wanted).double().norm() / factors(x).double().norm())
+
+
+def _missing_rows(root: nn.Module, name: str, factors: LowRank) -> float:
+    """As `_missing_share`, of a token embedding."""
+    module: Any = base_linear(root.get_submodule(name))
+    registry = registry_of(root) or Registry()
+    ids = factors.A.any(0).nonzero()[:, 0].to(next(module.parameters()).device)
+    added = output_scale(module) * factors(ids).double()
+    live = forward_of(root, name)(ids)
+    record = registry.weights.get(name)
+    if record is None or name in registry.hooks:
+        wanted = module.forward(ids) + added.to(live)
+    else:
+        wanted = output_scale(module) * record.target.to(live).T[ids]
+    return float((live - wanted).double().norm() / added.norm())
 
 
 def _measure_prompt(pipe: Any, adapter: ErasureAdapter, text: str) -> float:
