@@ -89,6 +89,24 @@ def clip_tokenizer(pad: str = "<eos>"):
     return tokenizer("<bos> $A <eos>", pad=pad)
 
 
+def save_clip(folder):
+    """A whole CLIP, texts and images, with its processor, as transformers saves them."""
+    small = {"hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 2}
+    small |= {"num_attention_heads": 2}
+    words = {"vocab_size": VOCABULARY, "eos_token_id": 3, "bos_token_id": 1}
+    config = transformers.CLIPConfig(
+        text_config=small | words,
+        vision_config=small | {"image_size": 32, "patch_size": 8},
+        projection_dim=16,
+    )
+    size = {"height": 32, "width": 32}
+    images = transformers.CLIPImageProcessorPil(size=size, crop_size=size)
+    torch.manual_seed(0)
+    transformers.CLIPModel(config).save_pretrained(folder)
+    transformers.CLIPProcessor(images, clip_tokenizer()).save_pretrained(folder)
+    return folder
+
+
 def t5_tokenizer(length: int = 77):
     return tokenizer("$A <eos>", length=length)
 

@@ -11,13 +11,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from transformers import (
-    CLIPConfig,
-    CLIPImageProcessorPil,
-    CLIPModel,
-    CLIPProcessor,
-    CLIPVisionModel,
-)
+from transformers import CLIPProcessor, CLIPVisionModel
 
 import tiny
 from diffusers_erasepro import Concept
@@ -68,19 +62,7 @@ def test_what_is_not_installed_says_how_to_install_it(monkeypatch):
 
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory):
-    """A transformers CLIP with its processor as a folder, small and untrained."""
-    tokenizer = tiny.clip_tokenizer()
-    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
-    small |= {"num_attention_heads": 2}
-    words = {"vocab_size": tiny.VOCABULARY, "eos_token_id": 3, "bos_token_id": 1}
-    vision = {"image_size": 32, "patch_size": 8}
-    config = CLIPConfig(text_config=small | words, vision_config=small | vision, projection_dim=16)
-    size = {"height": 32, "width": 32}
-    processor = CLIPProcessor(CLIPImageProcessorPil(size=size, crop_size=size), tokenizer)
-    folder = tmp_path_factory.mktemp("clip")
-    CLIPModel(config).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
+    return tiny.save_clip(tmp_path_factory.mktemp("clip"))
 
 
 def test_clip_of_a_folder_answers_for_every_image_in_order(clip_folder):
@@ -176,7 +158,8 @@ def test_a_clip_that_is_none_is_one_clear_line(tmp_path):
 def test_the_pictures_world_has_its_judge_and_its_words(world):
     pipe = world.load_pipeline("unet")
     noise = [tiny.torch.Generator().manual_seed(0)]
-    image = pipe("a pizza by Noto on white", num_inference_steps=10, generator=noise).images[0]
+    settings = {"num_inference_steps": 10, "guidance_scale": 4.0, "generator": noise}
+    image = pipe("a pizza by Noto on white", **settings).images[0]
     pizza = Concept("pizza", "key")
     for name in ("pictures", "pictures:words"):
         detector = find_detector(name)

@@ -49,23 +49,24 @@ def generate(
     ).images
 
 
-def run(out: Path, console: Console) -> None:
-    """Everything the README claims, in one go; files land in `out`."""
+def run(out: Path, console: Console) -> dict[str, Any]:
+    """Everything the README claims, in one go; files land in `out`, numbers are returned."""
+    reports: dict[str, Any] = {}
     pipe = glyphs.load_pipeline()
     preserve = tuple(glyphs.captions(400, seed=0))
     for name, concept in tqdm(CONCEPTS.items(), desc="erase", leave=False):
         adapter = erase(pipe, ErasureSpec((concept,), preserve=preserve))
         adapter.save_pretrained(out / name)
-        console.print(report_table(name, adapter.header()["report"]))
+        reports[name] = adapter.header()["report"]
+        console.print(report_table(name, reports[name]))
 
     fresh = erasable(glyphs.load_pipeline())
     images = {"base": generate(fresh)}
     for name in tqdm(CONCEPTS, desc="load", leave=False):
         fresh.load_erasure_adapter(out / name, adapter_name=name)
     console.print(f"loaded: {fresh.get_erasure_adapters()}")
-    console.print(
-        f"verified on the live modules: {fresh.verify_erasure(raise_on_fail=True).residual:.1e}"
-    )
+    residual = fresh.verify_erasure(raise_on_fail=True).residual
+    console.print(f"verified on the live modules: {residual:.1e}")
     images["all three\nerased"] = generate(fresh)
     fresh.set_erasure_adapters(["no-star"])
     images["only the star\nerased"] = generate(fresh)
@@ -73,4 +74,6 @@ def run(out: Path, console: Console) -> None:
         pairs = zip(generate(fresh), images["base"], strict=True)
         same = all(now.tobytes() == base.tobytes() for now, base in pairs)
     console.print(f"switched off, the pictures are the base's to the bit: {same}")
-    console.print(f"picture: {save_grid(out / 'before-after.png', DEMO_PROMPTS, images)}")
+    picture = save_grid(out / "before-after.png", DEMO_PROMPTS, images)
+    console.print(f"picture: {picture}")
+    return {"reports": reports, "residual": residual, "same_bits": same, "picture": str(picture)}

@@ -91,12 +91,14 @@ def root(
 
 
 @app.command()
-def demo(out: Out = Path("demo-output")) -> None:
+def demo(out: Out = Path("demo-output"), as_json: Json = False) -> None:
     """Erase a shape, a style and an attribute from the glyph world; save, load, switch."""
     from . import demo as job
 
     measuring.refuse_file(out)
-    job.run(out, make_console())
+    found = job.run(out, make_console(quiet=as_json))
+    if as_json:
+        print_json(found)
 
 
 @dataclass(frozen=True)

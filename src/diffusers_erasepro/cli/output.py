@@ -9,11 +9,11 @@ from typing import Any
 import typer
 
 
-def make_console() -> Any:
-    """Where tables go; imported when one is printed."""
+def make_console(*, quiet: bool = False) -> Any:
+    """Where tables go; imported when one is printed. A quiet one prints nothing."""
     from rich.console import Console
 
-    return Console()
+    return Console(quiet=quiet)
 
 
 def print_json(data: Any) -> None:

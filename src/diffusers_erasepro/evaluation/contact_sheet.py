@@ -24,7 +24,9 @@ ACROSS = 2
 """Prompts beside each other on the PNG."""
 GAP = 12
 LINE = 17
-CAPTION_LINES = 5
+CAPTION_LINES = 3
+"""Of a prompt."""
+CAPTION_COLUMNS = 66
 FONT_SIZE = 13
 VERDICT_COLORS = {Verdict.good: "#1a7f37", Verdict.look: "#9a6700", Verdict.bad: "#cf222e"}
 
@@ -33,7 +35,8 @@ def save_sheet(found: Comparison, path: Path) -> Path:
     """Every prompt with its two pictures and what was measured, on one PNG."""
     font = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), FONT_SIZE)
     width = ACROSS * (2 * CELL + 3 * GAP) + GAP
-    row = CELL + CAPTION_LINES * LINE + 2 * GAP
+    captions = [_caption(pair) for pair in found.pairs]
+    row = CELL + max(map(len, captions)) * LINE + 2 * GAP
     lines = wrap_lines(summary_lines(found), width // 8)
     top = len(lines) * LINE + 2 * GAP
     rows = -(-len(found.pairs) // ACROSS)
@@ -48,12 +51,20 @@ def save_sheet(found: Comparison, path: Path) -> Path:
             picture = fit(found.image(name, index), CELL)
             sheet.paste(picture, (x + side * (CELL + GAP), y))
         verdict = judge_pair(pair)
-        words = [*textwrap.wrap(pair.text, 66)[: CAPTION_LINES - 2], *measure_lines(pair)]
-        for number, line in enumerate(words[:CAPTION_LINES]):
+        words = captions[index]
+        for number, line in enumerate(words):
             color = VERDICT_COLORS[verdict] if number == len(words) - 1 else "black"
             draw.text((x, y + CELL + 4 + number * LINE), line, color, font=font)
     sheet.save(path)
     return path
+
+
+def _caption(pair: PicturePair) -> list[str]:
+    """What stands under a prompt's pictures; the beginning of a long prompt has to do."""
+    prompt = textwrap.wrap(pair.text, CAPTION_COLUMNS)
+    if len(prompt) > CAPTION_LINES:
+        prompt = [*prompt[: CAPTION_LINES - 1], prompt[CAPTION_LINES - 1] + " ..."]
+    return [*prompt, *measure_lines(pair)]
 
 
 def fit(image: Image.Image, size: int) -> Image.Image:

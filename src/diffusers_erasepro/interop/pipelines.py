@@ -19,6 +19,7 @@ from ..config.kinds import Kind
 from ..config.spec import DEFAULT_KIND
 from ..errors import (
     AdapterFormatError,
+    ErasureError,
     EvaluationError,
     HubError,
     HubNotFoundError,
@@ -43,6 +44,8 @@ class WorldModel:
     """Pixels, where the pipeline's own default is another."""
 
 
+MALFORMED = (ValueError, KeyError, TypeError, AttributeError)
+"""What diffusers raises where a folder lacks parts of a pipeline."""
 WORLDS = {
     GLYPHS: WorldModel(glyphs.load_pipeline, partial(find_detector, "glyphs"), 15, 3.0),
     "pictures": WorldModel(
@@ -94,8 +97,16 @@ def load_model(name: str, *, config: str | None = None, revision: str | None = N
             f"{name} holds no {diffusers.DiffusionPipeline.config_name}; "
             "give a folder in diffusers' layout"
         )
-    with translate_hub_errors(name), quiet_casts():
-        return _ready(diffusers.DiffusionPipeline.from_pretrained(name, revision=revision))
+    try:
+        with translate_hub_errors(name), quiet_casts():
+            loaded = diffusers.DiffusionPipeline.from_pretrained(name, revision=revision)
+            return _ready(loaded)
+    except ErasureError:
+        raise
+    except MALFORMED as error:
+        raise AdapterFormatError(
+            f"{name} is no pipeline that diffusers {diffusers.__version__} loads whole: {error}"
+        ) from error
 
 
 def default_captions(name: str) -> tuple[str, ...] | None:
