@@ -1,0 +1,724 @@
+"""Ways of loading a pipeline, and what comes of an erasure there: the cells of docs/loading.md.
+
+A referee of its own says whether an erasure acts: it calls `encode_prompt` and the pipeline, and
+compares with a pipeline that was loaded plainly. What the package says of itself counts only where
+both agree.
+"""
+
+from __future__ import annotations
+
+import inspect
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import diffusers
+import torch
+from torch import Tensor, nn
+
+import siblings
+import tiny
+from diffusers_erasepro import Concept, ErasureSpec, erasable, erase
+from diffusers_erasepro.config.options import READERS
+from diffusers_erasepro.errors import ErasureError
+from diffusers_erasepro.families.encode_prompt import encode, tensors_in
+from diffusers_erasepro.families.pipelines import family_of, reader_paths
+from quantisers import bnb, bnb_int8, bnb_nf4, gguf_q8
+
+CPU = torch.device("cpu")
+STEPS = 3
+SLACK = {True: 0.1, False: 0.25}
+"""Largest share of the target that may be left where the plain pipeline has none left: of ways that
+compute the same, and of those that round or skip."""
+PLAIN = 0.5
+"""Positions count where target and anchor are at least so far apart, of the farthest that the plain
+pipeline closes: elsewhere rounding is as large."""
+EFFECT = {True: (0.9, 1.1), False: (0.5, 2.0)}
+"""What counts as the effect on a picture that the plain pipeline has: of ways that compute the
+same, and of those that round or skip. No effect at all is 0."""
+FAINT = 100
+"""Effects smaller than so many roundings are lost in them, and prove nothing."""
+CALL = {
+    "num_inference_steps": STEPS,
+    "height": 32,
+    "width": 32,
+    "num_frames": 5,
+    "guidance_scale": 1.0,
+    "true_cfg_scale": 1.0,
+    "use_resolution_binning": False,
+    "output_type": "latent",
+}
+ARCHITECTURES = {
+    "CLIP": "StableDiffusionPipeline",
+    "T5": "PixArtAlphaPipeline",
+    "UMT5": "AuraFlowPipeline",
+    "Qwen2.5-VL": "QwenImagePipeline",
+    "Qwen3": "ZImagePipeline",
+    "Llama, CLIP": "HunyuanVideoPipeline",
+    "Gemma": "Lumina2Pipeline",
+    "BERT, T5": "HunyuanDiTPipeline",
+    "CLIP, T5": "FluxPipeline",
+}
+LAYERS: dict[str, tuple[int | str, ...] | None] = {
+    "default": None,
+    "rows and gates": ("embedding", "gates"),
+    "K/V": (READERS,),
+}
+TARGET = "star"
+ANCHOR = "circle"
+SECOND = Concept("red cross", "square", ("a {}",), ())
+"""Erased beside the target by rows and gates: a name of two tokens, one of which others use."""
+
+
+# ---------------------------------------------------------------------- the ways
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to load a pipeline, or to make it ready to run."""
+
+    name: str
+    go: Callable[[Any, Path], Any]
+    """`(pipe, empty folder) -> pipe`: in place, or another."""
+    late: bool = False
+    """Whether the erasure is loaded first."""
+    exact: bool = True
+    """Whether the same is computed as on the plain pipeline, to rounding of float32."""
+
+    @property
+    def title(self) -> str:
+        """Its row in the table."""
+        return f"{self.name}, after the erasure" if self.late else self.name
+
+
+WAYS: list[Way] = []
+
+
+def way(name: str, *, late: bool = False, exact: bool = True) -> Callable[..., Any]:
+    """Add a way; with `late`, also the same after the erasure."""
+
+    def add(go: Callable[[Any, Path], Any]) -> Callable[[Any, Path], Any]:
+        WAYS.append(Way(name, go, exact=exact))
+        if late:
+            WAYS.append(Way(name, go, late=True, exact=exact))
+        return go
+
+    return add
+
+
+def denoiser_name(pipe: Any) -> str:
+    return "unet" if "unet" in pipe.components else "transformer"
+
+
+def denoiser_of(pipe: Any) -> Any:
+    return getattr(pipe, denoiser_name(pipe))
+
+
+def encoders_of(pipe: Any) -> dict[str, Any]:
+    return {n: m for n, m in pipe.components.items() if n.startswith("text_encoder") and m}
+
+
+def replace_parts(pipe: Any, change: Callable[[Any], Any]) -> None:
+    """Each encoder and the denoiser by what `change` makes of it."""
+    for name in (*encoders_of(pipe), denoiser_name(pipe)):
+        setattr(pipe, name, change(getattr(pipe, name)))
+
+
+def reload(pipe: Any, folder: Path, *, shard: str = "10GB", **options: Any) -> Any:
+    """The pipeline saved and loaded again."""
+    pipe.save_pretrained(folder / "saved", max_shard_size=shard)
+    cls = getattr(diffusers, type(pipe).__name__)
+    found = cls.from_pretrained(folder / "saved", **options)
+    found.set_progress_bar_config(disable=True)
+    return found
+
+
+@way("as it is built")
+def _(pipe, folder):
+    return pipe
+
+
+@way("from_pretrained")
+def _(pipe, folder):
+    return reload(pipe, folder)
+
+
+@way("from_pretrained of a sharded checkpoint")
+def _(pipe, folder):
+    return reload(pipe, folder, shard="40KB")
+
+
+@way("from_pretrained(torch_dtype=bfloat16)", exact=False)
+def _(pipe, folder):
+    return reload(pipe, folder, torch_dtype=torch.bfloat16)
+
+
+@way("from_pretrained(text_encoder=one's own)")
+def _(pipe, folder):
+    return reload(pipe, folder, text_encoder=pipe.text_encoder)
+
+
+@way("from_pretrained(vae=None)")
+def _(pipe, folder):
+    return reload(pipe, folder, vae=None)
+
+
+@way("from_pretrained without the denoiser")
+def _(pipe, folder):
+    return reload(pipe, folder, **{denoiser_name(pipe): None})
+
+
+@way("from_pretrained without the first text encoder")
+def _(pipe, folder):
+    return reload(pipe, folder, text_encoder=None)
+
+
+@way("from_pretrained(device_map='cpu')")
+def _(pipe, folder):
+    return reload(pipe, folder, device_map="cpu")
+
+
+@way("from_pretrained(device_map='balanced')")
+def _(pipe, folder):
+    return reload(pipe, folder, device_map="balanced")
+
+
+@way("device_map of each part (accelerate.dispatch_model)", late=True)
+def _(pipe, folder):
+    for part in (*encoders_of(pipe).values(), denoiser_of(pipe)):
+        accelerate.dispatch_model(part, {"": "cpu"}, force_hooks=True)
+
+
+@way("device_map with text encoders on disk (accelerate.disk_offload)", late=True)
+def _(pipe, folder):
+    for name, encoder in encoders_of(pipe).items():
+        accelerate.disk_offload(encoder, str(folder / name), execution_device="cpu")
+
+
+@way(".to(bfloat16)", late=True, exact=False)
+def _(pipe, folder):
+    return pipe.to(torch.bfloat16)
+
+
+@way("model offload", late=True)
+def _(pipe, folder):
+    pipe.enable_model_cpu_offload(device="cpu")
+
+
+@way("sequential offload (accelerate.cpu_offload)", late=True)
+def _(pipe, folder):
+    for module in pipe.components.values():
+        if isinstance(module, nn.Module):
+            accelerate.cpu_offload(module, CPU, offload_buffers=True)
+
+
+def group_offload(pipe: Any, folder: Path, kind: str, **options: Any) -> None:
+    pipe.enable_group_offload(
+        onload_device=CPU, offload_device=CPU, offload_type=f"{kind}_level", **options
+    )
+
+
+@way("group offload, leaf", late=True)
+def _(pipe, folder):
+    group_offload(pipe, folder, "leaf")
+
+
+@way("group offload, block", late=True)
+def _(pipe, folder):
+    group_offload(pipe, folder, "block", num_blocks_per_group=1)
+
+
+@way("group offload, leaf, on disk", late=True)
+def _(pipe, folder):
+    group_offload(pipe, folder, "leaf", offload_to_disk_path=str(folder / "groups"))
+
+
+@way("group offload, leaf, bfloat16", late=True, exact=False)
+def _(pipe, folder):
+    group_offload(pipe.to(torch.bfloat16), folder, "leaf")
+
+
+@way("group offload, block, bfloat16", late=True, exact=False)
+def _(pipe, folder):
+    group_offload(pipe.to(torch.bfloat16), folder, "block", num_blocks_per_group=1)
+
+
+FLOAT8 = torch.float8_e4m3fn
+
+
+@way("layerwise casting of the denoiser to 8-bit floats", late=True, exact=False)
+def _(pipe, folder):
+    denoiser_of(pipe).enable_layerwise_casting(storage_dtype=FLOAT8, compute_dtype=torch.float32)
+
+
+@way("layerwise casting of the text encoders to 8-bit floats", late=True, exact=False)
+def _(pipe, folder):
+    for encoder in encoders_of(pipe).values():
+        diffusers.hooks.apply_layerwise_casting(encoder, FLOAT8, torch.float32)
+
+
+@way("denoiser.compile_repeated_blocks(), eager", late=True)
+def _(pipe, folder):
+    denoiser_of(pipe).compile_repeated_blocks(backend="eager")
+
+
+@way("torch.compile of denoiser and text encoders, eager", late=True)
+def _(pipe, folder):
+    replace_parts(pipe, partial(torch.compile, backend="eager"))
+
+
+@way("part.compile() of denoiser and text encoders, aot_eager")
+def _(pipe, folder):
+    for part in (*encoders_of(pipe).values(), denoiser_of(pipe)):
+        part.compile(backend="aot_eager")
+
+
+@way("denoiser.compile_repeated_blocks(), inductor")
+def _(pipe, folder):
+    denoiser_of(pipe).compile_repeated_blocks()
+
+
+@way("torch.compile of the text encoders, inductor")
+def _(pipe, folder):
+    for name, encoder in encoders_of(pipe).items():
+        setattr(pipe, name, torch.compile(encoder))
+
+
+def timestep(pipe: Any) -> Callable[[], Any]:
+    return lambda: pipe._current_timestep
+
+
+CACHES: dict[str, Callable[[Any], Any]] = {
+    "FirstBlockCache": lambda pipe: diffusers.FirstBlockCacheConfig(threshold=0.5),
+    "PyramidAttentionBroadcast": lambda pipe: diffusers.PyramidAttentionBroadcastConfig(
+        spatial_attention_block_skip_range=2,
+        spatial_attention_timestep_skip_range=(-1, 1001),
+        current_timestep_callback=timestep(pipe),
+    ),
+    "FasterCache": lambda pipe: diffusers.FasterCacheConfig(
+        spatial_attention_block_skip_range=2,
+        spatial_attention_timestep_skip_range=(-1, 990),  # not the first step
+        current_timestep_callback=timestep(pipe),
+        attention_weight_callback=lambda _: 0.5,
+        tensor_format="BCHW",
+        is_guidance_distilled=True,
+    ),
+    "MagCache": lambda pipe: diffusers.MagCacheConfig(
+        mag_ratios=[1.0] * STEPS, num_inference_steps=STEPS, retention_ratio=0.1, threshold=0.5
+    ),
+    "TaylorSeer": lambda pipe: diffusers.TaylorSeerCacheConfig(
+        cache_interval=2, disable_cache_before_step=1, taylor_factors_dtype=torch.float32
+    ),
+    "SeaCache": lambda pipe: diffusers.hooks.SeaCacheConfig(),
+    "TextKVCache": lambda pipe: diffusers.hooks.TextKVCacheConfig(),
+}
+
+
+def enable_cache(pipe: Any, folder: Path, config: Callable[[Any], Any]) -> None:
+    denoiser_of(pipe).enable_cache(config(pipe))
+
+
+for cache_name, cache_config in CACHES.items():
+    way(f"cache: {cache_name}", late=True, exact=False)(partial(enable_cache, config=cache_config))
+
+
+def linears_of(part: nn.Module, multiple: int = 32) -> list[str]:
+    """Paths of linears that every library can pack: no bias, wide enough, not T5's last."""
+    return [
+        path
+        for path, module in part.named_modules()
+        if type(module) is nn.Linear
+        and not module.in_features % multiple
+        and not path.endswith((".wo", "lm_head"))
+    ]
+
+
+def quantise_parts(
+    pipe: Any, folder: Path, quantise: Callable[[Any, list[str]], None], encoders: bool = True
+) -> None:
+    parts = [*encoders_of(pipe).values()] if encoders else []
+    for part in (*parts, denoiser_of(pipe)):
+        with torch.no_grad():
+            quantise(part, linears_of(part))
+
+
+def with_bias(make: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """`make`, of linears with a bias too."""
+
+    def made(old: Any) -> Any:
+        new = make(old)
+        if old.bias is not None:
+            new.bias = nn.Parameter(torch.zeros_like(old.bias), requires_grad=False)
+        return new
+
+    return made
+
+
+def torchao_int8(part: Any, paths: list[str]) -> None:
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    quantize_(part, Int8WeightOnlyConfig(), filter_fn=lambda _, name: name in paths)
+
+
+def torchao_dynamic(part: Any, paths: list[str]) -> None:
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+    config = Int8DynamicActivationInt8WeightConfig()
+    quantize_(part, config, filter_fn=lambda _, name: name in paths)
+
+
+def quanto_int8(part: Any, paths: list[str]) -> None:
+    from optimum.quanto import freeze, qint8, quantize
+
+    quantize(part, weights=qint8, include=paths)
+    freeze(part)
+
+
+def gguf_with_bias(part: Any, paths: list[str]) -> None:
+    biases = {path: part.get_submodule(path).bias for path in paths}
+    gguf_q8(part, paths)
+    for path, bias in biases.items():
+        part.get_submodule(path).bias = bias
+
+
+def sdnq_int8(part: Any, paths: list[str]) -> None:
+    from sdnq import sdnq_post_load_quant
+
+    others = [p for p, m in part.named_modules() if isinstance(m, nn.Linear) and p not in paths]
+    sdnq_post_load_quant(
+        part, weights_dtype="int8", minimum_allowed_numel=1, modules_to_not_convert=others
+    )
+
+
+QUANTISERS: dict[str, tuple[Callable[[Any, list[str]], None], bool]] = {
+    "bitsandbytes 4 bit": (bnb(with_bias(bnb_nf4)), True),
+    "bitsandbytes 8 bit": (bnb(with_bias(bnb_int8)), True),
+    "torchao, 8-bit weights": (torchao_int8, True),
+    "torchao, 8-bit weights and inputs": (torchao_dynamic, True),
+    "GGUF Q8_0, of the denoiser": (gguf_with_bias, False),
+    "quanto, 8-bit weights": (quanto_int8, True),
+    "SDNQ, 8-bit weights": (sdnq_int8, True),
+}
+for quantiser_name, (quantise, of_encoders) in QUANTISERS.items():
+    go = partial(quantise_parts, quantise=quantise, encoders=of_encoders)
+    way(quantiser_name, exact=False)(go)
+
+
+@way("torchao, 8-bit weights, then torch.compile, eager", exact=False)
+def _(pipe, folder):
+    quantise_parts(pipe, folder, torchao_int8)
+    replace_parts(pipe, partial(torch.compile, backend="eager"))
+
+
+# ---------------------------------------------------------------------- the referee
+
+
+def hunyuan_dit() -> Any:
+    """Its sibling lacks the denoiser."""
+    pipe = siblings.build("HunyuanDiTPipeline").pipe
+    torch.manual_seed(0)
+    net = diffusers.HunyuanDiT2DModel(
+        sample_size=16,
+        num_layers=2,
+        patch_size=2,
+        attention_head_dim=8,
+        num_attention_heads=3,
+        in_channels=4,
+        cross_attention_dim=tiny.WIDTH,
+        cross_attention_dim_t5=tiny.WIDTH,
+        pooled_projection_dim=16,
+        hidden_size=24,
+        activation_fn="gelu-approximate",
+    )
+    pipe.register_modules(transformer=net.eval())
+    return pipe
+
+
+def build(architecture: str) -> Any:
+    """A tiny pipeline whose encoders are of this architecture; the same weights each time."""
+    name = ARCHITECTURES[architecture]
+    pipe = hunyuan_dit() if name == "HunyuanDiTPipeline" else tiny.build(name)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def spec_of(layers: str) -> ErasureSpec:
+    second = (SECOND,) if layers == "rows and gates" else ()
+    return ErasureSpec((Concept(TARGET, ANCHOR, ("a {}",), ()), *second), preserve=tiny.PRESERVE)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one prompt becomes on a pipeline."""
+
+    states: list[Tensor]
+    """Tensors of `encode_prompt`, `(positions, d)`."""
+    readers: list[Tensor]
+    """What the denoiser's linears make of the first of them."""
+    picture: Tensor | None
+    """Latents; None where the pipeline has no denoiser."""
+
+    def same(self, other: Seen) -> bool:
+        """Whether every bit is."""
+        some = [*self.states, *self.readers, *([] if self.picture is None else [self.picture])]
+        others = [*other.states, *other.readers]
+        others += [] if other.picture is None else [other.picture]
+        return len(some) == len(others) and all(map(torch.equal, some, others))
+
+
+@torch.no_grad()
+def see(pipe: Any, text: str) -> Seen:
+    """Encode a prompt and draw it."""
+    encoded = [x.detach() for x in tensors_in(encode(pipe, [text])) if x.is_floating_point()]
+    rows = [x.reshape(-1, x.shape[-1]) for x in encoded]
+    states = [x.double().cpu() for x in rows]
+    if denoiser_of(pipe) is None:
+        return Seen(states, [], None)
+    return Seen(states, _read(pipe, rows[0]), _draw(pipe, text))
+
+
+def _draw(pipe: Any, text: str) -> Tensor:
+    known = inspect.signature(pipe.__call__).parameters
+    given = {name: value for name, value in CALL.items() if name in known}
+    drawn = pipe(text, generator=torch.Generator().manual_seed(0), **given)[0]
+    return (drawn if isinstance(drawn, Tensor) else drawn[0]).detach().double().cpu()
+
+
+def _read(pipe: Any, states: Tensor) -> list[Tensor]:
+    """What the linears make of `states` that alone read them."""
+    family = family_of(pipe)
+    use = family.read_whole
+    if use is None:
+        return []
+    root = getattr(denoiser_of(pipe), "_orig_mod", denoiser_of(pipe))
+    norm = next(r.norm for r in use.readings if not r.pooled)
+    states = root.get_submodule(norm)(states) if norm else states
+    found = []
+    for path in reader_paths(root, family):
+        reader = root.get_submodule(path)
+        if reader.in_features == states.shape[-1]:
+            found.append(reader(states).detach().double().cpu())
+    return found
+
+
+def share_left(on: list[Tensor], target: list[Tensor], anchor: list[Tensor]) -> list[Tensor]:
+    """Per tensor and position: how much of the target is left, 0 to 1.
+
+    Not a number where target and anchor are alike.
+    """
+    shares = []
+    for x, y, z in zip(on, target, anchor, strict=True):
+        apart = (y - z).norm(dim=-1)
+        share = (x - z).norm(dim=-1) / apart
+        share[apart <= 1e-3 * z.norm(dim=-1)] = float("nan")
+        shares.append(share)
+    return shares
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What an erasure does on the plainly loaded pipeline."""
+
+    closed: list[Tensor]
+    """Per tensor that it acts on: the positions where nothing of the target is left."""
+    effect: Tensor
+    """What it does to the picture."""
+    size: float
+    """Of the picture."""
+    refusal: str = ""
+    """Why there is no erasure of this kind."""
+
+
+def acted_on(seen: Seen, layers: str) -> list[Tensor]:
+    return seen.readers if LAYERS[layers] == (READERS,) else seen.states
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A pipeline that is loaded in some way, without erasures."""
+
+    pipe: Any
+    base: Mapping[str, Seen]
+    """What prompts become on it."""
+    folder: tempfile.TemporaryDirectory[str]
+    """Holds what it keeps on disk."""
+
+
+@lru_cache(maxsize=1)
+def prepare(architecture: str, way: Way) -> Prepared:
+    """Load a pipeline. All kinds of edit take turns on it: each leaves it as it was."""
+    torch.compiler.reset()
+    folder = tempfile.TemporaryDirectory()
+    pipe = build(architecture)
+    pipe = way.go(pipe, Path(folder.name)) or pipe
+    return Prepared(pipe, {text: see(pipe, f"a {text}") for text in (TARGET, ANCHOR)}, folder)
+
+
+@cache
+def plain_base_of(architecture: str) -> Mapping[str, Seen]:
+    return prepare(architecture, WAYS[0]).base
+
+
+@cache
+def reference_of(architecture: str, layers: str) -> Reference:
+    base = plain_base_of(architecture)
+    pipe = erasable(build(architecture))
+    try:
+        adapter = erase(pipe, spec_of(layers), layers=LAYERS[layers], measure=False)
+        pipe.load_erasure_adapter(adapter)
+    except ErasureError as error:
+        return Reference([], torch.zeros(0), 0.0, f"{type(error).__name__}: {error}")
+    on = see(pipe, f"a {TARGET}")
+    have, was, goal = (acted_on(x, layers) for x in (on, base[TARGET], base[ANCHOR]))
+    closed = []
+    for share, y, z in zip(share_left(have, was, goal), was, goal, strict=True):
+        apart = (y - z).norm(dim=-1)
+        apart[~(share <= SLACK[True])] = 0
+        closed.append((apart > 0) & (apart >= PLAIN * apart.max()))
+    assert any(map(torch.any, closed)), f"{architecture}, {layers}: nothing to see of the erasure"
+    before = base[TARGET].picture
+    return Reference(closed, on.picture - before, float(before.norm()))
+
+
+# ---------------------------------------------------------------------- what comes of it
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What came of one erasure on one way."""
+
+    way: str
+    architecture: str
+    layers: str
+    result: str
+    """"holds", "refused", "listed", "no such way", "no such edit"; or, each a fault, "SILENT",
+    "FALSE ALARM", "CRASH", "CHANGED"."""
+    why: str = ""
+    left: float = float("nan")
+    """Largest share of the target that is left where the plain pipeline has none."""
+    effect: float = float("nan")
+    """How much of the effect that the plain pipeline's picture shows is seen in the picture."""
+    residual: float = float("nan")
+    """What `verify_erasure` says."""
+
+
+FAULTS = ("SILENT", "FALSE ALARM", "CRASH", "CHANGED")
+
+
+def way_named(title: str) -> Way:
+    return next(way for way in WAYS if way.title == title)
+
+
+def try_cell(architecture: str, layers: str, way: Way) -> Cell:
+    """Erase, load, draw, verify, switch off and on, unload; all on a pipeline loaded this way."""
+    made = partial(Cell, way.title, architecture, layers)
+    reference = reference_of(architecture, layers)
+    if reference.refusal:
+        return made("no such edit", reference.refusal)
+    try:
+        prepared = prepare(architecture, replace(way, late=False))
+    except Exception as error:  # without us: whatever it raises
+        return _try_without_base(made, architecture, layers, way, error)
+    found = _try(made, architecture, layers, way, prepared, reference)
+    if found.result in FAULTS or getattr(prepared.pipe, "get_erasure_adapters", dict)():
+        prepare.cache_clear()  # it may not be as it was
+    return found
+
+
+def _try_without_base(
+    made: Callable[..., Cell], architecture: str, layers: str, way: Way, error: Exception
+) -> Cell:
+    """Where the pipeline does not run even without us, `erase` says why it cannot, or works."""
+    why = f"{type(error).__name__}: {error}"
+    if way.late:
+        return made("no such way", why)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            pipe = build(architecture)
+            pipe = way.go(pipe, Path(folder)) or pipe
+        except Exception:
+            return made("no such way", why)
+        try:
+            erase(pipe, spec_of(layers), layers=LAYERS[layers], measure=False)
+        except ErasureError as refusal:
+            return made("refused", f"erase: {type(refusal).__name__}: {refusal}")
+        except Exception as crash:
+            return made("CRASH", f"erase: {type(crash).__name__}: {crash}; without us {why}")
+    return made("no such way", why)
+
+
+def _try(
+    made: Callable[..., Cell],
+    architecture: str,
+    layers: str,
+    way: Way,
+    prepared: Prepared,
+    reference: Reference,
+) -> Cell:
+    base = prepared.base
+    text = f"a {TARGET}"
+    pipe = erasable(build(architecture) if way.late else prepared.pipe)
+    folder = Path(tempfile.mkdtemp(dir=prepared.folder.name))
+    step = "erase"
+    try:
+        adapter = erase(pipe, spec_of(layers), layers=LAYERS[layers], measure=False)
+        step = "load_erasure_adapter"
+        pipe.load_erasure_adapter(adapter)
+        if way.late:
+            step = "the way itself"
+            pipe = erasable(way.go(pipe, folder) or pipe)
+        step = "generating"
+        on = see(pipe, text)
+        step = "verify_erasure"
+        verified = pipe.verify_erasure()
+        step = "disable_erasure"
+        pipe.disable_erasure()
+        off = see(pipe, text)
+        step = "enable_erasure"
+        pipe.enable_erasure()
+        again = see(pipe, text)
+        step = "unload_erasure_adapters"
+        pipe.unload_erasure_adapters()
+        clean = see(pipe, text)
+    except ErasureError as error:
+        why = f"{step}: {type(error).__name__}: {error}"
+        return made(*_after_refusal(pipe, step, text, base[TARGET], why))
+    except Exception as error:
+        return made("CRASH", f"{step}: {type(error).__name__}: {error}")
+    have, was, goal = (acted_on(x, layers) for x in (on, base[TARGET], base[ANCHOR]))
+    left = 0.0
+    for share, closed in zip(share_left(have, was, goal), reference.closed, strict=True):
+        if closed.any():
+            left = max(left, float(share[closed].nan_to_num(0).max()))
+    effect = float("nan")
+    if on.picture is not None and on.picture.shape == reference.effect.shape:
+        seen = on.picture - base[TARGET].picture
+        effect = float((seen * reference.effect).sum() / reference.effect.square().sum())
+    dtype = getattr(denoiser_of(pipe), "dtype", torch.float32)
+    faint = reference.effect.norm() < FAINT * torch.finfo(dtype).eps * reference.size
+    least, most = EFFECT[way.exact]
+    seen_in_picture = bool(faint) or effect != effect or least <= effect <= most
+    acts = left <= SLACK[way.exact] and seen_in_picture
+    numbers = {"left": left, "effect": effect, "residual": verified.residual}
+    if acts and not verified.ok:
+        return made("FALSE ALARM", verified.uncovered[0], **numbers)
+    if not acts:
+        why = "; ".join(verified.uncovered[:2])
+        return made("SILENT" if verified.ok else "listed", why, **numbers)
+    if not off.same(base[TARGET]) or not clean.same(base[TARGET]):
+        return made("CHANGED", "off is not the base", **numbers)
+    if way.exact and not again.same(on):  # a cast after the edit rounds what it adds, too
+        return made("CHANGED", "on again is not what it was", **numbers)
+    return made("holds", "", **numbers)
+
+
+def _after_refusal(pipe: Any, step: str, text: str, base: Seen, why: str) -> tuple[str, str]:
+    """A refusal must leave what was there."""
+    if step not in ("erase", "load_erasure_adapter"):
+        return "refused", why
+    now = see(pipe, text)
+    return ("refused", why) if now.same(base) else ("CHANGED", f"{why}; and something changed")
