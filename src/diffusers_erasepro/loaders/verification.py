@@ -26,9 +26,7 @@ from ..erasure.selectivity import Compared, compare, left_by_concept, read_state
 from ..erasure.states import edited, states_of
 from ..errors import (
     AdapterIntegrityError,
-    AdapterStateError,
     ConceptSpecError,
-    UnknownFamilyError,
 )
 from ..families.pipelines import family_of, get_component
 from ..linalg.low_rank import LowRank
@@ -51,7 +49,8 @@ from ..prompts.alignment import Rows, rows_of
 from ..prompts.learned_tokens import expand, expansions_of, learned_tokens
 from ..prompts.pairs import Pair, Prompt, pairs_of, spread
 from ..prompts.tokens import TextPath, Tokens, text_paths
-from .locking import find_lost_edits, get_adapters, get_states
+from .locking import find_lost_edits, find_other_readings, get_adapters, get_states
+from .recorded_calls import states_in_calls
 from .stacking import SUM, SUM_WARNING
 
 THRESHOLDS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
@@ -82,7 +81,6 @@ UNSEEN_ENCODER = (
     "{} is read by the denoiser, and the erasure was made without it: the concept stays there; "
     "refit_erasure() solves it with all encoders"
 )
-CALL_STEPS = 2
 READERS_COMPARED = 4
 """Of the denoiser's edited linears, so many show what is left of a concept."""
 MOST_ADMITTED = 0.1
@@ -136,6 +134,8 @@ def verify(
     for adapter in active:
         for encoder in list_unseen_encoders(pipe, adapter):
             broken.append(UNSEEN_ENCODER.format(encoder))
+    # what was made for other readings is broken here, and has no goals to compare with
+    here = [adapter for adapter in active if find_other_readings(pipe, adapter) is None]
     tracked: Tracked = {}
     residuals: dict[str, float] = {}
     if sample:
@@ -145,7 +145,7 @@ def verify(
         modules = modules_with_registry(pipe).items()
         tracked = {name: track_weights(root) for name, (root, _) in modules}
         call = images and not broken
-        for adapter in active:
+        for adapter in here:
             residuals |= measure_listed(pipe, adapter, images=call, tracked=tracked)
     threshold = max([THRESHOLDS[torch.float32], *(allowed_residual(pipe, a) for a in active)])
     worst = float("inf") if broken else largest(residuals.values())
@@ -158,12 +158,12 @@ def verify(
         *NEVER_COVERED,
     )
     by_prompt: dict[str, float] = {}
-    for adapter in active:
+    for adapter in here:
         for text in prompts:
             by_prompt[text] = _measure_prompt(pipe, adapter, text)
     left: dict[str, ConceptLeft] = {}
     measured: list[Selectivity] = []
-    for adapter in active if selectivity else ():
+    for adapter in here if selectivity else ():
         for path in edited_paths(pipe, adapter):
             found = compare_live(path, adapter)
             if found is not None:
@@ -428,45 +428,16 @@ def rounding_residual(adapter: ErasureAdapter, dtype: torch.dtype) -> float:
 
 
 def _measure_calls(pipe: Any, adapter: ErasureAdapter, tracked: Tracked) -> float:
-    """Worst residual of the states that reach the denoiser in calls with the listed prompts."""
-    family = family_of(pipe)
+    """Worst residual of what reaches the denoiser in calls with the listed prompts."""
     pairs = pairs_of(adapter.spec.concepts, "exact")
-    if len(family.encoders) != 1 or any(reading.pooled for reading in family.encoders[0].readings):
-        raise UnknownFamilyError(
-            "images=True knows pipelines that read one text encoder's states, not "
-            f"{type(pipe).__name__}"
-        )
-    (path,) = edited_paths(pipe, adapter)
-    rows = _rows(path, adapter)
-    received: list[Tensor] = []
-
-    def record(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        received.append(kwargs["encoder_hidden_states"])
-
+    paths = edited_paths(pipe, adapter)
+    rows = [_rows(path, adapter) for path in paths]
+    texts = [pair.target.text for pair in pairs]
     skip = {"clip_skip": adapter.clip_skip} if adapter.clip_skip else {}
-    denoiser = get_component(pipe, family.denoiser)
-    handle = denoiser.register_forward_pre_hook(record, with_kwargs=True)
-    try:
-        for pair in pairs:
-            pipe(
-                pair.target.text,
-                num_inference_steps=CALL_STEPS,
-                guidance_scale=1.0,
-                output_type="latent",
-                **skip,
-            )
-    except AttributeError as error:
-        if not skip:
-            raise
-        raise AdapterStateError(
-            f"{type(pipe).__name__} cannot be called with clip_skip={adapter.clip_skip} here "
-            f"({error}); verify without images"
-        ) from error
-    finally:
-        handle.remove()
-    states = path.use.readings[0].received(torch.cat(received[:: len(received) // len(pairs)]))
-    have = [states[rows.row, rows.target_at]]
-    return largest(_measure_states(path, adapter, have, tracked).values())
+    residuals: list[float] = []
+    for path, have in zip(paths, states_in_calls(paths, rows, texts, **skip), strict=True):
+        residuals += _measure_states(path, adapter, have, tracked).values()
+    return largest(residuals)
 
 
 def _choose_layers(
