@@ -2,10 +2,10 @@
 
 Such an MLP is W2 (f(W1 z) * U z), as in T5 v1.1, Llama and Qwen (Shazeer, arXiv 2002.05202). Its
 norms have no bias, so that nothing in z need be constant: on small encoders the best constant
-direction answers -1.3 to 1.8 where it should answer 1, and no threshold stands on that. But the MLP
-multiplies. The row r of W1 is positive on the name and negative on the strangers that answer to the
-detector; the row u of U answers to the name and little to anything. The product f(r z) (u z) is
-flat on the name, silent on strangers, and second order small elsewhere.
+direction has either sign, by word, and no threshold stands on that. But the MLP multiplies. The row
+r of W1 is positive on the name and negative on the strangers that answer to the detector; the row u
+of U answers to the name and little to anything. The product f(r z) (u z) is flat on the name,
+silent on strangers, and second order small elsewhere.
 """
 
 from __future__ import annotations
