@@ -466,19 +466,19 @@ def load_erased(model: str, adapters: Sequence[str], place: DeviceOptions) -> An
 def choose_detector(model: str, name: str | None) -> Detector | None:
     """The detector that was named, a world's own judge, or none."""
     from ..evaluation.detectors import find_detector
-    from ..interop.pipelines import WORLDS
+    from ..interop.pipelines import WORLD_MODELS
 
     if name is None:
-        return WORLDS[model].detector() if model in WORLDS else None
+        return WORLD_MODELS[model].detector() if model in WORLD_MODELS else None
     return None if name == NOBODY else find_detector(name)
 
 
 def choose_settings(pipe: Any, model: str, call: CallOptions) -> CallSettings:
     """Steps, guidance and size: as asked, of a world its own, else the call's defaults."""
     from ..evaluation.calls import neutral_settings
-    from ..interop.pipelines import WORLDS
+    from ..interop.pipelines import WORLD_MODELS
 
-    world = WORLDS.get(model)
+    world = WORLD_MODELS.get(model)
     steps = call.steps
     guidance = call.guidance
     size = parse_size(call.size) if call.size else None

@@ -35,7 +35,7 @@ def save_sheet(found: Comparison, path: Path) -> Path:
     """Every prompt with its two pictures and what was measured, on one PNG."""
     font = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), FONT_SIZE)
     width = ACROSS * (2 * CELL + 3 * GAP) + GAP
-    captions = [_caption(pair) for pair in found.pairs]
+    captions = [_caption_lines(pair) for pair in found.pairs]
     row = CELL + max(map(len, captions)) * LINE + 2 * GAP
     lines = wrap_lines(summary_lines(found), width // 8)
     top = len(lines) * LINE + 2 * GAP
@@ -59,7 +59,7 @@ def save_sheet(found: Comparison, path: Path) -> Path:
     return path
 
 
-def _caption(pair: PicturePair) -> list[str]:
+def _caption_lines(pair: PicturePair) -> list[str]:
     """What stands under a prompt's pictures; the beginning of a long prompt has to do."""
     prompt = textwrap.wrap(pair.text, CAPTION_COLUMNS)
     if len(prompt) > CAPTION_LINES:

@@ -44,9 +44,9 @@ class WorldModel:
     """Pixels, where the pipeline's own default is another."""
 
 
-MALFORMED = (ValueError, KeyError, TypeError, AttributeError)
+BROKEN_FOLDER = (ValueError, KeyError, TypeError, AttributeError)
 """What diffusers raises where a folder lacks parts of a pipeline."""
-WORLDS = {
+WORLD_MODELS = {
     GLYPHS: WorldModel(glyphs.load_pipeline, partial(find_detector, "glyphs"), 15, 3.0),
     "pictures": WorldModel(
         partial(pictures.load_pipeline, "unet"), partial(find_detector, "pictures"), 20, 4.0
@@ -80,15 +80,15 @@ def load_model(name: str, *, config: str | None = None, revision: str | None = N
         HubError: The Hub did not give it.
         UnknownFamilyError: The pipeline has no record.
     """
-    if name in WORLDS:
-        return erasable(WORLDS[name].load())
+    if name in WORLD_MODELS:
+        return erasable(WORLD_MODELS[name].load())
     path = Path(name)
     if path.is_file():
         return _ready(_single_file(path, config))
     mistyped = is_local(name) or (revision is None and is_beside_folders(path))
     if not path.is_dir() and mistyped:
         raise HubNotFoundError(
-            f"no model {name!r}{suggest_path(path)}; give {', '.join(map(repr, WORLDS))}, a "
+            f"no model {name!r}{suggest_path(path)}; give {', '.join(map(repr, WORLD_MODELS))}, a "
             "folder, a .safetensors checkpoint or a Hub id 'owner/name' (with revision=, where a "
             "folder here is called like its owner)"
         )
@@ -103,7 +103,7 @@ def load_model(name: str, *, config: str | None = None, revision: str | None = N
             return _ready(loaded)
     except ErasureError:
         raise
-    except MALFORMED as error:
+    except BROKEN_FOLDER as error:
         raise AdapterFormatError(
             f"{name} is no pipeline that diffusers {diffusers.__version__} loads whole: {error}"
         ) from error

@@ -21,7 +21,7 @@ def is_pictures_world(pipe: Any) -> bool:
     """
     for part in DENOISER_PARTS:
         denoiser = getattr(pipe, part, None)
-        if denoiser is not None and _layout(denoiser.config) == _layout(_shipped_config(part)):
+        if denoiser is not None and _shape_of(denoiser.config) == _shape_of(_shipped_config(part)):
             return True
     return False
 
@@ -48,7 +48,7 @@ def _shipped_config(part: str) -> dict[str, Any]:
     return json.loads(path.read_bytes()) if path.is_file() else {}
 
 
-def _layout(config: Any) -> list[Any]:
+def _shape_of(config: Any) -> list[Any]:
     names = (
         "_class_name",
         "sample_size",
