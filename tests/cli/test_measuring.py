@@ -105,11 +105,8 @@ def test_another_runs_folder_is_not_overwritten_unless_forced(run, model, tmp_pa
 
 def test_verify_takes_prompts_and_puts_the_worst_first(run, model):
     options = ("--base", model / "model", "--prompts", model / "prompts.txt")
-    code, text, err = run("verify", model / "no-star", *options, "--json")
-    found = json.loads(text)
-    assert {one["text"] for one in found["measures"]} == {*PROMPTS}, err
-    assert (code == 3) == (found["verdict"] == "bad")
-    code, text, _ = run("verify", model / "no-star", *options)
+    code, text, err = run("verify", model / "no-star", *options)
+    assert (code == 3) == ("verdict: bad" in text) and PROMPTS[2] in text, err
     rows = [line for line in text.splitlines() if "star" in line and "│" in line]
     left = [float(row.split("│")[2]) for row in rows]
     assert len(left) == 2 and left == sorted(left, reverse=True) and "verdict: " in text
