@@ -37,7 +37,7 @@ def test_commands_in_the_documents_exist():
     known = {c.name or c.callback.__name__ for c in app.registered_commands}
     for page in PAGES:
         for command in re.findall(
-            r"^(?:    |\$ )erasepro ([a-z]+)", page.read_text(), re.MULTILINE
+            r"^(?:    |\$ )erasepro ([a-z-]+)", page.read_text(), re.MULTILINE
         ):
             assert command in known, f"{page.name}: erasepro {command}"
 
