@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .output import make_console, print_json, print_result
+from .output import make_console, print_json, print_result, to_json
 from .parameters import Config, Force, Json, Model
 
 if TYPE_CHECKING:
@@ -135,6 +135,7 @@ def evaluate_command(
 
     The same seeds before and after. Exit code 3 where the verdict is bad.
     """
+    from ..config.text_files import write_text_file
     from ..evaluation.before_after import PAGE_FILE, RESULT_FILE, SHEET_FILE, compare_images
     from ..evaluation.contact_sheet import save_page, save_sheet
     from ..evaluation.judgement import judge_comparison
@@ -161,7 +162,7 @@ def evaluate_command(
     data = found.to_dict() | {"verdict": judged.verdict, "reasons": judged.reasons}
     data |= {"sheet": str(sheet), "page": str(page)}
     notes = [add_to_card(adapter, sheet) for adapter in adapters] if card else []
-    write_json(out / RESULT_FILE, data)
+    write_text_file(out / RESULT_FILE, to_json(data))
     if output.as_json:
         print_json(data)
     else:
@@ -346,6 +347,7 @@ def suite_command(
     output: OutputOptions,
 ) -> None:
     """Run the field's prompts and counts on a real base, and print what to post back."""
+    from ..config.text_files import write_text_file
     from ..evaluation.before_after import SHEET_FILE, active_concepts, compare_images, describe_run
     from ..evaluation.contact_sheet import save_sheet
     from ..evaluation.detectors import find_detector
@@ -396,7 +398,7 @@ def suite_command(
         run=describe_run(pipe, listed.texts, seeds, settings),
         dry_run=chosen.dry_run,
     )
-    write_json(out / "record.json", record)
+    write_text_file(out / "record.json", to_json(record))
     if output.as_json:
         return print_json(record)
     make_console().print(suite_table(rows))
@@ -551,15 +553,6 @@ def add_to_card(adapter: str, sheet: Path) -> str:
         return f"card: {OWN_CARD}; the sheet lies beside it"
     card.save(folder / CARD_NAME)
     return f"card: {folder / CARD_NAME}"
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Keep a result as JSON."""
-    import json
-
-    from ..config.text_files import write_text_file
-
-    write_text_file(path, json.dumps(data, indent=2, sort_keys=True, default=str))
 
 
 def exit_by(verdict: str) -> None:

@@ -16,9 +16,14 @@ def make_console(*, quiet: bool = False) -> Any:
     return Console(quiet=quiet)
 
 
-def print_json(data: Any) -> None:
+def to_json(data: Any) -> str:
     """JSON with null for numbers that are not finite."""
-    typer.echo(json.dumps(_finite(data), indent=2, sort_keys=True))
+    return json.dumps(_finite(data), indent=2, sort_keys=True)
+
+
+def print_json(data: Any) -> None:
+    """As `to_json`, to stdout."""
+    typer.echo(to_json(data))
 
 
 def _finite(data: Any) -> Any:
