@@ -542,11 +542,12 @@ def add_to_card(adapter: str, sheet: Path) -> str:
 
     from ..adapters.header import read_header
     from ..adapters.hub import CARD_NAME, find
+    from ..adapters.lockfile import SUFFIX
     from ..adapters.publish import OWN_CARD, rebuild_card
 
-    folder = Path(adapter) if Path(adapter).is_dir() else Path(adapter).parent
-    if not Path(adapter).exists():
+    if not Path(adapter).exists() or Path(adapter).suffix == SUFFIX:
         return f"card: {adapter} is no folder here; fetch it with `erasepro pull --out FOLDER`"
+    folder = Path(adapter) if Path(adapter).is_dir() else Path(adapter).parent
     shutil.copyfile(sheet, folder / "before-and-after.png")
     card = rebuild_card(folder, read_header(find(adapter).path), repo_id=str(folder))
     if card is None:
