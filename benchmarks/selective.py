@@ -18,6 +18,7 @@ import copy
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -296,17 +297,15 @@ class Sections:
                 yield f"{count} / {row}", lambda n=count, r=row: self._added_up(n, r)
 
     def _added_up(self, count: int, row: str) -> Line:
-        cases = []
-        for name in COMPOUNDS[:count]:
-            cases.append(self.stick.Case(name, "stone", "object", (), ()))
-        before = self.unedited("bert", cases, FEWER)
         restored = self.restored("bert")
+        cases = self._erasable(count, row)
+        before = self.unedited("bert", cases, FEWER)
         sums: dict[str, Tensor] = {}
         touched = []
         alone: dict[str, float] = {}
         for case in cases:
+            changed = self.edited("bert", case, row)["changed"]
             with restored as encoder:
-                changed = self.edited("bert", case, row)["changed"]
                 encoder.model.load_state_dict(changed, strict=False)
                 for place, left in before.left(encoder, case).items():
                     alone[f"alone {place}"] = alone.get(f"alone {place}", 0.0) + left / count
@@ -321,6 +320,18 @@ class Sections:
             found = before.measure(encoder)
         twice = len(touched) - len({*touched})
         return {**found, **alone, "taken": len(touched), "taken twice": twice, "row": row}
+
+    def _erasable(self, count: int, row: str) -> list[Any]:
+        """The first cases that the product does not refuse: the tool's own, then compounds."""
+        more = [self.stick.Case(name, "stone", "object", (), ()) for name in COMPOUNDS[1:]]
+        found = []
+        for case in (*self.stick.CASES, *more):
+            with suppress(Failed):
+                self.edited("bert", case, row)
+                found.append(case)
+            if len(found) == count:
+                break
+        return found
 
     # ------------------------------------------------------------------------- precision, company
 
