@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..families.encoders import encoder_family_of
 from ..families.types import LAST, Reading
 from ..linalg.low_rank import LowRank
+from ..modules.linear import rounds_inputs
 from ..prompts.alignment import Rows
 from .states import edited, states_of
 
@@ -18,12 +19,18 @@ def target_states(encoder: nn.Module, rows: Rows, readings: Sequence[Reading]) -
     """What each reading has of the targets: `(k, d)` at the aligned positions, `(n, d)` if pooled.
 
     Where attention is causal, what comes after the last aligned position matters to none, and is
-    cut.
+    cut. Where inputs are rounded to 8 bits every prompt runs as in a call, whole and alone: in
+    another company its roundings are others.
     """
     if not len(rows):
         return [torch.zeros(0, 1, dtype=torch.float32) for _ in readings]
-    tokens = rows.target.cut(rows.length) if encoder_family_of(encoder).causal else rows.target
-    states = states_of(encoder, tokens, readings)
+    if rounds_inputs(encoder):
+        each = [states_of(encoder, rows.target[i : i + 1], readings) for i in range(len(rows))]
+        states = [torch.cat(same) for same in zip(*each, strict=True)]
+    else:
+        causal = encoder_family_of(encoder).causal
+        tokens = rows.target.cut(rows.length) if causal else rows.target
+        states = states_of(encoder, tokens, readings)
     return [
         s[:, 0] if r.pooled else s[rows.row, rows.target_at]
         for r, s in zip(readings, states, strict=True)

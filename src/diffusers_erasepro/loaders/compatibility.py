@@ -12,6 +12,7 @@ from ..config.options import Options
 from ..erasure.residuals import largest
 from ..errors import AdapterIntegrityError, AdapterStateError, BaseModelMismatchError
 from ..families.pipelines import family_of, get_component
+from ..modules.linear import rounds_inputs
 from ..modules.storage import weight_of, without_loras
 from ..patching.weights import is_base_of, resolve_edits, unedited
 from .locking import find_other_readings
@@ -152,6 +153,15 @@ def _check_residual(pipe: Any, adapter: ErasureAdapter) -> None:
         raise AdapterStateError(
             f"{adapter.origin or 'the adapter'} leaves a residual of {residual:.1e} here, at most "
             f"{bound:.0e} is allowed: {'; '.join(others)}"
+        )
+    parts = dict.fromkeys((*adapter.components, *adapter.goal_parts))
+    rounding = [part for part in parts if rounds_inputs(get_component(pipe, part))]
+    if not residual <= bound and rounding:
+        raise AdapterStateError(
+            f"{' and '.join(rounding)} multiply in 8 bits, and what they round of their inputs "
+            f"leaves a residual of {residual:.1e}, at most {bound:.0e} is allowed. Quantise their "
+            "weights alone (4 bits, or 8-bit weights), load them in 16 bits, or edit the rows of "
+            "the token embedding, layers='embedding'. Nothing was changed"
         )
     if not residual <= bound and reported > bound:
         raise AdapterStateError(

@@ -93,6 +93,10 @@ QUANTISATIONS = (
 )
 
 
+FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+"""Dtypes that hooks widen before anything is computed."""
+ROUNDED_INPUTS = 1e-3
+"""Relative difference from the product with the plain weight, at which inputs are rounded too."""
 FUSED = {
     "to_kv": ("to_k", "to_v"),
     "to_qkv": ("to_q", "to_k", "to_v"),
@@ -200,6 +204,30 @@ def plain_weight(linear: nn.Module) -> Tensor:
     record = quantisation_of(linear)
     plain = record.plain(linear) if record else resident_tensor(linear, "weight")
     return as_linear(linear, plain)
+
+
+@torch.no_grad()
+def rounds_inputs(root: nn.Module) -> bool:
+    """Whether a quantised linear of `root` multiplies in 8 bits, so that its input is rounded too.
+
+    Then the smallest difference of a batch, such as another length, changes the last of 8 bits.
+    One linear is tried: a library treats all alike.
+    """
+    for module in root.modules():
+        if not isinstance(module, nn.Linear) or module.weight.is_meta:
+            continue
+        if quantisation_of(module) is None or module.weight.dtype in FLOAT8:
+            continue
+        weight = plain_weight(module).float()
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(4, module.in_features, generator=generator, dtype=torch.float32)
+        x = x.to(weight.device, dtype_of(root))
+        wanted = x.float() @ weight.T
+        if module.bias is not None:
+            wanted += module.bias.float()
+        off = (module.forward(x).float() - wanted).norm() / wanted.norm()
+        return bool(off > ROUNDED_INPUTS)
+    return False
 
 
 def is_compiled(module: nn.Module) -> bool:
