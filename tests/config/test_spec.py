@@ -128,6 +128,23 @@ def test_parts_of_a_name_are_kept_and_others_of_them_are_only_measured():
     assert not {*measured} & {*spec.near_prompts(), *spec.preserve_captions()}
 
 
+def test_captions_that_name_the_target_are_left_out_and_counted():
+    spec = ErasureSpec([Concept("pistol")], ["a red chair", "two pistols", "a dog"], everyday=True)
+    [caveat] = spec.caveats
+    assert caveat.startswith("of 3 captions to preserve 1 names what is erased and is left out")
+    assert "'two pistols'" in caveat
+    assert not ErasureSpec([Concept("pistol")], ["a red chair"]).caveats
+
+
+def test_of_a_name_without_such_parts_the_neighbours_are_measured():
+    spec = ErasureSpec([Concept("pistol", "tool"), Concept("Monet", templates="style")])
+    measured = spec.held_out_near_prompts()
+    assert {"a tool in a shop window", "a thing in a shop window"} <= {*measured}
+    assert "a painting of a painter" in measured
+    assert not spec.near_prompts()
+    assert not any("pistol" in text or "Monet" in text for text in measured)
+
+
 def test_a_preserve_list_stands_alone_unless_everyday_captions_are_asked_for():
     few = ErasureSpec([STAR], preserve=["a ring"])
     assert few.preserve_captions() == ("a ring",)

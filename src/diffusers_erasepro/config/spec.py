@@ -27,6 +27,7 @@ MAX_WORDS = 300  # characters of one concept
 MAX_SYNONYMS = 100
 NEAR_FRAMES = ("{}", "a {}", "the {}")
 """In which the parts of a name are kept where they stand alone."""
+NEIGHBOURS = 4
 _LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]+)*")
 Names = tuple[tuple[str, tuple[str, ...]], ...]
 """Language -> what a concept is called there."""
@@ -302,15 +303,24 @@ class Concept:
                     found[plain] = None
         return tuple(found)
 
+    def neighbours(self) -> tuple[str, ...]:
+        """What may stand in its place, which must stay itself; at most `NEIGHBOURS`."""
+        anchor = () if self.anchor == AUTO_ANCHOR else (self.anchor,)
+        found = {spelling(word): word for word in (*anchor, *self.candidates) if word}
+        return tuple(found.values())[:NEIGHBOURS]
+
     def near_prompts(self) -> tuple[str, ...]:
         """Phrases that look like it and must stay: what the edit is given to keep."""
         return tuple(dict.fromkeys((*self.near, *_filled(NEAR_FRAMES, self.near_words()))))
 
     def held_out_near_prompts(self) -> tuple[str, ...]:
-        """Phrases that look like it and must stay, which no solve may see; they are measured."""
+        """Phrases that look like it and must stay, which no solve may see; they are measured.
+
+        Of a name without parts that mean something alone these are its neighbours.
+        """
         given = {*self.near_prompts()}
         named = Mentions(self.words)
-        found = _filled(self.kind.near, self.near_words())
+        found = _filled(self.kind.near, self.near_words() or self.neighbours())
         return tuple(text for text in found if text not in given and text not in named)
 
     @property
@@ -464,6 +474,19 @@ class ErasureSpec:
             words += [form.text for _, form in concept.forms if form.kind in NUMBERS]
         named = Mentions(words)
         return tuple(t for t in self.every_caption() if t not in named)
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """What its lists say against it, a sentence each."""
+        given = dict.fromkeys(self.preserve or ())
+        kept = {*self.preserve_captions()}
+        named = [text for text in given if text not in kept]
+        if not named:
+            return ()
+        what = "1 names what is erased and is"
+        if len(named) > 1:
+            what = f"{len(named)} name what is erased and are"
+        return (f"of {len(given)} captions to preserve {what} left out, such as {named[0][:60]!r}",)
 
     def near_prompts(self) -> tuple[str, ...]:
         """Phrases that look like a concept and must stay: what the edit is given to keep."""
