@@ -35,8 +35,9 @@ from .neuron_pairs import Activation, MlpWeights, replace_neurons
 ROUNDS = 2
 """How often each of the two rows is solved for what the other leaves."""
 NEWTON_STEPS = 8
-STRANGERS = 16
+STRANGERS = 64
 """Positions elsewhere that the rows are solved against, per dimension: those that answer most."""
+MOST_STRANGERS = 20_000
 BELOW = 0.3
 """How far below 0 the row of W1 answers to strangers, where it answers 1 to the name. Further is
 safer on strangers and less steady on the name."""
@@ -45,8 +46,9 @@ SILENCE = 0.01
 times as much leaves half of the leak on words that were seen, and twice as much on others."""
 QUIET = 0.1
 """Weight of what leaks to strangers in the row of U, against how flat it is on the name."""
-SMALL = 0.1
-"""Weight of the metric in both rows."""
+SMALL = 0.3
+"""Weight of the metric in both rows. It draws what captions answer to the row of W1 to -`BELOW`,
+and to the row of U to 0; a third of it leaks five times as much to captions."""
 LEAK = 1e-4
 """What the activation returns so far below 0, of what it returns as far above. SiLU dips to -0.28,
 and needs a row twice as long as GELU's."""
@@ -87,6 +89,16 @@ class Product:
         return self.activation((z @ self.row.to(z)).float()).to(z)
 
 
+@dataclass(frozen=True)
+class Hinge:
+    """Positions that shall answer at most -`BELOW`."""
+
+    strangers: Tensor
+    """`(m, d)`"""
+    weights: Tensor
+    """`(m,)` of each one's squared excess."""
+
+
 def solve_gated_mlp(
     tokens: Sequence[GateToken],
     elsewhere: Elsewhere,
@@ -97,11 +109,13 @@ def solve_gated_mlp(
 
     With M the metric of `detect_tokens`, s the strangers, and u the detector to begin with,
 
-        r = argmin mean((r z - 1)^2) + SILENCE sum((u s)^2 (BELOW + r s)_+^2) + SMALL r'M r
+        r = argmin mean((r z - 1)^2) + SILENCE sum((u s)^2 (BELOW + r s)_+^2)
+                   + SMALL (r'M r + 2 BELOW r m)
         u = argmin mean((p u z - 1)^2) + QUIET sum((p u s)^2) + SMALL mean(p^2) u'M u
 
-    in turn, where z are the name's positions and p is the activation of a multiple of r that makes
-    it silent at -BELOW. The first is a squared hinge, solved by Newton's method.
+    in turn, where z are the name's positions, m is the mean at the captions, and p is the
+    activation of a multiple of r that makes it silent at -BELOW. The first is a squared hinge,
+    solved by Newton's method.
 
     Args:
         tokens: One neuron each.
@@ -120,13 +134,12 @@ def solve_gated_mlp(
     W1 = mlp.W1.double()
     W2 = mlp.W2.double()
     U = mlp.U.double()
-    steepness = silent_below(mlp.activation) / BELOW
     products = []
     margins = []
     for i, found in enumerate(detect_tokens(tokens, elsewhere)):
         others = [token.z for j, token in enumerate(tokens) if j != i]
         wrong = [elsewhere.captions, elsewhere.near, elsewhere.scanned, *others]
-        made = _solve_product(tokens[i], wrong, found, mlp.activation, steepness)
+        made = _solve_product(tokens[i], wrong, found, mlp.activation)
         products.append(made)
         margins.append(_contrast(made, tokens[i], wrong))
     gates = Gates(no_edit(W1), no_edit(W2), tuple(margins), no_edit(U), LEAST_CONTRAST)
@@ -165,20 +178,19 @@ def silent_below(activation: Activation) -> float:
 
 
 def _solve_product(
-    token: GateToken,
-    wrong: Sequence[Tensor],
-    found: Detection,
-    activation: Activation,
-    steepness: float,
+    token: GateToken, wrong: Sequence[Tensor], found: Detection, activation: Activation
 ) -> Product:
-    """Both rows of a token's neuron."""
+    """Both rows of a token's neuron; what is wrong begins with the captions."""
     z = token.z.double()
+    usual = wrong[0].double().mean(0)
+    steepness = silent_below(activation) / BELOW
     row = found.g
     factor = found.g
     for _ in range(ROUNDS):
         strangers = _strangers([*wrong, token.others], [row, factor])
         answers = strangers @ factor / (z @ factor).mean()
-        row = _row_of_detector(z, strangers, SILENCE * answers.square(), found.metric, row)
+        hinge = Hinge(strangers, SILENCE * answers.square())
+        row = _row_of_detector(z, hinge, found.metric, usual, row)
         made = Product(steepness * row, factor, activation)
         factor = _row_of_factor(z, strangers, made, found.metric)
     return Product(steepness * row, factor, activation)
@@ -186,7 +198,7 @@ def _solve_product(
 
 def _strangers(wrong: Sequence[Tensor], rows: Sequence[Tensor]) -> Tensor:
     """`(m, d)` the positions that answer most to any of the rows, either way."""
-    count = STRANGERS * len(rows[0])
+    count = min(STRANGERS * len(rows[0]), MOST_STRANGERS)
     found = []
     for x in wrong:
         answers = torch.stack([(x @ row.to(x)).abs() / row.norm().to(x) for row in rows])
@@ -196,24 +208,29 @@ def _strangers(wrong: Sequence[Tensor], rows: Sequence[Tensor]) -> Tensor:
     return every[answers.amax(0).topk(min(count, len(every))).indices]
 
 
-def _row_of_detector(
-    z: Tensor, strangers: Tensor, weights: Tensor, metric: Tensor, row: Tensor
-) -> Tensor:
+def _row_of_detector(z: Tensor, hinge: Hinge, metric: Tensor, usual: Tensor, row: Tensor) -> Tensor:
     """`(d,)` 1 on the name, and below 0 on strangers as far as they weigh.
 
     The minimum is exact once the strangers above -`BELOW` are the same twice.
+
+    Args:
+        z: The name's positions.
+        hinge: The strangers.
+        metric: Second moments elsewhere.
+        usual: `(d,)` the mean at captions.
+        row: To begin with.
     """
     base = z.T @ z / len(z) + SMALL * metric
+    aim = z.mean(0) - SMALL * BELOW * usual
     before: Tensor | None = None
     for _ in range(NEWTON_STEPS):
-        above = strangers @ row > -BELOW
+        above = hinge.strangers @ row > -BELOW
         if before is not None and torch.equal(above, before):
             break
         before = above
-        some = strangers[above]
-        weighted = weights[above][:, None] * some
-        goal = z.mean(0) - BELOW * weighted.sum(0)
-        row = torch.linalg.solve(base + weighted.T @ some, goal)
+        some = hinge.strangers[above]
+        weighted = hinge.weights[above][:, None] * some
+        row = torch.linalg.solve(base + weighted.T @ some, aim - BELOW * weighted.sum(0))
     return row
 
 
