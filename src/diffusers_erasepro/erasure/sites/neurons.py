@@ -218,7 +218,8 @@ def _bias_of(live: nn.Module, name: str) -> Tensor:
     linear: Any = base_linear(live.get_submodule(name))
     if linear.bias is None:
         return torch.zeros(linear.out_features, dtype=torch.float32)
-    return linear.bias.detach().cpu()
+    bias: Tensor = linear.bias.detach().cpu()
+    return bias
 
 
 def _planned_mlps(planning: Planning) -> dict[str, Mlp]:
