@@ -37,7 +37,10 @@ ROUNDS = 2
 NEWTON_STEPS = 8
 STRANGERS = 64
 """Positions elsewhere that the rows are solved against, per dimension: those that answer most."""
-MOST_STRANGERS = 20_000
+MOST_STRANGERS = 16_384
+FAINT = 0.02
+"""Answer of the row of U, of 1 on the name, below which a stranger does not count in the row of W1.
+In wide encoders that is nearly all of them."""
 BELOW = 0.3
 """How far below 0 the row of W1 answers to strangers, where it answers 1 to the name. Further is
 safer on strangers and less steady on the name."""
@@ -189,7 +192,8 @@ def _solve_product(
     for _ in range(ROUNDS):
         strangers = _strangers([*wrong, token.others], [row, factor])
         answers = strangers @ factor / (z @ factor).mean()
-        hinge = Hinge(strangers, SILENCE * answers.square())
+        counting = answers.abs() > FAINT
+        hinge = Hinge(strangers[counting], SILENCE * answers[counting].square())
         row = _row_of_detector(z, hinge, found.metric, usual, row)
         made = Product(steepness * row, factor, activation)
         factor = _row_of_factor(z, strangers, made, found.metric)
@@ -238,7 +242,9 @@ def _row_of_factor(z: Tensor, strangers: Tensor, made: Product, metric: Tensor) 
     """`(d,)` makes the product `HEIGHT` on the name, and small where the other row leaks."""
     p = made.first(z)
     inside = p[:, None] * z
-    leak = made.first(strangers)[:, None] * strangers
+    leaking = made.first(strangers)
+    some = leaking.abs() > LEAK * p.abs().mean()
+    leak = leaking[some][:, None] * strangers[some]
     moments = inside.T @ inside / len(z) + QUIET * (leak.T @ leak)
     moments = moments + SMALL * p.square().mean() * metric
     factor = torch.linalg.solve(moments, inside.mean(0))
