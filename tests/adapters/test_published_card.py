@@ -102,11 +102,21 @@ def test_a_push_keeps_what_the_folders_card_says(run, hub, no_star, tmp_path, kn
     assert published(hub)["README.md"].decode() == str(no_star.card(repo_id=REPO, **about))
 
 
-@pytest.mark.parametrize("front", ["---\n: [\n---\n", "---\nwidget: 3\n---\n", "no front\n", ""])
+BROKEN = (": [", "widget: 3", "base_model: {a: 1}", "license: [2]", "base_model: []")
+
+
+@pytest.mark.parametrize("front", [*(f"---\n{line}\n---\n" for line in BROKEN), "no front\n", ""])
 def test_a_broken_card_of_ours_is_written_anew(run, hub, made, front):
     (made / "README.md").write_text(front + CARD_MARK)
     assert run("push", made, REPO)[0] == 0
     assert card_of(hub).data.library_name == "diffusers"
+
+
+def test_of_several_bases_in_a_card_the_first_is_named(run, hub, made):
+    front = "---\nbase_model:\n- owner/base\n- owner/other\nlicense:\n- mit\n---\n"
+    (made / "README.md").write_text(front + CARD_MARK)
+    assert run("push", made, REPO)[0] == 0
+    assert (card_of(hub).data.base_model, card_of(hub).data.license) == ("owner/base", "mit")
 
 
 PATHS = (

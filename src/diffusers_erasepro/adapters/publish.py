@@ -44,14 +44,14 @@ def rebuild_card(
     if CARD_MARK not in text:
         return None
     known = _read_metadata(text)
-    said = find_base(known.get("base_model"))
+    said = find_base(_first_text(known.get("base_model")))
     if said is None and _loads_glyphs(text):
         said = GLYPHS
     return build_card(
         header,
         repo_id=repo_id,
         base_model=base_model or said,
-        license=license or known.get("license"),
+        license=license or _first_text(known.get("license")),
         pictures=_find_pictures(folder, known.get("widget")),
         subfolder=subfolder,
     )
@@ -65,6 +65,13 @@ def _read_metadata(card: str) -> dict[str, Any]:
     except yaml.YAMLError:
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _first_text(value: object) -> str | None:
+    """A text in a card's table; the first of several, None of anything else."""
+    if isinstance(value, list) and value:
+        value = value[0]
+    return value if isinstance(value, str) else None
 
 
 def _loads_glyphs(card: str) -> bool:
