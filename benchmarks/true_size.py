@@ -1,26 +1,31 @@
-"""CPU seconds and memory of `erase` at true sizes, for docs/families.md. `python
+"""Seconds and memory of `erase` at true sizes, for docs/families.md. `python
 benchmarks/true_size.py`
 
 The pipelines of tests/tiny.py get text encoders of true sizes with random weights, mapped from
-files like a checkpoint's; the files stay in runs/true_size, 15 GB. One thread; CPU seconds, so that
-other work on the machine does not count. Each group of rows runs in a process of its own; rows that
-are in true_size.jsonl are not measured again.
+files like a checkpoint's; the files stay in runs/true_size. Before a group of rows begins, the
+script says how much disk and memory it takes, and does not begin where there is less. Rows and
+gates are timed on two threads of a machine that does nothing else; of the older rows CPU seconds of
+one thread are kept. Each group runs in a process of its own; rows that are in true_size.jsonl are
+not measured again. `--group n --blocks m` tries a group on encoders cut to m blocks, in minutes,
+and keeps nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 from zlib import crc32
 
+import psutil
 import torch
 import transformers
 from accelerate import init_empty_weights
@@ -31,7 +36,8 @@ ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "tests"))
 import tiny  # noqa: E402
 from common import keep_line, kept_lines, provenance  # noqa: E402
-from diffusers_erasepro import Concept, ErasureSpec, erase, glyphs  # noqa: E402
+from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erase, glyphs  # noqa: E402
+from diffusers_erasepro.families.encoders import blocks_of, is_embedding  # noqa: E402
 
 PAGE = ROOT / "docs" / "families.md"
 ROWS = Path(__file__).parent / "true_size.jsonl"
@@ -39,14 +45,31 @@ WEIGHTS = ROOT / "runs" / "true_size"
 START = "<!-- table: benchmarks/true_size.py -->"
 END = "<!-- end of true sizes -->"
 GIB = 2**30
+COLUMNS = (
+    "text encoders",
+    "layers",
+    "metric",
+    "concepts",
+    "seconds",
+    "CPU seconds",
+    "weights, GiB",
+    "at most beside them, GiB",
+    "listed residual",
+    "edits",
+)
+"""Of the table; rows of earlier commits lack some."""
 
 
-def clip_l() -> nn.Module:
+Make = Callable[[int | None], nn.Module]
+"""An encoder with so many blocks; None for all."""
+
+
+def clip_l(blocks: int | None = None) -> nn.Module:
     return transformers.CLIPTextModel(
         transformers.CLIPTextConfig(
             hidden_size=768,
             intermediate_size=3072,
-            num_hidden_layers=12,
+            num_hidden_layers=blocks or 12,
             num_attention_heads=12,
             hidden_act="quick_gelu",
             bos_token_id=1,
@@ -56,12 +79,12 @@ def clip_l() -> nn.Module:
     )
 
 
-def open_clip_g() -> nn.Module:
+def open_clip_g(blocks: int | None = None) -> nn.Module:
     return transformers.CLIPTextModelWithProjection(
         transformers.CLIPTextConfig(
             hidden_size=1280,
             intermediate_size=5120,
-            num_hidden_layers=32,
+            num_hidden_layers=blocks or 32,
             num_attention_heads=20,
             hidden_act="gelu",
             projection_dim=1280,
@@ -72,14 +95,14 @@ def open_clip_g() -> nn.Module:
     )
 
 
-def t5_xxl(blocks: int = 24) -> nn.Module:
+def t5_xxl(blocks: int | None = None) -> nn.Module:
     return transformers.T5EncoderModel(
         transformers.T5Config(
             d_model=4096,
             d_ff=10240,
             d_kv=64,
             num_heads=64,
-            num_layers=blocks,
+            num_layers=blocks or 24,
             feed_forward_proj="gated-gelu",
             pad_token_id=0,
             eos_token_id=3,
@@ -87,16 +110,53 @@ def t5_xxl(blocks: int = 24) -> nn.Module:
     )
 
 
+def qwen_vl(blocks: int | None = None) -> nn.Module:
+    """Qwen2.5-VL 7B with a vision tower of one small block, which no prompt reaches."""
+    text = {
+        "vocab_size": 152064,
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": blocks or 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 3,
+        "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+    }
+    vision = {
+        "depth": 1,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_heads": 2,
+        "out_hidden_size": 3584,
+    }
+    config = transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision)
+    return transformers.Qwen2_5_VLForConditionalGeneration(config)
+
+
 class Layout(NamedTuple):
-    """Text encoders of a pipeline, and how many preserve captions fill its widest metric."""
+    """Text encoders of a pipeline."""
 
     pipeline: str
     dtype: torch.dtype
-    encoders: dict[str, Callable[[], nn.Module]]
+    encoders: dict[str, Make]
     captions: int
+    """Preserve captions that fill the widest metric of blocks."""
 
 
-FLUX = {"text_encoder": clip_l, "text_encoder_2": t5_xxl}
+BLOCKS = "blocks"
+ROWS_AND_GATES = "rows and gates"
+LAYERS: dict[str, tuple[int | str, ...]] = {
+    BLOCKS: (0, -1),
+    ROWS_AND_GATES: ("embedding", "gates"),
+}
+CAPTIONS = 200
+"""Preserve captions beside rows and gates."""
+THREADS = 2
+"""That rows and gates run on."""
+LIMIT = 20
+"""GiB that erasing may take beside mapped weights."""
 LAYOUTS = {
     "SD 1.4: CLIP-L, float32": Layout(
         "StableDiffusionPipeline", torch.float32, {"text_encoder": clip_l}, 50
@@ -113,32 +173,50 @@ LAYOUTS = {
     "Flux: CLIP-L, T5-XXL, bfloat16": Layout(
         "FluxPipeline", torch.bfloat16, {"text_encoder": clip_l, "text_encoder_2": t5_xxl}, 42
     ),
+    "Qwen-Image: Qwen2.5-VL 7B, bfloat16": Layout(
+        "QwenImagePipeline", torch.bfloat16, {"text_encoder": qwen_vl}, 400
+    ),
 }
-SD, SDXL, PIXART, FLUX = LAYOUTS
+SD, SDXL, PIXART, FLUX, QWEN = LAYOUTS
+
+
+class Group(NamedTuple):
+    """Rows that are measured in one process."""
+
+    layout: str
+    layers: str
+    metric: str
+    counts: tuple[int, ...]
+
+
+COUNTS = (1, 10, 100)
 GROUPS = (
-    (SD, "covariance", (1, 10, 100)),
-    (SDXL, "covariance", (1, 10, 100)),
-    *((layout, "identity", (n,)) for layout in (SDXL, PIXART, FLUX) for n in (1, 10, 100)),
-    (PIXART, "covariance", (1,)),
+    *(Group(name, ROWS_AND_GATES, "covariance", COUNTS) for name in (SD, SDXL, FLUX, QWEN)),
+    Group(SD, BLOCKS, "covariance", COUNTS),
+    Group(SDXL, BLOCKS, "covariance", COUNTS),
+    *(Group(name, BLOCKS, "identity", (n,)) for name in (SDXL, PIXART, FLUX) for n in COUNTS),
+    Group(PIXART, BLOCKS, "covariance", (1,)),
 )
-"""SDXL's widest metric needs 5120 positions, T5-XXL's 10240: an hour on one core.
+"""SDXL's widest metric of blocks needs 5120 positions, T5-XXL's 10240: an hour on one core.
 
 Flux gives T5 512 positions a prompt, without a mask.
 """
 
 
-def built(layout: Layout) -> Any:
-    """The tiny pipeline with its text encoders replaced."""
+def built(layout: Layout, blocks: int | None = None) -> Any:
+    """The tiny pipeline with its text encoders replaced, cut to so many blocks."""
     pipe = tiny.build(layout.pipeline)
     for name, make in layout.encoders.items():
         with init_empty_weights():
-            encoder = make().to(layout.dtype).eval()
-        materialise(
-            encoder,
-            WEIGHTS / f"{type(encoder).__name__}-{layout.dtype}-{encoder.config.hidden_size}",
-        )
+            encoder = make(blocks).to(layout.dtype).eval()
+        materialise(encoder, folder_of(encoder, layout))
         pipe.register_modules(**{name: encoder})
     return pipe
+
+
+def folder_of(encoder: Any, layout: Layout) -> Path:
+    config = getattr(encoder.config, "text_config", encoder.config)
+    return WEIGHTS / f"{type(encoder).__name__}-{layout.dtype}-{config.hidden_size}"
 
 
 def materialise(model: nn.Module, folder: Path) -> None:
@@ -209,55 +287,116 @@ def own_bytes() -> int:
     return int(line.split()[1]) * 1024
 
 
-def measure(name: str, metric: str, counts: tuple[int, ...], blocks: int | None = None) -> None:
-    """Each count once; where there is a metric the first count twice.
+def refuse_to_begin(layout: Layout, blocks: int | None) -> None:
+    """Say what a group takes, and end where there is less.
+
+    Of the weights one byte on disk each, and as much page cache as there is: they are read block
+    by block, and what does not fit is read again. Beside them a block in float32, the metrics and
+    the prompts; `LIMIT` is what the whole may take.
+    """
+    missing = 0
+    largest = 0
+    for make in layout.encoders.values():
+        with init_empty_weights():
+            encoder = make(blocks).to(layout.dtype)
+        folder = folder_of(encoder, layout)
+        for name, weight in encoder.named_parameters():
+            missing += 0 if (folder / name).exists() else weight.nbytes
+        counts = [sum(x.numel() for x in m.parameters()) for m in blocks_of(encoder)]
+        largest = max(largest, 4 * max(counts))
+    WEIGHTS.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(WEIGHTS).free
+    available = psutil.virtual_memory().available
+    print(
+        f"{layout.pipeline}: {missing / GIB:.1f} GiB of weights to write ({free / GIB:.0f} free), "
+        f"a block in float32 is {largest / GIB:.1f} GiB, at most {LIMIT} GiB beside the weights "
+        f"({available / GIB:.1f} available)",
+        flush=True,
+    )
+    if missing > 0.9 * free:
+        sys.exit("too little disk")
+    if blocks is None and available < 0.75 * LIMIT * GIB:
+        sys.exit(f"too little memory: {0.75 * LIMIT:.0f} GiB must be available to begin")
+
+
+def measure(group: Group, blocks: int | None = None) -> None:
+    """Each count once; where blocks have a metric the first count twice.
 
     The second time the metric is there already.
 
-    With T5-XXL cut to some `blocks` the rows are printed and not kept: they tell the memory, in
+    With encoders cut to some `blocks` the rows are printed and not kept: they tell the memory, in
     minutes.
     """
-    layout = LAYOUTS[name]
-    if blocks:
-        layout = layout._replace(
-            encoders={
-                n: partial(t5_xxl, blocks) if m is t5_xxl else m for n, m in layout.encoders.items()
-            }
-        )
-    captions = tuple(glyphs.captions(layout.captions, seed=0))
-    pipe = built(layout)
-    weights = sum(
-        p.nbytes for encoder in layout.encoders for p in getattr(pipe, encoder).parameters()
-    )
-    plan = [(metric, n) for n in counts]
-    if metric == "covariance":
-        plan = [plan[0], *((f"{metric}, known", n) for n in counts)]
+    layout = LAYOUTS[group.layout]
+    refuse_to_begin(layout, blocks)
+    timed = group.layers == ROWS_AND_GATES
+    torch.set_num_threads(THREADS if timed else 1)
+    captions = tuple(glyphs.captions(CAPTIONS if timed else layout.captions, seed=0))
+    pipe = built(layout, blocks)
+    encoders = [getattr(pipe, name) for name in layout.encoders]
+    weights = sum(p.nbytes for encoder in encoders for p in encoder.parameters())
+    plan = [(group.metric, n) for n in group.counts]
+    if group.metric == "covariance" and not timed:
+        plan = [plan[0], *((f"{group.metric}, known", n) for n in group.counts)]
     for label, count in plan:
-        spec = ErasureSpec(
-            tuple(Concept(f"word{i}", "circle", ("a {}",), ()) for i in range(count)),
-            preserve=captions,
-        )
+        names = [f"word{i}" for i in range(count)]
+        concepts = tuple(Concept(name, "circle", ("a {}",), ()) for name in names)
+        spec = ErasureSpec(concepts, preserve=captions)
         began = time.process_time()
+        started = time.perf_counter()
         with watched() as seen:
-            report = erase(pipe, spec, metric=metric, measure=False, max_edit_size=1e9).report
+            adapter = erase(
+                pipe,
+                spec,
+                layers=LAYERS[group.layers],
+                metric=group.metric,
+                measure=False,
+                max_edit_size=1e9,
+            )
+        seconds = time.perf_counter() - started
+        spent = time.process_time() - began
         row = {
-            "text encoders": name,
+            "text encoders": group.layout,
+            "layers": group.layers,
             "metric": label,
             "concepts": count,
-            "CPU seconds": round(time.process_time() - began, 1),
+            "CPU seconds": round(spent, 1),
+            "seconds": round(seconds, 1) if timed else "",
             "weights, GiB": round(weights / GIB, 2),
             "at most beside them, GiB": round(max(seen) / GIB, 2),
-            "listed residual": f"{report.listed_residual:.1e}",
+            "listed residual": f"{adapter.report.listed_residual:.1e}",
+            "edits": described(adapter, group),
         }
+        assert max(seen) < LIMIT * GIB, f"{max(seen) / GIB:.1f} GiB, at most {LIMIT} are allowed"
         if blocks:
-            print(row)
+            print(row, flush=True)
         else:
             keep_line(ROWS, {"row": row, "machine": provenance(0)})
 
 
+def described(adapter: ErasureAdapter, group: Group) -> str:
+    """What was made, and an error where it is not what was to be timed."""
+    assert {*adapter.plan.layers} == {*LAYERS[group.layers]}, adapter.plan.layers
+    if group.layers == BLOCKS:
+        return ""
+    rows = 0
+    gates = 0
+    for name, factors in adapter.edits.items():
+        if is_embedding(name.partition(".")[2]):
+            rows += int((factors.A.abs().sum(0) > 0).sum())
+        else:
+            gates = max(gates, factors.rank)
+    assert rows or gates, "nothing was edited"
+    return f"{rows} rows, gates of rank {gates}"
+
+
 def table() -> str:
-    rows = [kept["row"] for kept in kept_lines(ROWS)]
-    lines = ["| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|"]
+    head = ("layers", "seconds", "edits")
+    rows = []
+    for kept in kept_lines(ROWS):
+        row = dict.fromkeys(head, "") | {"layers": BLOCKS} | kept["row"]
+        rows.append({name: row[name] for name in COLUMNS})
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
     return "\n".join([*lines, *("| " + " | ".join(map(str, row.values())) + " |" for row in rows)])
 
 
@@ -280,18 +419,19 @@ def main() -> None:
     parser.add_argument(
         "--blocks",
         type=int,
-        help="of a group: with so many of T5-XXL's blocks; prints its rows and keeps none",
+        help="of a group: with so many blocks of each encoder; prints its rows and keeps none",
     )
     parser.add_argument("--table", action="store_true", help="write the table of what is measured")
     asked = parser.parse_args()
     if asked.group is not None:
-        return measure(*GROUPS[asked.group], blocks=asked.blocks)
-    done = {
-        (kept["row"]["text encoders"], kept["row"]["metric"].split(",")[0], kept["row"]["concepts"])
-        for kept in kept_lines(ROWS)
-    }
-    for i, (name, metric, counts) in enumerate(() if asked.table else GROUPS):
-        if (name, metric, counts[-1]) not in done:
+        return measure(GROUPS[asked.group], blocks=asked.blocks)
+    done = set()
+    for kept in kept_lines(ROWS):
+        row = kept["row"]
+        metric = row["metric"].split(",")[0]
+        done.add((row["text encoders"], row.get("layers", BLOCKS), metric, row["concepts"]))
+    for i, group in enumerate(() if asked.table else GROUPS):
+        if (group.layout, group.layers, group.metric, group.counts[-1]) not in done:
             subprocess.run([sys.executable, __file__, "--group", str(i)], check=True)
     write()
 
