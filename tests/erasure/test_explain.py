@@ -20,14 +20,14 @@ CAPTIONS = tuple(glyphs.captions(60, seed=0))
 def test_every_list_is_named_and_shown():
     text = explain(read_spec(SPECS / "pistol" / "spec.toml"))
     for heading in (
-        '"pistol" (object) becomes "tool"',
-        'Exact, with nothing left of it: "a pistol" as "a tool"',
-        "Soft, met as far as",
+        '"pistol", of the kind object, becomes "tool"',
+        'Exact, nothing is left of it: "a pistol" as "a tool"',
+        "Soft, as much of it goes as",
         'Synonyms, soft in every phrase: "handgun" and "revolver"',
         'plural "pistols"',
         "Pistole (de)",
         "Held out",
-        "Near, and kept",
+        "Near it, and kept",
         "Kept as they are: 12 captions of yours",
     ):
         assert heading in text, heading
@@ -49,7 +49,8 @@ def test_an_anchor_that_is_to_be_found_and_one_that_is_nothing_are_said():
 
 def test_with_a_pipeline_it_says_what_the_encoder_cannot_read(shipped):
     text = explain(Concept("star", "circle", names={"zh": ["星星"]}), shipped)
-    assert "On text_encoder:" in text and 'it does not read "星星"' in text
+    assert "text_encoder is shown" in text and 'it does not read "星星"' in text
+    assert "did you mean 'pistol' or" in explain(Concept("pistoll", "circle"), shipped)
 
 
 def test_a_mere_name_is_an_object_and_that_is_said(shipped):

@@ -9,8 +9,9 @@ from ..config.everyday import everyday_captions
 from ..config.spec import AUTO_ANCHOR, Concept, ErasureSpec
 from ..config.words import Form
 from ..prompts.alignment import sort_pairs
+from ..prompts.misspelt import notes_on_misspelt
 from ..prompts.pairs import pairs_of, pairs_to_solve, spread
-from ..prompts.tokens import text_paths
+from ..prompts.tokens import text_paths, tokenizer_of
 
 SHOWN = 4
 """Examples of a list."""
@@ -54,25 +55,25 @@ def _about(concept: Concept, soft_budget: int) -> list[str]:
     for pair in pairs["exact"]:
         becomes = "" if concept.anchor == AUTO_ANCHOR else f" as {_quote(pair.anchor.text.strip())}"
         exact.append(_quote(pair.target.text) + becomes)
-    lines.append(f"  Exact, with nothing left of it: {_listed(exact)}.")
+    lines.append(f"  Exact, nothing is left of it: {_listed(exact)}.")
     own = [pair for pair in pairs["soft"] if pair.stands_for is None]
     long = sum(len(pair.target.text) >= LONG_PHRASE for pair in own)
     lines.append(
-        f"  Soft, met as far as that costs others little: {_phrases(len(own))}"
+        f"  Soft, as much of it goes as costs others little: {_phrases(len(own))}"
         f"{f', {long} of them long' if long else ''}, "
         f"such as {_some(pair.target.text for pair in own)}."
     )
     if concept.synonyms:
         lines.append(f"  Synonyms, soft in every phrase: {_listed(map(_quote, concept.synonyms))}.")
     if concept.forms:
-        lines.append(f"  Its other forms, soft: {_forms(concept.forms)}.")
+        lines.append(f"  Other ways to write it, soft: {_forms(concept.forms)}.")
     if concept.names:
         names = _languages(concept)
         lines.append(f"  In other languages, soft where an encoder reads them: {names}.")
     unseen = pairs_of([concept], "held_out")
     lines.append(
-        f"  Held out, so that you know what is left elsewhere: {_phrases(len(unseen))} that no "
-        f"solve sees, such as {_some(pair.target.text for pair in unseen)}."
+        f"  Held out, to measure what is left where nothing was solved: {_phrases(len(unseen))}, "
+        f"such as {_some(pair.target.text for pair in unseen)}."
     )
     lines += _near(concept)
     lines += [f"  Mind: {caveat}." for caveat in concept.caveats]
@@ -80,13 +81,15 @@ def _about(concept: Concept, soft_budget: int) -> list[str]:
 
 
 def _first_line(concept: Concept) -> str:
-    kind = "phrases of your own" if isinstance(concept.templates, tuple) else concept.kind.name
+    kind = "in phrases of your own"
+    if not isinstance(concept.templates, tuple):
+        kind = f"of the kind {concept.kind.name}"
     becomes = f"becomes {_quote(concept.anchor)}"
     if concept.anchor == AUTO_ANCHOR:
         becomes = f"becomes the nearest of {_listed(map(_quote, concept.candidates))}"
     elif not concept.anchor:
         becomes = "goes, and nothing takes its place"
-    return f"{_quote(concept.target)} ({kind}) {becomes}."
+    return f"{_quote(concept.target)}, {kind}, {becomes}."
 
 
 def _near(concept: Concept) -> list[str]:
@@ -94,32 +97,33 @@ def _near(concept: Concept) -> list[str]:
     measured = concept.held_out_near_prompts()
     lines = []
     if given:
-        lines.append(f"  Near, and kept: {_phrases(len(given))}, such as {_some(given)}.")
+        lines.append(f"  Near it, and kept: {_phrases(len(given))}, such as {_some(given)}.")
     if measured:
         lines.append(
-            f"  Near, and only measured: {_phrases(len(measured))}, such as {_some(measured)}."
+            f"  Near it, and measured: {_phrases(len(measured))} that should stay, "
+            f"such as {_some(measured)}."
         )
     if not lines:
-        lines.append("  Near: nothing is known that looks like it; `near` takes phrases of yours.")
+        lines.append("  Near it: no phrase is known that must stay; name yours in `near`.")
     return lines
 
 
 def _kept(spec: ErasureSpec) -> list[str]:
     """Where the captions come from, and how many name a target."""
     own = len(dict.fromkeys(spec.preserve or ()))
-    parts = [f"{own} captions of yours"] if own else []
+    parts = [f"{_captions(own)} of yours"] if own else []
     if spec.preserve is None or spec.everyday:
         siblings: dict[str, int] = {}
         for concept in spec.concepts:
             siblings[concept.kind.name] = len(concept.kind.preserve)
-        parts += [f"{count} of the kind {name}" for name, count in siblings.items() if count]
+        parts += [f"{_captions(n)} of the kind {name}" for name, n in siblings.items() if n]
         parts.append(f"{len(everyday_captions())} everyday ones")
     every = len(spec.every_caption())
     kept = len(spec.preserve_captions())
     lines = [f"Kept as they are: {_listed(parts)}."]
     if every > kept:
-        what = "one names" if every - kept == 1 else f"{every - kept} name"
-        lines[0] += f" Of these {what} what is erased, and {_is(every - kept)} left out."
+        what = "One names" if every - kept == 1 else f"{every - kept} of them name"
+        lines[0] += f" {what} what is erased, and {_is(every - kept)} left out."
     if spec.near:
         lines.append(f"Near, and kept: {_some(spec.near)}.")
     if spec.keep:
@@ -128,22 +132,22 @@ def _kept(spec: ErasureSpec) -> list[str]:
 
 
 def _on(spec: ErasureSpec, pipe: Any, soft_budget: int) -> list[str]:
-    """What each text encoder of a pipeline cannot read."""
+    """What each text encoder of a pipeline cannot read, and words that none knows."""
     lines = []
     asked = pairs_to_solve(spec.concepts, soft_budget=soft_budget)["soft"]
-    for path in text_paths(pipe):
-        read = sort_pairs(asked, path)
-        lost = [pair.target.text for pair in read.unread if pair.stands_for is None]
-        line = f"On {path.use.encoder}: {len(read.readable)} soft prompts"
+    paths = text_paths(pipe)
+    for path in paths:
+        found = sort_pairs(asked, path)
+        lost = [pair.target.text for pair in found.unread if pair.stands_for is None]
+        line = f"{path.use.encoder} is shown {_phrases(len(found.readable))} beside the exact ones"
         if lost:
-            line += (
-                f"; it cannot read {_phrases(len(lost))} and goes without, such as {_some(lost)}"
-            )
-        if unread := read.foreign_names:
-            line += f"; it does not read {_listed(map(_quote, unread[:SHOWN]))}"
-            line += f" and {len(unread) - SHOWN} more" if len(unread) > SHOWN else ""
+            line += f"; it cannot read {_phrases(len(lost))} as far as the name: {_some(lost)}"
+        if unread := found.foreign_names:
+            more = f" and {len(unread) - SHOWN} more names" if len(unread) > SHOWN else ""
+            line += f"; it does not read {', '.join(map(_quote, unread[:SHOWN]))}{more}"
         lines.append(line + ".")
-    return lines
+    notes = notes_on_misspelt(spec.concepts, map(tokenizer_of, paths))
+    return [*lines, *(f"{note[0].upper()}{note[1:]}" for note in notes)]
 
 
 def _forms(forms: Iterable[tuple[str, Form]]) -> str:
@@ -187,6 +191,10 @@ def _listed(parts: Iterable[str]) -> str:
 
 def _phrases(count: int) -> str:
     return "one phrase" if count == 1 else f"{count} phrases"
+
+
+def _captions(count: int) -> str:
+    return "one caption" if count == 1 else f"{count} captions"
 
 
 def _is(count: int) -> str:
