@@ -318,7 +318,7 @@ class _Comparison:
                 continue
             if any(_is_mask(tensor, mask) for tensor in self.shown.returned):
                 continue
-            first = int(mask[0].argmax()) if self._causal(use.encoder) else 0
+            first = int(mask[0].long().argmax()) if self._causal(use.encoder) else 0
             hidden = [i for i in (mask[0] == 0).nonzero()[:, 0].tolist() if i > first]
             try:
                 noise = _with_noise_at(call.output, hidden, pooled=False)
