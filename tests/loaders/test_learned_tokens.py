@@ -186,21 +186,12 @@ def test_it_comes_and_goes_in_either_encoder_of_flux(number):
     assert holds(pipe)
 
 
-def test_edited_rows_of_a_table_with_two_names():
-    stock = build("FluxPipeline")
-    pipe = erasable(copy.deepcopy(stock))
-    words = [Concept("octagon", "circle", ("a {}",), ())]
-    made = erase(stock, ErasureSpec(words, preserve=PRESERVE), layers=("embedding", 0, -1))
-    assert any("embed" in name for name in made.edits)
-    pipe.load_erasure_adapter(made)
-    assert holds(pipe)
-    learn(pipe, 2, number="_2")
-    assert holds(pipe)
-    before = bits(stock)
-    pipe.unload_textual_inversion(tokenizer=pipe.tokenizer_2, text_encoder=pipe.text_encoder_2)
-    assert holds(pipe)
-    pipe.unload_erasure_adapters()
-    assert torch.equal(
-        pipe.text_encoder_2.get_input_embeddings().weight,
-        before["text_encoder_2.shared.weight"],
-    )
+@pytest.mark.parametrize("name", ["shared", "encoder.embed_tokens"])
+def test_edited_rows_of_a_table_with_two_names(name):
+    encoder = t5()
+    before = fingerprints(encoder, {}, vocabulary=800)
+    table = encoder.get_input_embeddings().weight
+    unedited = table.detach().clone()
+    table.data[5] += 1
+    assert fingerprints(encoder, {}, vocabulary=800) != before
+    assert fingerprints(encoder, {name: unedited.T}, vocabulary=800) == before
