@@ -5,6 +5,7 @@ foresees what the edited weights do, and that the weights come and go whole.
 """
 
 import copy
+import re
 import sys
 from pathlib import Path
 
@@ -74,13 +75,11 @@ def test_the_walk_foresees_what_the_three_edited_linears_do(plain, forced, tmp_p
     assert_same_bits(base, before)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_a_file_loads_on_a_base_of_sixteen_bits_and_leaves_it_whole(dtype):
+def test_a_file_loads_on_a_base_of_sixteen_bits_and_leaves_it_whole(forced):
     torch.manual_seed(0)
-    base = erasable(pipeline_around(tiny.t5(width=128)).to(dtype))
+    base = erasable(pipeline_around(tiny.t5()).to(torch.float16))
     before = bits(base)
-    made = erase(base, SPEC, layers=("gates", -1), measure=False)
-    assert any(".0." in name for name in made.edits)
+    made = erase(base, SPEC, layers=("gates", -1), measure=False, max_edit_size=100)
     base.load_erasure_adapter(made, adapter_name="star")
     changed = {name for name, weight in bits(base).items() if not torch.equal(weight, before[name])}
     assert {f"{name}.weight" for name in made.edits} <= changed
@@ -88,14 +87,16 @@ def test_a_file_loads_on_a_base_of_sixteen_bits_and_leaves_it_whole(dtype):
     assert_same_bits(base, before)
 
 
-def test_a_token_that_is_not_told_from_others_gets_a_note_with_the_numbers():
-    """In 32 dimensions many tokens are alike."""
+def test_a_token_that_is_not_told_from_others_gets_a_note_with_the_numbers(monkeypatch):
+    monkeypatch.setattr(gated_mlps, "LEAST_CONTRAST", 1.5)
     torch.manual_seed(0)
     plain = pipeline_around(tiny.t5())
     made = erase(plain, SPEC, layers=("gates", -1), measure=False)
+    assert not any(".0." in name for name in made.edits)
     shut = [note for note in made.report.notes if note.startswith("gates:")]
     assert shut
-    assert all(f"at least {gated_mlps.LEAST_CONTRAST}" in note for note in shut)
+    for note in shut:
+        assert re.search(r"margin -?\d\.\d\d, at least 1\.5", note), note
 
 
 def test_where_a_norm_follows_the_mlp_a_note_says_that_there_is_no_place():
