@@ -32,6 +32,15 @@ def test_more_tokens_than_may_be_taken_is_an_error_that_says_how_many(
     assert_same_bits(shipped, before)
 
 
+def test_where_no_place_takes_the_name_the_error_says_why(shipped, preserve):
+    before = bits(shipped)
+    common = Concept("red star", anchor="circle")
+    why = r"no layer is edited \(.*not every token of 'red star' is its own \(red: "
+    with pytest.raises(IllPosedError, match=why):
+        made_for(shipped, preserve, common, layers=("embedding",))
+    assert_same_bits(shipped, before)
+
+
 def test_an_anchor_that_ends_in_the_targets_own_token_gets_no_row_and_says_so(shipped, preserve):
     anchored = Concept("star", anchor="green star")
     made = made_for(shipped, preserve, anchored, layers=ROWS)

@@ -93,6 +93,8 @@ class ErasureAdapter:
         if not any(_changes_something(factors) for factors in self.edits.values()):
             names = ", ".join(repr(concept.target) for concept in self.spec.concepts[:3])
             zero = f"all {len(self.edits)} edits are zero" if self.edits else "no layer is edited"
+            if not self.edits and self.report.notes:
+                zero += f" ({'; '.join(self.report.notes)})"
             raise IllPosedError(
                 f"an erasure of {names} without any edit would erase nothing: {zero}; choose "
                 "layers that this pipeline reads, or another anchor"
