@@ -38,7 +38,15 @@ def largest_residual(pipe, base, pictures):
     return float(relative(have, circle)[differs].max())
 
 
-@pytest.mark.parametrize("pictures", [None, [NOISE], [GREY], [NOISE, GREY]])
+@pytest.mark.parametrize(
+    "pictures",
+    [
+        [NOISE, GREY],
+        pytest.param(None, marks=pytest.mark.slow),
+        pytest.param([NOISE], marks=pytest.mark.slow),
+        pytest.param([GREY], marks=pytest.mark.slow),
+    ],
+)
 def test_rows_hold_beside_any_picture(plus, pictures):
     before = bits(plus)
     pipe = erasable(copy.deepcopy(plus))

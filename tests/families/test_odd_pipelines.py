@@ -42,7 +42,9 @@ class Wrapped(diffusers.StableDiffusionPipeline):
         return super().encode_prompt(prompt, **kwargs)
 
 
-@pytest.mark.parametrize("cls", [Passing, ByPosition, Wrapped])
+@pytest.mark.parametrize(
+    "cls", [Passing, ByPosition, pytest.param(Wrapped, marks=pytest.mark.slow)]
+)
 def test_arguments_that_are_handed_on_are_those_of_the_base(cls):
     stock = tiny.build("StableDiffusionPipeline")
     pipe = cls(**stock.components, requires_safety_checker=False)
@@ -134,9 +136,10 @@ def test_without_the_reader_of_its_tokens_a_second_prompt_is_refused():
             "GlmImagePipeline",
             r"hands a plain prompt to none of text_encoder.*lies elsewhere \(among .*transformer",
         ),
-        (
+        pytest.param(
             "Ideogram4Pipeline",
             r"calls none of its text encoders text_encoder, at least not as a whole",
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -212,6 +215,7 @@ def test_encoders_have_records_whose_paths_are_there(make, kind):
     assert names & {*record.blocks} and names & {*record.embeddings}
 
 
+@pytest.mark.slow
 def test_no_live_pipeline_reads_chatglm():
     """Kolors was the one; diffusers 0.42 keeps it among the deprecated."""
     found = []
@@ -226,7 +230,7 @@ def test_no_live_pipeline_reads_chatglm():
     [
         ("LTX2Pipeline", "enhance_prompt"),
         ("Flux2Pipeline", "upsample_prompt"),
-        ("Kandinsky6TI2VAPipeline", "expand_prompts"),
+        pytest.param("Kandinsky6TI2VAPipeline", "expand_prompts", marks=pytest.mark.slow),
     ],
 )
 def test_what_rewrites_a_prompt_is_said(name, what):
@@ -234,6 +238,46 @@ def test_what_rewrites_a_prompt_is_said(name, what):
     assert any(note.startswith(f"{what}: it may write another prompt") for note in notes)
 
 
+class Words(transformers.ProcessorMixin):
+    """A processor without pictures."""
+
+    @classmethod
+    def get_attributes(cls):
+        return ["tokenizer"]
+
+    def __init__(self, tokenizer):
+        super().__init__(tokenizer, chat_template=None)
+
+    def __call__(self, text=None, images=None, **kwargs):
+        return self.tokenizer(text, **kwargs)
+
+
+@pytest.mark.slow
+def test_an_enhancer_that_is_the_text_encoder_reads_the_anchor_too():
+    pipe = siblings.build("LTX2Pipeline").pipe
+    pipe.register_modules(processor=Words(pipe.tokenizer))
+
+    def enhanced(words):
+        return pipe.enhance_prompt(words, "Write.", max_new_tokens=12)
+
+    star = enhanced("a star")
+    circle = enhanced("a circle")
+    made = erase(pipe, SPEC, layers="embedding", measure=False)
+    pipe = erasable(pipe)
+    pipe.load_erasure_adapter(made)
+    assert star != circle == enhanced("a star")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("Flux3ModularPipeline", True), ("QwenImageModularPipeline", False)],
+)
+def test_padding_that_is_returned_without_a_mask_is_said(name, said):
+    notes = family_of(siblings.build_modular(name).pipe).notes
+    assert any("text_encoder: states of padding behind" in note for note in notes) == said
+
+
+@pytest.mark.slow
 def test_an_enhancer_of_its_own_is_said():
     pipe = siblings.build("ErnieImagePipeline").pipe
     assert not any(note.startswith("pe:") for note in family_of(pipe).notes)
