@@ -143,7 +143,6 @@ def _check_residual(pipe: Any, adapter: ErasureAdapter) -> None:
     with unedited(pipe):
         residual = predict_residual(pipe, adapter)
         bound = allowed_residual(pipe, adapter)
-    reported = adapter.report.listed_residual
     if not residual <= bound and adapter.report.inversions:
         others = list_lost_inversions(pipe, adapter) or [
             f"{', '.join(tokens)} in {encoder} may be another textual inversion than that which it "
@@ -163,18 +162,24 @@ def _check_residual(pipe: Any, adapter: ErasureAdapter) -> None:
             "weights alone (4 bits, or 8-bit weights), load them in 16 bits, or edit the rows of "
             "the token embedding, layers='embedding'. Nothing was changed"
         )
-    if not residual <= bound and reported > bound:
-        raise AdapterStateError(
-            f"{adapter.origin or 'the adapter'} leaves a residual of {residual:.1e} here, at most "
-            f"{bound:.0e} is allowed, and its own report says {reported:.1e}: its layers "
-            f"({', '.join(map(str, adapter.plan.layers))}) do not close the gap on this base. Make "
-            "it with others, such as layers=(0, -1), or 'kv' where a norm follows every linear"
-        )
     if not residual <= bound:
         raise AdapterIntegrityError(
             f"{adapter.origin or 'the adapter'} does not erase what it lists: residual "
-            f"{residual:.1e}, at most {bound:.0e} allowed; fetch it again from its author"
+            f"{residual:.1e}, at most {bound:.0e} allowed; {_advise(adapter, bound)}"
         )
+
+
+def _advise(adapter: ErasureAdapter, bound: float) -> str:
+    """What to do about a residual above `bound`: what was made so is no damaged file."""
+    reported = adapter.report.listed_residual
+    if not reported > bound:
+        return "fetch it again from its author"
+    layers = ", ".join(map(str, adapter.plan.layers))
+    return (
+        f"its own report says {reported:.1e}, so its layers ({layers}) do not close the gap on "
+        "this base: make it with others, such as layers=(0, -1), or 'kv' where a norm follows "
+        "every linear"
+    )
 
 
 def _is_made_for(pipe: Any, adapter: ErasureAdapter) -> bool:
