@@ -344,6 +344,7 @@ def quantise_parts(
     for part in (*parts, denoiser_of(pipe)):
         with torch.no_grad():
             quantise(part, linears_of(part))
+        part.eval()  # as loaders leave it
 
 
 def with_bias(make: Callable[[Any], Any]) -> Callable[[Any], Any]:
