@@ -152,7 +152,7 @@ def _run_as_is_enough(pipe: Any, encoders: Mapping[str, nn.Module]) -> tuple[Enc
     return _run(pipe, PROMPTS[0], encoders, None, pictures(argument)), argument
 
 
-MOST = 0.9
+SHARE_CHANGED = 0.9
 """Of a row, the share that has to change with noise before all of it counts."""
 SKIPPED = {"clip_skip": 1}
 """Arguments of a call that reads CLIP one block earlier."""
@@ -227,7 +227,7 @@ def trace(
         where = one != other
         if where.any():
             if where.ndim > 1:  # an element may be the same by chance
-                where |= where.float().mean(-1, keepdim=True) > MOST
+                where |= where.float().mean(-1, keepdim=True) > SHARE_CHANGED
             found.append((one, where))
     return found
 
@@ -577,7 +577,7 @@ PADDING = (
     "concept there (on a tiny FLUX.3 0.19, of 0.45 before; docs/pipelines.md); layers='embedding' "
     "holds there too"
 )
-SHOWN = (
+BESIDE_PICTURES = (
     "{}: prompts are solved for without a picture. With one before the prompt a text encoder gives "
     "other states, and edits of blocks leave part of the concept (on a tiny Qwen2.5-VL with random "
     "weights 0.27 to 0.52 of it at the name; docs/pipelines.md); layers='embedding' holds beside "
@@ -598,7 +598,7 @@ def notes_on_rewriting(pipe: Any) -> list[str]:
             "spec lists"
         )
     if argument := picture_argument_of(pipe):
-        notes.append(SHOWN.format(argument))
+        notes.append(BESIDE_PICTURES.format(argument))
     if hasattr(pipe, CAPTIONING):
         notes.append(
             f"{CAPTIONING}: a call without a prompt encodes what a model writes about the picture, "
