@@ -7,8 +7,8 @@ from diffusers_erasepro import Concept, ErasureSpec, glyphs
 from diffusers_erasepro.adapters.hub import CARD_MARK
 from diffusers_erasepro.adapters.model_card import build_card, find_base
 from diffusers_erasepro.errors import AdapterFormatError
-from tiny import PRESERVE
 
+CAPTIONS = tuple(glyphs.captions(40, seed=0))
 REPO = "me/no-star"
 SNAPSHOT = "models--owner--a-base/snapshots/" + 40 * "0"
 FILE = "pytorch_lora_weights.safetensors"
@@ -58,7 +58,7 @@ def test_no_local_path_is_in_what_erase_writes(run, hub, tmp_path):
     kind.write_text('kind = "plant"\nexact = ["a {}"]\nsoft = ["a small {}"]\nheld_out = ["{}s"]\n')
     concept = Concept("star", "circle", templates=str(kind))
     spec = tmp_path / "star.toml"
-    spec.write_text(ErasureSpec((concept,), preserve=PRESERVE).to_toml())
+    spec.write_text(ErasureSpec((concept,), preserve=CAPTIONS).to_toml())
     folder = tmp_path / "no-star"
     assert run("erase", base, "--spec", spec, "--layers=-1", "-o", folder)[0] == 0
     assert run("push", folder, REPO)[0] == 0

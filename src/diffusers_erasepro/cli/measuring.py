@@ -454,13 +454,18 @@ def serve_check_command(
 
 
 def load_erased(model: str, adapters: Sequence[str], place: DeviceOptions) -> Any:
-    """The model where it shall run, with its adapters on."""
+    """The model where it shall run, with its adapters on: these are read first."""
+    from ..adapters.adapter import ErasureAdapter
+    from ..adapters.lockfile import SUFFIX
     from ..interop.pipelines import load_model, place_pipeline
 
+    found = [
+        name if name.endswith(SUFFIX) else ErasureAdapter.from_pretrained(name) for name in adapters
+    ]
     pipe = place_pipeline(
         load_model(model, config=place.config), place.device, place.dtype, offload=place.offload
     )
-    for adapter in adapters:
+    for adapter in found:
         pipe.load_erasure_adapter(adapter)
     return pipe
 
