@@ -143,6 +143,7 @@ def test_of_a_name_without_such_parts_the_neighbours_are_measured():
     assert "a painting of a painter" in measured
     assert not spec.near_prompts()
     assert not any("pistol" in text or "Monet" in text for text in measured)
+    assert not Concept("Nike", "plain", templates="logo").neighbours()
 
 
 def test_a_preserve_list_stands_alone_unless_everyday_captions_are_asked_for():

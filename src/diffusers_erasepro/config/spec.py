@@ -304,7 +304,13 @@ class Concept:
         return tuple(found)
 
     def neighbours(self) -> tuple[str, ...]:
-        """What may stand in its place, which must stay itself; at most `NEIGHBOURS`."""
+        """What may stand in its place, which must stay itself; at most `NEIGHBOURS`.
+
+        None where the phrases of the kind go on behind the name: what stands before "logo" is no
+        name of its own.
+        """
+        if not (self.kind.adjectives or self.exact[0].endswith(SLOT)):
+            return ()
         anchor = () if self.anchor == AUTO_ANCHOR else (self.anchor,)
         found = {spelling(word): word for word in (*anchor, *self.candidates) if word}
         return tuple(found.values())[:NEIGHBOURS]

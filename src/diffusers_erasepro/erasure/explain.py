@@ -53,7 +53,8 @@ def _about(concept: Concept, soft_budget: int) -> list[str]:
     pairs = pairs_to_solve([concept], soft_budget=soft_budget)
     exact = []
     for pair in pairs["exact"]:
-        becomes = "" if concept.anchor == AUTO_ANCHOR else f" as {_quote(pair.anchor.text.strip())}"
+        named = concept.anchor not in ("", AUTO_ANCHOR)
+        becomes = f" as {_quote(pair.anchor.text)}" if named else ""
         exact.append(_quote(pair.target.text) + becomes)
     lines.append(f"  Exact, nothing is left of it: {_listed(exact)}.")
     own = [pair for pair in pairs["soft"] if pair.stands_for is None]
@@ -111,7 +112,7 @@ def _near(concept: Concept) -> list[str]:
 def _kept(spec: ErasureSpec) -> list[str]:
     """Where the captions come from, and how many name a target."""
     own = len(dict.fromkeys(spec.preserve or ()))
-    parts = [f"{_captions(own)} of yours"] if own else []
+    parts = [f"{_captions(own)} of the spec"] if own else []
     if spec.preserve is None or spec.everyday:
         siblings: dict[str, int] = {}
         for concept in spec.concepts:
@@ -143,8 +144,10 @@ def _on(spec: ErasureSpec, pipe: Any, soft_budget: int) -> list[str]:
         if lost:
             line += f"; it cannot read {_phrases(len(lost))} as far as the name: {_some(lost)}"
         if unread := found.foreign_names:
-            more = f" and {len(unread) - SHOWN} more names" if len(unread) > SHOWN else ""
-            line += f"; it does not read {', '.join(map(_quote, unread[:SHOWN]))}{more}"
+            shown = [*map(_quote, unread[:SHOWN])]
+            if len(unread) > SHOWN:
+                shown.append(f"{len(unread) - SHOWN} more")
+            line += f"; it does not read {_listed(shown)}"
         lines.append(line + ".")
     notes = notes_on_misspelt(spec.concepts, map(tokenizer_of, paths))
     return [*lines, *(f"{note[0].upper()}{note[1:]}" for note in notes)]
