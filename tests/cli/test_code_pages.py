@@ -103,6 +103,7 @@ def test_a_console_of_another_code_page_prints_escapes(no_star, tmp_path):
     assert done.returncode == 1 and rb"\u72ac" in done.stderr and b"Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_the_plainest_locale_erases_the_same_bytes(run, tmp_path):
     spec = saved(tmp_path, SPEC.to_toml().encode())
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

@@ -120,6 +120,7 @@ def test_every_kind_of_layer_counts_from_there(shipped, preserve, layers):
     assert deepest <= len(shipped.text_encoder.encoder.layers) - 2
 
 
+@pytest.mark.slow
 def test_robust_and_auto_read_there_too(shipped, preserve, monkeypatch):
     monkeypatch.setattr(noise_predictions, "COMPARED", 1)  # timesteps: a third of the time
     robust = erase(shipped, spec(preserve, STAR), clip_skip=1, robust=True)

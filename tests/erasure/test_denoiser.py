@@ -62,6 +62,7 @@ def test_no_edit_leaves_the_whole_target_and_moves_nothing(predictions, no_star)
         assert predictions.compare(scaled(no_star, 1e-12)) == pytest.approx((1.0, 0.0), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_half_an_edit_leaves_more_of_the_target(predictions, no_star):
     with torch.no_grad():
         (half, _), (whole, drift) = (
@@ -83,6 +84,7 @@ def test_auto_chooses_by_the_denoiser_and_records_the_choice(shipped, spec, auto
     assert erase(shipped, spec, **chosen(auto)).digest == auto.digest
 
 
+@pytest.mark.slow
 def test_auto_moves_least_of_all_it_offers_on_captions_that_its_metric_has_not_seen(
     shipped, spec, predictions, auto
 ):

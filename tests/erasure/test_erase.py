@@ -281,6 +281,7 @@ def test_an_unknown_pipeline_is_an_error():
         erase(object(), STAR)
 
 
+@pytest.mark.slow
 def test_too_many_constraints_are_an_error_with_numbers(shipped, preserve):
     concept = Concept(
         "star",

@@ -147,7 +147,10 @@ def state_of_hooks(root):
     return found
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.float32, pytest.param(torch.float16, marks=pytest.mark.slow), torch.bfloat16],
+)
 @pytest.mark.parametrize("hang", HUNG)
 @pytest.mark.parametrize("metric", ["covariance", "identity"])
 def test_erased_as_without_the_hooks(hang, dtype, metric):

@@ -61,6 +61,7 @@ def besieged(shipped, adapter=None, prompts=PROMPTS, steps=5):
     return Siege(victim, shipped, STAR, prompts, seed=3, steps=steps)
 
 
+@pytest.mark.slow
 def test_the_erasure_holds_against_cheap_attacks_that_need_no_weights(shipped, no_star, judge):
     """The gate: what brings the star back on the unedited pipeline does not on the erased one."""
     before, after = (success(besieged(shipped, a), judge, CHEAP) for a in (None, no_star))

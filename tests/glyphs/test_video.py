@@ -144,6 +144,7 @@ def apart(a, b):
     return (to_pixels(a) - to_pixels(b)).square().mean().item()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_noise_of_whole_clips_is_compared_and_motion_modules_are_left_alone(clip_captions):
     pipe = tiny.build("AnimateDiffPipeline")
