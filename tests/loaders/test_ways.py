@@ -5,7 +5,7 @@ import pytest
 import loading
 
 SLICE = [
-    ("CLIP", "rows and gates", "sequential offload (accelerate.cpu_offload)"),
+    ("CLIP", "default", "sequential offload (accelerate.cpu_offload)"),
     ("CLIP", "K/V", "group offload, leaf, after the erasure"),
     ("CLIP", "default", "from_pretrained of a sharded checkpoint"),
     ("T5", "K/V", "torchao, 8-bit weights"),
