@@ -252,7 +252,10 @@ def _row_of_factor(z: Tensor, strangers: Tensor, made: Product, metric: Tensor) 
 
 
 def _contrast(made: Product, token: GateToken, wrong: Sequence[Tensor]) -> float:
-    """The lowest height on the name less the highest elsewhere, where 1 is the mean on the name."""
+    """The lowest height on the name less the highest elsewhere, where 1 is the mean on the name.
+
+    At least -1: where the name is silenced with the strangers, the mean on it says nothing.
+    """
     heights = made(token.z.double()).sort().values / HEIGHT
     low = float(heights[int(UNSURE * len(heights))])
     high = 0.0
@@ -262,4 +265,4 @@ def _contrast(made: Product, token: GateToken, wrong: Sequence[Tensor]) -> float
     if len(token.others):
         beside = made(token.others).abs().sort().values / HEIGHT
         high = max(high, float(beside[int(COMPANY * (len(beside) - 1))]))
-    return low - high
+    return max(low - high, -1.0)
