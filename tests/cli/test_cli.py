@@ -155,6 +155,13 @@ def test_errors_end_in_one_line_and_a_code(run, args, code, says):
         assert err.startswith("erasepro: ") and err.count("\n") == 1
 
 
+def test_a_mere_target_is_said_to_be_an_object_with_nothing_in_its_place(run):
+    note = "note: 'star' is taken for an object with nothing in its place"
+    assert note in run("erase", "nonsense", "--target", "star", "-o", "x")[2]
+    assert note not in run("erase", "nonsense", "--target", "star", "--anchor", "a", "-o", "x")[2]
+    assert note not in run("erase", "glyphs", "--target", "star")[2]
+
+
 def test_debug_gives_the_traceback():
     start = "import sys; sys.argv[0] = 'erasepro'; "
     code = start + "from diffusers_erasepro.cli.main import main; main()"

@@ -508,6 +508,12 @@ def _read_spec(model: str, asked: ConceptOptions) -> ErasureSpec:
         synonyms=tuple(asked.synonym or ()),
     )
     own = default_captions(model)
+    if own is None and asked.templates is None and not asked.anchor:
+        typer.echo(
+            f"note: {asked.target!r} is taken for an object with nothing in its place; --templates "
+            "and --anchor say otherwise",
+            err=True,
+        )
     if asked.preserve_file is None:
         return ErasureSpec((concept,), preserve=own)
     captions = read_captions(asked.preserve_file)
