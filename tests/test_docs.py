@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+import tiny
+
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+MODEL = re.compile(r'StableDiffusionPipeline\.from_pretrained\("([^"]+)"')
 SNIPPET = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -20,6 +23,8 @@ SNIPPET = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 )
 def test_the_snippets_run(page, tmp_path, monkeypatch, hub):
     monkeypatch.chdir(tmp_path)
+    for model in {*MODEL.findall(page.read_text())}:  # a folder of that name, a small layout
+        tiny.build("StableDiffusionPipeline").save_pretrained(model)
     names = {}
     for code in SNIPPET.findall(page.read_text()):
         exec(compile(code, str(page), "exec"), names)
