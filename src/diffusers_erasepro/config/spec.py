@@ -27,7 +27,7 @@ MAX_WORDS = 300  # characters of one concept
 MAX_SYNONYMS = 100
 NEAR_FRAMES = ("{}", "a {}", "the {}")
 """In which the parts of a name are kept where they stand alone."""
-NEIGHBOURS = 4
+MOST_NEIGHBOURS = 4
 _LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]+)*")
 Names = tuple[tuple[str, tuple[str, ...]], ...]
 """Language -> what a concept is called there."""
@@ -304,7 +304,7 @@ class Concept:
         return tuple(found)
 
     def neighbours(self) -> tuple[str, ...]:
-        """What may stand in its place, which must stay itself; at most `NEIGHBOURS`.
+        """What may stand in its place, which must stay itself; at most `MOST_NEIGHBOURS`.
 
         None where the phrases of the kind go on behind the name: what stands before "logo" is no
         name of its own.
@@ -313,7 +313,7 @@ class Concept:
             return ()
         anchor = () if self.anchor == AUTO_ANCHOR else (self.anchor,)
         found = {spelling(word): word for word in (*anchor, *self.candidates) if word}
-        return tuple(found.values())[:NEIGHBOURS]
+        return tuple(found.values())[:MOST_NEIGHBOURS]
 
     def near_prompts(self) -> tuple[str, ...]:
         """Phrases that look like it and must stay: what the edit is given to keep."""

@@ -112,12 +112,12 @@ def _near(concept: Concept) -> list[str]:
 def _kept(spec: ErasureSpec) -> list[str]:
     """Where the captions come from, and how many name a target."""
     own = len(dict.fromkeys(spec.preserve or ()))
-    parts = [f"{_captions(own)} of the spec"] if own else []
+    parts = [f"{_count_captions(own)} of the spec"] if own else []
     if spec.preserve is None or spec.everyday:
         siblings: dict[str, int] = {}
         for concept in spec.concepts:
             siblings[concept.kind.name] = len(concept.kind.preserve)
-        parts += [f"{_captions(n)} of the kind {name}" for name, n in siblings.items() if n]
+        parts += [f"{_count_captions(n)} of the kind {name}" for name, n in siblings.items() if n]
         parts.append(f"{len(everyday_captions())} everyday ones")
     every = len(spec.every_caption())
     kept = len(spec.preserve_captions())
@@ -196,7 +196,7 @@ def _phrases(count: int) -> str:
     return "one phrase" if count == 1 else f"{count} phrases"
 
 
-def _captions(count: int) -> str:
+def _count_captions(count: int) -> str:
     return "one caption" if count == 1 else f"{count} captions"
 
 
