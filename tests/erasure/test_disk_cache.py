@@ -11,8 +11,10 @@ from safetensors.torch import load_file, save_file
 from diffusers_erasepro import Concept, ErasureSpec, erase
 from diffusers_erasepro.erasure import covariance, disk_cache
 from diffusers_erasepro.erasure.disk_cache import read_cached, write_cached
+from diffusers_erasepro.prompts.tokens import Tokens, token_ids
 
 STAR = Concept("star", anchor="circle")
+SITE = "encoder.layers.0.mlp.fc2"
 
 
 @pytest.fixture
@@ -23,10 +25,10 @@ def folder(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def in_new_process(monkeypatch, shipped, preserve):
-    """A function that erases as a new process does, which remembers nothing.
+def count_runs(monkeypatch):
+    """A function that runs another as a new process does, which remembers nothing.
 
-    It returns the adapter's bytes, and how many lists of captions were encoded.
+    It returns what that returns, and how many lists of captions were encoded.
     """
     runs = []
     recorded = covariance._recorded
@@ -35,50 +37,71 @@ def in_new_process(monkeypatch, shipped, preserve):
         runs.append(1)
         return recorded(*args)
 
-    def run():
+    def run(function):
         monkeypatch.setattr(covariance, "_moments", type(covariance._moments)())
         monkeypatch.setattr(covariance, "_recorded", record)
         runs.clear()
-        spec = ErasureSpec((STAR,), preserve=preserve)
-        return erase(shipped, spec, measure=False).to_bytes(), len(runs)
+        return function(), len(runs)
 
     return run
+
+
+@pytest.fixture
+def statistics(shipped, preserve, count_runs):
+    """A function that computes the statistics of a linear in a new process."""
+    tokens = Tokens(token_ids(shipped.tokenizer, preserve[:40]))
+    sites = {SITE: shipped.text_encoder.get_submodule(SITE)}
+
+    def compute():
+        found = covariance.second_moments(
+            shipped.text_encoder, tokens, sites, key="key", on_disk=True
+        )
+        return {name: value.numpy().tobytes() for name, value in found.items()}
+
+    return lambda: count_runs(compute)
 
 
 def files(folder):
     return sorted(folder.iterdir())
 
 
-def test_with_without_and_from_the_cache_the_bits_are_the_same(folder, in_new_process, monkeypatch):
+def test_with_without_and_from_the_cache_the_bits_are_the_same(
+    folder, shipped, preserve, count_runs, monkeypatch
+):
+    spec = ErasureSpec((STAR,), preserve=preserve)
+
+    def make():
+        return erase(shipped, spec, measure=False).to_bytes()
+
     monkeypatch.setenv(disk_cache.FOLDER, "off")
-    without, many = in_new_process()
+    without, many = count_runs(make)
     assert not folder.exists()
     monkeypatch.setenv(disk_cache.FOLDER, str(folder))
-    first, as_many = in_new_process()
-    second, fewer = in_new_process()
+    first, as_many = count_runs(make)
+    second, fewer = count_runs(make)
     assert without == first == second
     assert many == as_many == fewer + 1
     assert all(file.name.startswith(disk_cache.PREFIX) for file in files(folder))
 
 
-def test_a_damaged_file_is_made_again(folder, in_new_process):
-    made, count = in_new_process()
+def test_a_damaged_file_is_made_again(folder, statistics):
+    made, count = statistics()
     whole = {file: file.read_bytes() for file in files(folder)}
     cut, flipped, *_ = whole
     cut.write_bytes(whole[cut][:-9])
     bits = bytearray(whole[flipped])
     bits[-5] ^= 1
     flipped.write_bytes(bits)
-    assert in_new_process() == (made, count)
+    assert statistics() == (made, count)
     assert {file: file.read_bytes() for file in files(folder)} == whole
-    assert in_new_process() == (made, count - 1)
+    assert statistics() == (made, count - 1)
 
 
-def test_a_folder_that_cannot_be_made_is_no_error(in_new_process, monkeypatch, tmp_path, recwarn):
+def test_a_folder_that_cannot_be_made_is_no_error(statistics, monkeypatch, tmp_path, recwarn):
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv(disk_cache.FOLDER, str(tmp_path / "file" / "cache"))
-    count = in_new_process()[1]
-    assert in_new_process()[1] == count
+    count = statistics()[1]
+    assert statistics()[1] == count
     assert not recwarn.list
 
 
@@ -152,11 +175,11 @@ def test_two_writers_and_a_reader_never_meet_half_a_file(folder):
     assert torch.equal(load_file(file)["moments"], value)
 
 
-def test_what_a_hook_of_somebody_elses_computes_is_not_kept(folder, shipped, in_new_process):
+def test_what_a_hook_of_somebody_elses_computes_is_not_kept(folder, shipped, statistics):
     block = shipped.text_encoder.encoder.layers[0]
     handle = block.register_forward_pre_hook(lambda *_: None)
     try:
-        in_new_process()
+        statistics()
     finally:
         handle.remove()
     assert not folder.exists()
