@@ -40,10 +40,11 @@ def available_memory() -> int:
             found.append(limit - process.memory_info().vms)
     files = [CONTAINER / name for name in ("memory.max", "memory.current", "memory.stat")]
     if all(file.is_file() for file in files):
-        most, used, parts = (file.read_text(encoding="utf-8") for file in files)
-        cached = dict(line.split() for line in parts.splitlines()).get("inactive_file", "0")
-        if most.strip() != "max":
-            found.append(int(most) - int(used) + int(cached))
+        text = {file.name: file.read_text(encoding="utf-8") for file in files}
+        parts = dict(line.split() for line in text["memory.stat"].splitlines())
+        if text["memory.max"].strip() != "max":
+            cached = int(parts.get("inactive_file", "0"))
+            found.append(int(text["memory.max"]) - int(text["memory.current"]) + cached)
     return max(0, min(found))
 
 
@@ -92,8 +93,10 @@ def _bytes_of_block(encoder: nn.Module) -> int:
     """A block of 16-bit weights is widened while it runs."""
     if dtype_of(encoder) == torch.float32:
         return 0
-    counts = [sum(x.numel() for x in block.parameters()) for block in blocks_of(encoder)]
-    return FLOAT32 * max(counts)
+    largest = 0
+    for block in blocks_of(encoder):
+        largest = max(largest, sum(x.numel() for x in block.parameters()))
+    return FLOAT32 * largest
 
 
 def _gib(count: int) -> str:

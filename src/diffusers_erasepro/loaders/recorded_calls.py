@@ -58,9 +58,11 @@ def states_in_calls(
         UnknownFamilyError: The denoiser does not receive the states as the encoder gives them.
         AdapterStateError: The pipeline does not run like this.
     """
-    found: list[list[list[Tensor]]] = [[[] for _ in path.use.readings] for path in paths]
+    found: list[list[list[Tensor]]] = []
+    for path in paths:
+        found.append([[] for _ in path.use.readings])
     for i, text in enumerate(texts):
-        seen = _call(paths, text, call)
+        seen = _run_call(paths, text, call)
         for path, some, into in zip(paths, rows, found, strict=True):
             at = some.target_at[some.row == i] + _shift(path, some.target.ids[i], seen)
             for reading, states, parts in zip(
@@ -69,10 +71,13 @@ def states_in_calls(
                 part = states if reading.pooled else states[at.to(states.device)]
                 _refuse_unreceived(path, reading, part, seen.received)
                 parts.append(reading.received(part))
-    return [[torch.cat(parts) for parts in into] for into in found]
+    joined = []
+    for into in found:
+        joined.append([torch.cat(parts) for parts in into])
+    return joined
 
 
-def _call(paths: Sequence[TextPath], text: str, call: Mapping[str, Any]) -> _Call:
+def _run_call(paths: Sequence[TextPath], text: str, call: Mapping[str, Any]) -> _Call:
     pipe = paths[0].pipe
     seen = _Call()
     try:
