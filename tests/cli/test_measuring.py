@@ -188,13 +188,13 @@ def test_every_suite_is_run_dry_to_its_end(run, name, tmp_path):
         (("--detector", "glyphs"), "knows glyphs alone"),
     ],
 )
-def test_bad_input_is_one_clear_line_and_nothing_half_done(run, model, tmp_path, more, says):
-    import os
-
+def test_bad_input_is_one_clear_line_and_nothing_half_done(
+    run, model, tmp_path, monkeypatch, more, says
+):
     (tmp_path / "utf16.txt").write_text("a star", encoding="utf-16")
     (tmp_path / "empty.txt").write_text("\n", encoding="utf-8")
     (tmp_path / "wrong.csv").write_text("text\na star\n", encoding="utf-8")
-    os.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path)
     code, text, err = run("eval", model / "model", model / "no-star", *more, "-o", "out")
     assert (code, text) == (1, "") and says in one_line(err)
     assert not Path("out").exists()
