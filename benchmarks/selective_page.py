@@ -103,7 +103,7 @@ def draw_apart(lines: Sequence[Line]) -> list[str]:
         if "refused" in line:
             rows.append([*parts(line), "", "", *measures(line)])
             continue
-        alone = [number(line.get(f"alone {place}")) for place in ("name", "other", "ends")]
+        alone = [number(line.get(f"alone left {place}")) for place in ("name", "other", "ends")]
         taken = f"{line['taken twice']} of {line['taken']}"
         rows.append([*parts(line), " / ".join(alone), taken, *measures(line)])
     heads = ("files", "row", "each alone, left", "neurons taken again", *MEASURES)
