@@ -52,6 +52,8 @@ class RecordedInputs:
     inputs: dict[str, Tensor]
     """Argument of the encoder's forward -> `(n, length)`."""
     texts: TokenizedTexts
+    special: frozenset[int] = frozenset()
+    """Tokens that are put around texts, or pad them; those that an encoding marks so count too."""
 
     def locate(self, row: int, prompt: str, wrapping: str) -> PromptSpan | None:
         """Where `prompt` is in `row`; None if the pipeline rewrote its words.
@@ -64,11 +66,32 @@ class RecordedInputs:
             # of a row put together from several texts, one is the prompt alone
             for around in (wrapping,) if whole else (wrapping, ""):
                 start = _find_prompt(text, prompt, around)
-                if start is not None:
-                    shift = _shift_of(encoding, ids)
-                    span = _span_of(encoding, start).moved(shift, len(ids))
-                    return span if whole else self._with_end(span, row)
+                if start is None:
+                    continue
+                if not encoding.ids:
+                    marks = min(2, len(ids))  # the beginning and the end
+                    return PromptSpan((None,) * len(ids), 0, marks, marks)
+                shift = _shift_of(encoding, ids)
+                span = _span_of(encoding, start).moved(shift, len(ids))
+                if not (whole or any(encoding.special_tokens_mask)):
+                    span = self._with_marks(span, row)
+                return span if whole else self._with_end(span, row)
         return None
+
+    def _with_marks(self, span: PromptSpan, row: int) -> PromptSpan:
+        """The span, with the special tokens that stand next to it and attention sees.
+
+        They were put around a text that was tokenized without.
+        """
+        ids = self.inputs["input_ids"][row].tolist()
+        mask = self.inputs.get("attention_mask")
+        special = self._special_ids()
+        seen = [True] * len(ids) if mask is None else mask[row].bool().tolist()
+        marked = [on and token in special for token, on in zip(ids, seen, strict=True)]
+        first = span.first - int(span.first > 0 and marked[span.first - 1])
+        stop = span.stop + int(span.stop < len(ids) and marked[span.stop])
+        added = span.first - first + stop - span.stop
+        return replace(span, first=first, stop=stop, needed=span.needed + added)
 
     def _with_end(self, span: PromptSpan, row: int) -> PromptSpan:
         """The span, up to the end of a row whose other parts follow it without padding between."""
@@ -84,7 +107,7 @@ class RecordedInputs:
 
     def _special_ids(self) -> set[int]:
         """Tokens that tokenizers put around texts, or pad them with."""
-        found: set[int] = set()
+        found = {*self.special}
         for noted in self.texts.values():
             for _, encoding in noted:
                 special = zip(encoding.ids, encoding.special_tokens_mask, strict=True)
@@ -122,6 +145,8 @@ class RecordedInputs:
             run = unpadded(noted[0][1])
             if find_run(ids, run) is not None:
                 parts.append((len(run), noted))
+        if not parts and {*ids} <= self._special_ids():
+            return self.texts.get((), ())  # an empty text, tokenized without special tokens
         found = []
         for _, noted in sorted(parts, key=lambda part: -part[0]):
             found += noted
@@ -251,7 +276,8 @@ def record_encoder_inputs(
             rows.append(one.inputs)
             for ids, found in one.texts.items():
                 noted[ids] += found
-        return RecordedInputs(_concatenate(rows, encoder, type(pipe).__name__), noted)
+        joined = _concatenate(rows, encoder, type(pipe).__name__)
+        return RecordedInputs(joined, noted, special_ids_of(getattr(pipe, tokenizer)))
     module = getattr(pipe, encoder)
     signature = inspect.signature(unwrapped(module).forward)
     given = {**pictures(picture), **(call or {})}
@@ -282,7 +308,7 @@ def record_encoder_inputs(
     finally:
         handle.remove()
     inputs = _concatenate(calls[-1:] if guidance else calls, encoder, type(pipe).__name__)
-    return RecordedInputs(inputs, noted)
+    return RecordedInputs(inputs, noted, special_ids_of(getattr(pipe, tokenizer)))
 
 
 def _record_returned(
@@ -560,29 +586,49 @@ def _fill_row(row: Mapping[str, Tensor], length: int) -> dict[str, Tensor]:
     }
 
 
+def no_offsets(tokenizer: Any) -> str:
+    """That a tokenizer does not say where in a text its tokens are, and which one would."""
+    return (
+        f"{type(tokenizer).__name__} is written in Python and does not say where in a prompt its "
+        "tokens are; load the tokenizer with transformers.AutoTokenizer.from_pretrained, which "
+        "takes one of the tokenizers library where the model has its file (tokenizer.json)"
+    )
+
+
+def special_ids_of(tokenizer: Any) -> frozenset[int]:
+    """Tokens that a tokenizer puts around texts, or pads them with."""
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # below a processor
+    return frozenset(tokenizer.all_special_ids)
+
+
 @contextmanager
 def recording_texts(tokenizer: Any, *, strict: bool = True) -> Iterator[TokenizedTexts]:
     """Inside, every text that the tokenizer tokenizes is noted under the row it makes.
 
-    The tokenizer's class is swapped, as a call looks for `__call__` there, not at the instance.
+    The tokenizer's class is swapped, as a call looks for its methods there, not at the instance.
+    What it swaps is what `__call__`, `encode` and `tokenize` all end in.
     With `strict`, a tokenizer that gives no offsets is an error; otherwise nothing is noted of it.
+
+    Raises:
+        UnknownFamilyError: It gives no offsets.
     """
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # below a processor
     rows: TokenizedTexts = defaultdict(list)
     stock = type(tokenizer)
 
-    def call(self: Any, text: Any = None, *args: Any, **kwargs: Any) -> Any:
-        found = stock.__call__(self, text, *args, **kwargs)
+    def tokenize_and_note(self: Any, text: Any = None, *args: Any, **kwargs: Any) -> Any:
+        found = stock._encode_plus(self, text, *args, **kwargs)
         if found.encodings is None:
             if not strict:
                 return found
-            raise UnknownFamilyError(f"{stock.__name__} gives no offsets; load its fast version")
+            raise UnknownFamilyError(no_offsets(self))
         texts = [text] if isinstance(text, str) else text
-        for one, encoding in zip(texts, found.encodings, strict=True):
-            rows[tuple(encoding.ids)].append((one, encoding))
+        if len(texts) == len(found.encodings):  # not so of words that were split before
+            for one, encoding in zip(texts, found.encodings, strict=True):
+                rows[tuple(encoding.ids)].append((one, encoding))
         return found
 
-    tokenizer.__class__ = type(stock.__name__, (stock,), {"__call__": call})
+    tokenizer.__class__ = type(stock.__name__, (stock,), {"_encode_plus": tokenize_and_note})
     try:
         yield rows
     finally:

@@ -25,6 +25,7 @@ from .encode_prompt import (
     are_tokens,
     encode,
     find_run,
+    no_offsets,
     parameters_of,
     picture_argument_of,
     pictures,
@@ -529,12 +530,22 @@ class _Comparison:
             scores[name] = (max(map(len, runs), default=0), name == usual)
         best = max(scores, key=lambda name: scores[name], default=usual)
         if not scores or not scores[best][0]:
-            raise UnknownFamilyError(
-                f"{self.name}: no tokenizer among {', '.join(self.shown.texts) or 'its parts'} "
-                f"makes the tokens that {encoder} receives, or it gives no offsets; load the fast "
-                "version of the tokenizer"
-            )
+            raise UnknownFamilyError(f"{self.name}: {self._describe_untold(encoder)}")
         return best
+
+    def _describe_untold(self, encoder: str) -> str:
+        """Why it cannot be seen which tokenizer makes an encoder's tokens, and what to do."""
+        found = tokenizers_of(self.pipe)
+        for tokenizer in found.values():
+            tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # below a processor
+            if not getattr(tokenizer, "is_fast", True):
+                return no_offsets(tokenizer)
+        return (
+            f"no tokenizer among {', '.join(found) or 'its parts'} makes the tokens that {encoder} "
+            "receives, so that where a prompt's words are in them is not known here; make the "
+            "erasure on a stock pipeline with the same components, and load it there: the encoders "
+            "are shared"
+        )
 
     def _alone(self, use: Use) -> Use:
         """The use, marked where a prompt's tokens depend on what else is in the batch."""
