@@ -30,7 +30,7 @@ from ..errors import (
 )
 from ..families.pipelines import family_of, get_component
 from ..linalg.low_rank import LowRank
-from ..modules.linear import base_linear, dtype_of, output_scale
+from ..modules.linear import base_linear, dtype_of, output_scale, resident_tensor
 from ..modules.storage import forward_of
 from ..modules.tuners import acting_adapters, changes_its_base, without_edit
 from ..patching.weights import (
@@ -350,7 +350,7 @@ def _measure_readers(
     residuals = []
     for name, ours in added.items():
         module: Any = base_linear(root.get_submodule(name))
-        bias = 0 if module.bias is None else module.bias.float()
+        bias = _bias_of(module, x)
         out = forward_of(root, name)(torch.cat([x, y])).float() - bias
         wanted = out[len(x) :] - ours(y.float())
         if changes_its_base(root.get_submodule(name)):
@@ -361,12 +361,19 @@ def _measure_readers(
     return largest(residuals)
 
 
+def _bias_of(linear: Any, x: Tensor) -> Tensor | float:
+    """A linear's bias in float32, from where it lies to where `x` is; 0 where it has none."""
+    if linear.bias is None:
+        return 0.0
+    return resident_tensor(linear, "bias").detach().to(x.device, torch.float32)
+
+
 def _predict_readers(root: nn.Module, edits: Mapping[str, LowRank], x: Tensor, y: Tensor) -> float:
     """As `_measure_readers`, of linears that do not hold their edit yet."""
     residuals = []
     for name, factors in edits.items():
         linear: Any = base_linear(root.get_submodule(name))
-        bias = 0 if linear.bias is None else linear.bias
+        bias = _bias_of(linear, x)
         residuals.append(relative(linear.forward(x) - bias + factors(x), linear.forward(y) - bias))
     return largest(residuals)
 
@@ -484,7 +491,7 @@ def _missing_share(root: nn.Module, name: str, factors: LowRank) -> float:
     if record is None or name in registry.hooks:
         wanted = module.forward(x) + factors(x)
     else:
-        wanted = linear(x, record.target.to(x), module.bias)
+        wanted = linear(x, record.target.to(x)) + _bias_of(module, x)
     return float((live - wanted).double().norm() / factors(x).double().norm())
 
 
