@@ -11,7 +11,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from .header import describe, format_measure, list_limits, list_promises
+from .header import describe, format_measure, list_limits, list_promises, list_selectivity
 from .hub import CARD_MARK, is_local
 
 TAGS = ("text-to-image", "diffusers", "lora", "template:sd-lora", "concept-erasure")
@@ -96,6 +96,7 @@ def build_card(
         "it neither verifies nor stacks exactly.",
         f"## What is erased\n\n{_tabulate_concepts(header)}",
         f"## What was measured when it was made\n\n{_tabulate_layers(header)}",
+        *([_bullet(selective)] if (selective := list_selectivity(header)) else []),
         "## What it promises\n\n" + _bullet(list_promises(header)),
         "## What it does not\n\n" + _bullet(list_limits(header)),
         CARD_MARK,
