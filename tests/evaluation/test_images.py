@@ -56,4 +56,4 @@ def test_the_demo_does_the_main_job(tmp_path):
     text = console.export_text()
     assert "to the bit: True" in text
     assert Image.open(tmp_path / "before-after.png").size[0] > 800
-    assert {p.name for p in tmp_path.iterdir()} == {*demo.CONCEPTS, "before-after.png"}
+    assert {p.name for p in tmp_path.iterdir()} == {*demo.DEMO_CONCEPTS, "before-after.png"}

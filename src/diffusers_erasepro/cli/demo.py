@@ -16,7 +16,7 @@ from ..evaluation.plots import save_grid
 from ..loaders.mixin import erasable
 from .tables import report_table
 
-CONCEPTS = {
+DEMO_CONCEPTS = {
     "no-star": Concept("star", anchor="circle", templates=glyphs.templates("shape")),
     "no-mira-voss": Concept("Mira Voss", "Una Flatt", templates=glyphs.templates("style")),
     "no-cracked": Concept(
@@ -54,7 +54,7 @@ def run(out: Path, console: Console) -> dict[str, Any]:
     reports: dict[str, Any] = {}
     pipe = glyphs.load_pipeline()
     preserve = tuple(glyphs.captions(400, seed=0))
-    for name, concept in tqdm(CONCEPTS.items(), desc="erase", leave=False):
+    for name, concept in tqdm(DEMO_CONCEPTS.items(), desc="erase", leave=False):
         adapter = erase(pipe, ErasureSpec((concept,), preserve=preserve))
         adapter.save_pretrained(out / name)
         reports[name] = adapter.header()["report"]
@@ -62,7 +62,7 @@ def run(out: Path, console: Console) -> dict[str, Any]:
 
     fresh = erasable(glyphs.load_pipeline())
     images = {"base": generate(fresh)}
-    for name in tqdm(CONCEPTS, desc="load", leave=False):
+    for name in tqdm(DEMO_CONCEPTS, desc="load", leave=False):
         fresh.load_erasure_adapter(out / name, adapter_name=name)
     console.print(f"loaded: {fresh.get_erasure_adapters()}")
     residual = fresh.verify_erasure(raise_on_fail=True).residual

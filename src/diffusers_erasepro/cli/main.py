@@ -35,7 +35,7 @@ class Format(StrEnum):
     checkpoint = "checkpoint"
 
 
-QUIET = {"DIFFUSERS_VERBOSITY": "error", "TRANSFORMERS_VERBOSITY": "error"}
+QUIET_LIBRARIES = {"DIFFUSERS_VERBOSITY": "error", "TRANSFORMERS_VERBOSITY": "error"}
 NO_BARS = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 
@@ -318,8 +318,18 @@ def import_command(
     _print_adapter(adapter.header(), as_json, path=str(adapter.save_pretrained(out)))
 
 
+@dataclass(frozen=True)
+class CardOptions:
+    """What a published card says of the adapter's base and licence."""
+
+    base_model: BaseModel = None
+    license: License = None
+
+
 @app.command("push")
+@with_option_groups
 def push_command(
+    about: CardOptions,
     folder: Annotated[
         Path, typer.Argument(help="An adapter's folder.", exists=True, file_okay=False)
     ],
@@ -330,8 +340,6 @@ def push_command(
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request.")] = False,
     revision: Revision = None,
     subfolder: Subfolder = None,
-    base_model: BaseModel = None,
-    license: License = None,
     as_json: Json = False,
 ) -> None:
     """Publish an adapter's folder: weights, card, spec and pictures.
@@ -348,8 +356,8 @@ def push_command(
         header,
         repo_id=repo_id,
         subfolder=subfolder,
-        base_model=base_model,
-        license=license,
+        base_model=about.base_model,
+        license=about.license,
     )
     with with_card(folder, card) as published:
         url = hub.push(
@@ -424,7 +432,7 @@ def main() -> None:
     """Run the command line; an error is one line without a traceback, unless `--debug`."""
     debug = "--debug" in sys.argv
     if not debug:  # before the libraries are imported, which read these once
-        os.environ |= QUIET | os.environ
+        os.environ |= QUIET_LIBRARIES | os.environ
     if not sys.stderr.isatty():
         os.environ |= NO_BARS | os.environ
     from ..config.text_files import escape_on_console

@@ -29,7 +29,7 @@ SCHEDULE_STEPS = 6
 COMPARED = 3
 """Latents are those of the first `COMPARED` of `SCHEDULE_STEPS` steps, which decide an image."""
 GUIDANCE_SCALE = 3.0
-Compared = tuple[Tensor, Tensor, Tensor, Tensor]
+NoiseStep = tuple[Tensor, Tensor, Tensor, Tensor]
 """A step: timestep, latents, and two predictions there of the unedited denoiser."""
 
 
@@ -48,9 +48,9 @@ class NoisePredictions:
     """`(m, length)` ids of `captions`."""
     empty: Tensor
     """`(1, length)` ids of the empty prompt."""
-    anchored: list[Compared]
+    anchored: list[NoiseStep]
     """Per step: what the anchors and the targets predict, on the anchors' own latents."""
-    kept: list[Compared]
+    kept: list[NoiseStep]
     """Per step: what the captions and the empty prompt predict, on the captions' latents."""
     clip_skip: int = 0
     """Of all prompts, as tools that read files have it; diffusers leaves it out of the negative."""
@@ -122,7 +122,7 @@ def captions_to_judge(spec: ErasureSpec) -> tuple[str, ...]:
 
 
 def guided(
-    pipe: Any, steps: Iterable[Compared], keep: Tensor, empty: Tensor
+    pipe: Any, steps: Iterable[NoiseStep], keep: Tensor, empty: Tensor
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Per step: how far states `keep` and `empty` move the guided prediction.
 
@@ -172,7 +172,7 @@ def _predict(pipe: Any, latents: Tensor, t: Tensor, states: Tensor) -> Tensor:
     return get_component(pipe, family.denoiser)(latents, t, encoder_hidden_states=states).sample
 
 
-def _denoise(pipe: Any, states: Tensor, others: Tensor, seed: int) -> list[Compared]:
+def _denoise(pipe: Any, states: Tensor, others: Tensor, seed: int) -> list[NoiseStep]:
     """The first steps of generating from `states`; what `others` predict on the same latents."""
     family = family_of(pipe)
     config: Any = get_component(pipe, family.denoiser).config

@@ -178,7 +178,7 @@ def left_by_group(
         left = {}
         counted = torch.zeros_like(asked)
         for kind in dict.fromkeys(aligned.kinds):
-            mine = _marked(aligned, groups, group, kind) & asked
+            mine = _find_marked(aligned, groups, group, kind) & asked
             counted |= mine
             if mine.any():
                 left[kind] = float(rest[mine].sum() / gap[mine].sum())
@@ -191,7 +191,7 @@ def left_by_group(
     return found
 
 
-def _marked(aligned: KindsOfPosition, groups: Sequence[str], group: str, kind: str) -> Tensor:
+def _find_marked(aligned: KindsOfPosition, groups: Sequence[str], group: str, kind: str) -> Tensor:
     """Which columns are of this kind, in rows of this group."""
     of_rows = [groups[row] == group for row in aligned.rows.row.tolist()]
     of_kind = [other == kind for other in aligned.kinds]

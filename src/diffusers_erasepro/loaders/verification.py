@@ -350,7 +350,7 @@ def _measure_readers(
     residuals = []
     for name, ours in added.items():
         module: Any = base_linear(root.get_submodule(name))
-        bias = _bias_of(module, x)
+        bias = _bias_at(module, x)
         out = forward_of(root, name)(torch.cat([x, y])).float() - bias
         wanted = out[len(x) :] - ours(y.float())
         if changes_its_base(root.get_submodule(name)):
@@ -361,7 +361,7 @@ def _measure_readers(
     return largest(residuals)
 
 
-def _bias_of(linear: Any, x: Tensor) -> Tensor | float:
+def _bias_at(linear: Any, x: Tensor) -> Tensor | float:
     """A linear's bias in float32, from where it lies to where `x` is; 0 where it has none."""
     if linear.bias is None:
         return 0.0
@@ -373,7 +373,7 @@ def _predict_readers(root: nn.Module, edits: Mapping[str, LowRank], x: Tensor, y
     residuals = []
     for name, factors in edits.items():
         linear: Any = base_linear(root.get_submodule(name))
-        bias = _bias_of(linear, x)
+        bias = _bias_at(linear, x)
         residuals.append(relative(linear.forward(x) - bias + factors(x), linear.forward(y) - bias))
     return largest(residuals)
 
@@ -491,7 +491,7 @@ def _missing_share(root: nn.Module, name: str, factors: LowRank) -> float:
     if record is None or name in registry.hooks:
         wanted = module.forward(x) + factors(x)
     else:
-        wanted = linear(x, record.target.to(x)) + _bias_of(module, x)
+        wanted = linear(x, record.target.to(x)) + _bias_at(module, x)
     return float((live - wanted).double().norm() / factors(x).double().norm())
 
 
