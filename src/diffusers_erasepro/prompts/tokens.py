@@ -205,10 +205,13 @@ def vocabulary_of(pipe: Any, component: str) -> int | None:
 
 
 def inversions_of(pipe: Any, concepts: Sequence[Concept]) -> dict[str, tuple[str, ...]]:
-    """Text encoder -> the learned tokens that concepts name, their anchors or exact phrases."""
+    """Text encoder -> the learned tokens that concepts name, or their exact phrases.
+
+    What an anchor's gave is in the goals, and is not needed again.
+    """
     texts: list[str] = []
     for concept in concepts:
-        texts += [*concept.words, concept.anchor, *concept.exact]
+        texts += [*concept.words, *concept.exact]
     found = {}
     for path in text_paths(pipe):
         if tokens := learned_in(tokenizer_of(path), texts):
