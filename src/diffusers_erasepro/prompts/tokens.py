@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -232,7 +233,9 @@ def quiet_cuts() -> Iterator[None]:
     for handler in handlers:
         handler.addFilter(_says_no_cut)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=r"(?s).*; this world reads the first ")
+            yield
     finally:
         for handler in handlers:
             handler.removeFilter(_says_no_cut)
