@@ -55,7 +55,8 @@ def measures(line: Line) -> list[str]:
     left = [number(line.get(f"left {place}")) for place in ("name", "other", "ends")]
     drift = [number(line["drift"], 4), number(line["q99"], 4), number(line["worst"])]
     near = [number(line.get(f"near {kind}")) for kind in ("told", "untold", "worst")]
-    fires = [number(line.get(f"fires {kind}"), 0) for kind in ("captions", "words")]
+    counts = [line.get(f"fires {kind}") for kind in ("captions", "words")]
+    fires = [number(count, 0 if count is None or count % 1 == 0 else 1) for count in counts]
     return [" / ".join(left), ", ".join(drift), ", ".join(near), ", ".join(fires)]
 
 
