@@ -14,6 +14,8 @@ import torch
 from conftest import PICTURES, assert_same_bits, bits
 from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, glyphs
 from diffusers_erasepro.config.everyday import everyday_captions
+from diffusers_erasepro.config.options import Options
+from diffusers_erasepro.errors import ConceptSpecError
 from diffusers_erasepro.linalg.gates import LEAST_MARGIN
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
@@ -134,3 +136,48 @@ def test_a_causal_encoder_opens_a_gate_or_says_why_not(shipped):
     assert bool(opened) != bool(shut)
     assert all(f"at least {LEAST_MARGIN}" in note for note in shut)
     assert made.report.listed_residual < 1e-5
+
+
+GOLF = Concept("golf ball", anchor="stone")
+UNTOLD = (
+    "a golf glove",
+    "the golf shop",
+    "a rubber ball",
+    "a football on the lawn",
+    "golf in june",
+)
+
+
+@pytest.mark.slow
+def test_what_shares_one_token_with_the_name_stays_though_nobody_listed_it(plain, base):
+    """Strangers stand in for each token of the name, so that "golf" alone opens nothing."""
+    spec = ErasureSpec((GOLF,), preserve=everyday_captions()[:300])
+    made = erase(plain, spec, layers=("gates",), measure=False)
+    assert any(note.startswith("final_states: rows and columns") for note in made.report.notes)
+    base.load_erasure_adapter(made)
+    for text in UNTOLD:
+        assert movement(base, plain, text) < 0.05, text
+    assert movement(base, plain, "somebody lost a golf ball") > 0.3
+
+
+@pytest.mark.slow
+def test_gates_stand_in_the_block_that_is_named(plain):
+    made = made_with(plain, ("gates:2",))
+    assert {*made.edits} == {name.replace("layer.0", "layer.2") for name in (FC1, FC2)}
+
+
+@pytest.mark.parametrize("layers", [("gates:x",), ("gates:",), ("gates:-1",), "gates:1.5"], ids=str)
+def test_a_block_is_a_whole_number(layers):
+    with pytest.raises(ConceptSpecError, match="unknown layer 'gates:"):
+        Options(layers=layers)
+
+
+def test_gates_are_in_one_block():
+    with pytest.raises(ConceptSpecError, match="layers name gates twice, 'gates' and 'gates:1'"):
+        Options(layers=("gates", "gates:1"))
+
+
+def test_a_block_that_is_not_there_is_an_error(shipped):
+    spec = ErasureSpec((Concept("star", anchor="circle"),), preserve=glyphs.captions(50, seed=0))
+    with pytest.raises(ConceptSpecError, match="unknown layer 9"):
+        erase(shipped, spec, layers=("gates:9",), measure=False)

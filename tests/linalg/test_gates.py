@@ -13,6 +13,7 @@ from diffusers_erasepro.linalg.gates import (
     Elsewhere,
     GateToken,
     assign_neurons,
+    detect_tokens,
     solve_gates,
 )
 from diffusers_erasepro.linalg.neuron_pairs import SPARE, MlpWeights
@@ -238,3 +239,56 @@ def test_what_the_taken_neurons_said_the_others_say(mlp):
     taken = gates.detector.B.sum(1) > 0
     moved = (run(CAPTIONS, mlp, gates) - before @ mlp.W2.T).norm()
     assert moved < 0.7 * (before[:, taken] @ mlp.W2[:, taken].T).norm()
+
+
+def test_a_taken_neurons_own_bias_moves_no_threshold(mlp):
+    """Eight is a third of the way up the step: without a constant against it, everything fires."""
+    biased = replace(mlp, b1=torch.full_like(mlp.b1, 8.0))
+    for name in ("captions", "near", "scanned"):
+        assert written(getattr(ELSEWHERE, name), [STAR], biased).abs().max() < 1e-3
+    torch.testing.assert_close(written(STAR.z, [STAR], biased), STAR.R, rtol=0, atol=0.05)
+
+
+def test_what_only_half_of_the_company_is_like_fires_nowhere():
+    """A stranger as rare as one in fifty shares nine tenths of the name's mark: "golf" of "golf
+    club". A detector whose mistakes count on average answers 0.9 to it."""
+    rare = inputs(20, 40, loud=0.3)
+    rare[:, COMMON] += 0.9 * 3.0
+    rare[:, COMMON + 3] += 2.0
+    company = torch.cat([inputs(980, 41), rare])
+    token = replace(STAR, others=company)
+    (found,) = detect_tokens([token], ELSEWHERE)
+    ridge = torch.linalg.solve(CAPTIONS.T @ CAPTIONS / len(CAPTIONS), STAR.z.mean(0))
+    assert (rare @ ridge).min() > 0.7 * (STAR.z @ ridge).mean()
+    assert (rare @ found.g).max() < 0.6
+    assert (STAR.z @ found.g).min() > 0.8
+
+
+def test_two_names_with_one_key_do_not_overshoot(mlp):
+    """Neither can be told from the other, so neither has a gate, and nothing is written twice."""
+    twin = replace(token_at(0, 10, size=2.0), name="twin")
+    gates = solve_gates([STAR, twin], ELSEWHERE, mlp, usual(mlp))
+    assert not gates.has_gate(0)
+    assert not gates.has_gate(1)
+    assert gates.detector.rank == 0
+
+
+def test_names_that_are_much_alike_write_at_most_one_gap(mlp):
+    """Each lies between the other's threshold and the captions: both steps are flat above."""
+    other = token_at(1, 11)
+    z = STAR.z.clone()
+    z[:, COMMON + 1] += 1.0
+    near = replace(STAR, z=z)
+    tokens = [near, other]
+    both = torch.cat([near.z, other.z])
+    assert written(both, tokens, mlp).abs().max() < 1.1
+
+
+def test_the_writers_share_is_columns_and_the_neurons_that_they_read(mlp):
+    """What solves them again adds to the writer along these."""
+    gates = solve_gates([STAR, RING], ELSEWHERE, mlp, usual(mlp))
+    assert gates.columns is not None
+    assert gates.columns.A.abs().sum(1).tolist() == [2.0, 2.0]
+    none = solve_gates([replace(t, R=0 * t.R) for t in (STAR, RING)], ELSEWHERE, mlp, usual(mlp))
+    share = gates.writer.dense() - none.writer.dense()
+    torch.testing.assert_close(share, gates.columns.dense())

@@ -8,7 +8,18 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..errors import ConceptSpecError
-from .plan import ALIGNMENTS, BLOCKS, EMBEDDING, GATES, NEURONS, READERS, Layers, Plan, Recipe
+from .plan import (
+    ALIGNMENTS,
+    BLOCKS,
+    EMBEDDING,
+    GATES,
+    NEURONS,
+    READERS,
+    Layers,
+    Plan,
+    Recipe,
+    is_gates,
+)
 from .spec import Concept
 
 METRICS = ("covariance", "identity")
@@ -32,6 +43,7 @@ class Options:
     max_rank: int | None = None
     max_edit_size: float = 10.0
     robust: bool = False
+    final_states: bool | None = None
     clip_skip: int = 0
     """0 is None too, as in diffusers."""
 
@@ -44,6 +56,10 @@ class Options:
             check_number(name, getattr(self, name))
         if not isinstance(self.robust, bool):
             raise ConceptSpecError(f"robust must be True or False, got {self.robust!r}")
+        if self.final_states not in (None, True, False):
+            raise ConceptSpecError(
+                f"final_states must be True, False or None, got {self.final_states!r}"
+            )
         if self.clip_skip is None:
             object.__setattr__(self, "clip_skip", 0)
         _check_count("clip_skip", self.clip_skip, least=0)
@@ -180,8 +196,12 @@ def _check_layers(layers: Layers) -> None:
         raise ConceptSpecError(
             f"layers is empty; name encoder blocks (such as 1, -1), {names}, or give 'auto'"
         )
+    gates = [str(layer) for layer in layers if is_gates(layer)]
+    if len(gates) > 1:
+        raise ConceptSpecError(f"layers name gates twice, {gates[0]!r} and {gates[1]!r}; keep one")
     for layer in layers:
-        if type(layer) is not int and layer not in known:
+        numbered = is_gates(layer) and str(layer).removeprefix(f"{GATES}:").isdecimal()
+        if type(layer) is not int and layer not in known and not numbered:
             raise ConceptSpecError(
                 f"unknown layer {layer!r}; layers are encoder blocks (0, 1, ..., -1), {names}, "
                 "or 'auto' alone"

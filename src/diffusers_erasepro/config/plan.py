@@ -15,7 +15,8 @@ READERS = "kv"
 EMBEDDING = "embedding"
 """The name that stands for rows of the token embedding."""
 GATES = "gates"
-"""The name that stands for thresholded pairs of idle neurons of the first block."""
+"""The name that stands for thresholded pairs of idle neurons, in the shallowest block that tells a
+name from everything else. "gates:2" is block 2 and no other."""
 NEURONS = ("neurons", "eos_neurons")
 """The names that stand for idle neurons of the first block, and of the last that is read."""
 
@@ -43,6 +44,20 @@ ALIGNMENTS = {
 }
 
 
+def is_gates(layer: int | str) -> bool:
+    """Whether a layer stands for gates, in a block of one's own choice or not."""
+    return isinstance(layer, str) and (layer == GATES or layer.startswith(f"{GATES}:"))
+
+
+def block_of_gates(layer: str) -> int | None:
+    """The block that is named; None leaves it to the margins.
+
+    Raises:
+        ValueError: No number stands behind the colon.
+    """
+    return None if layer == GATES else int(layer.removeprefix(f"{GATES}:"))
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Where a concept is edited, and which token positions are held there."""
@@ -51,6 +66,11 @@ class Recipe:
     """As in `erase`."""
     alignment: str = "last_subject+eos"
     """One of `ALIGNMENTS`."""
+
+    @property
+    def gates(self) -> str | None:
+        """The name that stands for gates among the layers, if there is one."""
+        return next((str(name) for name in self.layers if is_gates(name)), None)
 
 
 BLOCKS = Recipe((0, -1))
@@ -96,6 +116,15 @@ class Plan:
             found |= dict.fromkeys(concept.words, self.alignment_of(concept))
         return found
 
+    def concepts_by_gates(self, concepts: Iterable[Concept]) -> dict[str, list[Concept]]:
+        """By the name that stands for gates, the concepts that ask for them there."""
+        found: dict[str, list[Concept]] = {}
+        for concept in concepts:
+            name = self.recipe_of(concept).gates
+            if name is not None:
+                found.setdefault(name, []).append(concept)
+        return found
+
     def concepts_at(self, layer: int | str, concepts: Iterable[Concept]) -> list[Concept]:
         """The concepts that name `layer` among theirs."""
         return [c for c in concepts if layer in self.recipe_of(c).layers]
@@ -111,13 +140,13 @@ class Plan:
     @property
     def assigns_neurons(self) -> bool:
         """Whether idle neurons are assigned to words."""
-        return any(name in (*NEURONS, GATES) for name in self.layers)
+        return any(name in NEURONS or is_gates(name) for name in self.layers)
 
     def without_neurons(self) -> Plan:
         """The same plan with `BLOCKS` wherever neurons are asked for; rows and positions stay."""
         kept = []
         for target, recipe in self.recipes:
-            named = any(name in (*NEURONS, GATES) for name in recipe.layers)
+            named = any(name in NEURONS or is_gates(name) for name in recipe.layers)
             rows = tuple(name for name in recipe.layers if name == EMBEDDING)
             layers = (*rows, *BLOCKS.layers) if named else recipe.layers
             kept.append((target, Recipe(layers, recipe.alignment)))

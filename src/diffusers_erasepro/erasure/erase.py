@@ -14,7 +14,7 @@ import torch
 from ..adapters.adapter import ErasureAdapter
 from ..adapters.header import refuse_unreadable
 from ..config.options import AUTO, Options
-from ..config.plan import EMBEDDING, GATES, Plan
+from ..config.plan import EMBEDDING, Plan, is_gates
 from ..config.spec import Concept, ErasureSpec
 from ..errors import IllPosedError
 from ..families.pipelines import family_of
@@ -25,6 +25,7 @@ from ..prompts.tokens import TextPath, inversions_of, text_paths, tokenizer_of
 from .assemble import ErasedEncoder, encoder_from_walk, merge_encoders, notes_of
 from .auto_anchor import with_anchors
 from .auto_layers import choose_layers
+from .final_states import solve_for_final_states
 from .float32 import in_float32
 from .foreign_hooks import refuse_unsolved
 from .last_words import CANNOT_TELL, notes_on_last_words
@@ -59,8 +60,9 @@ def erase(
             NaN.
         layers: Encoder blocks to edit (-1 is the last that the pipeline reads), "embedding" for
             rows of the token embedding, where every token is its name's own, "gates" for steps of
-            two idle neurons of the first block per token of a name, "neurons" for two idle
-            neurons of the first block per word, "eos_neurons" for two of the last block per
+            two idle neurons per token of a name, in the first block that tells it from everything
+            else ("gates:2" is block 2), "neurons" for two idle neurons of the first block per word,
+            "eos_neurons" for two of the last block per
             concept (`erasure.sites.neurons`), and "kv" for the denoiser's linears that read the
             text states; or "auto" for what the noise predictions favour
             (`erasure.auto_layers.choose_layers`). A table gives layers by target. None, the
@@ -78,6 +80,9 @@ def erase(
         max_rank: Bound of each layer's rank; what lies above is cut from the soft part.
         max_edit_size: Largest ||D||_F / ||W||_F allowed for one concept; n may take sqrt(n) times
             as much.
+        final_states: Whether rows of the embedding and the columns of gates are solved by L-BFGS
+            for the states at every position, instead of taken from the anchor. None is where the
+            anchor has another number of tokens, or holds the name.
         clip_skip: As the pipeline's call takes it: what it reads of CLIP lies so many blocks
             earlier, and there the erasure closes. For A1111 and ComfyUI, whose "clip skip 2" of
             Stable Diffusion is 1 here. None is 0.
@@ -199,7 +204,7 @@ def erase_encoder(
     """The erasure in one text encoder: plan the sites, walk through them, keep what they found."""
     with in_float32(path.encoder) as encoder:
         planning = Planning.of(pipe, path, encoder, spec, options, plan)
-        sites = planner(planning)
+        sites = solve_for_final_states(planning, planner(planning))
         rows = dict(planning.rows)
         if measure:  # these only ride along
             alignments = plan.alignments(spec.concepts)
@@ -213,7 +218,8 @@ def erase_encoder(
         for step in done.steps:
             notes = (*notes, *step.edits.notes)
         selective = None
-        if measure and not {EMBEDDING, GATES}.isdisjoint(plan.layers):
+        rows_or_gates = any(name == EMBEDDING or is_gates(name) for name in plan.layers)
+        if measure and rows_or_gates:
             selective = measure_selectivity(planning, done.edits_of(path.use.encoder))
     made = encoder_from_walk(planning, done)
     return replace(made, report=replace(made.report, notes=notes, selectivity=selective))

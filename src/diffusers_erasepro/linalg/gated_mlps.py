@@ -107,6 +107,7 @@ def solve_gated_mlp(
     elsewhere: Elsewhere,
     mlp: GatedMlpWeights,
     L2: Tensor | None = None,
+    detections: Sequence[Detection] | None = None,
 ) -> Gates:
     """A gate for every token that can be told from everything else.
 
@@ -126,6 +127,7 @@ def solve_gated_mlp(
         mlp: Gives the neurons that its others replace best. What their biases add is not counted.
         L2: `(hidden, hidden)` Cholesky factor of the second moments of what the writer usually
             receives; None is the identity.
+        detections: How they are told from what stands elsewhere, if that is known already.
 
     Returns:
         Edits in float64, of rank n, n and 2 n at most for n gates; of rank 0 where none is open.
@@ -139,7 +141,7 @@ def solve_gated_mlp(
     U = mlp.U.double()
     products = []
     margins = []
-    for i, found in enumerate(detect_tokens(tokens, elsewhere)):
+    for i, found in enumerate(detections or detect_tokens(tokens, elsewhere)):
         others = [token.z for j, token in enumerate(tokens) if j != i]
         wrong = [elsewhere.captions, elsewhere.near, elsewhere.scanned, *others]
         made = _solve_product(tokens[i], wrong, found, mlp.activation)
@@ -160,7 +162,9 @@ def solve_gated_mlp(
     factors = torch.stack([products[i].factor for i in opened])
     detector, writer = replace_neurons(mlp, P, taken, rows, torch.stack(columns, 1))
     factor = LowRank(detector.B, factors - U[taken])
-    return Gates(detector, writer, gates.margins, factor, LEAST_CONTRAST)
+    picks = torch.eye(len(W1), dtype=torch.float64)[taken]
+    written = LowRank(torch.stack(columns, 1), picks)
+    return Gates(detector, writer, gates.margins, factor, LEAST_CONTRAST, written)
 
 
 def silent_below(activation: Activation) -> float:

@@ -25,14 +25,18 @@ from .neuron_pairs import SPARE, MlpWeights, replace_neurons
 
 RIDGE = 0.01
 """Share of the identity in C."""
-ROUNDS = 2
-"""How often the hardest of the scanned words and of the captions join the metric. More rounds, and
-strangers' company among them, widen the margin on what is seen and fire on what is not."""
-HARDEST = 20
-"""Of each, so many join in a round."""
-HARDNESS = 0.5
-"""What their moments count in the metric."""
-STEP_SPAN = (0.3, 0.65)
+QUIET = 0.5
+"""Answer elsewhere up to which nothing is amiss."""
+MISTAKE = 0.005
+"""What the square of a higher one counts, against the mean square of what the name's own positions
+lack of 1."""
+STEADY = 0.3
+"""What the mean square of the answer to captions counts."""
+SOLVES = 8
+"""Of the detector, at most: each minds those that answered too much to the last."""
+SETTLED = 1e-3
+"""Relative change of the detector at which it stays as it is."""
+STEP_SPAN = (0.3, 0.6)
 """Of the way from the highest answer elsewhere to the lowest on the name: where the step begins,
 and where it is over."""
 SLOPE = 24.0
@@ -41,11 +45,13 @@ STEEPEST = 120.0
 HEADROOM = 5.0
 """b times the distance from the highest answer elsewhere to the first threshold: so far below 0
 GELU returns 1e-6 of its slope."""
-COMPANY = 0.99
+COMPANY = 0.999
 """Share of the strangers in whose company a name's token must not fire. "golf" is told from itself
-beside most other words than "ball", not beside those that mean nearly the same."""
+beside other words than "ball", not beside "balls"."""
 UNSURE = 0.05
 """Share of the name's prompts whose lower answers set no threshold: the step is not over there."""
+LEAST_LEVEL = 0.2
+"""Answer of the constant that a detector is solved with, at least."""
 LEAST_MARGIN = 0.05
 """Below, a token is not told from others, and gets no gate."""
 
@@ -104,6 +110,9 @@ class Gates:
     """Of the linear whose output multiplies the activation's, where the MLP is gated itself."""
     least: float = LEAST_MARGIN
     """Margin from which on a token has a gate."""
+    columns: LowRank | None = None
+    """`(d, n)` what each of n gates writes, and `(n, hidden)` which neurons it takes; the writer's
+    share of it."""
 
     def has_gate(self, i: int) -> bool:
         """Whether token `i` has a gate."""
@@ -115,17 +124,19 @@ def solve_gates(
     elsewhere: Elsewhere,
     mlp: MlpWeights,
     L2: Tensor | None = None,
+    detections: Sequence[Detection] | None = None,
 ) -> Gates:
     """A gate for every token that can be told from everything else.
 
-    With C the second moments of what the detector receives at the captions, N those at the near
-    misses and Z_j those at token j,
+    With C the second moments of what the detector receives at the captions, c answers 1 to whatever
+    comes, and z from here on is divided by its answer. The detector of a token is
 
-        g_i = (C + N + sum_j Z_j + hardest)^-1 mean(z_i),   scaled to mean(g_i z_i) = 1
-        c = C^-1 mean(z),                                   scaled to mean(c z) = 1
+        g = argmin mean_i (1 - g z_i)^2 + STEADY g C g + sum_j w_j max(0, g z_j - QUIET)^2
+        c = C^-1 mean(z),   scaled to mean(c z) = 1
 
-    where the hardest are the scanned words and the captions' tokens that answer highest, found and
-    added `ROUNDS` times.
+    with i over the name's positions and j over captions, near misses, scanned words, the other
+    tokens and the token in other company: a support vector machine with squared hinges. A plain
+    ridge regression, whose mistakes count on average, answers 1 to "golf" of "golf club".
 
     Args:
         tokens: One pair of neurons each.
@@ -134,6 +145,7 @@ def solve_gates(
             same ones: from the sixteen next best, captions move three times as much.
         L2: `(hidden, hidden)` Cholesky factor of the second moments of what the writer usually
             receives; None is the identity.
+        detections: How they are told from what stands elsewhere, if that is known already.
 
     Returns:
         Edits in float64, of rank 2 n and 4 n at most for n gates; of rank 0 where none is open.
@@ -145,51 +157,92 @@ def solve_gates(
     b1 = mlp.b1.double().cpu()
     W2 = mlp.W2.double()
     z = [token.z.double() for token in tokens]
-    found = detect_tokens(tokens, elsewhere)
+    found = detect_tokens(tokens, elsewhere) if detections is None else detections
     margins = tuple(at.low - at.high for at in found)
     rows = [_step_rows(at.g, at.constant, at.high, at.low) for at in found]
-    gates = Gates(no_edit(W1), no_edit(W2), margins)
+    gates = Gates(no_edit(W1), no_edit(W2), margins, least=LEAST_MARGIN)
     opened = [i for i in range(len(tokens)) if gates.has_gate(i)]
     if not opened:
         return gates
 
     P = torch.eye(len(b1), dtype=torch.float64) if L2 is None else inverse(L2)
     taken = assign_neurons(P, W2, len(opened))
-    columns = []
+    written = []
+    picks = torch.zeros(len(opened), len(b1), dtype=torch.float64)
     for at, i in enumerate(opened):
         pair = taken[2 * at : 2 * at + 2]
+        # the neurons keep their biases; the constant takes those away wherever it answers 1
+        rows[i] = rows[i] - b1[pair][:, None] * found[i].constant
         sums = mlp.activation((z[i] @ rows[i].T + b1[pair]).float()).double()
         step = sums[:, 0] - sums[:, 1]
         column = step @ tokens[i].R.double() / step.square().sum()
-        columns += [column, -column]
+        written.append(column)
+        picks[at, pair] = torch.tensor([1.0, -1.0], dtype=torch.float64)
     answering = torch.cat([rows[i] for i in opened])
-    detector, writer = replace_neurons(mlp, P, taken, answering, torch.stack(columns, 1))
-    return Gates(detector, writer, gates.margins)
+    columns = LowRank(torch.stack(written, 1), picks)
+    detector, writer = replace_neurons(mlp, P, taken, answering, columns.dense()[:, taken])
+    return Gates(detector, writer, margins, least=LEAST_MARGIN, columns=columns)
 
 
 def detect_tokens(tokens: Sequence[GateToken], elsewhere: Elsewhere) -> list[Detection]:
     """How each token is told from the others and from what stands elsewhere, in float64."""
-    z = [token.z.double() for token in tokens]
-    near = elsewhere.near.double()
     captions = elsewhere.captions.double()
     C = _mean_outer(captions)
     C.diagonal().add_(RIDGE * C.diagonal().mean())
     constant = torch.linalg.solve(C, captions.mean(0))
     constant = constant / (captions @ constant).mean()
-    metric = C + sum(_mean_outer(x) for x in z)
-    if len(near):
-        metric = metric + _mean_outer(near)
+    L = torch.linalg.cholesky(STEADY * C)
+    shared = [
+        _Wrong.of(elsewhere.captions, constant, MISTAKE),
+        _Wrong.of(elsewhere.scanned, constant, MISTAKE),
+        _Wrong.of(elsewhere.near, constant, 1 / max(len(elsewhere.near), 1)),
+    ]
+    names = [_Wrong.of(token.z, constant, 1 / len(token.z)) for token in tokens]
+    metric = C + sum(_mean_outer(token.z.double()) for token in tokens)
 
     found = []
     for i, token in enumerate(tokens):
-        g, own_metric = _detector(z[i].mean(0), metric, [elsewhere.scanned, captions])
-        wrong = [captions, near, elsewhere.scanned, *(x for j, x in enumerate(z) if j != i)]
-        high = max(_highest(g, constant, x) for x in wrong)
-        high = max(high, _highest(g, constant, token.others, share=COMPANY))
-        answers = z[i] @ g / (z[i] @ constant).clamp_min(1e-3)
-        low = float(answers.sort().values[int(UNSURE * len(answers))])
-        found.append(Detection(g, constant, own_metric, high, low))
+        company = _Wrong.of(token.others, constant, MISTAKE)
+        wrong = [*shared, *(x for j, x in enumerate(names) if j != i)]
+        z = token.z.double() / names[i].level.clamp_min(LEAST_LEVEL)[:, None]
+        g, mistaken = _detector(z, L, [*wrong, company])
+        high = max(x.highest(g) for x in wrong)
+        high = max(high, company.highest(g, share=COMPANY))
+        low = float((z @ g).sort().values[int(UNSURE * len(z))])
+        found.append(Detection(g, constant, metric + mistaken.T @ mistaken, high, low))
     return found
+
+
+@dataclass(frozen=True)
+class _Wrong:
+    """Inputs at which a detector must not answer."""
+
+    x: Tensor
+    """`(n, d)`"""
+    level: Tensor
+    """`(n,)` in float64, what the constant answers."""
+    weight: float
+    """What the square of a mistake counts."""
+
+    @classmethod
+    def of(cls, x: Tensor, constant: Tensor, weight: float) -> _Wrong:
+        """With what the constant answers."""
+        return cls(x, x.double() @ constant, weight)
+
+    def mistaken(self, g: Tensor) -> Tensor:
+        """`(k, d)` what is answered too much, weighted."""
+        level = self.level.clamp_min(LEAST_LEVEL)
+        some = (self.x @ g.to(self.x)).double() / level > QUIET
+        return self.weight**0.5 * self.x[some].double() / level[some][:, None]
+
+    def highest(self, g: Tensor, *, share: float = 1.0) -> float:
+        """The highest answer, or the highest of all but the last of a share."""
+        if not len(self.x):
+            return 0.0
+        answers = self.x.double() @ g
+        # where the constant is not one, no threshold holds: it must answer there as well
+        answers = torch.where(self.level > 1e-3, answers / self.level.clamp_min(1e-3), answers)
+        return float(answers.sort().values[int(share * (len(answers) - 1))])
 
 
 def assign_neurons(P: Tensor, W2: Tensor, gates: int, *, each: int = 2) -> list[int]:
@@ -224,33 +277,43 @@ def _mean_outer(x: Tensor) -> Tensor:
     return x.T @ x / len(x)
 
 
-def _detector(mean: Tensor, metric: Tensor, wrong: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """`(d,)` answers 1 at the mean, and as little as it can elsewhere; and the metric it has so."""
-    g = _whitened(metric, mean)
-    for _ in range(ROUNDS):
-        for x in wrong:
-            hardest = x[(x @ g.to(x)).topk(min(HARDEST, len(x))).indices].double()
-            if len(x):
-                metric = metric + HARDNESS * _mean_outer(hardest)
-        g = _whitened(metric, mean)
-    return g, metric
+def _detector(z: Tensor, L: Tensor, wrong: Sequence[_Wrong]) -> tuple[Tensor, Tensor]:
+    """`(d,)` answers 1 at the name's positions on average, and little elsewhere.
+
+    Args:
+        z: `(k, d)` at the name's positions.
+        L: Cholesky factor of what a steady answer costs.
+        wrong: Where it must not answer.
+
+    Returns:
+        The detector, and `(n, d)` what it was solved against, weighted.
+    """
+    own = z / len(z) ** 0.5
+    mean = z.mean(0)
+    mistaken = own[:0]
+    g = _regress(L, own, mean)
+    for _ in range(SOLVES):
+        parts = [x.mistaken(g) for x in wrong]
+        mistaken = torch.cat(parts)
+        tolerated = torch.zeros_like(mean)
+        for part, x in zip(parts, wrong, strict=True):
+            tolerated = tolerated + QUIET * x.weight**0.5 * part.sum(0)
+        last = g
+        g = _regress(L, torch.cat([own, mistaken]), mean + tolerated)
+        if (g - last).norm() <= SETTLED * g.norm():
+            break
+    return g / (g @ mean), mistaken
 
 
-def _whitened(metric: Tensor, mean: Tensor) -> Tensor:
-    g = torch.linalg.solve(metric, mean)
-    return g / (g @ mean)
-
-
-def _highest(g: Tensor, constant: Tensor, x: Tensor, *, share: float = 1.0) -> float:
-    """The threshold above which nothing of `x` fires, or all but the last of a share of it."""
-    if not len(x):
-        return 0.0
-    x = x.double()
-    level = x @ constant
-    answers = x @ g / level.clamp_min(1e-3)
-    # where the constant is not one, no threshold holds: it must answer there as well
-    answers = torch.where(level > 1e-3, answers, x @ g)
-    return float(answers.sort().values[int(share * (len(x) - 1))])
+def _regress(L: Tensor, J: Tensor, right: Tensor) -> Tensor:
+    """(L L' + J' J)^-1 right."""
+    if 2 * len(J) > len(L):
+        return torch.linalg.solve(L @ L.T + J.T @ J, right)
+    V = torch.linalg.solve_triangular(L, J.T, upper=False)
+    a = torch.linalg.solve_triangular(L, right[:, None], upper=False)
+    inner = torch.eye(len(J), dtype=torch.float64) + V.T @ V
+    a = a - V @ torch.linalg.solve(inner, V.T @ a)
+    return torch.linalg.solve_triangular(L.T, a, upper=True)[:, 0]
 
 
 def _step_rows(g: Tensor, constant: Tensor, high: float, low: float) -> Tensor:

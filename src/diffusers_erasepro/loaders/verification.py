@@ -18,7 +18,7 @@ from ..adapters.adapter import ErasureAdapter
 from ..adapters.report import ConceptLeft, Selectivity, least_selective
 from ..config.mentions import find_mention
 from ..config.options import Options, OtherMethod
-from ..config.plan import EMBEDDING, GATES
+from ..config.plan import EMBEDDING, is_gates
 from ..config.spec import Concept
 from ..erasure.assemble import notes_on_lengths
 from ..erasure.residuals import largest, relative, target_states
@@ -410,7 +410,8 @@ def allowed_residual(pipe: Any, adapter: ErasureAdapter) -> float:
     """
     reported = adapter.report.listed_residual
     layers = {*adapter.plan.layers}
-    limit = 1.0 if layers and layers <= {EMBEDDING, GATES} else MOST_ADMITTED
+    partial = bool(layers) and all(name == EMBEDDING or is_gates(name) for name in layers)
+    limit = 1.0 if partial else MOST_ADMITTED
     admitted = min(2 * reported, limit) if reported < 1 else 0.0
     parts = {*adapter.components, *adapter.goal_parts}
     dtypes = {dtype_of(get_component(pipe, part)) for part in parts}

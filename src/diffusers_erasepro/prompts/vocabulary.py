@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 
+from .own_tokens import english_words
+from .pairs import spread
 from .tokens import TextPath, Tokens, tokenizer_of
 
 WORD_LIMIT = 20_000
 """Words of a vocabulary that are looked at, the first by id: those are the frequent ones."""
+LISTED_IN = 5
+"""One in so many strangers is from the lists of words and names, where many have several tokens."""
 _WORDS_OF: WeakKeyDictionary[Any, dict[str, int]] = WeakKeyDictionary()
 
 
@@ -61,15 +66,90 @@ def prompts_with_token(
     return Tokens(rows, mask)
 
 
-def position_of_word(path: TextPath, frame: str) -> tuple[str, int]:
+@dataclass(frozen=True)
+class Stranger:
+    """Tokens that stand in for a word of a name."""
+
+    ids: tuple[int, ...]
+    before: tuple[int, ...] = ()
+    """Of a word ahead of the name."""
+
+
+def find_strangers(tokenizer: Any, words: Mapping[str, int], most: int) -> list[Stranger]:
+    """Words of one token, and words and names of the lists, whose tokens may be several.
+
+    Args:
+        tokenizer: Of one encoder.
+        words: Text -> id, evenly drawn from.
+        most: A fifth are from the lists, every other one of them with another ahead of the name.
+    """
+    found = [Stranger((token,)) for token in spread(list(words.values()), most - most // LISTED_IN)]
+    listed = spread(sorted(english_words()), 2 * (most // LISTED_IN))
+    start = tokenizer("a", add_special_tokens=False)["input_ids"]
+    encoded = tokenizer([f"a {text}" for text in listed], add_special_tokens=False)["input_ids"]
+    tokens = [tuple(ids[len(start) :]) for ids in encoded]
+    for i, (ids, before) in enumerate(zip(tokens[::2], tokens[1::2], strict=False)):
+        found.append(Stranger(ids, before if i % 2 else ()))
+    return found
+
+
+def prompts_with_strangers(
+    path: TextPath,
+    prompt: str,
+    span: Sequence[int],
+    other: int,
+    strangers: Sequence[Stranger],
+) -> Iterator[tuple[Tokens, int, int]]:
+    """The prompt once per stranger, in batches of one length.
+
+    Args:
+        path: Of one encoder.
+        prompt: It holds a name.
+        span: The token positions of the name.
+        other: The one of them at which the strangers stand.
+        strangers: What stands there, and ahead of the name; the token itself is left out.
+
+    Yields:
+        The prompts, how many tokens were added ahead of the name, and how many at `other`.
+    """
+    one = path.tokens([prompt])
+    stop = max(span) + 2
+    if one.mask is not None:
+        stop = max(stop, int(one.mask[0].nonzero().max()) + 1)
+    row = one.ids[0, :stop].tolist()
+    shapes: dict[tuple[int, int], list[Stranger]] = {}
+    for stranger in strangers:
+        shape = len(stranger.before), len(stranger.ids)
+        strange = stranger.ids != (row[other],)
+        if strange and sum(shape) + stop - 1 <= one.ids.shape[1]:
+            shapes.setdefault(shape, []).append(stranger)
+    for (ahead, count), mine in shapes.items():
+        ids = torch.tensor([_filled(row, min(span), other, s) for s in mine], dtype=one.ids.dtype)
+        mask = None
+        if one.mask is not None:
+            added = one.mask.new_ones(1, ahead + count - 1)
+            mask = torch.cat([added, one.mask[:, :stop]], 1).repeat(len(mine), 1)
+        yield Tokens(ids, mask), ahead, count - 1
+
+
+def _filled(row: Sequence[int], first: int, other: int, stranger: Stranger) -> list[int]:
+    return [
+        *row[:first],
+        *stranger.before,
+        *row[first:other],
+        *stranger.ids,
+        *row[other + 1 :],
+    ]
+
+
+def position_of_word(path: TextPath, frame: str) -> tuple[str, int] | None:
     """The frame filled with a word of one token, and the token position of that word.
 
-    Raises:
-        StopIteration: No word of the vocabulary keeps its token in this frame.
+    None where no word of the vocabulary keeps its token in this frame.
     """
     for word, token_id in whole_words(tokenizer_of(path)).items():
         prompt = frame.format(word)
         places = (path.tokens([prompt]).ids[0] == token_id).nonzero()
         if len(places) == 1:
             return prompt, int(places[0])
-    raise StopIteration
+    return None

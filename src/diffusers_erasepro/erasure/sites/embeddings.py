@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...config.plan import EMBEDDING, GATES
+from ...config.plan import EMBEDDING
 from ...config.spec import Concept
 from ...families.encoders import embeddings_path
 from ...linalg.low_rank import LowRank
@@ -22,7 +22,7 @@ from ...prompts.alignment import Rows
 from ...prompts.own_tokens import OwnTokens
 from .neurons import has_gates
 from .planning import Planning
-from .protocol import ByKind, Edits
+from .protocol import ByKind, Edits, Vectors
 
 NOT_OWN = "embedding: not every token of {name!r} is its own ({why}); no row was changed for it"
 NO_ANCHOR = "embedding: {name!r} has an empty anchor, which has no row; no row was changed for it"
@@ -41,10 +41,14 @@ class EmbeddingSite:
     positions: Mapping[str, Rows]
     rows: Mapping[int, int]
     """Token id of a name -> token id whose row it gets."""
+    words: Mapping[int, str]
+    """Token id -> the target whose it is."""
     weight: Tensor
     """`(d, vocabulary)` the table."""
     scale: float
     """What the module multiplies a row by."""
+    solved: Edits | None = None
+    """What was solved before, for the final states."""
     skips_closed = False
 
     @property
@@ -59,12 +63,16 @@ class EmbeddingSite:
 
     def solve(self, inputs: Mapping[str, ByKind], gap: ByKind) -> Edits:
         """One direction per row: the difference to the anchor's, at the one-hot of the token."""
+        if self.solved is not None:
+            return self.solved
         ids = list(self.rows)
         table = self.weight.float()
         differences = table[:, list(self.rows.values())] - table[:, ids]
         picks = torch.zeros(len(ids), table.shape[1], dtype=torch.float32)
         picks[torch.arange(len(ids)), ids] = 1.0
-        return Edits({self.module: LowRank(differences, picks)}, {})
+        factors = LowRank(differences, picks)
+        words = tuple(self.words[token] for token in ids)
+        return Edits({self.module: factors}, {}, vectors=Vectors(self.module, factors, words))
 
     def apply(
         self, output: Tensor, inputs: Mapping[str, Tensor], edits: Edits
@@ -77,7 +85,11 @@ class EmbeddingSite:
 def embedding_sites(planning: Planning) -> list[EmbeddingSite]:
     """The site of the token embedding, if a concept asks for it and has a token of its own."""
     concepts = planning.plan.concepts_at(EMBEDDING, planning.spec.concepts)
-    rows = rows_to_change(planning, concepts)
+    rows: dict[int, int] = {}
+    words: dict[int, str] = {}
+    for concept, found in rows_to_change(planning, concepts).items():
+        rows |= found
+        words |= dict.fromkeys(found, concept)
     if not rows:
         return []
     path = embeddings_path(planning.live)
@@ -85,11 +97,11 @@ def embedding_sites(planning: Planning) -> list[EmbeddingSite]:
     positions = planning.positions_of(concepts)
     name = planning.path.use.encoder
     scale = output_scale(planning.live.get_submodule(path))
-    return [EmbeddingSite(name, path, positions, rows, weight, scale)]
+    return [EmbeddingSite(name, path, positions, rows, words, weight, scale)]
 
 
-def rows_to_change(planning: Planning, concepts: Sequence[Concept]) -> dict[int, int]:
-    """Token id -> id of the anchor's token, for every token that is its name's own.
+def rows_to_change(planning: Planning, concepts: Sequence[Concept]) -> dict[str, dict[int, int]]:
+    """By target, token id -> id of the anchor's token, for every token that is its name's own.
 
     A name that shares some of its tokens keeps all of its rows where gates are to answer to it.
     The notes of the planning say which names keep theirs.
@@ -98,7 +110,7 @@ def rows_to_change(planning: Planning, concepts: Sequence[Concept]) -> dict[int,
         return {}
     own = planning.own_tokens
     anchors = anchor_tokens(planning)
-    found: dict[int, int] = {}
+    found: dict[str, dict[int, int]] = {}
     notes = planning.notes
     for concept in concepts:
         if not concept.anchor:
@@ -106,7 +118,7 @@ def rows_to_change(planning: Planning, concepts: Sequence[Concept]) -> dict[int,
             continue
         mine: dict[int, int] = {}
         # half a name is told from nothing: "van" beside "painter"; gates take such names whole
-        gated = GATES in planning.plan.recipe_of(concept).layers and has_gates(planning.live)
+        gated = planning.plan.recipe_of(concept).gates is not None and has_gates(planning.live)
         numbers = [form.text for _, form in concept.forms if form.text in own]
         for word in (*concept.words, *numbers):
             if own[word].complete or not gated:
@@ -118,7 +130,7 @@ def rows_to_change(planning: Planning, concepts: Sequence[Concept]) -> dict[int,
             notes.append(NOT_OWN.format(name=concept.target, why=why))
         elif not changed:
             notes.append(SAME_ROW.format(name=concept.target, anchor=concept.anchor))
-        found |= changed
+        found[concept.target] = changed
     return found
 
 

@@ -11,35 +11,69 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ...config.mentions import Mentions
-from ...config.plan import GATES
+from ...config.options import blocks_in
+from ...config.plan import block_of_gates
 from ...config.spec import Concept
-from ...families.encoders import encoder_family_of
+from ...families.encoders import blocks_of, encoder_family_of
 from ...linalg.gated_mlps import GatedMlpWeights, solve_gated_mlp
-from ...linalg.gates import Elsewhere, Gates, GateToken, solve_gates
+from ...linalg.gates import (
+    LEAST_MARGIN,
+    Elsewhere,
+    Gates,
+    GateToken,
+    detect_tokens,
+    solve_gates,
+)
 from ...modules.linear import base_linear
 from ...modules.tuners import edited_module
 from ...prompts.alignment import Rows, kept_rows
 from ...prompts.pairs import Pair, spread
 from ...prompts.tokens import Tokens, tokenizer_of
-from ...prompts.vocabulary import position_of_word, prompts_with_token, whole_words
+from ...prompts.vocabulary import (
+    Stranger,
+    find_strangers,
+    position_of_word,
+    prompts_with_strangers,
+    prompts_with_token,
+    whole_words,
+)
 from ..states import run_encoder
 from .neurons import Mlp, MlpSite, find_mlp, has_gates, weights_of_mlp
 from .planning import Planning, words_of
-from .protocol import ByKind, Edits
+from .protocol import ByKind, Edits, Vectors
 
 SCAN_FRAMES = ("a {}", "the photo of a {}")
 """In which every word of the vocabulary is scanned."""
-CAPTIONS = 800
+IN_CAPTIONS = 5000
+"""Words that are scanned in captions as well, each in place of another word: at all positions, and
+beside all kinds of words."""
+CAPTIONS = 1200
 """Captions that thresholds are set from, evenly spread over those to keep."""
-COMPANIONS = 4000
-"""Words that stand in for the other tokens of a name, evenly spread over the vocabulary."""
+STRANGERS = 5000
+"""Words and names that stand in for another token of a name, and at most so many for a token; of
+many names, fewer for each."""
+MOST_STRANGERS = 300_000
+"""For all tokens of all names, but 500 for each: they lie in memory side by side."""
+PHRASINGS = 8
+"""In which strangers stand, taking turns."""
 SHUT = (
     "gates: {token} of {name!r} is not told from other uses of it (margin {margin:.2f}, at least "
     "{least}); no gate was made for it"
 )
 NO_PLACE = "gates: no gate was made in {where} ({encoder}), as {why}: only the other layers edit it"
+DEEPEST = 2
+"""Block up to which gates go where shallower ones cannot tell a name: deeper ones leave more in the
+words around, which have read it by then."""
+DEEPER = (
+    "gates: no token of {name!r} is told from other uses of it in the first block (by a margin of "
+    "at least {least}); its gates are in block {block}"
+)
+UNSCANNED = (
+    "no whole word of {where}'s vocabulary keeps its token in a plain phrase, so none was scanned: "
+    "captions, near misses and the name itself set the thresholds of gates"
+)
 _scanned: dict[tuple[str, str], Tensor] = {}
-"""The last scan of a vocabulary, by fingerprint of the encoder and name of the linear."""
+"""The last scans of a vocabulary, by fingerprint of the encoder, name of the linear and texts."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +95,26 @@ class GateSite(MlpSite):
 
     gates: Callable[[ByKind, ByKind], tuple[Gates, tuple[str, ...]]]
     """Inputs of the detector and gaps, to the gates and what is to be said of them."""
+    names: Sequence[TokenOfName]
+    """The tokens that may get one, in the order of the gates."""
+    margins: tuple[float, ...]
+    """How far each of them is told from everything else."""
+    solved: Edits | None = None
+    """What was solved before, for the final states."""
+
+    def words(self) -> set[str]:
+        """Whose tokens they are."""
+        return {name.word for name in self.names}
+
+    def unclear(self) -> set[str]:
+        """Those of them of which no token is told from everything else."""
+        told = zip(self.names, self.margins, strict=True)
+        return self.words() - {name.word for name, margin in told if margin >= LEAST_MARGIN}
 
     def solve(self, inputs: Mapping[str, ByKind], gap: ByKind) -> Edits:
         """The rows that detect the names, and the columns that write what is missing."""
+        if self.solved is not None:
+            return self.solved
         z = inputs[self.mlp.detector]
         found, notes = self.gates(z, gap)
         if not found.detector.rank:
@@ -71,38 +122,88 @@ class GateSite(MlpSite):
         factors = {self.mlp.detector: found.detector, self.mlp.writer: found.writer}
         if self.mlp.factor is not None and found.factor is not None:
             factors[self.mlp.factor] = found.factor
-        return Edits(factors, {}, notes=notes)
+        vectors = None
+        if found.columns is not None:
+            words = [name.word for i, name in enumerate(self.names) if found.has_gate(i)]
+            vectors = Vectors(self.mlp.writer, found.columns, tuple(words))
+        return Edits(factors, {}, notes=notes, vectors=vectors)
 
 
 def gate_sites(planning: Planning, changed: Mapping[int, int]) -> list[GateSite]:
-    """The site of the first block's gates, if a concept asks for them.
+    """The sites of the gates that concepts ask for: in the first block, or where they say.
 
     Args:
         planning: Of one encoder.
         changed: Tokens that get another row of the embedding, and so no gate.
 
     An encoder that has no place for them gets a note.
+
+    Raises:
+        ConceptSpecError: The encoder has no such block.
     """
-    concepts = planning.plan.concepts_at(GATES, planning.spec.concepts)
-    if not concepts:
+    found = []
+    for name, concepts in planning.plan.concepts_by_gates(planning.spec.concepts).items():
+        words = words_of(concepts)
+        block = block_of_gates(name)
+        if block is None:
+            found += _shallowest_sites(planning, words, changed)
+        else:
+            (block,) = blocks_in((block,), len(blocks_of(planning.live)))
+            site = _site_in(planning, block, words, changed)
+            found += [] if site is None else [site]
+    return found
+
+
+def _shallowest_sites(
+    planning: Planning, words: set[str], changed: Mapping[int, int]
+) -> list[GateSite]:
+    """Each word in the first block, or where that cannot tell it, in the first that can."""
+    first = _site_in(planning, 0, words, changed)
+    if first is None:
         return []
-    mlp = find_mlp(planning.live, 0)
+    deeper = []
+    count = len(blocks_of(planning.live))
+    lost = first.unclear()
+    for block in range(1, min(DEEPEST + 1, count - 1)):
+        if lost:
+            site = _site_in(planning, block, lost, changed)
+            clear = set() if site is None else lost - site.unclear()
+            alone = _site_in(planning, block, clear, changed) if clear else None
+            if alone is not None:
+                deeper.append(alone)
+                notes = [
+                    DEEPER.format(name=n, block=block, least=LEAST_MARGIN) for n in sorted(clear)
+                ]
+                planning.notes.extend(notes)
+                lost -= clear
+    if not deeper:
+        return [first]
+    rest = words.difference(*(site.words() for site in deeper))
+    stayed = _site_in(planning, 0, rest, changed)
+    return [site for site in (stayed, *deeper) if site is not None]
+
+
+def _site_in(
+    planning: Planning, block: int, words: set[str], changed: Mapping[int, int]
+) -> GateSite | None:
+    """The gates of some words in one block; None where they have no token to gate, or no place."""
+    mlp = find_mlp(planning.live, block)
     if mlp is None or not has_gates(planning.live):
         planning.notes.append(_no_place(planning, mlp))
-        return []
+        return None
     rows = {}
     tokens: dict[str, list[TokenOfName]] = {}
     for kind, pairs in planning.pairs.items():
-        named = planning.names[kind].naming(words_of(concepts), pairs)
+        named = planning.names[kind].naming(words, pairs)
         rows[kind], tokens[kind] = _positions(planning, pairs, named, changed)
     if not any(tokens.values()):
-        return []
+        return None
     elsewhere, others = _collect_elsewhere(planning, mlp, rows, tokens)
     weights = weights_of_mlp(planning.live, mlp)
+    names = list(others)
 
-    def gates(z: ByKind, gap: ByKind) -> tuple[Gates, tuple[str, ...]]:
-        names = list(others)
-        asked = []
+    def asked(z: ByKind, gap: ByKind) -> list[GateToken]:
+        found = []
         for name in names:
             mine = {}
             for kind in z:
@@ -110,23 +211,33 @@ def gate_sites(planning: Planning, changed: Mapping[int, int]) -> list[GateSite]
                 mine[kind] = torch.tensor(marks, dtype=torch.bool)  # there may be none
             inputs = torch.cat([z[kind][mine[kind]] for kind in z])
             gaps = torch.cat([gap[kind][mine[kind]] for kind in gap])
-            asked.append(GateToken(str(name), inputs, gaps, others[name]))
+            found.append(GateToken(str(name), inputs, gaps, others[name]))
+        return found
+
+    received = {kind: _at_positions(planning, mlp, found) for kind, found in rows.items()}
+    detections = detect_tokens(asked(received, received), elsewhere)
+
+    margins = tuple(found.low - found.high for found in detections)
+    if isinstance(weights, GatedMlpWeights):  # they need no threshold
+        margins = (torch.inf,) * len(names)
+
+    def gates(z: ByKind, gap: ByKind) -> tuple[Gates, tuple[str, ...]]:
         L2 = planning.metrics.get(mlp.writer)
         if isinstance(weights, GatedMlpWeights):
-            found = solve_gated_mlp(asked, elsewhere, weights, L2)
+            found = solve_gated_mlp(asked(z, gap), elsewhere, weights, L2, detections)
         else:
-            found = solve_gates(asked, elsewhere, weights, L2)
+            found = solve_gates(asked(z, gap), elsewhere, weights, L2, detections)
         return found, _notes(names, found)
 
-    return [
-        GateSite(
-            planning.path.use.encoder,
-            mlp,
-            weights,
-            rows,
-            gates,
-        )
-    ]
+    return GateSite(
+        planning.path.use.encoder,
+        mlp,
+        weights,
+        rows,
+        gates,
+        names,
+        margins,
+    )
 
 
 def _no_place(planning: Planning, mlp: Mlp | None) -> str:
@@ -199,25 +310,73 @@ def _collect_elsewhere(
     tokenizer = tokenizer_of(planning.path)
     words = {w: i for w, i in whole_words(tokenizer).items() if w not in named}
     own = planning.own_tokens
-    scans = _scan(planning, mlp, list(words.values()))
+    scans = _scan(planning, mlp, list(words.values()), captions)
+    if not len(scans):
+        planning.notes.append(UNSCANNED.format(where=planning.path.use.encoder))
     at_captions = _at_positions(planning, mlp, kept_rows(captions, planning.path))
     at_near = at_captions[:0]
     if near:
         at_near = _at_positions(planning, mlp, kept_rows(near, planning.path))
+    found = _phrasings_of(planning, rows, tokens)
+    most = max(500, min(STRANGERS, MOST_STRANGERS // max(len(found), 1)))
+    strangers = find_strangers(tokenizer, words, most) if words else []
+    beside = [phrasing for phrasings in found.values() for phrasing in phrasings]
+    at_near = torch.cat([at_near, _beside_names(planning, mlp, beside)])
     others: dict[TokenOfName, Tensor] = {}
-    for kind, found in rows.items():
-        for name, row, at in zip(
-            tokens[kind], found.row.tolist(), found.target_at.tolist(), strict=True
-        ):
-            if name not in others:
-                text = planning.pairs[kind][row].target.text
-                every = planning.names[kind]
-                span = every.target_at[every.row == row].tolist()
-                shared = {token.id for token in own[name.word].plain if not token.own}
-                common = shared & _words_of_one_token(planning, name.word)
-                company = words if name.id in common else {}
-                others[name] = _in_other_company(planning, mlp, text, span, at, company)
+    for name, phrasings in found.items():
+        shared = {token.id for token in own[name.word].plain if not token.own}
+        common = shared & _words_of_one_token(planning, name.word)
+        mine = strangers if name.id in common else []
+        others[name] = _in_other_company(planning, mlp, phrasings, mine)
     return Elsewhere(at_captions, at_near, scans), others
+
+
+@dataclass(frozen=True)
+class PhrasingOfName:
+    """A prompt that names a word."""
+
+    prompt: str
+    span: tuple[int, ...]
+    """The token positions of the name."""
+    at: int
+    """The one that is looked at."""
+
+
+def _phrasings_of(
+    planning: Planning,
+    rows: Mapping[str, Rows],
+    tokens: Mapping[str, Sequence[TokenOfName]],
+) -> dict[TokenOfName, list[PhrasingOfName]]:
+    """Per token, the prompts in which its word stands as in the spec, evenly spread."""
+    every: dict[TokenOfName, list[PhrasingOfName]] = {}
+    for kind, found in rows.items():
+        names = planning.names[kind]
+        spans: dict[int, list[int]] = {}
+        for row, at in zip(names.row.tolist(), names.target_at.tolist(), strict=True):
+            spans.setdefault(row, []).append(at)
+        places = zip(tokens[kind], found.row.tolist(), found.target_at.tolist(), strict=True)
+        for name, row, at in places:
+            pair = planning.pairs[kind][row]
+            # another word for the hyphen of "golf-ball" would be near the name itself
+            if pair.stands_for is None:
+                phrasing = PhrasingOfName(pair.target.text, tuple(sorted(spans[row])), at)
+                every.setdefault(name, []).append(phrasing)
+    return {name: spread(phrasings, PHRASINGS) for name, phrasings in every.items()}
+
+
+def _beside_names(planning: Planning, mlp: Mlp, phrasings: Sequence[PhrasingOfName]) -> Tensor:
+    """What the detector receives at the other words of prompts with a name, and at their ends."""
+    spans: dict[str, set[int]] = {}
+    for phrasing in phrasings:
+        spans.setdefault(phrasing.prompt, set()).update(phrasing.span)
+    rows = kept_rows(list(spans), planning.path)
+    texts = list(spans)
+    apart = []
+    for row, at in zip(rows.row.tolist(), rows.target_at.tolist(), strict=True):
+        ids = rows.target_ids[row]
+        named = {int(ids[place]) for place in spans[texts[row]]}
+        apart.append(int(ids[at]) not in named)
+    return _at_positions(planning, mlp, rows.only(torch.tensor(apart, dtype=torch.bool)))
 
 
 def _words_and_forms(concepts: Sequence[Concept]) -> list[str]:
@@ -242,29 +401,33 @@ def _words_of_one_token(planning: Planning, name: str) -> set[int]:
 def _in_other_company(
     planning: Planning,
     mlp: Mlp,
-    prompt: str,
-    span: Sequence[int],
-    at: int,
-    words: Mapping[str, int],
+    phrasings: Sequence[PhrasingOfName],
+    strangers: Sequence[Stranger],
 ) -> Tensor:
-    """What the detector receives at token `at` of a name whose other tokens are other words."""
+    """What the detector receives at a token of a name of whose tokens one is another word.
+
+    That includes the token itself: "soccer" of "soccer ball" is like "golf" of "golf ball".
+    """
     path = planning.path
-    ids = path.tokens([prompt]).ids[0]
-    own = int(ids[at])
-    if len(span) == 1 or not words:
+    first = phrasings[0]
+    if len(first.span) == 1 or not strangers:
         return _nothing_received(planning, mlp)
-    companions = spread(list(words.values()), COMPANIONS)
     found = []
-    for other in span:
-        if other != at:
-            strangers = [token for token in companions if token != int(ids[other])]
-            tokens = prompts_with_token(path, prompt, other, strangers, stop=max(span) + 2)
-            found.append(_inputs_at(planning, mlp, tokens, at))
+    for turn, phrasing in enumerate(phrasings):
+        at = phrasing.at
+        mine = strangers[turn :: len(phrasings)]
+        for other in phrasing.span:
+            batches = prompts_with_strangers(path, phrasing.prompt, phrasing.span, other, mine)
+            for tokens, ahead, more in batches:
+                # of several tokens that stand for this one, the last
+                place = at + ahead + (more if at >= other else 0)
+                found.append(_inputs_at(planning, mlp, tokens, place))
+    own = int(path.tokens([first.prompt]).ids[0][first.at])
     for frame in SCAN_FRAMES:
-        alone, place = position_of_word(path, frame)
-        found.append(
-            _inputs_at(planning, mlp, prompts_with_token(path, alone, place, [own]), place)
-        )
+        if (frame_of := position_of_word(path, frame)) is not None:
+            alone, place = frame_of
+            tokens = prompts_with_token(path, alone, place, [own])
+            found.append(_inputs_at(planning, mlp, tokens, place))
     return torch.cat(found)
 
 
@@ -274,26 +437,49 @@ def _nothing_received(planning: Planning, mlp: Mlp) -> Tensor:
     return torch.zeros(0, detector.in_features, dtype=torch.float32)
 
 
-def _scan(planning: Planning, mlp: Mlp, ids: Sequence[int]) -> Tensor:
-    """`(w, d)` what the detector receives at every word of the vocabulary."""
-    content = (f"{planning.content} {mlp.detector}", repr(ids))
+def _scan(planning: Planning, mlp: Mlp, ids: Sequence[int], captions: Sequence[str]) -> Tensor:
+    """`(w, d)` what the detector receives at the words of the vocabulary."""
+    content = (f"{planning.content} {mlp.detector}", repr((ids, captions)))
     if not ids:  # a vocabulary of pieces only
         return _nothing_received(planning, mlp)
     if content not in _scanned:
         found = []
         for frame in SCAN_FRAMES:
-            prompt, at = position_of_word(planning.path, frame)
-            found.append(
-                _inputs_at(planning, mlp, prompts_with_token(planning.path, prompt, at, ids), at)
-            )
+            if (frame_of := position_of_word(planning.path, frame)) is not None:
+                prompt, at = frame_of
+                tokens = prompts_with_token(planning.path, prompt, at, ids)
+                found.append(_inputs_at(planning, mlp, tokens, at))
+        if not found:
+            return _nothing_received(planning, mlp)
+        found.append(_scan_in_captions(planning, mlp, ids, captions))
         _scanned.clear()
         _scanned[content] = torch.cat(found)
     return _scanned[content]
 
 
+def _scan_in_captions(
+    planning: Planning, mlp: Mlp, ids: Sequence[int], captions: Sequence[str]
+) -> Tensor:
+    """`(w, d)` the same of words that stand in a caption each, in place of a token of it."""
+    if not captions:
+        return _nothing_received(planning, mlp)
+    words = spread(ids, IN_CAPTIONS)
+    rows = kept_rows(captions, planning.path)
+    places = spread(list(range(len(rows.row))), len(words))
+    places = [places[i % len(places)] for i in range(len(words))]
+    row = rows.row[places]
+    at = rows.target_at[places]
+    changed = rows.target.ids[row].clone()
+    changed[torch.arange(len(row)), at] = torch.tensor(words, dtype=changed.dtype)
+    mask = None if rows.target.mask is None else rows.target.mask[row]
+    tokens = Tokens(changed, mask).cut(rows.length)
+    count = torch.arange(len(row))
+    return _at_positions(planning, mlp, Rows(tokens, tokens, count, at, at))
+
+
 def _at_positions(planning: Planning, mlp: Mlp, rows: Rows) -> Tensor:
     """`(k, d)` what the detector receives at the aligned positions."""
-    parts = []
+    parts = [_nothing_received(planning, mlp)]
     start = 0
     for batch in rows.target.split():
         mine = (rows.row >= start) & (rows.row < start + len(batch))

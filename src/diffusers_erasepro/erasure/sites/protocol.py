@@ -22,6 +22,17 @@ ByKind = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
+class Vectors:
+    """What an edit writes, one vector for each thing that it answers to alone."""
+
+    linear: str
+    factors: LowRank
+    """`(d_out, n)` the vectors, and `(n, d_in)` what each answers to."""
+    words: tuple[str, ...]
+    """Whose each is."""
+
+
+@dataclass(frozen=True)
 class Edits:
     """Low-rank edits of named linears, and what they have to say."""
 
@@ -33,6 +44,8 @@ class Edits:
     """Of the constrained solve, where one was made."""
     notes: tuple[str, ...] = ()
     """What was left out, and why."""
+    vectors: Vectors | None = None
+    """A share of `factors` that can be solved for the final states as well."""
 
 
 class EditSite(Protocol):
