@@ -148,8 +148,8 @@ def test_where_padding_depends_on_the_batch_prompts_are_given_one_at_a_time():
     (use,) = family_of(pipe).encoders
     assert use.alone
     texts = ["a star", "a star " * 20]
-    found = record_encoder_inputs(pipe, texts, use.encoder, use.tokenizer, alone=True).inputs
-    (one,) = record_encoder_inputs(pipe, texts[:1], use.encoder, use.tokenizer).inputs["input_ids"]
+    found = record_encoder_inputs(pipe, texts, use._replace(alone=True)).inputs
+    (one,) = record_encoder_inputs(pipe, texts[:1], use).inputs["input_ids"]
     assert found["attention_mask"][0].sum() == len(one) < found["attention_mask"][1].sum()
     assert torch.equal(found["input_ids"][0, : len(one)], one)
 

@@ -30,9 +30,9 @@ from .sites.planning import Planning
 from .sites.protocol import Edits, EditSite
 from .states import edited, reading_states, states_of
 
-PHRASES = 24
+SOLVED_PHRASES = 24
 """Listed phrasings of a word that its vectors are solved on."""
-STEPS = 25
+LBFGS_STEPS = 25
 """Of L-BFGS, at most; each runs the encoder and its gradient about once."""
 SHRINKAGE = 0.01
 """Weight of |change|^2 / |vector|^2 beside the share of the gap that is left."""
@@ -42,7 +42,7 @@ TOO_LARGE = (
     "final_states: {where} has {count:.1f} billion weights; the rows and columns of {names} were "
     "taken from the anchor, whose number of tokens is another; final_states=True solves them"
 )
-SOLVED = "final_states: rows and columns of {names} were solved for the final states ({where})"
+SOLVED_NOTE = "final_states: rows and columns of {names} were solved for the final states ({where})"
 
 
 def solve_for_final_states(planning: Planning, sites: Sequence[EditSite]) -> list[EditSite]:
@@ -69,7 +69,7 @@ def solve_for_final_states(planning: Planning, sites: Sequence[EditSite]) -> lis
         return list(sites)
     targets = _targets(planning, concepts, reading)
     solved = _solve(planning.encoder, reading, found, words, targets)
-    planning.notes.append(SOLVED.format(names=names, where=where))
+    planning.notes.append(SOLVED_NOTE.format(names=names, where=where))
     known = {id(step.site): edits for step, edits in zip(done.steps, solved, strict=True)}
     return [_knowing(site, known.get(id(site))) for site in sites]
 
@@ -109,7 +109,7 @@ def _targets(planning: Planning, concepts: Sequence[Concept], reading: Reading) 
         for word in concept.words:
             every = [*pairs_of([concept], "exact"), *pairs_of([concept], "soft")]
             named = readable([pair for pair in every if pair.word == word], path)
-            pairs += spread(named, PHRASES)
+            pairs += spread(named, SOLVED_PHRASES)
     aligned = kinds_of_positions(pairs, path)
     # padding says nothing that the end does not, and takes most of the time
     kept = [i for i, kind in enumerate(aligned.kinds) if kind != "padding"]
@@ -165,7 +165,10 @@ def _solve(
     if tokens.mask is not None:
         tokens = rows.target.trimmed()
     optimizer = torch.optim.LBFGS(
-        list(changes.values()), max_iter=STEPS, history_size=STEPS, line_search_fn="strong_wolfe"
+        list(changes.values()),
+        max_iter=LBFGS_STEPS,
+        history_size=LBFGS_STEPS,
+        line_search_fn="strong_wolfe",
     )
 
     def closure() -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import AdapterStateError, UnknownFamilyError
 from ..modules.linear import unwrapped
+from .types import Use
 
 TokenizedTexts = dict[tuple[int, ...], list[tuple[str, Any]]]
 """Ids of a row -> the texts that were tokenized to it, each with its `tokenizers.Encoding`."""
@@ -233,30 +234,24 @@ PICTURE_SIZE = 56
 def record_encoder_inputs(
     pipe: Any,
     texts: Sequence[str],
-    encoder: str,
-    tokenizer: str,
+    use: Use,
     *,
     guidance: bool = False,
     call: Mapping[str, Any] | None = None,
-    alone: bool = False,
-    picture: str = "",
     returned: bool = False,
 ) -> RecordedInputs:
-    """What `encoder` receives for `texts`; it does not run.
+    """What an encoder receives for `texts`; it does not run.
 
     Rows of several lengths are filled up to the longest, with positions that the mask hides.
 
     Args:
         pipe: Any pipeline with `encode_prompt`, called with the defaults of its `__call__`.
         texts: Prompts.
-        encoder: Name of a component.
-        tokenizer: Name of the component that tokenizes for it.
+        use: The encoder and its tokenizer, by name; whether the pipeline is given one prompt at a
+            time, and a grey picture with each.
         guidance: Ask for the negative prompt as well, and take what was encoded last. The encoder
             runs then.
         call: Arguments of `__call__` that are given otherwise than by default.
-        alone: Give the pipeline one prompt at a time: what it makes of one depends on others.
-        picture: The argument of `encode_prompt` that gets a grey picture, where a prompt alone is
-            not enough.
         returned: `encode_prompt` does not call the encoder, but returns its tokens.
 
     Raises:
@@ -264,15 +259,15 @@ def record_encoder_inputs(
             is not known here.
         AdapterStateError: `encode_prompt` does not run.
     """
+    encoder = use.encoder
+    tokenizer = use.tokenizer
     if returned:
         return _record_returned(pipe, texts, tokenizer, call)
-    if alone and len(texts) > 1:
+    if use.alone and len(texts) > 1:
         rows: list[dict[str, Tensor]] = []
         noted: TokenizedTexts = defaultdict(list)
         for text in texts:
-            one = record_encoder_inputs(
-                pipe, [text], encoder, tokenizer, guidance=guidance, call=call, picture=picture
-            )
+            one = record_encoder_inputs(pipe, [text], use, guidance=guidance, call=call)
             rows.append(one.inputs)
             for ids, found in one.texts.items():
                 noted[ids] += found
@@ -280,8 +275,8 @@ def record_encoder_inputs(
         return RecordedInputs(joined, noted, special_ids_of(getattr(pipe, tokenizer)))
     module = getattr(pipe, encoder)
     signature = inspect.signature(unwrapped(module).forward)
-    given = {**pictures(picture), **(call or {})}
-    dropped = OF_PICTURES if picture else ()
+    given = {**pictures(use.picture), **(call or {})}
+    dropped = OF_PICTURES if use.picture else ()
     calls: list[dict[str, Tensor]] = []
 
     def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

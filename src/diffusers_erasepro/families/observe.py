@@ -554,9 +554,8 @@ class _Comparison:
         causal = self._causal(use.encoder)
 
         def received(*texts: str) -> dict[str, Tensor]:
-            return record_encoder_inputs(
-                self.pipe, texts, use.encoder, use.tokenizer, picture=self.picture
-            ).inputs
+            together = use._replace(alone=False, picture=self.picture)
+            return record_encoder_inputs(self.pipe, texts, together).inputs
 
         with suppress(UnknownFamilyError, AdapterStateError, RuntimeError, ValueError, KeyError):
             both = received(PROMPTS[0], LONGER)

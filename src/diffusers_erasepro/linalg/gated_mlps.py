@@ -35,9 +35,9 @@ from .neuron_pairs import Activation, MlpWeights, replace_neurons
 ROUNDS = 2
 """How often each of the two rows is solved for what the other leaves."""
 NEWTON_STEPS = 8
-STRANGERS = 64
+HARD_STRANGERS = 64
 """Positions elsewhere that the rows are solved against, per dimension: those that answer most."""
-MOST_STRANGERS = 16_384
+STRANGERS_READ = 16_384
 FAINT = 0.02
 """Answer of the row of U, of 1 on the name, below which a stranger does not count in the row of W1.
 In wide encoders that is nearly all of them."""
@@ -47,7 +47,7 @@ safer on strangers and less steady on the name."""
 SILENCE = 0.01
 """Weight of a stranger in the row of W1, times the square of what the row of U answers there. Ten
 times as much leaves half of the leak on words that were seen, and twice as much on others."""
-QUIET = 0.1
+LEAK_WEIGHT = 0.1
 """Weight of what leaks to strangers in the row of U, against how flat it is on the name."""
 SMALL = 0.3
 """Weight of the metric in both rows. It draws what captions answer to the row of W1 to -`BELOW`,
@@ -115,7 +115,7 @@ def solve_gated_mlp(
 
         r = argmin mean((r z - 1)^2) + SILENCE sum((u s)^2 (BELOW + r s)_+^2)
                    + SMALL (r'M r + 2 BELOW r m)
-        u = argmin mean((p u z - 1)^2) + QUIET sum((p u s)^2) + SMALL mean(p^2) u'M u
+        u = argmin mean((p u z - 1)^2) + LEAK_WEIGHT sum((p u s)^2) + SMALL mean(p^2) u'M u
 
     in turn, where z are the name's positions, m is the mean at the captions, and p is the
     activation of a multiple of r that makes it silent at -BELOW. The first is a squared hinge,
@@ -206,7 +206,7 @@ def _solve_product(
 
 def _strangers(wrong: Sequence[Tensor], rows: Sequence[Tensor]) -> Tensor:
     """`(m, d)` the positions that answer most to any of the rows, either way."""
-    count = min(STRANGERS * len(rows[0]), MOST_STRANGERS)
+    count = min(HARD_STRANGERS * len(rows[0]), STRANGERS_READ)
     found = []
     for x in wrong:
         answers = torch.stack([(x @ row.to(x)).abs() / row.norm().to(x) for row in rows])
@@ -249,7 +249,7 @@ def _row_of_factor(z: Tensor, strangers: Tensor, made: Product, metric: Tensor) 
     leaking = made.first(strangers)
     some = leaking.abs() > LEAK * p.abs().mean()
     leak = leaking[some][:, None] * strangers[some]
-    moments = inside.T @ inside / len(z) + QUIET * (leak.T @ leak)
+    moments = inside.T @ inside / len(z) + LEAK_WEIGHT * (leak.T @ leak)
     moments = moments + SMALL * p.square().mean() * metric
     factor = torch.linalg.solve(moments, inside.mean(0))
     return HEIGHT * factor / (inside @ factor).mean()

@@ -30,7 +30,7 @@ QUIET = 0.5
 MISTAKE = 0.005
 """What the square of a higher one counts, against the mean square of what the name's own positions
 lack of 1."""
-STEADY = 0.3
+METRIC_WEIGHT = 0.3
 """What the mean square of the answer to captions counts."""
 SOLVES = 8
 """Of the detector, at most: each minds those that answered too much to the last."""
@@ -131,7 +131,7 @@ def solve_gates(
     With C the second moments of what the detector receives at the captions, c answers 1 to whatever
     comes, and z from here on is divided by its answer. The detector of a token is
 
-        g = argmin mean_i (1 - g z_i)^2 + STEADY g C g + sum_j w_j max(0, g z_j - QUIET)^2
+        g = argmin mean_i (1 - g z_i)^2 + METRIC_WEIGHT g C g + sum_j w_j max(0, g z_j - QUIET)^2
         c = C^-1 mean(z),   scaled to mean(c z) = 1
 
     with i over the name's positions and j over captions, near misses, scanned words, the other
@@ -191,7 +191,7 @@ def detect_tokens(tokens: Sequence[GateToken], elsewhere: Elsewhere) -> list[Det
     C.diagonal().add_(RIDGE * C.diagonal().mean())
     constant = torch.linalg.solve(C, captions.mean(0))
     constant = constant / (captions @ constant).mean()
-    L = torch.linalg.cholesky(STEADY * C)
+    L = torch.linalg.cholesky(METRIC_WEIGHT * C)
     shared = [
         _Wrong.of(elsewhere.captions, constant, MISTAKE),
         _Wrong.of(elsewhere.scanned, constant, MISTAKE),

@@ -143,12 +143,9 @@ class TextPath:
         return record_encoder_inputs(
             self.pipe,
             texts,
-            self.use.encoder,
-            self.use.tokenizer,
+            self.use,
             guidance=guidance,
             call=call,
-            alone=self.use.alone,
-            picture=self.use.picture,
             returned=encoder_family_of(self.encoder).rows_only,
         )
 

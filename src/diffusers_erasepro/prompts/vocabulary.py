@@ -124,7 +124,7 @@ def prompts_with_strangers(
         if strange and sum(shape) + stop - 1 <= one.ids.shape[1]:
             shapes.setdefault(shape, []).append(stranger)
     for (ahead, count), mine in shapes.items():
-        ids = torch.tensor([_filled(row, min(span), other, s) for s in mine], dtype=one.ids.dtype)
+        ids = torch.tensor([_put_in(row, min(span), other, s) for s in mine], dtype=one.ids.dtype)
         mask = None
         if one.mask is not None:
             added = one.mask.new_ones(1, ahead + count - 1)
@@ -132,7 +132,7 @@ def prompts_with_strangers(
         yield Tokens(ids, mask), ahead, count - 1
 
 
-def _filled(row: Sequence[int], first: int, other: int, stranger: Stranger) -> list[int]:
+def _put_in(row: Sequence[int], first: int, other: int, stranger: Stranger) -> list[int]:
     return [
         *row[:first],
         *stranger.before,
