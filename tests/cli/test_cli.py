@@ -199,6 +199,7 @@ def test_help_and_import_are_quick():
     assert cpu_seconds("import diffusers_erasepro") - cpu_seconds("pass") <= 0.05
 
 
+@pytest.mark.slow
 def test_suite_and_attack_count_on_the_glyph_world(run, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "STEPS", 4)
     lines = ("-n", 4, "-o", tmp_path / "lines", "--json")

@@ -206,7 +206,9 @@ def test_t5_has_the_row_in_its_tied_table():
     assert_same_bits(pipe, before)
 
 
-@pytest.mark.parametrize("name", ["StableDiffusionPipeline", "SanaPipeline"])
+@pytest.mark.parametrize(
+    "name", ["StableDiffusionPipeline", pytest.param("SanaPipeline", marks=pytest.mark.slow)]
+)
 def test_rows_are_sampled_as_other_layers_are(name):
     """Sana's Gemma multiplies its rows by the root of their length."""
     pipe = erasable(tiny.build(name))

@@ -66,7 +66,7 @@ def _modules_to_count(root: nn.Module, table: nn.Module | None) -> Iterator[tupl
     for path, module in stock_modules(root):
         yield path, module
         if module is table:
-            for other, same in root.named_modules(remove_duplicate=False):
+            for other, same in stock_modules(root, every_name=True):
                 if same is table and other != path:
                     yield other, same
 

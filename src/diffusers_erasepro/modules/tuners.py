@@ -25,11 +25,16 @@ ROUGH_TOLERANCE = 2e-2
 """The same of a layer that runs in 16 bits."""
 
 
-def stock_modules(root: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """`named_modules()` as it was before PEFT: its layers give way to what they wrap."""
+def stock_modules(
+    root: nn.Module, path: str = "", *, every_name: bool = False
+) -> Iterator[tuple[str, nn.Module]]:
+    """`named_modules()` as it was before PEFT: its layers give way to what they wrap.
+
+    With `every_name` a module that stands in several places is there under each.
+    """
     seen: set[nn.Module] = set()
     for found, module in _stock_modules(root, path):
-        if module not in seen:
+        if every_name or module not in seen:
             seen.add(module)
             yield found, module
 
