@@ -108,8 +108,8 @@ class Experiment:
         found = {}
         for name in self.cells:
             folder = out / file_name(name)
-            if any(folder.glob("shard-*.jsonl")):
-                found[name] = read_cell(folder)
+            if any(folder.glob("shard-*.jsonl")) and (rows := read_cell(folder)):
+                found[name] = rows
         return found
 
     def draw(self, out: Path) -> str:
@@ -181,9 +181,11 @@ def describe_edits(row: str, adapter: ErasureAdapter) -> dict[str, Any]:
 
 
 def read_cell(folder: Path) -> Found:
-    """The numbers of a cell, from its lines."""
+    """The numbers of a cell, from its lines; none before its first edited image."""
     lines = list(read_lines(folder))
     found = aggregate(lines)
+    if {*found} <= {UNEDITED}:
+        return {}
     base = moved_images(lines, UNEDITED)
     for row, numbers in found.items():
         moved = moved_images(lines, row)
