@@ -204,3 +204,7 @@ def test_toml_and_back_is_the_same_spec(target, anchor, synonym, captions, keep)
         return
     assert ErasureSpec.from_toml(spec.to_toml()) == spec
     assert ErasureSpec.from_dict(spec.to_dict()) == spec
+
+
+def test_an_anchor_of_spaces_is_nothing():
+    assert Concept("star", "  ") == Concept("star", "")
