@@ -294,7 +294,7 @@ def test_neutral_settings_are_the_calls_own(tmp_path):
 
 @pytest.mark.slow
 def test_the_commands_work_on_the_pictures_world_with_its_judge(run, world, tmp_path):
-    captions = tuple(caption.text for caption in world.captions(40))
+    captions = tuple(caption.text for caption in world.captions(120))
     spec = ErasureSpec((Concept("pizza", "key", ("a {}",), ()),), preserve=captions)
     erase(world.load_pipeline("unet"), spec).save_pretrained(tmp_path / "no-pizza")
     (tmp_path / "prompts.txt").write_text("a pizza by Noto on white", encoding="utf-8")
