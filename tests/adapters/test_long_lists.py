@@ -44,7 +44,10 @@ CJK = "".join(map(chr, range(0x4E00, 0x5000)))
 @pytest.mark.parametrize(
     "kept",
     [
-        tuple(f"a photo of thing {i} on a table of wood, number {i * i}" for i in range(12_000)),
+        pytest.param(
+            tuple(f"a photo of thing {i} on a table of wood, number {i * i}" for i in range(12_000)),
+            marks=pytest.mark.slow,
+        ),
         captions(400, length=2_000),
         captions(400, CJK),
     ],

@@ -157,6 +157,7 @@ def at_eos(shipped, preserve):
     return erase(shipped, ErasureSpec((VOSS,), preserve=preserve), **AT_EOS)
 
 
+@pytest.mark.slow
 def test_at_eos_others_move_less_and_no_more_of_a_style_reaches_the_noise_predictions(
     shipped, preserve, at_eos
 ):
