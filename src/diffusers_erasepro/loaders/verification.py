@@ -30,7 +30,7 @@ from ..errors import (
 )
 from ..families.pipelines import family_of, get_component
 from ..linalg.low_rank import LowRank
-from ..modules.linear import base_linear, dtype_of, output_scale, resident_tensor
+from ..modules.linear import base_linear, dtype_of, output_scale, resident_bias
 from ..modules.storage import forward_of
 from ..modules.tuners import acting_adapters, changes_its_base, without_edit
 from ..patching.weights import (
@@ -363,9 +363,8 @@ def _measure_readers(
 
 def _bias_at(linear: Any, x: Tensor) -> Tensor | float:
     """A linear's bias in float32, from where it lies to where `x` is; 0 where it has none."""
-    if linear.bias is None:
-        return 0.0
-    return resident_tensor(linear, "bias").detach().to(x.device, torch.float32)
+    bias = resident_bias(linear)
+    return 0.0 if bias is None else bias.to(x.device, torch.float32)
 
 
 def _predict_readers(root: nn.Module, edits: Mapping[str, LowRank], x: Tensor, y: Tensor) -> float:

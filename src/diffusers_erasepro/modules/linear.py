@@ -185,6 +185,11 @@ def resident_tensor(module: nn.Module, name: str) -> Tensor:
     )
 
 
+def resident_bias(linear: Any) -> Tensor | None:
+    """The bias of a linear where its values are, as `resident_tensor`; None where it has none."""
+    return None if linear.bias is None else resident_tensor(linear, "bias").detach()
+
+
 def _refuse_freed(module: nn.Module, name: str, value: Tensor) -> None:
     """To read what stands in freed memory is no error of torch's: it ends the process.
 

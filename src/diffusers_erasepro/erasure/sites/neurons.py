@@ -16,7 +16,7 @@ from ...families.encoders import blocks_path, blocks_read, encoder_family_of
 from ...linalg.gated_mlps import GatedMlpWeights
 from ...linalg.low_rank import LowRank
 from ...linalg.neuron_pairs import SPARE, MlpWeights, WordGap, solve_neurons
-from ...modules.linear import base_linear
+from ...modules.linear import base_linear, resident_bias
 from ...modules.storage import effective_weight
 from ...prompts.alignment import Rows, rows_of
 from ...prompts.pairs import Pair
@@ -216,10 +216,8 @@ def weights_of_mlp(live: nn.Module, mlp: Mlp) -> MlpWeights:
 
 def _bias_of(live: nn.Module, name: str) -> Tensor:
     linear: Any = base_linear(live.get_submodule(name))
-    if linear.bias is None:
-        return torch.zeros(linear.out_features, dtype=torch.float32)
-    bias: Tensor = linear.bias.detach().cpu()
-    return bias
+    bias = resident_bias(linear)
+    return torch.zeros(linear.out_features, dtype=torch.float32) if bias is None else bias.cpu()
 
 
 def _planned_mlps(planning: Planning) -> dict[str, Mlp]:
