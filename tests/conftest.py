@@ -21,7 +21,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers share the first proce
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-from diffusers_erasepro import Concept, ErasureSpec, erasable, erase, glyphs  # noqa: E402
+from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, glyphs  # noqa: E402
 from tiny import DEVICE  # noqa: E402
 
 
@@ -98,6 +98,14 @@ def assert_same_bits(pipe, before):
     assert after.keys() == before.keys()
     different = [k for k in before if not torch.equal(before[k], after[k])]
     assert not different
+
+
+def assert_saved_again_alike(adapter, folder):
+    """Read back and saved once more, the file has the same bytes."""
+    adapter.save_pretrained(folder / "one")
+    ErasureAdapter.from_pretrained(folder / "one").save_pretrained(folder / "two")
+    one, two = (next((folder / name).glob("*.safetensors")) for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
 
 
 def draw(pipe, prompts, *, steps=3, seed=0):

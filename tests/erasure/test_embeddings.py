@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import tiny
-from conftest import assert_same_bits, bits
-from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, glyphs
+from conftest import assert_same_bits, assert_saved_again_alike, bits
+from diffusers_erasepro import Concept, ErasureSpec, erasable, erase, glyphs
 from diffusers_erasepro.erasure.states import final_states
 from diffusers_erasepro.errors import BaseModelMismatchError, ErasureVerificationError
 from diffusers_erasepro.families.encoders import embeddings_path, is_embedding
@@ -100,10 +100,7 @@ def test_off_on_and_away_are_exact(shipped, pipe, star_row):
 
 
 def test_a_file_says_the_same_when_it_is_saved_again(star_row, tmp_path):
-    star_row.save_pretrained(tmp_path / "one")
-    ErasureAdapter.from_pretrained(tmp_path / "one").save_pretrained(tmp_path / "two")
-    one, two = (next((tmp_path / name).glob("*.safetensors")) for name in ("one", "two"))
-    assert one.read_bytes() == two.read_bytes()
+    assert_saved_again_alike(star_row, tmp_path)
 
 
 def test_stock_loaders_read_the_row(shipped, star_row, tmp_path):

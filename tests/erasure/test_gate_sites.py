@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import PICTURES, assert_same_bits, bits
-from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, glyphs
+from conftest import PICTURES, assert_same_bits, assert_saved_again_alike, bits
+from diffusers_erasepro import Concept, ErasureSpec, erasable, erase, glyphs
 from diffusers_erasepro.config.everyday import everyday_captions
 from diffusers_erasepro.config.options import Options
 from diffusers_erasepro.errors import ConceptSpecError
@@ -112,10 +112,7 @@ def test_off_on_and_away_are_exact(base, gated):
 
 
 def test_a_file_says_the_same_when_it_is_saved_again(gated, tmp_path):
-    gated.save_pretrained(tmp_path / "one")
-    ErasureAdapter.from_pretrained(tmp_path / "one").save_pretrained(tmp_path / "two")
-    one, two = (next((tmp_path / name).glob("*.safetensors")) for name in ("one", "two"))
-    assert one.read_bytes() == two.read_bytes()
+    assert_saved_again_alike(gated, tmp_path)
 
 
 @pytest.mark.parametrize("layers", [(0, -1), ("gates", -1)], ids=str)
