@@ -25,10 +25,10 @@ COLORS = {
     "gray": (150, 150, 155),
     "red": (210, 60, 60),
 }
-SIZES = (48, 56)
-"""Of a thing that stands alone; one of two is 32 wide."""
-STEP = 8
-"""Things stand on the grid of the autoencoder's latents, which moves with them."""
+ALONE = 56
+"""How wide a thing is that stands alone, in the middle: one size and place to learn."""
+PAIRED = 32
+"""How wide each of two things is, which stand side by side at half height."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,11 @@ class Pictures:
         background = caption.background or rng.choice(BACKGROUNDS)
         rows = [self.row[thing, hand] for thing in caption.things]
         if len(rows) == 2:
-            top = rng.choice((8, 16, 24))
-            places = (Place(rows[0], 32, top, 0), Place(rows[1], 32, top, 32))
+            top = (SIZE - PAIRED) // 2
+            places = (Place(rows[0], PAIRED, top, 0), Place(rows[1], PAIRED, top, PAIRED))
         else:
-            size = rng.choice(SIZES)
-            steps = range(0, SIZE - size + 1, STEP)
-            places = (Place(rows[0], size, rng.choice(steps), rng.choice(steps)),)
+            margin = (SIZE - ALONE) // 2
+            places = (Place(rows[0], ALONE, margin, margin),)
         return Scene(caption, places, hand, background)
 
     def drawn(self, scenes: list[Scene]) -> Tensor:
