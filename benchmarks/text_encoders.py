@@ -23,8 +23,10 @@ from torch import Tensor, nn
 from diffusers_erasepro.pictures.encoder import encoder_folder, load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
-TOOL = ROOT.parent / "shared" / "tools" / "real_encoder.py"
-CAPTIONS = ROOT.parent / "shared" / "data" / "coco-captions.txt"
+SHARED = [folder / "shared" for folder in ROOT.parents if (folder / "shared").is_dir()]
+"""Beside the checkout; a worktree may lie a folder deeper."""
+TOOL = [*SHARED, ROOT.parent / "shared"][0] / "tools" / "real_encoder.py"
+CAPTIONS = TOOL.parents[1] / "data" / "coco-captions.txt"
 FIRES = 0.1
 """Relative movement of a token from which an edit counts as having fired."""
 PLACES = ("name", "other", "ends", "padding")

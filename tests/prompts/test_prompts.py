@@ -58,6 +58,20 @@ def test_last_subject_token_meets_last_anchor_token(tokenizer):
     assert [t for t, _ in whole] == target and whole[-1][1] == anchor[-1]
 
 
+def test_the_last_tokens_of_a_longer_name_meet_the_anchors(tokenizer):
+    for target, anchor in (("Odo Brandt Odo Brandt", "Una Flatt"), ("Una Flatt", "Una Flatt Odo")):
+        p = pair("a ring by {}", target, anchor)
+        (names, _), (instead, _) = (
+            span(m, q) for m, q in zip(marks(tokenizer, p), (p.target, p.anchor), strict=True)
+        )
+        ahead = max(0, len(names) - len(instead))
+        meets = dict(aligned(p, marks(tokenizer, p), ALIGNMENTS["subject"]))
+        assert [*meets] == names and len(instead) > 1
+        assert [meets[at] for at in names[:ahead]] == instead[:1] * ahead
+        assert [meets[at] for at in names[ahead:-1]] == instead[: len(names) - ahead - 1]
+        assert meets[names[-1]] == instead[-1]
+
+
 def test_suffix_and_padding_go_by_offset_from_the_end_of_the_span(tokenizer):
     p = pair("a {} on snow", "crescent", "star")
     found = aligned(p, marks(tokenizer, p), ALIGNMENTS["all"])

@@ -141,13 +141,18 @@ def aligned(
 ) -> list[tuple[int, int]]:
     """`(target position, anchor position)` of every aligned token.
 
-    The last subject token meets the last anchor token.
+    The last subject token meets the last anchor token. Where every subject token is held, the last
+    ones of a name that is longer than its anchor meet the anchor's, and those before them its
+    first; a shorter name begins with the anchor's first.
     """
     target, target_end = span(marks[0], pair.target)
     anchor, anchor_end = span(marks[1], pair.anchor)
     found = [(target[-1], anchor[-1])]
     if alignment.whole_subject:
-        found = [(t, anchor[min(i, len(anchor) - 1)]) for i, t in enumerate(target[:-1])] + found
+        # "van Rijn Rembrandt" -> "a painter": "Rijn Rembrandt" meets it, and "van" meets "a"
+        ahead = max(0, len(target) - len(anchor))
+        meets = [min(max(0, i - ahead), len(anchor) - 1) for i in range(len(target) - 1)]
+        found = [(t, anchor[at]) for t, at in zip(target, meets, strict=False)] + found
     if alignment.suffix:
         found += list(
             zip(
