@@ -136,22 +136,31 @@ def span(mark: PromptSpan, prompt: Prompt) -> tuple[list[int], list[int]]:
     return at, list(range(last + 1, mark.stop)) or [last]
 
 
+def counterparts(count: int, others: int) -> list[int]:
+    """Which of another name's tokens each of a name's meets, by index; the last meets the last.
+
+    Of a longer name the last tokens meet the other's, and those before them its first: in
+    "vincent van gogh" -> "a painter" it is "van gogh" that becomes "a painter". A shorter one
+    begins with the other's first.
+    """
+    ahead = max(0, count - others)
+    met = [min(max(0, i - ahead), others - 1) for i in range(count)]
+    return [*met[:-1], others - 1]
+
+
 def aligned(
     pair: Pair, marks: tuple[PromptSpan, PromptSpan], alignment: Alignment
 ) -> list[tuple[int, int]]:
     """`(target position, anchor position)` of every aligned token.
 
-    The last subject token meets the last anchor token. Where every subject token is held, the last
-    ones of a name that is longer than its anchor meet the anchor's, and those before them its
-    first; a shorter name begins with the anchor's first.
+    The last subject token meets the last anchor token; where every one is held, the others meet
+    those of `counterparts`.
     """
     target, target_end = span(marks[0], pair.target)
     anchor, anchor_end = span(marks[1], pair.anchor)
     found = [(target[-1], anchor[-1])]
     if alignment.whole_subject:
-        # "van Rijn Rembrandt" -> "a painter": "Rijn Rembrandt" meets it, and "van" meets "a"
-        ahead = max(0, len(target) - len(anchor))
-        meets = [min(max(0, i - ahead), len(anchor) - 1) for i in range(len(target) - 1)]
+        meets = counterparts(len(target), len(anchor))[:-1]
         found = [(t, anchor[at]) for t, at in zip(target, meets, strict=False)] + found
     if alignment.suffix:
         found += list(

@@ -18,7 +18,7 @@ from ...families.encoders import embeddings_path
 from ...linalg.low_rank import LowRank
 from ...modules.linear import output_scale
 from ...modules.storage import weight_of
-from ...prompts.alignment import Rows
+from ...prompts.alignment import Rows, counterparts
 from ...prompts.own_tokens import OwnTokens
 from .neurons import has_gates
 from .planning import Planning
@@ -150,8 +150,7 @@ def _rows_of_word(own: OwnTokens, anchors: Mapping[int, int]) -> dict[int, int]:
     plain = [anchors.get(token.id) for token in own.plain]
     found = {}
     for tokens in own.spellings:
-        for i, token in enumerate(tokens):
-            at = len(plain) - 1 if i == len(tokens) - 1 else min(i, len(plain) - 1)
+        for token, at in zip(tokens, counterparts(len(tokens), len(plain)), strict=True):
             anchor = anchors.get(token.id, plain[at])
             if token.id in own.rows and anchor is not None:
                 found[token.id] = anchor
