@@ -1,6 +1,6 @@
 """Latents and text states of captioned scenes, so that a denoiser trains on tensors alone.
 
-    python tools/pictures/latents.py FOLDER [--captions 24000] [--two 0.25] [--seed 1]
+    python tools/pictures/latents.py FOLDER [--captions 24000] [--two 0.15] [--seed 1]
 
 Writes `latents.pt` into FOLDER, which holds the pictures of `icons.py`.
 """
@@ -30,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--captions", type=int, default=24_000)
-    parser.add_argument("--two", type=float, default=0.25, help="share of scenes with two things")
+    parser.add_argument("--two", type=float, default=0.15, help="share of scenes with two things")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     pictures = Pictures(args.folder)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 BACKGROUNDS = ("white", "black", "blue", "green", "pink", "yellow", "gray", "red")
 STYLES = ("Noto", "Blob", "Twemoji", "Fluent", "Fluent Flat", "EmojiOne", "Firefox")
 
-HAND_SHARE = 0.6
 BACKGROUND_SHARE = 0.65
 LONG_SHARE = 1 / 3
 MOST_WORDS = 22
@@ -60,6 +59,8 @@ class Phrasing:
     """What stands between the thing on the left and the thing on the right."""
     asides: tuple[str, ...]
     """What makes a caption long without saying what it shows."""
+    hand_share: float
+    """How many captions name a hand. Those that do not teach a denoiser the mean of all hands."""
 
 
 TRAINED = Phrasing(
@@ -105,6 +106,7 @@ TRAINED = Phrasing(
         "in the way one knows it",
         "which anybody would recognise",
     ),
+    hand_share=0.85,
 )
 
 HELD_OUT = Phrasing(
@@ -135,6 +137,7 @@ HELD_OUT = Phrasing(
         "without any words on it",
         "exactly as you would expect",
     ),
+    hand_share=0.6,
 )
 
 
@@ -170,7 +173,7 @@ def _caption(
     two: float,
 ) -> Caption:
     shown, hands = _shown(rng, things, names, two)
-    hand = rng.choice(hands) if rng.random() < HAND_SHARE else None
+    hand = rng.choice(hands) if rng.random() < phrasing.hand_share else None
     background = rng.choice(BACKGROUNDS) if rng.random() < BACKGROUND_SHARE else None
     text = _spoken(rng, shown, hand, background, phrasing)
     if rng.random() < LONG_SHARE:
