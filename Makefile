@@ -2,11 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+WORLD ?= glyphs
 
 .PHONY: demo test vocabularies test-ui test-all lint types bench site adapters world clean
 
-demo: $(READY)  ## erase, save, load, toggle on the glyph world; writes demo-output/before-after.png
-	$(BIN)/erasepro demo --out demo-output
+demo: $(READY)  ## erase, save, load, toggle; WORLD=pictures for real things; writes demo-output/before-after.png
+	$(BIN)/erasepro demo --world $(WORLD) --out demo-output
 
 test: $(READY) vocabularies
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from diffusers_erasepro import pictures
 from diffusers_erasepro.pictures import Caption
-from diffusers_erasepro.pictures.judge import SIZE
+from diffusers_erasepro.pictures.judge import SIZE, half
 
 BATCH = 32
 COLUMNS = 16
@@ -139,18 +139,6 @@ def of_pairs(asked: Sequence[Caption], images: Sequence[Image.Image]) -> dict[st
         right.append([a == b for a, b in zip(said, named, strict=True)])
     both = [left and other for left, other in zip(*right, strict=True)]
     return {"each": share(right[0] + right[1]), "both": share(both), "n": len(asked)}
-
-
-def half(image: Image.Image, side: int) -> Image.Image:
-    """The square of half the width in which a thing on this side stands most likely: by contrast
-    with the background, row by row."""
-    width = SIZE // 2
-    column = image.crop((side * width, 0, (side + 1) * width, SIZE))
-    gray = torch.frombuffer(bytearray(column.convert("L").tobytes()), dtype=torch.uint8)
-    rows = gray.view(SIZE, width).float().std(1)
-    windows = rows.unfold(0, width, 1).sum(1)
-    top = int(windows.argmax())
-    return column.crop((0, top, width, top + width)).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
 
 
 def of_synonyms(asked: Sequence[tuple[str, str]], images: Sequence[Image.Image]) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from rich.console import Console
 from tqdm.auto import tqdm
 
@@ -39,6 +41,10 @@ DEMO_PROMPTS = (
 )
 
 
+NEXT = 'erasepro erase MODEL --target "Van Gogh" --anchor "a painter" --templates style --explain'
+"""The last line of every demo."""
+
+
 def generate(
     pipe: Any, prompts: tuple[str, ...] = DEMO_PROMPTS, *, seed: int = 0, steps: int = 15
 ) -> list[Any]:
@@ -47,6 +53,16 @@ def generate(
     return pipe(
         list(prompts), num_inference_steps=steps, guidance_scale=3.0, generator=noise
     ).images
+
+
+def count_erased(images: Sequence[Image.Image]) -> int:
+    """In how many pictures the judge sees something that the demo erases."""
+    targets = {concept.target for concept in DEMO_CONCEPTS.values()}
+    seen = glyphs.load_judge()(images)
+    every = zip(seen["shape"], seen["style"], seen["attribute"], strict=True)
+    return sum(
+        bool({shape, style} & targets) or attribute is True for shape, style, attribute in every
+    )
 
 
 def run(out: Path, console: Console) -> dict[str, Any]:
@@ -75,5 +91,11 @@ def run(out: Path, console: Console) -> dict[str, Any]:
         same = all(now.tobytes() == base.tobytes() for now, base in pairs)
     console.print(f"switched off, the pictures are the base's to the bit: {same}")
     picture = save_grid(out / "before-after.png", DEMO_PROMPTS, images)
-    console.print(f"picture: {picture}")
+    before, after = (count_erased(some) for some in list(images.values())[:2])
+    console.print(f"made: {', '.join(DEMO_CONCEPTS)} in {out}, files that load, stack, switch off")
+    console.print(
+        f"did: the judge sees what is erased in {before} of {len(DEMO_PROMPTS)} pictures before "
+        f"and in {after} after; look at {picture}"
+    )
+    console.print(f"next: {NEXT}", soft_wrap=True)
     return {"reports": reports, "residual": residual, "same_bits": same, "picture": str(picture)}

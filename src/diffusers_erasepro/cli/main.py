@@ -11,6 +11,7 @@ import os
 import sys
 from dataclasses import dataclass
 from enum import StrEnum
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -90,13 +91,34 @@ def root(
     """Options for every command; `main` reads `--debug` itself."""
 
 
-@app.command()
-def demo(out: Out = Path("demo-output"), as_json: Json = False) -> None:
-    """Erase a shape, a style and an attribute from the glyph world; save, load, switch."""
-    from . import demo as job
+DEMOS = {"glyphs": ("demo", "run"), "pictures": ("demo_pictures", "run_pictures")}
+"""World -> the module and function that make its demo."""
 
+
+class DemoWorld(StrEnum):
+    """Whose pictures the demo makes."""
+
+    glyphs = "glyphs"
+    pictures = "pictures"
+
+
+@app.command()
+def demo(
+    out: Out = Path("demo-output"),
+    world: Annotated[
+        DemoWorld,
+        typer.Option(
+            help="'glyphs' is in the package; 'pictures' has real things, and is a distribution of "
+            "its own."
+        ),
+    ] = DemoWorld.glyphs,
+    as_json: Json = False,
+) -> None:
+    """Erase something from an embedded world; save, load, switch, compare."""
     measuring.refuse_file(out)
-    found = job.run(out, make_console(quiet=as_json))
+    module, function = DEMOS[world]
+    job = getattr(import_module(f".{module}", __package__), function)
+    found = job(out, make_console(quiet=as_json))
     if as_json:
         print_json(found)
 

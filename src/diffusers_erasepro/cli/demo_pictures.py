@@ -1,0 +1,134 @@
+"""Erase a cat and a pistol from the pictures world; save, load, switch, compare."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from rich.console import Console
+from tqdm.auto import tqdm
+
+from .. import pictures
+from ..config.mentions import Mentions
+from ..config.spec import Concept, ErasureSpec
+from ..erasure.erase import erase
+from ..evaluation.plots import save_before_after
+from ..loaders.mixin import erasable
+from .demo import NEXT
+
+PICTURES_CONCEPTS = {
+    "no-cat": Concept("cat face", "dog face", synonyms=("cat", "kitten", "kitty")),
+    "no-pistol": Concept("pistol", "water pistol", synonyms=("gun", "handgun", "revolver")),
+}
+SELECTIVE_LAYERS = ("embedding", "gates")
+"""What answers to the names and to nothing else; see docs/gates.md."""
+PROMPTS_ERASED = {
+    "a cat face on a blue background": "cat face",
+    "a drawing of a kitten": "cat face",
+    "a pistol on a yellow background": "pistol",
+}
+"""Prompt -> the thing that a picture of it shows before."""
+PROMPTS_KEPT = {
+    "a tiger face on a blue background": "tiger face",
+    "a dog face, pink background": "dog face",
+    "a hammer on a yellow background": "hammer",
+    "a birthday cake on pink": "birthday cake",
+    "a red apple on a white background": "red apple",
+    "here is a rocket on a blue background": "rocket",
+}
+NOISES_TRIED = 6
+"""Of every prompt, the first of so many noises is taken whose picture the judge recognises."""
+PICTURES_STEPS = 12
+PICTURES_GUIDANCE = 4.0
+CAPTIONS_KEPT = 400
+"""Captions to keep."""
+
+
+def run_pictures(out: Path, console: Console) -> dict[str, Any]:
+    """What the README's picture shows, in one go; files land in `out`, numbers are returned.
+
+    Raises:
+        ErasureError: The distribution of the world is missing; the message says what to install.
+    """
+    pipe = erasable(pictures.load_pipeline("unet"))
+    for name, concept in tqdm(PICTURES_CONCEPTS.items(), desc="erase", leave=False):
+        known = [caption.text for caption in pictures.captions(CAPTIONS_KEPT)]
+        named = Mentions(concept.words)
+        keep = tuple(text for text in known if text not in named)
+        spec = ErasureSpec((concept,), preserve=keep)
+        erase(pipe, spec, layers=SELECTIVE_LAYERS).save_pretrained(out / name)
+
+    wanted = PROMPTS_ERASED | PROMPTS_KEPT
+    prompts = list(wanted)
+    noises = choose_noises(pipe, wanted)
+    before = draw_prompts(pipe, prompts, noises)
+    for name in PICTURES_CONCEPTS:
+        pipe.load_erasure_adapter(out / name, adapter_name=name)
+    residual = pipe.verify_erasure(raise_on_fail=True).residual
+    after = draw_prompts(pipe, prompts, noises)
+    with pipe.erasure_disabled():
+        again = draw_prompts(pipe, prompts, noises)
+    pairs = zip(again, before, strict=True)
+    same = all(now.tobytes() == base.tobytes() for now, base in pairs)
+
+    rows = list(zip(prompts, before, after, strict=True))
+    sections = {
+        "Erased: a cat becomes a dog, a pistol a water pistol": rows[: len(PROMPTS_ERASED)],
+        "Everything else stays": rows[len(PROMPTS_ERASED) :],
+    }
+    picture = save_before_after(out / "before-after.png", sections)
+    shown = [count_shown(wanted, images) for images in (before, after)]
+    erased = [f"{gone} of {len(PROMPTS_ERASED)}" for gone, _ in shown]
+    kept = [f"{stayed} of {len(PROMPTS_KEPT)}" for _, stayed in shown]
+    console.print(
+        f"made: {' and '.join(PICTURES_CONCEPTS)} in {out}, files that load, stack and switch off "
+        f"(off is the base to the bit: {same})"
+    )
+    console.print(
+        f"did: the judge sees what is erased in {erased[0]} pictures before and in {erased[1]} "
+        f"after, everything else in {kept[0]} and {kept[1]}; look at {picture}"
+    )
+    console.print(f"next: {NEXT}", soft_wrap=True)
+    return {
+        "residual": residual,
+        "same_bits": same,
+        "picture": str(picture),
+        "erased_seen": [gone for gone, _ in shown],
+        "kept_seen": [stayed for _, stayed in shown],
+    }
+
+
+def draw_prompts(pipe: Any, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+    """One picture per prompt, each from the noise of its seed."""
+    noise = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return pipe(
+        list(prompts),
+        num_inference_steps=PICTURES_STEPS,
+        guidance_scale=PICTURES_GUIDANCE,
+        generator=noise,
+    ).images
+
+
+def choose_noises(pipe: Any, wanted: dict[str, str]) -> list[int]:
+    """The first seed of each prompt whose picture shows what is wanted; 0 where none does."""
+    judge = pictures.load_judge()
+    found: dict[str, int] = {}
+    for seed in tqdm(range(NOISES_TRIED), desc="draw", leave=False):
+        missing = [prompt for prompt in wanted if prompt not in found]
+        if not missing:
+            break
+        images = draw_prompts(pipe, missing, [seed] * len(missing))
+        for prompt, thing in zip(missing, judge(images)["thing"], strict=True):
+            if thing == wanted[prompt]:
+                found[prompt] = seed
+    return [found.get(prompt, 0) for prompt in wanted]
+
+
+def count_shown(wanted: dict[str, str], images: Sequence[Image.Image]) -> tuple[int, int]:
+    """In how many pictures the judge sees the thing: of those to erase, and of the others."""
+    seen = pictures.load_judge()(images)["thing"]
+    right = [thing == want for thing, want in zip(seen, wanted.values(), strict=True)]
+    return sum(right[: len(PROMPTS_ERASED)]), sum(right[len(PROMPTS_ERASED) :])
