@@ -74,6 +74,8 @@ NUMBERS = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 200)
 """What `--minutes` chooses n from, so that a busy minute does not change it."""
 SECONDS = {"ours": 40.0, "peer": 15.0, "states": 5.0}
 """Of a core, roughly: to solve one of ours, to solve a peer, to measure a row's states."""
+SHIPPED_STEPS = 20
+"""At which the world's own README measures."""
 README_PICTURE = "pictures-before-after.png"
 Line = dict[str, Any]
 MADE = "made.txt"
@@ -83,20 +85,25 @@ MADE = "made.txt"
 # ------------------------------------------------------------------------------------- edits
 
 
-@dataclass(frozen=True)
 class Edits:
     """The adapters of all cells and rows, kept in a folder: each is made once."""
 
-    pipe: Any
-    denoiser: str
-    folder: Path
+    def __init__(self, studio: Studio, folder: Path) -> None:
+        self.pipe = studio.pipe
+        self.folder = folder
+        self._encoder = weights_of(self.pipe, ["text_encoder"])
+        self._denoiser = studio.weights
+        self._paths: dict[tuple[str, str], Path] = {}
 
     def find(self, cell_name: str, cell: PicturesCell, row: str) -> Path:
         """Where the adapter lies, or will lie; its name holds all that it depends on."""
-        parts = ["text_encoder", *([self.denoiser] if row in PEERS else [])]
-        content = [row, weights_of(self.pipe, parts), self._spec(cell).to_toml()]
-        key = hashlib.sha1("\n".join(content).encode()).hexdigest()[:12]
-        return self.folder / "edits" / f"{file_name(cell_name)}-{file_name(row)}-{key}"
+        if (cell_name, row) not in self._paths:
+            content = [row, self._encoder, self._spec(cell).to_toml()]
+            content += [self._denoiser] if row in PEERS else []
+            key = hashlib.sha1("\n".join(content).encode()).hexdigest()[:12]
+            name = f"{file_name(cell_name)}-{file_name(row)}-{key}"
+            self._paths[cell_name, row] = self.folder / "edits" / name
+        return self._paths[cell_name, row]
 
     def make(self, cell_name: str, cell: PicturesCell, row: str) -> ErasureAdapter:
         """The adapter, from the folder where it was made before.
@@ -133,10 +140,37 @@ def measure_states(
         found[kind] = [rounded(known[prompt.text].moved) for prompt in some[kind]]
     targets = [known[prompt.text] for prompt in some["target"]]
     found["target"] = {"left": [rounded(one.left) for one in targets]}
-    for place in ("name", "other", "ends", "padding"):
+    for place in ("name", "other", "ends"):
         by_kind = [rounded(one.left_by_kind.get(place)) for one in targets]
         found["target"][f"left {place}"] = by_kind
+    if studio.denoiser not in adapter.components:
+        said = [prompt.text for prompt in some["target"]]
+        meant = [prompt.text for prompt in prompts[ANCHOR][:MEASURED]]
+        left = left_in_padding(studio, adapter, said, meant)
+        found["target"]["left padding"] = list(map(rounded, left))
     return found
+
+
+def left_in_padding(
+    studio: Studio, adapter: ErasureAdapter, texts: Sequence[str], anchors: Sequence[str]
+) -> list[float]:
+    """What is left behind the end of each prompt, where both it and the anchor's are padded.
+
+    The U-Net attends to these states, and `measure_prompts` counts those alone that the text
+    encoder's mask leaves.
+    """
+    before = studio.states(texts)
+    goal = studio.states(anchors)
+    with studio.edited(adapter):
+        now = studio.states(texts)
+    lengths = [studio.pipe.tokenizer(list(some)).attention_mask for some in (texts, anchors)]
+    left = []
+    for i in range(len(texts)):
+        first = max(sum(of_text[i]) for of_text in lengths)
+        rest = (now[i, first:] - goal[i, first:]).norm(dim=-1).sum()
+        gap = (before[i, first:] - goal[i, first:]).norm(dim=-1).sum()
+        left.append(float(rest / gap) if gap > 0 else 0.0)
+    return left
 
 
 def rounded(value: float | None) -> float | None:
@@ -210,7 +244,7 @@ class Bench:
         self.lines = args.lines
         self.folder = args.folder
         self.studio = Studio(kind, args.folder / "drawn", steps=request.steps)
-        self.edits = Edits(self.studio.pipe, self.studio.denoiser, args.folder)
+        self.edits = Edits(self.studio, args.folder)
         self.judging = Judging()
         self.where = provenance(request.seed)
 
@@ -227,6 +261,26 @@ class Bench:
         edit = "" if row == UNEDITED else self.edits.find(name, cell, row).name
         head = {"pipeline": self.kind, "cell": name, "row": row, **vars(self.request)}
         return head | {"weights": self.studio.weights, "edit": edit}
+
+    def check_steps(self, count: int) -> None:
+        """Are few steps enough? The same captions and noise at 20 steps of what is shipped."""
+        studio = self.studio
+        asked = pictures.captions(count, self.request.seed, held_out=True)
+        few = {"steps": studio.steps, "scheduler": studio.pipe.scheduler}
+        many = {"steps": SHIPPED_STEPS, "scheduler": studio.shipped_scheduler}
+        shares = []
+        said = []
+        for how in (few, many):
+            images = studio.draw_with(asked, **how)
+            answers = self.judging.judge.likeliest(images)["thing"]
+            right = [a == caption.things[0] for a, caption in zip(answers, asked, strict=True)]
+            shares.append(sum(right) / count)
+            said.append(answers)
+        same = sum(a == b for a, b in zip(*said, strict=True)) / count
+        check = {"captions": count, "few": shares[0], "many": shares[1], "same": same}
+        print(f"thing right at {studio.steps} and {SHIPPED_STEPS} steps: {check}")
+        head = {"pipeline": self.kind, "weights": studio.weights, "steps": studio.steps}
+        keep_line(self.lines, {**head, "check": check, "where": self.where})
 
     def solve(self, cells: Mapping[str, PicturesCell], rows: Sequence[str]) -> None:
         """Make the edits that are asked for, and measure the states that each leaves."""
@@ -378,6 +432,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "pictures-erasing")
     parser.add_argument("--lines", type=Path, default=here / "results" / "pictures.jsonl")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "pictures.md")
+    parser.add_argument(
+        "--check-steps", type=int, metavar="N", help="N captions at few steps and at 20, and stop"
+    )
     parser.add_argument("--plan", action="store_true", help="print the plan alone")
     parser.add_argument("--solve", action="store_true", help="the edits alone, no picture")
     parser.add_argument("--draw", action="store_true", help="the page alone, from the lines")
@@ -397,6 +454,9 @@ def main() -> None:
     drawing = not (args.draw or args.thresholds or args.readme_picture)
     for kind in args.kinds if drawing else ():
         bench = Bench(kind, request, args)
+        if args.check_steps:
+            bench.check_steps(args.check_steps)
+            continue
         if args.minutes:
             bench.request = choose_n(bench, cells, rows, args)
         print_plan(bench, cells, rows)
@@ -414,7 +474,7 @@ def finish(args: argparse.Namespace, drawing: bool) -> None:
             found = demo_pictures.run_pictures(Path(folder), Console())
             shutil.copy(found["picture"], args.page.parent / "images" / README_PICTURE)
         return
-    if drawing and (args.plan or args.solve):
+    if drawing and (args.plan or args.solve or args.check_steps):
         return
     from pictures_page import save_page
     from pictures_scatter import print_thresholds

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from diffusers_erasepro import ErasureAdapter, erasable, pictures
 from diffusers_erasepro.families.pipelines import family_of
 from diffusers_erasepro.modules.fingerprint import fingerprints
+from diffusers_erasepro.pictures import Caption
 from harness import file_name
 from pictures_cells import Prompt
 
@@ -42,6 +43,7 @@ class Studio:
 
     def __init__(self, kind: str, folder: Path, *, steps: int = STEPS) -> None:
         self.pipe = erasable(pictures.load_pipeline(kind))
+        self.shipped_scheduler = self.pipe.scheduler
         if kind == "unet":
             # a solver of second order needs fewer steps than the DDIM that is shipped
             found = DPMSolverMultistepScheduler.from_config(self.pipe.scheduler.config)
@@ -104,6 +106,21 @@ class Studio:
             bar.update(len(part))
         bar.close()
         return [self._drawn[key] for key in keys]
+
+    def draw_with(self, captions: Sequence[Caption], steps: int, scheduler: Any) -> list[Any]:
+        """A picture per caption with another scheduler; none is kept."""
+        usual = self.pipe.scheduler, self.steps
+        self.pipe.scheduler = scheduler
+        self.steps = steps
+        try:
+            images = []
+            for first in tqdm(range(0, len(captions), BATCH), desc=f"{steps} steps", leave=False):
+                texts = [caption.text for caption in captions[first : first + BATCH]]
+                seeds = list(range(first, first + len(texts)))
+                images += self._generate({"prompt": texts}, seeds)
+            return images
+        finally:
+            self.pipe.scheduler, self.steps = usual
 
     def seconds_of_a_picture(self) -> float:
         """Measured, of this process alone: a busy machine takes longer."""

@@ -36,6 +36,8 @@ class Results:
     """The commits that made the edits."""
     refused: Mapping[tuple[str, str], str]
     """Cell and row -> why there is no edit."""
+    check: Line | None
+    """Whether few steps are enough, if that was asked."""
 
     def prompts(self, cell: PicturesCell) -> dict[str, list[Prompt]]:
         """What was drawn."""
@@ -44,7 +46,8 @@ class Results:
 
 def read_results(path: Path, pipeline: str = "unet") -> Results | None:
     """Those of the last line: other weights or numbers were other runs."""
-    lines = [line for line in kept_lines(path) if line["pipeline"] == pipeline]
+    every = [line for line in kept_lines(path) if line["pipeline"] == pipeline]
+    lines = [line for line in every if "check" not in line]
     if not lines:
         return None
     names = ("pipeline", "weights", "n", "others", "seed", "steps")
@@ -61,7 +64,8 @@ def read_results(path: Path, pipeline: str = "unet") -> Results | None:
     ordered = {name: cells[name] for name in known if UNEDITED in cells[name]}
     where = tuple(dict.fromkeys(line["where"] for line in mine))
     made = tuple(dict.fromkeys(line["made"] for line in mine if "made" in line))
-    return Results(*last, ordered, where, made, refused)
+    checks = [line["check"] for line in every if "check" in line and line["weights"] == last[1]]
+    return Results(*last, ordered, where, made, refused, checks[-1] if checks else None)
 
 
 @dataclass(frozen=True)

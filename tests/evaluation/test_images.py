@@ -8,8 +8,8 @@ from PIL import Image
 from rich.console import Console
 
 from diffusers_erasepro import glyphs
-from diffusers_erasepro.cli import demo
-from diffusers_erasepro.evaluation.plots import save_depth, save_grid
+from diffusers_erasepro.cli import demo, demo_pictures
+from diffusers_erasepro.evaluation.plots import save_before_after, save_depth, save_grid
 
 STARS = tuple(
     f"a {color} star {ground}"
@@ -38,6 +38,16 @@ def test_a_grid_has_a_column_per_prompt_and_a_row_per_state(tmp_path):
     assert width > height > 200
 
 
+def test_before_and_after_stand_beside_each_other_under_a_heading(tmp_path):
+    red, blue = (Image.new("RGB", (64, 64), color) for color in ("red", "blue"))
+    pairs = [(f"prompt number {i} with a few more words", red, blue) for i in range(4)]
+    path = save_before_after(tmp_path / "deep" / "pairs.png", {"one": pairs[:1], "more": pairs})
+    sheet = Image.open(path).convert("RGB")
+    colors = {color: count for count, color in sheet.getcolors(1 << 20)}
+    assert colors[255, 0, 0] == colors[0, 0, 255] == 5 * 176**2
+    assert 900 < sheet.width < 1300
+
+
 def test_the_depth_figure_is_written(tmp_path):
     assert (
         Image.open(
@@ -49,11 +59,30 @@ def test_the_depth_figure_is_written(tmp_path):
     )
 
 
+def last_lines(console):
+    """What a demo says at its end."""
+    return [line for line in console.export_text().splitlines() if line][-3:]
+
+
 @pytest.mark.slow
 def test_the_demo_does_the_main_job(tmp_path):
-    console = Console(record=True, width=160)
+    console = Console(record=True, width=240)
     demo.run(tmp_path, console)
-    text = console.export_text()
-    assert "to the bit: True" in text
+    assert "to the bit: True" in console.export_text(clear=False)
+    made, did, then = last_lines(console)
+    assert made.startswith("made: no-star")
+    assert did.startswith("did: the judge sees what is erased in 6 of 9 pictures before and in 0")
+    assert then.startswith("next: erasepro erase MODEL")
     assert Image.open(tmp_path / "before-after.png").size[0] > 800
     assert {p.name for p in tmp_path.iterdir()} == {*demo.DEMO_CONCEPTS, "before-after.png"}
+
+
+@pytest.mark.slow
+def test_the_demo_of_real_things_does_the_main_job(world, tmp_path):
+    console = Console(record=True, width=240)
+    found = demo_pictures.run_pictures(tmp_path, console)
+    assert found["same_bits"]
+    assert found["erased_seen"][0] > 0 and found["erased_seen"][1] == 0
+    assert [line.split(":")[0] for line in last_lines(console)] == ["made", "did", "next"]
+    names = {*demo_pictures.PICTURES_CONCEPTS, "before-after.png"}
+    assert {p.name for p in tmp_path.iterdir()} == names

@@ -91,7 +91,8 @@ def run(out: Path, console: Console) -> dict[str, Any]:
         same = all(now.tobytes() == base.tobytes() for now, base in pairs)
     console.print(f"switched off, the pictures are the base's to the bit: {same}")
     picture = save_grid(out / "before-after.png", DEMO_PROMPTS, images)
-    before, after = (count_erased(some) for some in list(images.values())[:2])
+    before = count_erased(images["base"])
+    after = count_erased(images["all three\nerased"])
     console.print(f"made: {', '.join(DEMO_CONCEPTS)} in {out}, files that load, stack, switch off")
     console.print(
         f"did: the judge sees what is erased in {before} of {len(DEMO_PROMPTS)} pictures before "

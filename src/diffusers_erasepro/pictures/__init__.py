@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..errors import ErasureError
 from .captions import BACKGROUNDS, HELD_OUT, STYLES, TRAINED, Caption, written
 from .world import hands, synonyms, things
 
@@ -80,8 +81,12 @@ def captions(n: int, seed: int = 0, held_out: bool = False, *, two: float = 0.0)
         two: Share of captions with two things, the first on the left.
 
     Raises:
-        ErasureError: The distribution is missing.
+        ErasureError: The distribution is missing, `n` is below 0, or `two` is no share.
     """
+    if n < 0:
+        raise ErasureError(f"n must be at least 0, got {n}; it is how many captions come back")
+    if not 0 <= two <= 1:
+        raise ErasureError(f"two must lie in 0..1, got {two}; it is a share of the captions")
     known = {thing: hands(thing) for thing in things()}
     phrasing = HELD_OUT if held_out else TRAINED
     return written(known, n, seed=seed, phrasing=phrasing, two=two)

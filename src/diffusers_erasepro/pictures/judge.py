@@ -96,23 +96,42 @@ def pixels(images: Sequence[Image.Image]) -> Tensor:
     """`(n, 3, 64, 64)` in -1..1.
 
     Raises:
-        ErasureError: A picture of another size.
+        ErasureError: A picture of another size, or what is no picture.
     """
+    if isinstance(images, Image.Image):
+        raise ErasureError("the judge takes a list of pictures, got one; give [picture]")
     for at, image in enumerate(images):
-        if image.size != (SIZE, SIZE):
-            width, height = image.size
-            raise ErasureError(
-                f"picture {at} is {width} x {height}; this judge knows pictures of {SIZE} x {SIZE}"
-            )
+        check_size(image, f"picture {at}")
     if not images:
         return torch.zeros(0, 3, SIZE, SIZE, dtype=torch.float32)
     stack = np.stack([np.asarray(image.convert("RGB")) for image in images])
     return torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
+def check_size(image: Image.Image, what: str) -> None:
+    """Raise ErasureError unless it is a picture as this world draws them."""
+    if not isinstance(image, Image.Image):
+        raise ErasureError(
+            f"{what} is a {type(image).__name__}; the judge takes pictures of PIL, as a pipeline "
+            "returns them"
+        )
+    if image.size != (SIZE, SIZE):
+        width, height = image.size
+        raise ErasureError(
+            f"{what} is {width} x {height}; this judge knows pictures of {SIZE} x {SIZE}"
+        )
+
+
 def half(image: Image.Image, side: int) -> Image.Image:
-    """The square of half the width in which a thing on this side stands most likely: by contrast
-    with the background, row by row."""
+    """One of two things, enlarged: side 0 is the left.
+
+    It is the square of half the width in which a thing stands most likely, by contrast with the
+    background, row by row.
+
+    Raises:
+        ErasureError: A picture of another size.
+    """
+    check_size(image, "the picture")
     width = SIZE // 2
     column = image.crop((side * width, 0, (side + 1) * width, SIZE))
     gray = torch.frombuffer(bytearray(column.convert("L").tobytes()), dtype=torch.uint8)

@@ -61,18 +61,26 @@ def synonyms(thing: str) -> tuple[str, ...]:
 
 
 def nearest(word: str) -> list[str]:
-    """Things that a word may have meant: it names them, or is spelled much like them."""
+    """Things that a word may have meant: it names them, or is spelled much like a name of them."""
     word = word.lower()
     meant = [
         name
         for name, thing in _table().items()
         if word in name.split() or word in thing.synonyms + thing.related
     ]
-    spelled = difflib.get_close_matches(word, things(), n=3)
+    named = {}
+    for name, thing in _table().items():
+        named |= dict.fromkeys((*thing.synonyms, name), name)
+    spelled = [named[known] for known in difflib.get_close_matches(word, named, n=3)]
     return list(dict.fromkeys(meant + spelled))[:5]
 
 
 def _entry(thing: str) -> Thing:
+    if not isinstance(thing, str):
+        raise ErasureError(
+            f"a thing of the pictures world is named by a text, got {type(thing).__name__} "
+            f"{thing!r}; see pictures.THINGS"
+        )
     entry = _table().get(thing)
     if entry is None:
         near = ", ".join(map(repr, nearest(thing))) or "see pictures.THINGS"
