@@ -68,8 +68,9 @@ ROWS: dict[str, Make] = {
     "gates alone": partial(erase, layers=("gates",)),
 }
 """Row -> how its adapter is made."""
-MEASURED = 24
-"""Of each kind of prompt, so many are measured in the states too."""
+MEASURED = 16
+"""Prompts of the target that are measured in the states too, as many near it, twice as many
+others: the first, however many pictures there are."""
 NUMBERS = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 200)
 """What `--minutes` chooses n from, so that a busy minute does not change it."""
 SECONDS = {"ours": 40.0, "peer": 15.0, "states": 5.0}
@@ -131,8 +132,10 @@ def measure_states(
         Kind -> for the target "left" and "left KIND OF POSITION", for others "moved"; a number, or
         None, per prompt.
     """
-    some = {kind: list(prompts.get(kind, ()))[:MEASURED] for kind in ("target", "near", "other")}
-    texts = [prompt.text for part in some.values() for prompt in part]
+    some = {kind: prompts.get(kind, []) for kind in ("target", "near", "other")}
+    texts: list[str] = []
+    for part in some.values():
+        texts += [prompt.text for prompt in part]
     with studio.edited(adapter):
         known = {one.text: one for one in measure_prompts(studio.pipe, texts)}
     found: dict[str, Any] = {}
@@ -145,7 +148,7 @@ def measure_states(
         found["target"][f"left {place}"] = by_kind
     if studio.denoiser not in adapter.components:
         said = [prompt.text for prompt in some["target"]]
-        meant = [prompt.text for prompt in prompts[ANCHOR][:MEASURED]]
+        meant = [prompt.text for prompt in prompts[ANCHOR]]
         left = left_in_padding(studio, adapter, said, meant)
         found["target"]["left padding"] = list(map(rounded, left))
     return found
@@ -347,11 +350,12 @@ class Bench:
         return self.judging.describe(prompts, images, kind)
 
     def _states(self, name: str, cell: PicturesCell, row: str, adapter: ErasureAdapter) -> Line:
-        """From the file beside the edit, if these prompts were measured before."""
-        request = self.request
-        path = self.edits.find(name, cell, row) / f"states-{request.n}-{request.seed}.json"
+        """What `measure_states` says, kept in a file beside the edit."""
+        seed = self.request.seed
+        path = self.edits.find(name, cell, row) / f"states-{MEASURED}-{seed}.json"
         if not path.exists():
-            found = measure_states(self.studio, adapter, request.of(cell))
+            prompts = prompts_of(cell, MEASURED, 2 * MEASURED, seed)
+            found = measure_states(self.studio, adapter, prompts)
             path.write_text(json.dumps(found), encoding="utf-8")
         return json.loads(path.read_text(encoding="utf-8"))
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from diffusers_erasepro import Concept, ErasureSpec, erasable, erase
 from diffusers_erasepro.errors import ErasureError
 
 
@@ -69,6 +70,23 @@ def test_no_caption_is_cut(world):
     for held_out in (False, True):
         for caption in world.captions(500, held_out=held_out, two=0.25):
             assert len(tokenizer(caption.text).input_ids) <= LENGTH, caption.text
+
+
+@pytest.mark.slow
+def test_one_adapter_file_serves_both_pipelines(world, tmp_path):
+    # the erasure lives in the encoder, whose fingerprint both pipelines have
+    spec = ErasureSpec((Concept("octopus", "penguin"),), preserve=("a key", "a red house"))
+    made = erase(world.load_pipeline("unet"), spec, layers="embedding", measure=False)
+    made.save_pretrained(tmp_path)
+    assert [*made.base] == ["text_encoder"]
+    asked = {"device": "cpu", "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
+    for kind in ("unet", "dit"):
+        pipe = erasable(world.load_pipeline(kind))
+        wanted = pipe.encode_prompt("the penguin on a key", **asked)[0]
+        pipe.load_erasure_adapter(tmp_path)
+        assert pipe.verify_erasure().ok
+        found = pipe.encode_prompt("the octopus on a key", **asked)[0]
+        assert torch.allclose(found, wanted, atol=1e-5)
 
 
 def test_an_unknown_pipeline_names_the_known(world):
