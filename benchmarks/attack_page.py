@@ -1,4 +1,4 @@
-"""The numbers of docs/attacks.md: every attack on the unedited pipeline, on peers and on ours.
+"""Every attack on the unedited pipeline, on peers and on ours: benchmarks/results/attacks.md.
 
 Resumes from its JSON lines.
 """
@@ -204,7 +204,7 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("benchmarks/attacks.jsonl"), help="JSON lines, appended to"
     )
-    parser.add_argument("--page", type=Path, default=Path("docs/attacks.md"))
+    parser.add_argument("--page", type=Path, default=Path("benchmarks/results/attacks.md"))
     parser.add_argument("-n", type=int, default=24)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(

@@ -16,7 +16,7 @@ RIVALS = {
     "5 styles": "RECE: regulariser 1e-3",
     "1 attribute": "RECE: regulariser 1e-3",
 }
-"""The best setting of the best peer on docs/results.md; these prompts had no part in the choice."""
+"""The best setting of the best peer in results/methods-first.md, which other prompts chose."""
 AUTO = "ours: layers auto"
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The transcript of docs/first-try.md.
+"""The transcript of notes/2026-11-first-try.md.
 
 The quickstart as a stranger does it, in an empty environment outside the repository.
 """
@@ -65,7 +65,7 @@ def main() -> None:
         default="torch==2.13.0",
         help="what to install first; a plain torch may bring CUDA",
     )
-    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "first-try.md")
+    parser.add_argument("--page", type=Path, default=ROOT / "notes" / "2026-11-first-try.md")
     args = parser.parse_args()
     where = provenance(0)
     with tempfile.TemporaryDirectory() as name:
@@ -83,10 +83,10 @@ def main() -> None:
                 f"`pip install {args.torch} {wheel.name}` ({wheel.stat().st_size / 2**20:.1f} "
                 "MB), then the commands of the"
             ),
-            "[quickstart](quickstart.md), as they stand there.",
+            "[first steps](../docs/get-started.md), as they stand there.",
             "",
         ]
-        for kind, text in steps((ROOT / "docs" / "quickstart.md").read_text(encoding="utf-8")):
+        for kind, text in steps((ROOT / "docs" / "get-started.md").read_text(encoding="utf-8")):
             out = ran(["bash", "-c", text] if kind == "sh" else ["python", "-c", text], folder, bin)
             shown = f"$ {text}"
             if kind != "sh":

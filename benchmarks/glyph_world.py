@@ -1,4 +1,4 @@
-"""The numbers of docs/glyphs-measured.md.
+"""The numbers of benchmarks/results/glyph-world.md.
 
 How well the shipped world draws, how well its judge sees, how long both take.
 """
@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=400)
     parser.add_argument("--seed", type=int, default=77)
     parser.add_argument("--log", type=Path, default=Path("runs/first/log.jsonl"))
-    parser.add_argument("--docs", type=Path, default=Path("docs"))
+    parser.add_argument("--page", type=Path, default=Path("benchmarks/results/glyph-world.md"))
     args = parser.parse_args()
     glyphs.load_pipeline()  # imports are not part of loading
     began = time.perf_counter()
@@ -132,7 +132,7 @@ def main() -> None:
     first, both = two_objects(pipe, judge, args.n // 2, args.seed)
     size = sum(p.stat().st_size for p in glyphs.WEIGHTS.rglob("*") if p.is_file()) / 1e6
 
-    (args.docs / "glyphs-measured.md").write_text(
+    args.page.write_text(
         "\n".join(
             [
                 "# The glyph world, measured",

@@ -1,4 +1,4 @@
-"""The table of docs/versions.md.
+"""The table of benchmarks/results/versions.md.
 
 The wheel in environments with the lowest and the newest versions it says it works with.
 """
@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument(
         "--newest-torch", default="torch", help="a requirement; a plain torch may bring CUDA"
     )
-    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "versions.md")
+    parser.add_argument("--page", type=Path, default=ROOT / "benchmarks/results/versions.md")
     args = parser.parse_args()
     where = provenance(0)
     lines = []

@@ -1,5 +1,6 @@
-"""The numbers of docs/peers.md: our UCE, RECE and SPEED beside their official code, on the same
-pipeline and prompts.
+"""The numbers of results/official-code.md: our UCE, RECE and SPEED beside their official code.
+
+All on the same pipeline and prompts.
 
 Takes folders with the official repositories (rohitgandikota/unified-concept-editing,
 CharlesGong12/RECE, Ouxiang-Li/SPEED); none of their code is here. Their functions run as they are;

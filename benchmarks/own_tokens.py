@@ -1,7 +1,7 @@
 """Which tokens of each name are its own: `python benchmarks/own_tokens.py` makes the page.
 
-Writes docs/own-tokens.md: every word of every spec in adapters/specs, and 95 well-known names, on
-the vocabularies of CLIP, T5, Qwen3 and BERT (`python tools/vocabularies.py` fetches them), and
+Writes results/own-tokens.md: every word of every spec in adapters/specs, and 95 names, on the
+vocabularies of CLIP, T5, Qwen3 and BERT (`python tools/vocabularies.py` fetches them), and
 whether captions of COCO have their tokens under another meaning. No model runs; two minutes.
 """
 
@@ -35,7 +35,7 @@ COCO = Path("/work/shared/data/coco-captions.txt")
 BATCH = 2000
 SHOWN = 6
 """Captions that are named of those that have an own token under another meaning."""
-PAGE = ROOT / "docs/own-tokens.md"
+PAGE = ROOT / "benchmarks/results/own-tokens.md"
 KNOWN_NAMES = {
     "characters": """Pikachu, Mickey Mouse, Donald Duck, Snoopy, Batman, Superman, Spider-Man,
         Iron Man, Darth Vader, Yoda, R2-D2, Chewbacca, Harry Potter, Gandalf, Shrek, Hello Kitty,

@@ -10,8 +10,8 @@ SHAPES = ("star", "heart", "cross", "ring", "arrow", "diamond", "triangle", "squ
 STYLES = ("Mira Voss", "Ola Brenn", "Mara Vance", "Tilo Kern", "Odo Brandt")
 MEASURES = (*COLUMNS, "ACC_e2", "ACC_g", "ACC_near", "H_o", "feature", "frechet", "seconds")
 TEXT = """ACC_g: target seen from synonyms and other phrasings; ACC_near: nearest neighbours kept;
-ACC_e2: target seen by the [second judge](second-judge.md). [peers.md](peers.md) holds the peers
-beside their authors' code. The world has 12 shapes, 7 styles and one attribute."""
+ACC_e2: target seen by the [second judge](second-judge.md). [official-code.md](official-code.md)
+holds the peers beside their authors' code. The world has 12 shapes, 7 styles and one attribute."""
 
 
 def result_cells(concepts: dict[str, Concept]) -> dict[str, tuple[Concept, ...]]:

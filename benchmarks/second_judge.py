@@ -1,4 +1,4 @@
-"""The numbers of docs/second-judge.md.
+"""The numbers of benchmarks/results/second-judge.md.
 
 How often Text-To-Concept sees in drawn pictures what the judge sees.
 """
@@ -21,8 +21,8 @@ INTRODUCTION = """# A second opinion, measured
 
 `python benchmarks/second_judge.py` wrote this page: {where}.
 
-`load_second_judge()` is [Text-To-Concept](guides/extending.md#a-second-opinion): a least-squares
-map, fitted on 800 renders without a label, from the judge's trunk to the picture side of a small
+`load_second_judge()` is [Text-To-Concept](../../docs/guides/research.md#a-second-opinion): a
+least-squares map, fitted on 800 renders without a label, from the judge's trunk to the picture side of a small
 contrastive image-text encoder (trained by `python tools/glyphs/train_clip.py`); a picture shows the
 word whose text vector is nearest. Below, {n} pictures that the shipped pipeline drew of held-out
 phrasings ({steps} steps, guidance 3). Pictures on which the judge
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=400)
     parser.add_argument("--seed", type=int, default=5)
     parser.add_argument("--steps", type=int, default=15)
-    parser.add_argument("--page", type=Path, default=Path("docs/second-judge.md"))
+    parser.add_argument("--page", type=Path, default=Path("benchmarks/results/second-judge.md"))
     args = parser.parse_args()
     pairs = prompts_without((), args.n, seed=args.seed, held_out=True)
     images = draw(glyphs.load_pipeline(), pairs, seed=args.seed, steps=args.steps)

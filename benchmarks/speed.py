@@ -1,4 +1,4 @@
-"""The numbers of docs/speed.md.
+"""The numbers of benchmarks/results/speed.md.
 
 Seconds per edit on the SD 1.4 layout, random weights, beside UCE's official script.
 """
@@ -229,7 +229,7 @@ def main() -> None:
         help="print what loading and switching take, and write no page",
     )
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--page", type=Path, default=Path("docs/speed.md"))
+    parser.add_argument("--page", type=Path, default=Path("benchmarks/results/speed.md"))
     args = parser.parse_args()
     if args.alone or args.live:
         return print(alone(args.alone, args.seed) if args.alone else live(args.live, args.seed))

@@ -1,4 +1,4 @@
-"""The numbers of docs/stacking.md: adapters made apart, put together on the shipped world."""
+"""The numbers of results/stacking-WORLD.md: adapters made apart, put together on a glyph world."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, default=glyphs.WEIGHTS, help="where that world's weights are"
     )
-    parser.add_argument("--page", type=Path, default=Path("docs/stacking.md"))
+    parser.add_argument("--page", type=Path, help="default: benchmarks/results")
     args = parser.parse_args()
     world = WORLDS[args.world]
     pipe = erasable(glyphs.load_pipeline(args.folder))
@@ -257,7 +257,8 @@ def main() -> None:
         ),
         "",
     ]
-    args.page.write_text("\n".join(page), encoding="utf-8")
+    target = args.page or Path(f"benchmarks/results/stacking-{world.name}.md")
+    target.write_text("\n".join(page), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,19 +1,30 @@
-"""Every Python snippet of the documents runs, page by page, in a folder of its own.
+"""The documents: snippets run, links lead somewhere, figures are those of the result files.
 
-The site builds without a warning.
+Every Python snippet runs, page by page, in a folder of its own. The site builds without a warning.
 """
 
+import posixpath
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import insert_figures
 import pytest
+import repository_links
 
 import tiny
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+LINKED = [
+    *PAGES,
+    *sorted(ROOT.glob("*.md")),
+    *sorted((ROOT / "benchmarks" / "results").glob("*.md")),
+    *sorted((ROOT / "notes").glob("*.md")),
+    ROOT / "adapters" / "README.md",
+]
+"""Pages whose links are looked up."""
 MODEL = re.compile(r'StableDiffusionPipeline\.from_pretrained\("([^"]+)"')
 SNIPPET = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
@@ -30,10 +41,77 @@ def test_the_snippets_run(page, tmp_path, monkeypatch, hub):
         exec(compile(code, str(page), "exec"), names)
 
 
+def slugs(page):
+    """The anchors of a page's headings, as GitHub and MkDocs write them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    plain = [re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings]
+    return {re.sub(r"\s+", "-", heading.strip()) for heading in plain}
+
+
 def test_links_between_pages_and_files_lead_somewhere():
-    for page in PAGES:
-        for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+    for page in LINKED:
+        for target in re.findall(r"\]\((?!https?:|mailto:)([^)]+)", page.read_text()):
+            name, _, anchor = target.partition("#")
+            found = (page.parent / name) if name else page
+            assert found.exists(), f"{page.name}: {target}"
+            if anchor and found.suffix == ".md":
+                assert anchor in slugs(found), f"{page.name}: {target}"
+
+
+def test_links_on_a_package_index_are_those_of_the_clone():
+    address = repository_links.repository_address()
+    text = (ROOT / "README.md").read_text()
+    absolute = repository_links.make_absolute(text, "README.md", address)
+    targets = re.findall(r"\]\(([^)]+)", absolute)
+    assert targets and all(re.match("https?:|#", target) for target in targets)
+    for target in targets:
+        if target.startswith(f"{address}/"):
+            path = target.removeprefix(f"{address}/").partition("#")[0].split("/", 2)
+            assert path[:2] in (["blob", "main"], ["raw", "main"])
+            assert (ROOT / path[2]).exists(), target
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a clone")
+def test_the_address_of_the_repository_stands_in_one_place():
+    listed = subprocess.run(
+        ["git", "grep", "-l", repository_links.repository_address()],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert listed.stdout.split() == ["pyproject.toml"]
+
+
+def test_links_that_leave_the_documents_go_to_the_repository():
+    text = "[a](../../benchmarks/results/speed.md#x) ![b](../images/b.png) [c](https://c.d)"
+    address = "https://example.org/o/n"
+    found = repository_links.make_absolute(
+        text, "docs/guides/page.md", address, lambda path: not path.startswith("docs/")
+    )
+    there = posixpath.join(address, "blob/main/benchmarks/results/speed.md#x")
+    assert found == f"[a]({there}) ![b](../images/b.png) [c](https://c.d)"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_figures_are_those_of_the_result_files(page):
+    text = page.read_text()
+    assert insert_figures.insert_figures(text) == text, "python tools/insert_figures.py"
+
+
+def test_a_figure_that_differs_from_its_file_is_put_right(tmp_path, monkeypatch):
+    monkeypatch.setattr(insert_figures, "RESULTS", tmp_path)
+    table = (
+        "# Cells\n\n| erased | method | left |\n|---|---|---|\n| star | ours | **0.02** (n 9) |\n"
+    )
+    (tmp_path / "cells.md").write_text(table)
+    (tmp_path / "lines.jsonl").write_text('{"row": "a", "left": 0.5}\n')
+    page = "3<!-- cells.md; star; left --> 7<!-- lines.jsonl; a; left --> 1<!-- no.md; x -->"
+    want = "0.02<!-- cells.md; star; left --> 0.5<!-- lines.jsonl; a; left --> -<!-- no.md; x -->"
+    assert insert_figures.insert_figures(page) == want
+    assert insert_figures.insert_figures(want) == want
+    with pytest.raises(insert_figures.FigureError, match="0 rows"):
+        insert_figures.insert_figures("0.3<!-- cells.md; heart; left -->")
 
 
 def test_commands_in_the_documents_exist():
