@@ -101,13 +101,19 @@ def test_figures_are_those_of_the_result_files(page):
 
 def test_a_figure_that_differs_from_its_file_is_put_right(tmp_path, monkeypatch):
     monkeypatch.setattr(insert_figures, "RESULTS", tmp_path)
-    table = (
-        "# Cells\n\n| erased | method | left |\n|---|---|---|\n| star | ours | **0.02** (n 9) |\n"
-    )
-    (tmp_path / "cells.md").write_text(table)
+    head = "# Cells\n\n| erased | method | left |\n|---|---|---|\n"
+    rows = "| star | ours | **0.02** (n 9) |\n| cat | ours | 0.1 |\n"
+    (tmp_path / "cells.md").write_text(head + rows)
     (tmp_path / "lines.jsonl").write_text('{"row": "a", "left": 0.5}\n')
-    page = "3<!-- cells.md; star; left --> 7<!-- lines.jsonl; a; left --> 1<!-- no.md; x -->"
-    want = "0.02<!-- cells.md; star; left --> 0.5<!-- lines.jsonl; a; left --> -<!-- no.md; x -->"
+    sources = {
+        "cells.md; star; left": "0.02",
+        "all: cells.md; Cells; star; left": "0.02 (n 9)",
+        "most: cells.md; ours; left": "0.1",
+        "lines.jsonl; a; left": "0.5",
+        "not-there.md; star; left": "-",
+    }
+    page = "; ".join(f"1<!-- {source} -->" for source in sources)
+    want = "; ".join(f"{shown}<!-- {source} -->" for source, shown in sources.items())
     assert insert_figures.insert_figures(page) == want
     assert insert_figures.insert_figures(want) == want
     with pytest.raises(insert_figures.FigureError, match="0 rows"):

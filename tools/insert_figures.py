@@ -8,8 +8,9 @@ A comment behind a figure says where it comes from: a file, words that choose it
     0.29<!-- one-concept-first.md; cross; UCE; mse of others -->
 
 Each word is a cell of the row, or the heading above its table. Of a cell with several numbers the
-first is shown; "all:" before the file shows the whole cell. A result file is Markdown with tables,
-or JSON lines with one record per row. A figure is a dash as long as its file does not exist.
+first is shown; "all:" before the file shows the whole cell, and "most:" the whole cell with the
+largest number of several rows. A result file is Markdown with tables, in benchmarks/results or in
+docs, or JSON lines with one record per row. A figure is a dash until its file exists.
 
 A table with one column per file stands between two comments, and the second is `end of table`:
 
@@ -32,11 +33,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+DOCS = ROOT / "docs"
 MISSING = "-"
 """What stands for a figure whose file does not exist yet."""
 FIGURE = re.compile(
     r"(?P<value>-|[-+]?\d[\w.,+-]*%?(?: \([^()]*\))?)"
-    r"<!-- (?P<all>all: )?(?P<source>[\w-]+\.(?:md|jsonl); [^<>]*) -->"
+    r"<!-- (?P<how>(?:all: |most: )?)(?P<source>[\w-]+\.(?:md|jsonl); [^<>]*) -->"
 )
 TABLE = re.compile(
     r"(?P<begin><!-- table: (?P<source>[^<>]*\.md[^<>]*; [^<>]*) -->\n)"
@@ -55,6 +57,11 @@ class FigureError(Exception):
 def pages() -> list[Path]:
     """The README and every document."""
     return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def rows_of(name: str) -> tuple[Row, ...]:
+    """All rows of the result file of that name."""
+    return read_rows(RESULTS / name) or read_rows(DOCS / name)
 
 
 @cache
@@ -99,27 +106,38 @@ def number_repeats(columns: list[str]) -> list[str]:
     return names
 
 
-def find_cell(source: str) -> str:
+def find_cell(source: str, *, most: bool = False) -> str:
     """The cell that a comment names, or a dash.
+
+    Args:
+        source: File, words of the row, column.
+        most: Of several rows, the one with the largest number.
 
     Raises:
         FigureError: No row or several have the words, or the row has no such column.
     """
     name, *words, column = source.split("; ")
-    rows = read_rows(RESULTS / name)
+    rows = rows_of(name)
     if not rows:
         return MISSING
     chosen = [row for row in rows if {*words} <= {*row.values()}]
-    cells = {row[column] for row in chosen if column in row}
+    cells = {row[column] for row in chosen if row.get(column, MISSING) != MISSING}
+    if most and cells:
+        return max(cells, key=lambda cell: float(first_number(cell)))
     if len(cells) != 1:
         raise FigureError(f"{source}: {len(chosen)} rows, {len(cells)} values of {column!r}; one")
     return cells.pop().replace("*", "")
 
 
+def first_number(cell: str) -> str:
+    """The first of the numbers that a cell says."""
+    return cell.split()[0].rstrip(",;")
+
+
 def fill_figure(match: re.Match[str]) -> str:
     """A figure and its comment, the figure as the file has it."""
-    cell = find_cell(match["source"])
-    shown = cell if match["all"] else cell.split()[0].rstrip(",;")
+    cell = find_cell(match["source"], most=match["how"] == "most: ")
+    shown = cell if match["how"] else first_number(cell)
     return shown + match[0].removeprefix(match["value"])
 
 
@@ -134,7 +152,7 @@ def fill_table(match: re.Match[str]) -> str:
     key = key.partition(" as ")[0]
     found = {}
     for name in names.split(" + "):
-        rows = read_rows(RESULTS / name)
+        rows = rows_of(name)
         world = Path(name).stem.rpartition("-")[2]
         kept = {row[key]: row for row in rows if key in row and row[HEADING].startswith(heading)}
         if kept:
