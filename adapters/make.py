@@ -105,24 +105,30 @@ def make(folder: Path, concept: Concept, pipe: Any) -> None:
     adapter.card(**about, pictures={caption: "before-after.png"}).save(folder / "README.md")
 
 
-HEAD = """# Ready adapters
+HEAD = """# Specs and ready adapters
 
-Made by `make adapters`; this page too.
+`make adapters` writes this page.
 
-## The glyph world
-
-In each picture the base is above, the erased pipeline below.
-
-| adapter | erases | picture |
-|---|---|---|
-"""
-SPECS = """
 ## Specs for real models
 
-Recipes without weights: no real base could be had where they were written, so none was measured. \
-`erasepro erase MODEL --spec adapters/specs/NAME/spec.toml -o NAME` makes the adapter.
+A spec says what to erase, what the model shall read instead, and what must stay. Make an adapter \
+for your model, and look at images before you rely on it: no real model could be had where these \
+were written, so none was measured.
+
+    erasepro erase MODEL --spec adapters/specs/NAME/spec.toml --explain   # says what will happen
+    erasepro erase MODEL --spec adapters/specs/NAME/spec.toml -o NAME
+    erasepro eval MODEL NAME -o sheet
 
 | spec | erases | becomes |
+|---|---|---|
+"""
+ADAPTERS = """
+## Ready adapters of the glyph world
+
+For the small pipeline that comes with the package ([what it draws](../docs/worlds.md)). In each \
+picture the base is above, the erased pipeline below.
+
+| adapter | erases | picture |
 |---|---|---|
 """
 
@@ -130,18 +136,18 @@ Recipes without weights: no real base could be had where they were written, so n
 def index() -> str:
     """The page that lists what is here, made from the folders."""
     page = HEAD
-    for path, header in read_headers(HERE / "glyphs").items():
-        name = Path(path).parent.name
-        what = describe(header).removeprefix("Erasure: ")
-        link = f"[{name}](glyphs/{name}/README.md)"
-        page += f"| {link} | {what} | ![{what}](glyphs/{name}/before-after.png) |\n"
-    page += SPECS
     for path in sorted((HERE / "specs").glob("*/spec.toml")):
         name = path.parent.name
         spec = ErasureSpec.from_toml(read_text_file(path))
         words = "; ".join(some_words(concept) for concept in spec.concepts)
         becomes = ", ".join(dict.fromkeys(c.anchor or "nothing" for c in spec.concepts))
         page += f"| [{name}](specs/{name}/spec.toml) | {words} | {becomes} |\n"
+    page += ADAPTERS
+    for path, header in read_headers(HERE / "glyphs").items():
+        name = Path(path).parent.name
+        what = describe(header).removeprefix("Erasure: ")
+        link = f"[{name}](glyphs/{name}/README.md)"
+        page += f"| {link} | {what} | ![{what}](glyphs/{name}/before-after.png) |\n"
     return page
 
 

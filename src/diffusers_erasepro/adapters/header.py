@@ -327,8 +327,9 @@ def list_promises(header: Mapping[str, Any]) -> list[str]:
             "Off is the base, bit for bit. It was imported from another tool: nothing was measured."
         ]
     return [
-        "The exact prompts meet their anchors with a residual of "
-        f"{report['listed_residual']:.1e} at what the denoiser reads.",
+        "The listed prompts meet their anchors with a residual of "
+        f"{report['listed_residual']:.1e} in the states that the denoiser reads (1 is nothing "
+        "erased, 0 all of it).",
         "`verify_erasure()` measures that on the live modules and fails if it does not hold.",
         "Off is the base, bit for bit; several erasures are solved together, so the order does "
         "not matter.",
@@ -341,19 +342,18 @@ def list_limits(header: Mapping[str, Any]) -> list[str]:
     components = list_components(header)
     gap = "how much is left there was not measured"
     if isfinite(report["held_out_mean"]):
-        gap = f"on average {report['held_out_mean']:.2f} of the way is left there"
+        gap = f"on average {report['held_out_mean']:.2f} of the gap to the anchor is left"
     drift = "How far other captions move was not measured."
     if isfinite(report["drift"]):
         drift = (
-            f"Other captions move by {report['drift']:.3f} on average (relative, at what the "
-            "denoiser reads)."
+            f"The states of other captions move by {report['drift']:.3f} of their size on average."
         )
     limits = [
         f"Phrasings that no template lists are met less exactly: {gap}.",
         drift,
         f"It edits {' and '.join(components)} of the base it was made for, and refuses others.",
-        "It suppresses; whoever holds the files can unload it. Do not use it as the only control "
-        "for illegal content.",
+        "It suppresses, it does not delete: whoever holds the files can unload it, or train the "
+        "concept back. Do not use it as the only control for illegal content.",
     ]
     if all(name.startswith("text_encoder") for name in components):
         limits.append(

@@ -87,13 +87,14 @@ def build_card(
     )
     parts = [
         f"# {describe(header)}",
-        "A concept erasure for diffusers, made in closed form by "
-        "[diffusers-erasepro](https://pypi.org/project/diffusers-erasepro/); "
-        "it stacks with others and switches off exactly.",
+        "A concept erasure for diffusers: with it on, the text encoder reads the target below as "
+        "what it becomes. It was made from text alone, without training, by "
+        "[diffusers-erasepro](https://pypi.org/project/diffusers-erasepro/), switches off to the "
+        "exact bits of the base, and stacks with others.",
         *(["<Gallery />"] if gallery else []),
         f"## Use\n\n    pip install diffusers-erasepro\n\n```python\n{code}```",
-        "Stock `pipe.load_lora_weights` reads the file too, at strength 1 and alone; "
-        "it neither verifies nor stacks exactly.",
+        "Stock `pipe.load_lora_weights` reads the file too. Use it there at strength 1 and without "
+        "other erasures: nothing is verified, and files that are added up do not erase exactly.",
         f"## What is erased\n\n{_tabulate_concepts(header)}",
         f"## What was measured when it was made\n\n{_tabulate_layers(header)}",
         *([_bullet(selective)] if (selective := list_selectivity(header)) else []),
