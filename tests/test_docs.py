@@ -3,6 +3,7 @@
 Every Python snippet runs, page by page, in a folder of its own. The site builds without a warning.
 """
 
+import json
 import posixpath
 import re
 import subprocess
@@ -39,6 +40,24 @@ def test_the_snippets_run(page, tmp_path, monkeypatch, hub):
     names = {}
     for code in SNIPPET.findall(page.read_text()):
         exec(compile(code, str(page), "exec"), names)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", ["glyphs", "pictures"])
+def test_the_notebook_runs_from_top_to_bottom(world, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    notebook = json.loads((ROOT / "examples" / "first-erasure.ipynb").read_text())
+    names = {}
+    for cell in notebook["cells"]:
+        assert not cell.get("outputs"), "committed without outputs"
+        if cell["cell_type"] == "code":
+            code = "".join(cell["source"]).replace('WORLD = "glyphs"', f'WORLD = "{world}"')
+            exec(compile(code, "first-erasure.ipynb", "exec"), names)
+    assert names["WORLD"] == world
+    assert capsys.readouterr().out.count("True") == 1  # off is the base
+    if world == "glyphs":
+        assert names["judge"](names["before"])["shape"] == ["star", "star", "heart", "ring"]
+        assert names["judge"](names["after"])["shape"] == ["circle", "circle", "heart", "ring"]
 
 
 def slugs(page):

@@ -19,15 +19,14 @@ def find_faults(version, free_gib, folder):
     """Sentences that say what is missing, none if nothing is."""
     faults = []
     if tuple(version[:2]) < OLDEST:
-        found = "%d.%d" % tuple(version[:2])
         faults.append(
-            "Python %d.%d or newer is needed, and %s is %s; name another one with "
-            "`make PYTHON=/path/to/python3.11 demo`" % (*OLDEST, sys.executable, found)
+            f"Python {OLDEST[0]}.{OLDEST[1]} or newer is needed, and {sys.executable} is "
+            f"{version[0]}.{version[1]}; name another one: make PYTHON=/path/to/python3.11 demo"
         )
     if free_gib < LEAST_GIB:
         faults.append(
-            "%.1f GiB are free in %s, and the environment needs %d; free some, or clone to "
-            "another disk" % (free_gib, folder, LEAST_GIB)
+            f"{free_gib:.1f} GiB are free in {folder}, and the environment needs {LEAST_GIB}; free "
+            "some, or clone to another disk"
         )
     return faults
 
@@ -38,11 +37,11 @@ def main():
     free_gib = shutil.disk_usage(folder).free / 2**30
     faults = find_faults(sys.version_info, free_gib, folder)
     for fault in faults:
-        sys.stderr.write("make: %s\n" % fault)
+        sys.stderr.write(f"make: {fault}\n")
     if not faults and free_gib < CUDA_GIB:
         sys.stderr.write(
-            "make: %.1f GiB are free; PyTorch's CUDA build may not fit, its CPU build does: `%s`\n"
-            % (free_gib, CPU_BUILD)
+            f"make: {free_gib:.1f} GiB are free; PyTorch's CUDA build may not fit, its CPU build "
+            f"does: {CPU_BUILD}\n"
         )
     return 1 if faults else 0
 
