@@ -22,9 +22,9 @@ INTRODUCTION = """# A second opinion, measured
 `python benchmarks/second_judge.py` wrote this page: {where}.
 
 `load_second_judge()` is [Text-To-Concept](../../docs/guides/research.md#a-second-opinion): a
-least-squares map, fitted on 800 renders without a label, from the judge's trunk to the picture side of a small
-contrastive image-text encoder (trained by `python tools/glyphs/train_clip.py`); a picture shows the
-word whose text vector is nearest. Below, {n} pictures that the shipped pipeline drew of held-out
+least-squares map, fitted on 800 renders without a label, from the judge's trunk to the picture side
+of a small contrastive image-text encoder (trained by `python tools/glyphs/train_clip.py`); a picture
+shows the word whose text vector is nearest. Below, {n} pictures that the shipped pipeline drew of held-out
 phrasings ({steps} steps, guidance 3). Pictures on which the judge
 abstains are left out of the first column; the others count the captions that name the field.
 
