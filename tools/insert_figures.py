@@ -121,12 +121,12 @@ def find_cell(source: str, *, most: bool = False) -> str:
     if not rows:
         return MISSING
     chosen = [row for row in rows if {*words} <= {*row.values()}]
-    cells = {row[column] for row in chosen if row.get(column, MISSING) != MISSING}
+    cells = {row[column].replace("*", "") for row in chosen if row.get(column, MISSING) != MISSING}
     if most and cells:
         return max(cells, key=lambda cell: float(first_number(cell)))
     if len(cells) != 1:
         raise FigureError(f"{source}: {len(chosen)} rows, {len(cells)} values of {column!r}; one")
-    return cells.pop().replace("*", "")
+    return cells.pop()
 
 
 def first_number(cell: str) -> str:
