@@ -23,10 +23,10 @@ INTRODUCTION = """# A second opinion, measured
 
 `load_second_judge()` is [Text-To-Concept](../../docs/guides/research.md#a-second-opinion): a
 least-squares map, fitted on 800 renders without a label, from the judge's trunk to the picture side
-of a small contrastive image-text encoder (trained by `python tools/glyphs/train_clip.py`); a picture
-shows the word whose text vector is nearest. Below, {n} pictures that the shipped pipeline drew of held-out
-phrasings ({steps} steps, guidance 3). Pictures on which the judge
-abstains are left out of the first column; the others count the captions that name the field.
+of a small contrastive image-text encoder (`python tools/glyphs/train_clip.py` trains it); a picture
+shows the word whose text vector is nearest. Below, {n} pictures that the shipped pipeline drew of
+held-out phrasings ({steps} steps, guidance 3). Pictures on which the judge abstains are left out of
+the first column; the others count the captions that name the field.
 
 | field | both say the same (95 %) | judge gives what was asked | second judge gives it |
 |---|---|---|---|"""
