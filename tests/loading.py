@@ -27,6 +27,7 @@ from diffusers_erasepro.config.options import READERS
 from diffusers_erasepro.errors import ErasureError
 from diffusers_erasepro.families.encode_prompt import encode, tensors_in
 from diffusers_erasepro.families.pipelines import family_of, reader_paths
+from diffusers_erasepro.linalg import gated_mlps
 from quantisers import bnb, bnb_int8, bnb_nf4, gguf_q8
 
 CPU = torch.device("cpu")
@@ -569,9 +570,15 @@ def plain_base_of(architecture: str) -> Mapping[str, Seen]:
 
 
 def make_adapter(pipe: Any, layers: str) -> ErasureAdapter:
-    return erase(
-        pipe, spec_of(layers), layers=LAYERS[layers], measure=False, max_edit_size=EDIT_SIZE
-    )
+    """Weights are noise, which tells no name from others: every token gets its gate."""
+    kept = gated_mlps.LEAST_CONTRAST
+    gated_mlps.LEAST_CONTRAST = -torch.inf
+    try:
+        return erase(
+            pipe, spec_of(layers), layers=LAYERS[layers], measure=False, max_edit_size=EDIT_SIZE
+        )
+    finally:
+        gated_mlps.LEAST_CONTRAST = kept
 
 
 @cache
