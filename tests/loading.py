@@ -73,6 +73,9 @@ LAYERS: dict[str, tuple[int | str, ...] | None] = {
     "rows and gates": ("embedding", "gates"),
     "K/V": (READERS,),
 }
+FORCED = (diffusers.PixArtAlphaPipeline, diffusers.AuraFlowPipeline)
+"""Weights are noise, which tells no name from others; in T5 each token gets its gate all the same.
+In the LLMs gates on noise leave more than there was: there the rows are alone."""
 TARGET = "star"
 ANCHOR = "circle"
 SECOND = Concept("red cross", "square", ("a {}",), ())
@@ -472,25 +475,27 @@ class Seen:
     readers: list[Tensor]
     """What the denoiser's linears make of the first of them."""
     picture: Tensor | None
-    """Latents; None where the pipeline has no denoiser."""
+    """Latents; None where the pipeline has no denoiser, or nothing was drawn."""
 
     def same(self, other: Seen) -> bool:
-        """Whether every bit is."""
-        some = [*self.states, *self.readers, *([] if self.picture is None else [self.picture])]
+        """Whether every bit is; of pictures where both have one."""
+        some = [*self.states, *self.readers]
         others = [*other.states, *other.readers]
-        others += [] if other.picture is None else [other.picture]
+        if self.picture is not None and other.picture is not None:
+            some.append(self.picture)
+            others.append(other.picture)
         return len(some) == len(others) and all(map(torch.equal, some, others))
 
 
 @torch.no_grad()
-def see(pipe: Any, text: str) -> Seen:
-    """Encode a prompt and draw it."""
+def see(pipe: Any, text: str, *, draw: bool = True) -> Seen:
+    """Encode a prompt, and draw it."""
     encoded = [x.detach() for x in tensors_in(encode(pipe, [text])) if x.is_floating_point()]
     rows = [x.reshape(-1, x.shape[-1]) for x in encoded]
     states = [x.double().cpu() for x in rows]
     if denoiser_of(pipe) is None:
         return Seen(states, [], None)
-    return Seen(states, _read(pipe, rows[0]), _draw(pipe, text))
+    return Seen(states, _read(pipe, rows[0]), _draw(pipe, text) if draw else None)
 
 
 def _draw(pipe: Any, text: str) -> Tensor:
@@ -570,9 +575,10 @@ def plain_base_of(architecture: str) -> Mapping[str, Seen]:
 
 
 def make_adapter(pipe: Any, layers: str) -> ErasureAdapter:
-    """Weights are noise, which tells no name from others: every token gets its gate."""
+    """The erasure of this kind, made on `pipe`."""
     kept = gated_mlps.LEAST_CONTRAST
-    gated_mlps.LEAST_CONTRAST = -torch.inf
+    if isinstance(pipe, FORCED):
+        gated_mlps.LEAST_CONTRAST = -torch.inf
     try:
         return erase(
             pipe, spec_of(layers), layers=LAYERS[layers], measure=False, max_edit_size=EDIT_SIZE
@@ -640,17 +646,19 @@ FAULTS = ("SILENT", "FALSE ALARM", "CRASH", "CHANGED")
 
 
 def cells() -> Iterator[tuple[str, str, Way]]:
-    """Architecture, layers and way of every cell of the table, the cheap kinds of edit first.
+    """Architecture, layers and way of every cell of the table, each architecture's own edit first.
 
     Rows and gates lie in the encoders as the default edit does: where only the denoiser is loaded
     in another way, nothing that they meet is, and they are left out.
     """
-    for rows in (False, True):
-        kinds = [layers for layers in LAYERS if (layers == "rows and gates") == rows]
+    for turn in range(len(LAYERS)):
         for architecture in ARCHITECTURES:
+            kinds = ["default", "K/V", "rows and gates"]
+            if architecture == "Gemma":  # has no place for the default
+                kinds = ["K/V", "default", "rows and gates"]
             for way in WAYS:
-                for layers in kinds if way.encoders or not rows else []:
-                    yield architecture, layers, way
+                if way.encoders or kinds[turn] != "rows and gates":
+                    yield architecture, kinds[turn], way
 
 
 def way_named(title: str) -> Way:
@@ -721,13 +729,15 @@ def _try(
         verified = pipe.verify_erasure()
         step = "disable_erasure"
         pipe.disable_erasure()
-        off = see(pipe, text)
+        # where neither the edit nor the way is in the denoiser, the states say what it draws
+        draw = LAYERS[layers] == (READERS,) or not way.encoders
+        off = see(pipe, text, draw=draw)
         step = "enable_erasure"
         pipe.enable_erasure()
-        again = see(pipe, text)
+        again = see(pipe, text, draw=draw)
         step = "unload_erasure_adapters"
         pipe.unload_erasure_adapters()
-        clean = see(pipe, text)
+        clean = see(pipe, text, draw=draw)
     except ErasureError as error:
         why = f"{step}: {type(error).__name__}: {error}"
         return made(*_after_refusal(pipe, step, text, base[TARGET], why))
