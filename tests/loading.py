@@ -44,7 +44,8 @@ ROUNDINGS = 2
 """On ways that round or skip: what is compared are two encodings, and each may be as far off as an
 encoding on this way, without an erasure, is from the plain pipeline's."""
 LOST = 0.5
-"""Where roundings as large as this share of the target are allowed for, nothing is proved."""
+"""Where roundings as large as this share of the target are allowed for, nothing is proved. And so
+much may be lost of the effect on a picture that even plainly is brought to the anchor's in part."""
 EDIT_SIZE = 1e3
 """Random weights of width 32 take larger edits than trained ones, which the limit is made for."""
 CALL = {
@@ -544,6 +545,8 @@ class Reference:
     """Per tensor of `compared`: the positions where next to nothing of the target is left."""
     left: list[Tensor]
     """And what is, per position."""
+    moved: float = 0.0
+    """How far the picture goes from the target's, of the way to the anchor's."""
     refusal: str = ""
     """Why there is no erasure of this kind."""
 
@@ -604,7 +607,7 @@ def reference_of(architecture: str, layers: str) -> Reference:
     try:
         pipe.load_erasure_adapter(plain_adapter(architecture, layers))
     except ErasureError as error:
-        return Reference([], [], f"{type(error).__name__}: {error}")
+        return Reference([], [], refusal=f"{type(error).__name__}: {error}")
     on = see(pipe, f"a {TARGET}")
     closed = []
     left = []
@@ -615,7 +618,13 @@ def reference_of(architecture: str, layers: str) -> Reference:
         closed.append((apart > 0) & (apart >= PLAIN * apart.max()))
         left.append(share)
     assert any(map(torch.any, closed)), f"{architecture}, {layers}: nothing to see of the erasure"
-    return Reference(closed, left)
+    return Reference(closed, left, moved_in(on, base))
+
+
+def moved_in(on: Seen, base: Mapping[str, Seen]) -> float:
+    """How far the picture is from the target's, of the way from there to the anchor's."""
+    have, was, goal = (x.picture for x in (on, base[TARGET], base[ANCHOR]))
+    return 0.0 if have is None else float((have - was).norm() / (goal - was).norm())
 
 
 # ---------------------------------------------------------------------- what comes of it
@@ -787,6 +796,10 @@ def judge(
         proved += int(says.sum())
         pairs = [*zip(beyond[says].tolist(), allowed[says].tolist(), strict=True)]
         worst = max([worst, *pairs], key=lambda pair: pair[0] / pair[1])
+    if reference.moved > CLOSED and on.picture is not None and not reference.closed[-1].any():
+        proved += 1  # not one position but many weigh in it, in other weights otherwise
+        lost = 1 - moved_in(on, base) / reference.moved
+        worst = max(worst, (lost, LOST), key=lambda pair: pair[0] / pair[1])
     return *worst, proved
 
 
