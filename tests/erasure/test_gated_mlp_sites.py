@@ -15,6 +15,7 @@ import torch
 import tiny
 from conftest import assert_same_bits, bits
 from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, glyphs
+from diffusers_erasepro.errors import AdapterStateError
 from diffusers_erasepro.linalg import gated_mlps
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
@@ -75,11 +76,25 @@ def test_the_walk_foresees_what_the_three_edited_linears_do(plain, forced, tmp_p
     assert_same_bits(base, before)
 
 
-@pytest.mark.xfail(
-    reason="gates forced open on random weights round to 2.0e-3 to 2.1e-3 in float16, at the bound"
-)
+def test_what_sixteen_bits_round_is_said_in_numbers_and_nothing_is_changed(forced):
+    """Gates forced open on random weights: of some of them float16 rounds more than is allowed."""
+    torch.manual_seed(3)
+    base = erasable(pipeline_around(tiny.t5()).to(torch.float16))
+    before = bits(base)
+    made = erase(base, SPEC, layers=("gates", -1), measure=False, max_edit_size=100)
+    with pytest.raises(
+        AdapterStateError,
+        match=r"rounding \(text_encoder in float16\) leaves a residual of \d\.\de-03, at most "
+        r"2e-03 is allowed; with the same weights in float32 it is \d\.\de-07. Load the pipeline "
+        r"in float32 and make the adapter there",
+    ):
+        base.load_erasure_adapter(made)
+    assert base.get_erasure_adapters() == {}
+    assert_same_bits(base, before)
+
+
 def test_a_file_loads_on_a_base_of_sixteen_bits_and_leaves_it_whole(forced):
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     base = erasable(pipeline_around(tiny.t5()).to(torch.float16))
     before = bits(base)
     made = erase(base, SPEC, layers=("gates", -1), measure=False, max_edit_size=100)

@@ -6,23 +6,28 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
+import torch
+
 from ..adapters.adapter import ErasureAdapter
 from ..adapters.report import SizeLimit, frobenius
 from ..config.options import Options
 from ..erasure.residuals import largest
 from ..errors import AdapterIntegrityError, AdapterStateError, BaseModelMismatchError
 from ..families.pipelines import family_of, get_component
-from ..modules.linear import rounds_inputs
+from ..modules.linear import dtype_of, rounds_inputs
 from ..modules.storage import weight_of, without_loras
 from ..patching.weights import is_base_of, resolve_edits, unedited
 from .locking import find_other_readings
 from .stacking import solve_jointly
 from .verification import (
+    admitted_residual,
     allowed_residual,
     list_lost_inversions,
     list_unseen_encoders,
     measure_listed,
+    parts_of,
     predict_residual,
+    rounding_residual,
 )
 
 Value = TypeVar("Value")
@@ -153,8 +158,7 @@ def _check_residual(pipe: Any, adapter: ErasureAdapter) -> None:
             f"{adapter.origin or 'the adapter'} leaves a residual of {residual:.1e} here, at most "
             f"{bound:.0e} is allowed: {'; '.join(others)}"
         )
-    parts = dict.fromkeys((*adapter.components, *adapter.goal_parts))
-    rounding = [part for part in parts if rounds_inputs(get_component(pipe, part))]
+    rounding = [part for part in parts_of(adapter) if rounds_inputs(get_component(pipe, part))]
     if not residual <= bound and rounding:
         raise AdapterStateError(
             f"{' and '.join(rounding)} multiply in 8 bits, and what they round of their inputs "
@@ -163,9 +167,37 @@ def _check_residual(pipe: Any, adapter: ErasureAdapter) -> None:
             "the token embedding, layers='embedding'. Nothing was changed"
         )
     if not residual <= bound:
+        _refuse_rounded(pipe, adapter, residual, bound)
         raise AdapterIntegrityError(
             f"{adapter.origin or 'the adapter'} does not erase what it lists: residual "
             f"{residual:.1e}, at most {bound:.0e} allowed; {_advise(adapter, bound)}"
+        )
+
+
+def _refuse_rounded(pipe: Any, adapter: ErasureAdapter, residual: float, bound: float) -> None:
+    """Raise where the same weights, computed with in float32, leave no more than is allowed there.
+
+    Raises:
+        AdapterStateError: The residual is what 16 bits round.
+    """
+    dtypes = {part: dtype_of(get_component(pipe, part)) for part in parts_of(adapter)}
+    narrow = {part: dtype for part, dtype in dtypes.items() if dtype != torch.float32}
+    if not narrow:
+        return
+    try:
+        with unedited(pipe):
+            wide = predict_residual(pipe, adapter, wide=True)
+    except AdapterStateError:  # it does not run in float32, and nothing is known of the cause
+        return
+    if wide <= max(admitted_residual(adapter), rounding_residual(adapter, torch.float32)):
+        which = " and ".join(f"{part} in {str(dtype)[6:]}" for part, dtype in narrow.items())
+        made_wide = all("float32" in adapter.base.get(part, ()) for part in narrow)
+        there = "" if made_wide else " and make the adapter there"
+        raise AdapterStateError(
+            f"rounding ({which}) leaves a residual of {residual:.1e}, at most {bound:.0e} is "
+            f"allowed; with the same weights in float32 it is {wide:.1e}. Load the pipeline in "
+            f"float32{there}, or make an adapter with smaller edits at this precision, as by "
+            "layers=(0, -1). Nothing was changed"
         )
 
 

@@ -21,6 +21,7 @@ from ..config.options import Options, OtherMethod
 from ..config.plan import EMBEDDING, is_gates
 from ..config.spec import Concept
 from ..erasure.assemble import notes_on_lengths
+from ..erasure.float32 import in_float32
 from ..erasure.residuals import largest, relative, target_states
 from ..erasure.selectivity import Compared, compare, left_by_concept, read_state_by_position
 from ..erasure.states import edited, states_of
@@ -30,7 +31,7 @@ from ..errors import (
 )
 from ..families.pipelines import family_of, get_component
 from ..linalg.low_rank import LowRank
-from ..modules.linear import base_linear, dtype_of, output_scale, resident_bias
+from ..modules.linear import base_linear, dtype_of, output_scale, plain_weight, resident_bias
 from ..modules.storage import forward_of
 from ..modules.tuners import acting_adapters, changes_its_base, without_edit
 from ..patching.weights import (
@@ -247,17 +248,21 @@ def measure_listed(
 
 
 @torch.no_grad()
-def predict_residual(pipe: Any, adapter: ErasureAdapter) -> float:
+def predict_residual(pipe: Any, adapter: ErasureAdapter, *, wide: bool = False) -> float:
     """Worst listed residual that `adapter` would have on the unedited pipeline.
 
-    It is what the factors do, not what the adapter reports.
+    It is what the factors do, not what the adapter reports. `wide`: were its weights, as they are,
+    computed with in float32.
+
+    Raises:
+        AdapterStateError: It cannot run in float32.
     """
+    running = in_float32 if wide else evaluating
     residuals: list[float] = []
     for path in edited_paths(pipe, adapter):
         rows = _rows(path, adapter)
-        encoder = path.encoder
-        edits = resolve_edits(encoder, path.use.encoder, adapter)
-        with evaluating(encoder), edited(encoder, edits):
+        edits = resolve_edits(path.encoder, path.use.encoder, adapter)
+        with running(path.encoder) as encoder, edited(encoder, edits):
             have = target_states(encoder, rows, path.use.readings)
         for state, goal in zip(have, _goals(path, adapter), strict=True):
             if state.shape != goal.shape:
@@ -265,7 +270,7 @@ def predict_residual(pipe: Any, adapter: ErasureAdapter) -> float:
                     f"the goals of {path.use.encoder} are {tuple(goal.shape)}, its spec asks for "
                     f"{tuple(state.shape)}"
                 )
-        residuals += _measure_states(path, adapter, have, None).values()
+        residuals += _measure_states(path, adapter, have, None, wide=wide).values()
     return largest(residuals)
 
 
@@ -291,12 +296,17 @@ def _goals(path: TextPath, adapter: ErasureAdapter) -> list[Tensor]:
 
 
 def _measure_states(
-    path: TextPath, adapter: ErasureAdapter, have: Sequence[Tensor], tracked: Tracked | None
+    path: TextPath,
+    adapter: ErasureAdapter,
+    have: Sequence[Tensor],
+    tracked: Tracked | None,
+    *,
+    wide: bool = False,
 ) -> dict[str, float]:
     """Worst residual of what is read of an encoder.
 
     That is of the states, or of what the denoiser's edited linears make of them. `tracked`: what
-    these hold; None if they do not hold the edit, so that it is added here.
+    these hold; None if they do not hold the edit, so that it is added here, `wide` in float32.
     """
     family = family_of(path.pipe)
     use = path.use
@@ -310,8 +320,9 @@ def _measure_states(
             y = torch.cat([y, y])
         root = get_component(path.pipe, family.denoiser)
         edits = resolve_edits(root, family.denoiser, adapter)
-        x = x.to(dtype_of(root))
-        y = y.to(x.device, dtype_of(root))
+        dtype = torch.float32 if wide else dtype_of(root)
+        x = x.to(dtype)
+        y = y.to(x.device, dtype)
         if tracked is None:
             found[family.denoiser] = _predict_readers(root, edits, x, y)
         else:
@@ -368,12 +379,16 @@ def _bias_at(linear: Any, x: Tensor) -> Tensor | float:
 
 
 def _predict_readers(root: nn.Module, edits: Mapping[str, LowRank], x: Tensor, y: Tensor) -> float:
-    """As `_measure_readers`, of linears that do not hold their edit yet."""
+    """As `_measure_readers`, of linears that do not hold their edit yet, in the dtype of `x`."""
     residuals = []
     for name, factors in edits.items():
-        linear: Any = base_linear(root.get_submodule(name))
-        bias = _bias_at(linear, x)
-        residuals.append(relative(linear.forward(x) - bias + factors(x), linear.forward(y) - bias))
+        reader: Any = base_linear(root.get_submodule(name))
+        bias = _bias_at(reader, x)
+        read = reader.forward
+        if x.dtype != dtype_of(root):
+            bias = 0.0
+            read = partial(linear, weight=plain_weight(reader).to(x))
+        residuals.append(relative(read(x) - bias + factors(x), read(y) - bias))
     return largest(residuals)
 
 
@@ -407,14 +422,22 @@ def allowed_residual(pipe: Any, adapter: ErasureAdapter) -> float:
     It is what rounding explains in this dtype, or what the report admits, up to a limit. Rows of
     the embedding and gates alone close no gap to the end, and there is no limit but 1.
     """
+    dtypes = {dtype_of(get_component(pipe, part)) for part in parts_of(adapter)}
+    return max(admitted_residual(adapter), *(rounding_residual(adapter, x) for x in dtypes))
+
+
+def parts_of(adapter: ErasureAdapter) -> tuple[str, ...]:
+    """The components that it edits or has goals for."""
+    return tuple(dict.fromkeys((*adapter.components, *adapter.goal_parts)))
+
+
+def admitted_residual(adapter: ErasureAdapter) -> float:
+    """What the report admits, up to a limit; 0 where the erasure closes nothing."""
     reported = adapter.report.listed_residual
     layers = {*adapter.plan.layers}
     partial = bool(layers) and all(name == EMBEDDING or is_gates(name) for name in layers)
     limit = 1.0 if partial else MOST_ADMITTED
-    admitted = min(2 * reported, limit) if reported < 1 else 0.0
-    parts = {*adapter.components, *adapter.goal_parts}
-    dtypes = {dtype_of(get_component(pipe, part)) for part in parts}
-    return max(admitted, *(rounding_residual(adapter, dtype) for dtype in dtypes))
+    return min(2 * reported, limit) if reported < 1 else 0.0
 
 
 def rounding_residual(adapter: ErasureAdapter, dtype: torch.dtype) -> float:
@@ -549,13 +572,13 @@ def _find_pair(text: str, concepts: Sequence[Concept]) -> tuple[Concept, Pair]:
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
+def evaluating(module: nn.Module) -> Iterator[nn.Module]:
     """Inside, the module is in eval mode."""
     training = module.training
     if training:
         module.eval()
     try:
-        yield
+        yield module
     finally:
         if training:
             module.train()
