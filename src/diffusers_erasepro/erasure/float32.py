@@ -13,7 +13,13 @@ from torch import Tensor, nn
 
 from ..errors import AdapterStateError
 from ..families.encoders import blocks_of
-from ..modules.hooks import casts_weights, names_of_hooks, refuse_on_disk, rehook
+from ..modules.hooks import (
+    casts_weights,
+    names_of_hooks,
+    offloaded_values,
+    refuse_on_disk,
+    rehook,
+)
 from ..prompts.tokens import Tokens
 from .states import run_encoder
 
@@ -60,7 +66,7 @@ def _twin(encoder: nn.Module) -> nn.Module:
 
     Wherever they lie, no second copy is made.
     """
-    maps = (getattr(getattr(m, "_hf_hook", None), "weights_map", None) for m in encoder.modules())
+    maps = map(offloaded_values, encoder.modules())
     hook = getattr(encoder, "_hf_hook", None)
     offload = hook if isinstance(hook, CpuOffload) else None  # which holds the model before it, too
     shared = [*encoder.parameters(), *encoder.buffers(), *maps, offload]

@@ -44,6 +44,16 @@ def hooks_of(module: nn.Module) -> Iterator[object]:
         yield hook
 
 
+def offloaded_values(module: nn.Module) -> Any:
+    """Name -> value of the weights that accelerate took from one module; None where it took none.
+
+    The hook that holds them may be one of several: the module that a whole model begins with also
+    has one that sends its outputs back.
+    """
+    maps = (getattr(hook, "weights_map", None) for hook in hooks_of(module))
+    return next((values for values in maps if values is not None), None)
+
+
 def names_of_hooks(root: nn.Module, *, neutral: bool = True) -> list[str]:
     """Class names of all hooks in `root`, or of those alone that may change what is computed."""
     names: set[str] = set()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import AdapterStateError
+from .hooks import hooks_of, offloaded_values
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ def resident_tensor(module: nn.Module, name: str) -> Tensor:
     if not value.is_meta:
         _refuse_freed(module, name, value)
         return value
-    offloaded = getattr(getattr(module, "_hf_hook", None), "weights_map", None)
+    offloaded = offloaded_values(module)
     if offloaded is not None:
         values = offloaded[name]
         if values.data_ptr() == offloaded[name].data_ptr():
@@ -253,7 +254,8 @@ def dtype_of(root: nn.Module) -> torch.dtype:
 def device_of(root: nn.Module) -> torch.device:
     """Where `root` computes; offloaded weights are elsewhere, or nowhere."""
     for module in root.modules():
-        device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
-        if device is not None:
-            return torch.device(device)
+        for hook in hooks_of(module):
+            device: Any = getattr(hook, "execution_device", None)
+            if device is not None:
+                return torch.device(device)
     return next(root.parameters()).device
