@@ -6,8 +6,8 @@ files like a checkpoint's; the files stay in runs/true_size. Before a group of r
 script says how much disk and memory it takes, and does not begin where there is less. Rows and
 gates are timed on two threads of a machine that does nothing else; of the older rows CPU seconds of
 one thread are kept. Each group runs in a process of its own; rows that are in true_size.jsonl are
-not measured again. `--group n --blocks m` tries a group on encoders cut to m blocks, in minutes,
-and keeps nothing.
+not measured again. `--group n --counts 1 10` measures some rows of a group; with `--blocks m` it
+tries them on encoders cut to m blocks, in minutes, and keeps nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -365,7 +365,7 @@ def refuse_to_begin(layout: Layout, blocks: int | None) -> None:
         sys.exit(f"too little memory: {0.75 * LIMIT:.0f} GiB must be available to begin")
 
 
-def measure(group: Group, blocks: int | None = None) -> None:
+def measure(group: Group, counts: Sequence[int], blocks: int | None = None) -> None:
     """Each count once; where blocks have a metric the first count twice.
 
     The second time the metric is there already.
@@ -382,9 +382,9 @@ def measure(group: Group, blocks: int | None = None) -> None:
     pipe = built(layout, blocks)
     encoders = [getattr(pipe, name) for name in layout.encoders]
     weights = sum(p.nbytes for encoder in encoders for p in encoder.parameters())
-    plan = [(group.metric, n) for n in group.counts]
+    plan = [(group.metric, n) for n in counts]
     if group.metric == "covariance" and not timed:
-        plan = [plan[0], *((f"{group.metric}, known", n) for n in group.counts)]
+        plan = [plan[0], *((f"{group.metric}, known", n) for n in counts)]
     for label, count in plan:
         names = names_of(count)
         concepts = tuple(Concept(name, "round thing", ("a {}",), ()) for name in names)
@@ -468,18 +468,23 @@ def main() -> None:
         type=int,
         help="of a group: with so many blocks of each encoder; prints its rows and keeps none",
     )
+    parser.add_argument("--counts", type=int, nargs="+", help="of a group: with so many concepts")
     parser.add_argument("--table", action="store_true", help="write the table of what is measured")
     asked = parser.parse_args()
     if asked.group is not None:
-        return measure(GROUPS[asked.group], blocks=asked.blocks)
+        group = GROUPS[asked.group]
+        return measure(group, asked.counts or group.counts, blocks=asked.blocks)
     done = set()
     for kept in kept_lines(ROWS):
         row = kept["row"]
         metric = row["metric"].split(",")[0]
         done.add((row["text encoders"], row.get("layers", BLOCKS), metric, row["concepts"]))
     for i, group in enumerate(() if asked.table else GROUPS):
-        if (group.layout, group.layers, group.metric, group.counts[-1]) not in done:
-            subprocess.run([sys.executable, __file__, "--group", str(i)], check=True)
+        same = (group.layout, group.layers, group.metric)
+        left = [str(n) for n in group.counts if (*same, n) not in done]
+        if left:
+            command = [sys.executable, __file__, "--group", str(i), "--counts", *left]
+            subprocess.run(command, check=True)
     write()
 
 

@@ -40,9 +40,9 @@ rounding is as large."""
 SLACK = 1e-3
 """Share of the target that may be left beyond what the plain pipeline leaves: a hundred times the
 rounding of float32, 1e-5 in the worst cell."""
-ROUNDINGS = 2
-"""On ways that round or skip: what is compared are two encodings, and each may be as far off as an
-encoding on this way, without an erasure, is from the plain pipeline's."""
+ROUNDINGS = 3
+"""On ways that round or skip: what is compared are two encodings and an edit, and each may be as
+far off as an encoding on this way, without an erasure, is from the plain pipeline's."""
 LOST = 0.5
 """Where roundings as large as this share of the target are allowed for, nothing is proved. And so
 much may be lost of the effect on a picture that even plainly is brought to the anchor's in part."""
@@ -759,7 +759,8 @@ def _try(
         return made("not proved", "roundings are as large as the target", **numbers)
     if acts and not verified.ok:  # weights that are rounded after the edit hold less of it
         alarm = "FALSE ALARM" if way.exact else "listed"
-        return made(alarm, verified.uncovered[0], **numbers)
+        why = f"verify_erasure: residual {verified.residual:.1e}; {verified.uncovered[0]}"
+        return made(alarm, why, **numbers)
     if not acts:
         why = "; ".join(verified.uncovered[:2])
         return made("SILENT" if verified.ok else "listed", why, **numbers)
