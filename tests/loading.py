@@ -759,7 +759,8 @@ def _try(
         return made("not proved", "roundings are as large as the target", **numbers)
     if acts and not verified.ok:  # weights that are rounded after the edit hold less of it
         alarm = "FALSE ALARM" if way.exact else "listed"
-        why = f"verify_erasure: residual {verified.residual:.1e}; {verified.uncovered[0]}"
+        most = f"at most {verified.threshold:.0e}"
+        why = f"verify_erasure: residual {verified.residual:.1e}, {most}; {verified.uncovered[0]}"
         return made(alarm, why, **numbers)
     if not acts:
         why = "; ".join(verified.uncovered[:2])
