@@ -412,7 +412,7 @@ def measure(group: Group, counts: Sequence[int], blocks: int | None = None) -> N
             "weights, GiB": round(weights / GIB, 2),
             "at most beside them, GiB": round(max(seen) / GIB, 2),
             "listed residual": f"{adapter.report.listed_residual:.1e}",
-            "edits": described(adapter, group),
+            "edits": described(adapter, group, count),
         }
         assert max(seen) < LIMIT * GIB, f"{max(seen) / GIB:.1f} GiB, at most {LIMIT} are allowed"
         if blocks:
@@ -421,7 +421,7 @@ def measure(group: Group, counts: Sequence[int], blocks: int | None = None) -> N
             keep_line(ROWS, {"row": row, "machine": provenance(0)})
 
 
-def described(adapter: ErasureAdapter, group: Group) -> str:
+def described(adapter: ErasureAdapter, group: Group, count: int) -> str:
     """What was made, and an error where it is not what was to be timed."""
     assert {*adapter.plan.layers} == {*LAYERS[group.layers]}, adapter.plan.layers
     if group.layers == BLOCKS:
@@ -433,7 +433,7 @@ def described(adapter: ErasureAdapter, group: Group) -> str:
             rows += int((factors.A.abs().sum(0) > 0).sum())
         else:
             gates = max(gates, factors.rank)
-    assert gates and (rows or group.counts == (1,)), f"{rows} rows, gates of rank {gates}"
+    assert gates and (rows or count == 1), f"{rows} rows, gates of rank {gates}"
     return f"{rows} rows, gates of rank {gates}"
 
 
