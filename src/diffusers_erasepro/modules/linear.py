@@ -181,8 +181,8 @@ def resident_tensor(module: nn.Module, name: str) -> Tensor:
             return values  # from the disk each access gives other memory; an edit would be lost
     where = "the meta device" if offloaded is None else "disk"
     raise AdapterStateError(
-        f"the {name} of a {type(module).__name__} is on {where}; "
-        "load the erasure before offloading, or offload to the CPU"
+        f"the {name} of one {type(module).__name__} is on {where}, and cannot be read or edited "
+        "there; erase, load, switch and verify before offloading so, or offload to the CPU"
     )
 
 
