@@ -1,4 +1,4 @@
-"""Erase a cat and a pistol from the pictures world; save, load, switch, compare."""
+"""Erase cats and bombs from the pictures world; save, load, switch, compare."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ from ..loaders.mixin import erasable
 from .demo import NEXT
 
 PICTURES_CONCEPTS = {
-    "no-cat": Concept("cat face", "dog face", synonyms=("cat", "kitten", "kitty")),
-    "no-pistol": Concept("pistol", "water pistol", synonyms=("gun", "handgun", "revolver")),
+    "no-cat": Concept("cat", "dog", synonyms=("kitten", "kitty")),
+    "no-bomb": Concept("bomb", "balloon"),
 }
-SELECTIVE_LAYERS = ("embedding", "gates")
-"""What answers to the names and to nothing else; see docs/gates.md."""
+SELECTIVE_LAYERS = ("embedding",)
+"""Each of these names is one token that nothing else uses, so its row in the table is enough, and
+prompts without it are read as before, to the bit; docs/gates.md has what other names need."""
 PROMPTS_ERASED = {
     "a cat face on a blue background": "cat face",
     "a drawing of a kitten": "cat face",
-    "a pistol on a yellow background": "pistol",
+    "a bomb on a yellow background": "bomb",
 }
 """Prompt -> the thing that a picture of it shows before."""
 PROMPTS_KEPT = {
@@ -36,7 +37,7 @@ PROMPTS_KEPT = {
     "a dog face, pink background": "dog face",
     "a hammer on a yellow background": "hammer",
     "a birthday cake on pink": "birthday cake",
-    "a red apple on a white background": "red apple",
+    "a strawberry on a white background": "strawberry",
     "here is a rocket on a blue background": "rocket",
 }
 NOISES_TRIED = 6
@@ -76,7 +77,7 @@ def run_pictures(out: Path, console: Console) -> dict[str, Any]:
 
     rows = list(zip(prompts, before, after, strict=True))
     sections = {
-        "Erased: a cat becomes a dog, a pistol a water pistol": rows[: len(PROMPTS_ERASED)],
+        "Erased: a cat becomes a dog, a bomb a balloon": rows[: len(PROMPTS_ERASED)],
         "Everything else stays": rows[len(PROMPTS_ERASED) :],
     }
     picture = save_before_after(out / "before-after.png", sections)

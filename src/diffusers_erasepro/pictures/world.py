@@ -68,7 +68,7 @@ def nearest(word: str) -> list[str]:
         for name, thing in _table().items()
         if word in name.split() or word in thing.synonyms + thing.related
     ]
-    named = {}
+    named: dict[str, str] = {}
     for name, thing in _table().items():
         named |= dict.fromkeys((*thing.synonyms, name), name)
     spelled = [named[known] for known in difflib.get_close_matches(word, named, n=3)]
