@@ -47,6 +47,7 @@ from pictures_cells import (
     CELLS,
     HUNDRED,
     OURS,
+    OURS_CLOSED,
     PEERS,
     SHARES,
     PicturesCell,
@@ -59,7 +60,7 @@ from pictures_drawing import SHOWN, STEPS, TRIED, Studio, shown_folder, weights_
 
 ROWS: dict[str, Make] = {
     OURS: partial(erase, layers=("embedding", "gates")),
-    "ours: rows, gates, last block": partial(erase, layers=("embedding", "gates", -1)),
+    OURS_CLOSED: partial(erase, layers=("embedding", "gates", -1)),
     "ours: default": erase,
     "UCE": uce,
     "SPEED": speed,
@@ -395,11 +396,17 @@ def print_plan(bench: Bench, cells: Mapping[str, PicturesCell], rows: Sequence[s
     each = bench.studio.seconds_of_a_picture()
     minutes = seconds_of(bench, heads, bench.request, each) / 60
     names = dict.fromkeys(head["cell"] for head in heads)
+    unsolved = 0
+    for head in heads:
+        if head["row"] != UNEDITED:
+            path = bench.edits.find(head["cell"], cells[head["cell"]], head["row"])
+            unsolved += not path.exists()
+    asked = bench.request
     print(
         f"{bench.kind}, weights {bench.studio.weights[:12]}: {len(heads)} lines to measure in "
-        f"{len(names)} cells; n {bench.request.n}, {bench.request.others} others, "
-        f"{bench.request.steps} steps, {each:.2f} s a picture; at most {minutes:.0f} minutes of "
-        f"one core (measured on {TRIED} pictures)",
+        f"{len(names)} cells, {unsolved} edits to solve first; n {asked.n}, {asked.others} others, "
+        f"{asked.steps} steps, {each:.2f} s a picture (of {TRIED}); at most {minutes:.0f} minutes "
+        "of one core",
         flush=True,
     )
 

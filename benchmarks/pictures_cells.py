@@ -85,6 +85,7 @@ FIRE_ENGINE = to_other("fire engine", "tractor")
 RUNNING_SHOE = to_other("running shoe", "backpack")
 OURS = "ours: rows, gates"
 """The row that is compared with what was asked for."""
+OURS_CLOSED = "ours: rows, gates, last block"
 PEERS = ("UCE", "SPEED", "RECE")
 """Rows that edit the denoiser, so that other weights of it ask for another edit."""
 FEW = (OURS, "ours: default", "UCE")
@@ -93,7 +94,10 @@ MOST = (OURS, "ours: default", *PEERS)
 
 CELLS: dict[str, PicturesCell] = {
     "pistol": PicturesCell(
-        (PISTOL,), ("dagger", "bomb", "hammer", "trumpet"), {"pistol": ("revolver",)}
+        (PISTOL,),
+        ("dagger", "bomb", "hammer", "trumpet"),
+        {"pistol": ("revolver",)},
+        rows=(*MOST, OURS_CLOSED),
     ),
     "cat face": PicturesCell(
         (CAT,),
@@ -107,6 +111,7 @@ CELLS: dict[str, PicturesCell] = {
         (Concept("Blob", "a drawing", templates="style"),),
         ("Noto", "Twemoji", "Firefox"),
         field="hand",
+        rows=(*MOST, OURS_CLOSED),
     ),
     "weapons": PicturesCell(
         (
