@@ -35,7 +35,18 @@ BARS = {
     "mse ratio": 0.2,
 }
 """Measure -> what the issue asks for: no more than that."""
-COLUMNS = ("target", "anchor", "listed", "unlisted", "others lost", "near lost", "partner lost")
+COLUMNS = (
+    "target",
+    "floor",
+    "anchor",
+    "listed",
+    "unlisted",
+    "others lost",
+    "near lost",
+    "partner lost",
+)
+NOTES = "pictures-notes.md"
+"""Beside the lines: what a person says of them, which the page takes over as it is."""
 MOVES = ("mse x 1000", "feature", "flipped", "mse ratio")
 FIRST = """# Erasing in the pictures world
 
@@ -49,6 +60,7 @@ answer. How well the pipeline draws is in `worlds/pictures/README.md`. Brackets 
 (Wilson for shares, bootstrap for means).
 
 - target: the target is still seen; beside it, unedited, how often it is drawn at all.
+- floor: unedited, the target is seen where the prompt has the anchor; no erasure can do better.
 - anchor: what should be drawn instead is seen; unedited, where the prompt asks for it.
 - listed, unlisted: the target is seen where the prompt has a synonym that the spec names, or not.
 - others, near, partner lost: share of pictures that showed what they were asked for and no longer
@@ -128,6 +140,10 @@ def save_page(lines: Path, page: Path, folder: Path) -> None:
     text += ["## Synonyms by word", "", "Pictures in which the target is seen.", ""]
     text += [*synonyms(found), ""]
     text += ["## Do the states foretell the pictures?", "", *scatter(results, found, images)]
+    notes = lines.with_name(NOTES)
+    if notes.exists():
+        contradicted = notes.read_text(encoding="utf-8").strip()
+        text += ["## What the pictures contradict", "", contradicted, ""]
     page.write_text("\n".join(text).rstrip() + "\n", encoding="utf-8")
     print(f"{page}: {len(found)} cells, {sum(map(len, found.values()))} rows")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,8 @@ class Flags:
     feature: list[float]
     words: Mapping[str, list[bool]]
     """Synonym -> whether the target is seen."""
+    floor: list[bool] = field(default_factory=list)
+    """Unedited, of the anchor's prompts: the target is seen. No erasure can do better."""
 
 
 def read_flags(cell: PicturesCell, prompts: Mapping[str, Sequence[Prompt]], line: Line) -> Flags:
@@ -101,6 +103,10 @@ def read_flags(cell: PicturesCell, prompts: Mapping[str, Sequence[Prompt]], line
     kind = ANCHOR if ANCHOR in kinds else "target"
     anchors = [cell.concepts[prompt.concept].anchor for prompt in prompts[kind]]
     anchor = _shown(cell, anchors, kinds[kind]) if cell.field == "thing" else []
+    floor = []
+    if ANCHOR in kinds:
+        targets = [cell.concepts[prompt.concept].target for prompt in prompts[ANCHOR]]
+        floor = _shown(cell, targets, kinds[ANCHOR])
     right = {"other": _things_right(prompts["other"], kinds["other"])}
     if "near" in kinds and cell.field == "hand":
         right["near"] = _shown(cell, [prompt.hand for prompt in prompts["near"]], kinds["near"])
@@ -110,7 +116,8 @@ def read_flags(cell: PicturesCell, prompts: Mapping[str, Sequence[Prompt]], line
         right["pair"] = _partners_right(prompts["pair"], kinds["pair"])
     things = {kind: kinds[kind]["thing"] for kind in ("other", "near") if kind in kinds}
     other = kinds["other"]
-    return Flags(seen, anchor, right, things, other.get("mse", []), other.get("feature", []), words)
+    mse = other.get("mse", [])
+    return Flags(seen, anchor, right, things, mse, other.get("feature", []), words, floor)
 
 
 def _shown(cell: PicturesCell, wanted: Sequence[str | None], answers: Line) -> list[bool]:
@@ -142,6 +149,8 @@ def measures(flags: Flags, before: Flags, peer: Flags | None) -> dict[str, Any]:
         found[kind] = rate(some, kind)
     if flags.anchor:
         found["anchor"] = rate(flags.anchor, "anchor")
+    if flags.floor:
+        found["floor"] = rate(flags.floor, "floor")
     if flags is before:
         return found
     if flags.anchor:
@@ -186,11 +195,12 @@ def joined(parts: Sequence[Flags]) -> Flags:
                 found[kind] = [*found.get(kind, []), *some]
         return found
 
-    flat = {"anchor": [], "mse": [], "feature": []}
+    flat = {"anchor": [], "mse": [], "feature": [], "floor": []}
     for part in parts:
         flat["anchor"] += part.anchor
         flat["mse"] += part.mse
         flat["feature"] += part.feature
+        flat["floor"] += part.floor
     return Flags(
         every(lambda part: part.seen),
         flat["anchor"],
@@ -199,6 +209,7 @@ def joined(parts: Sequence[Flags]) -> Flags:
         flat["mse"],
         flat["feature"],
         every(lambda part: part.words),
+        flat["floor"],
     )
 
 
