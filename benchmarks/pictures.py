@@ -251,6 +251,7 @@ class Bench:
         self.edits = Edits(self.studio, args.folder)
         self.judging = Judging()
         self.where = provenance(request.seed)
+        self._before: dict[str, dict[str, list[Image.Image]]] = {}
 
     def missing(self, cells: Mapping[str, PicturesCell], rows: Sequence[str]) -> Iterator[Line]:
         """The lines that are not there yet, without what is measured."""
@@ -309,7 +310,9 @@ class Bench:
 
     def _measure(self, name: str, cell: PicturesCell, row: str) -> Line:
         prompts = self.request.of(cell)
-        before = self._draw(prompts, None, f"{name}: {UNEDITED}")
+        if name not in self._before:  # of one cell at a time
+            self._before = {name: self._draw(prompts, None, f"{name}: {UNEDITED}")}
+        before = self._before[name]
         if row == UNEDITED:
             self._show(name, row, before)
             kinds = {kind: self._describe(kind, prompts[kind], before[kind]) for kind in prompts}
@@ -412,7 +415,11 @@ def print_plan(bench: Bench, cells: Mapping[str, PicturesCell], rows: Sequence[s
 
 
 def choose_n(bench: Bench, cells: Any, rows: Sequence[str], args: argparse.Namespace) -> Request:
-    """The largest number of pictures that fits the minutes."""
+    """The largest number of pictures that fits the minutes; where a run was stopped, its own."""
+    for line in reversed(kept_lines(args.lines)):
+        same = ("weights", bench.studio.weights), ("seed", args.seed), ("steps", args.steps)
+        if "n" in line and all(line[name] == value for name, value in same):
+            return Request(line["n"], line["others"], args.seed, args.steps)
     each = bench.studio.seconds_of_a_picture()
     heads = list(bench.missing(cells, rows))
     best = Request(NUMBERS[0], 2 * NUMBERS[0], args.seed, args.steps)
