@@ -44,7 +44,8 @@ def test_before_and_after_stand_beside_each_other_under_a_heading(tmp_path):
     path = save_before_after(tmp_path / "deep" / "pairs.png", {"one": pairs[:1], "more": pairs})
     sheet = Image.open(path).convert("RGB")
     colors = {color: count for count, color in sheet.getcolors(1 << 20)}
-    assert colors[255, 0, 0] == colors[0, 0, 255] == 5 * 176**2
+    inside = 174**2  # and a line around
+    assert colors[255, 0, 0] == colors[0, 0, 255] == 5 * inside
     assert 900 < sheet.width < 1300
 
 
@@ -83,6 +84,7 @@ def test_the_demo_of_real_things_does_the_main_job(world, tmp_path):
     found = demo_pictures.run_pictures(tmp_path, console)
     assert found["same_bits"]
     assert found["erased_seen"][0] > 0 and found["erased_seen"][1] == 0
+    assert found["others_same_bits"] == len(demo_pictures.PROMPTS_KEPT)
     assert [line.split(":")[0] for line in last_lines(console)] == ["made", "did", "next"]
     names = {*demo_pictures.PICTURES_CONCEPTS, "before-after.png"}
     assert {p.name for p in tmp_path.iterdir()} == names

@@ -93,10 +93,14 @@ def run(out: Path, console: Console) -> dict[str, Any]:
     picture = save_grid(out / "before-after.png", DEMO_PROMPTS, images)
     before = count_erased(images["base"])
     after = count_erased(images["all three\nerased"])
-    console.print(f"made: {', '.join(DEMO_CONCEPTS)} in {out}, files that load, stack, switch off")
+    console.print(
+        f"made: {', '.join(DEMO_CONCEPTS)} in {out}, files that load, stack and switch off",
+        soft_wrap=True,
+    )
     console.print(
         f"did: the judge sees what is erased in {before} of {len(DEMO_PROMPTS)} pictures before "
-        f"and in {after} after; look at {picture}"
+        f"and in {after} after; look at {picture}",
+        soft_wrap=True,
     )
     console.print(f"next: {NEXT}", soft_wrap=True)
     return {"reports": reports, "residual": residual, "same_bits": same, "picture": str(picture)}

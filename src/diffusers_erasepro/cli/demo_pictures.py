@@ -81,24 +81,27 @@ def run_pictures(out: Path, console: Console) -> dict[str, Any]:
         "Everything else stays": rows[len(PROMPTS_ERASED) :],
     }
     picture = save_before_after(out / "before-after.png", sections)
-    shown = [count_shown(wanted, images) for images in (before, after)]
-    erased = [f"{gone} of {len(PROMPTS_ERASED)}" for gone, _ in shown]
-    kept = [f"{stayed} of {len(PROMPTS_KEPT)}" for _, stayed in shown]
+    seen = [count_erased_things(images) for images in (before, after)]
+    others = rows[len(PROMPTS_ERASED) :]
+    kept = sum(was.tobytes() == now.tobytes() for _, was, now in others)
     console.print(
         f"made: {' and '.join(PICTURES_CONCEPTS)} in {out}, files that load, stack and switch off "
-        f"(off is the base to the bit: {same})"
+        f"(off is the base to the bit: {same})",
+        soft_wrap=True,
     )
     console.print(
-        f"did: the judge sees what is erased in {erased[0]} pictures before and in {erased[1]} "
-        f"after, everything else in {kept[0]} and {kept[1]}; look at {picture}"
+        f"did: of {len(PROMPTS_ERASED)} pictures {seen[0]} show what is erased before and "
+        f"{seen[1]} after, says the judge; of {len(others)} others {kept} are the same to the bit; "
+        f"look at {picture}",
+        soft_wrap=True,
     )
     console.print(f"next: {NEXT}", soft_wrap=True)
     return {
         "residual": residual,
         "same_bits": same,
         "picture": str(picture),
-        "erased_seen": [gone for gone, _ in shown],
-        "kept_seen": [stayed for _, stayed in shown],
+        "erased_seen": seen,
+        "others_same_bits": kept,
     }
 
 
@@ -128,8 +131,7 @@ def choose_noises(pipe: Any, wanted: dict[str, str]) -> list[int]:
     return [found.get(prompt, 0) for prompt in wanted]
 
 
-def count_shown(wanted: dict[str, str], images: Sequence[Image.Image]) -> tuple[int, int]:
-    """In how many pictures the judge sees the thing: of those to erase, and of the others."""
-    seen = pictures.load_judge()(images)["thing"]
-    right = [thing == want for thing, want in zip(seen, wanted.values(), strict=True)]
-    return sum(right[: len(PROMPTS_ERASED)]), sum(right[len(PROMPTS_ERASED) :])
+def count_erased_things(images: Sequence[Image.Image]) -> int:
+    """In how many of the first pictures the judge sees what their prompts name."""
+    seen = pictures.load_judge()(images[: len(PROMPTS_ERASED)])["thing"]
+    return sum(a == b for a, b in zip(seen, PROMPTS_ERASED.values(), strict=True))

@@ -85,7 +85,11 @@ def _paste_pair(sheet: Image.Image, place: tuple[int, int], pair: BeforeAfter, f
     left, top = place
     for side, image in enumerate(images):
         enlarged = image.resize((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.BICUBIC)
-        sheet.paste(enlarged, (left + side * (PICTURE_SIDE + 4), top))
+        x = left + side * (PICTURE_SIDE + 4)
+        sheet.paste(enlarged, (x, top))
+        # a white picture ends somewhere too
+        box = (x, top, x + PICTURE_SIDE - 1, top + PICTURE_SIDE - 1)
+        ImageDraw.Draw(sheet).rectangle(box, outline="#d0d7de")
     lines = textwrap.wrap(text, 2 * PICTURE_SIDE // (LETTERS["caption"] * 6 // 10))
     ImageDraw.Draw(sheet).multiline_text(
         (left, top + PICTURE_SIDE + 4), "\n".join(lines[:2]), "black", font=font, spacing=2
