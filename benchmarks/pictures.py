@@ -69,12 +69,12 @@ ROWS: dict[str, Make] = {
     "gates alone": partial(erase, layers=("gates",)),
 }
 """Row -> how its adapter is made."""
-MEASURED = 16
+MEASURED = 8
 """Prompts of the target that are measured in the states too, as many near it, twice as many
 others: the first, however many pictures there are."""
 NUMBERS = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 200)
 """What `--minutes` chooses n from, so that a busy minute does not change it."""
-SECONDS = {"ours": 40.0, "peer": 15.0, "states": 5.0}
+SECONDS = {"ours": 40.0, "peer": 10.0, "states": 3.0}
 """Of a core, roughly: to solve one of ours, to solve a peer, to measure a row's states."""
 SHIPPED_STEPS = 20
 """At which the world's own README measures."""
