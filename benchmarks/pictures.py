@@ -490,7 +490,7 @@ def finish(args: argparse.Namespace, drawing: bool) -> None:
     if args.readme_picture:
         with TemporaryDirectory() as folder:
             found = demo_pictures.run_pictures(Path(folder), Console())
-            path = shutil.copy(found["picture"], args.page.parent / "images" / README_PICTURE)
+            path = shutil.copy(found["picture"], ROOT / "docs" / "images" / README_PICTURE)
             print(f"drawn: {path}")
         return
     if drawing and (args.plan or args.solve or args.check_steps):
