@@ -60,6 +60,22 @@ def test_the_notebook_runs_from_top_to_bottom(world, tmp_path, monkeypatch, caps
         assert names["judge"](names["after"])["shape"] == ["circle", "circle", "heart", "ring"]
 
 
+def test_tables_of_several_files_stand_side_by_side(tmp_path, monkeypatch):
+    monkeypatch.setattr(insert_figures, "RESULTS", tmp_path)
+    (tmp_path / "a-first.md").write_text("## Rows\n\n| row | left |\n|---|---|\n| star | 0.1 |\n")
+    (tmp_path / "a-second.md").write_text("## Rows\n\n| row | left |\n|---|---|\n| disc | 0.2 |\n")
+    begin = (
+        "<!-- table: a-first.md + a-second.md + a-third.md; heading: Rows; row; left as gap -->\n"
+    )
+    end = "<!-- end of table -->"
+    lines = ("| row | gap: first | gap: second |", "|---|---|---|")
+    rows = ("| star | 0.1 | - |", "| disc | - | 0.2 |")
+    found = insert_figures.insert_figures(f"{begin}old\n{end}")
+    assert found == "\n".join((begin, *lines, *rows, "", end))
+    missing = insert_figures.insert_figures(f"<!-- table: no.md; row; left -->\n{end}")
+    assert "Not measured yet." in missing
+
+
 def slugs(page):
     """The anchors of a page's headings, as GitHub and MkDocs write them."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)

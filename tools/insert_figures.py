@@ -17,8 +17,8 @@ A table with one column per file stands between two comments, and the second is 
     <!-- table: stacking-first.md + stacking-second.md; adapters; joint solve, s -->
 
 The file names, the column that names the rows, further columns ("COLUMN as HEAD" shows it under
-another name). "heading: TEXT" behind the file names chooses one of several tables. A file that does
-not exist has no column.
+another name). "heading: TEXT" behind the file names chooses among several tables; those under one
+heading are one. A file that does not exist has no column.
 """
 
 from __future__ import annotations
@@ -141,6 +141,15 @@ def fill_figure(match: re.Match[str]) -> str:
     return shown + match[0].removeprefix(match["value"])
 
 
+def join_rows(rows: tuple[Row, ...], key: str, heading: str) -> dict[str, dict[str, str]]:
+    """Label -> cells, of all tables under a heading that have the column `key`."""
+    found: dict[str, dict[str, str]] = {}
+    for row in rows:
+        if key in row and row.get(HEADING, "").startswith(heading):
+            found.setdefault(row[key], {}).update(row)
+    return found
+
+
 def fill_table(match: re.Match[str]) -> str:
     """A table and its comments, the table joined anew from its files."""
     names, *words = match["source"].split("; ")
@@ -154,11 +163,13 @@ def fill_table(match: re.Match[str]) -> str:
     for name in names.split(" + "):
         rows = rows_of(name)
         world = Path(name).stem.rpartition("-")[2]
-        kept = {row[key]: row for row in rows if key in row and row[HEADING].startswith(heading)}
+        kept = join_rows(rows, key, heading)
         if kept:
             found[world] = kept
+        elif rows:
+            raise FigureError(f"{match['source']}: no such rows in {name}")
     if not found:
-        raise FigureError(f"{match['source']}: no such rows")
+        return match["begin"] + "\nNot measured yet.\n\n" + match["end"]
     heads = [column.rpartition(" as ")[2] for column in columns]
     columns = [column.partition(" as ")[0] for column in columns]
     head = [f"{column}: {world}" for column in heads for world in found]
