@@ -18,7 +18,8 @@ A table with one column per file stands between two comments, and the second is 
 
 The file names, the column that names the rows, further columns ("COLUMN as HEAD" shows it under
 another name). "heading: TEXT" behind the file names chooses among several tables; those under one
-heading are one. A file that does not exist has no column.
+heading are one. "rows: TEXT" then chooses the rows whose name begins so. A file that does not exist
+has no column.
 """
 
 from __future__ import annotations
@@ -141,6 +142,11 @@ def fill_figure(match: re.Match[str]) -> str:
     return shown + match[0].removeprefix(match["value"])
 
 
+def take_option(words: list[str], name: str) -> str:
+    """What stands behind `name` in the first of the words, which is then taken out."""
+    return words.pop(0).removeprefix(name) if words[0].startswith(name) else ""
+
+
 def join_rows(rows: tuple[Row, ...], key: str, heading: str) -> dict[str, dict[str, str]]:
     """Label -> cells, of all tables under a heading that have the column `key`."""
     found: dict[str, dict[str, str]] = {}
@@ -153,9 +159,8 @@ def join_rows(rows: tuple[Row, ...], key: str, heading: str) -> dict[str, dict[s
 def fill_table(match: re.Match[str]) -> str:
     """A table and its comments, the table joined anew from its files."""
     names, *words = match["source"].split("; ")
-    heading = ""
-    if words[0].startswith("heading: "):
-        heading = words.pop(0).removeprefix("heading: ")
+    heading = take_option(words, "heading: ")
+    begin = take_option(words, "rows: ")
     key, *columns = words
     shown = key.rpartition(" as ")[2]
     key = key.partition(" as ")[0]
@@ -163,7 +168,8 @@ def fill_table(match: re.Match[str]) -> str:
     for name in names.split(" + "):
         rows = rows_of(name)
         world = Path(name).stem.rpartition("-")[2]
-        kept = join_rows(rows, key, heading)
+        joined = join_rows(rows, key, heading)
+        kept = {label: row for label, row in joined.items() if label.startswith(begin)}
         if kept:
             found[world] = kept
         elif rows:
