@@ -53,6 +53,12 @@ ROWS: dict[str, dict[str, Any]] = {
     "gates": {"layers": ("gates",)},
     "rows, gates": {"layers": ("embedding", "gates")},
     "rows, gates, last block": {"layers": ("embedding", "gates", -1)},
+    "rows, gates, else block 0": {"layers": ("embedding", "gates", "otherwise:0")},
+    "rows, gates, else blocks": {"layers": ("embedding", "gates", "otherwise:0", -1)},
+    "rows, gates, listed alone": {
+        "layers": ("embedding", "gates", "otherwise:0", -1),
+        "soft_weight": 0.0,
+    },
     "blocks": {"layers": (0, -1)},
 }
 """Row -> options of `erase`."""
@@ -628,7 +634,8 @@ def main() -> None:
         run(Sections(args), args)
     from selective_page import draw_page
 
-    args.page.write_text(draw_page(args.out), encoding="utf-8")
+    image = args.page.parent / "images" / "selective-trade.png"
+    args.page.write_text(draw_page(args.out, image), encoding="utf-8")
 
 
 if __name__ == "__main__":

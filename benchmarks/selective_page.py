@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from common import kept_lines
 
 Line = Mapping[str, Any]
@@ -234,9 +236,61 @@ SECTIONS: dict[str, tuple[str, str, Callable[[Sequence[Line]], list[str]]]] = {
 }
 
 
-def draw_page(results: Path) -> str:
-    """All sections that have lines."""
+TRADE = """## What is left against what drifts
+
+Means over those of the four names of shared tokens that every row of an encoder has; lines of the
+tables below.
+"""
+SHARED = ("taylor swift", "golf ball", "van gogh", "mickey mouse")
+ENCODERS = {"bert": "MiniLM", "clip": "CLIP-like", "t5": "T5-like", "qwen3": "Qwen3-like"}
+
+
+def trade_of(lines: Mapping[str, Line], kind: str) -> dict[str, Line]:
+    """By row, the mean over the names of shared tokens that all its rows have on an encoder."""
+    by_row: dict[str, dict[str, Line]] = {}
+    for line in lines.values():
+        name, row = parts(line)[-2:]
+        whose = parts(line)[0] if len(parts(line)) == 3 else "bert"
+        if whose == kind and name in SHARED and "refused" not in line:
+            by_row.setdefault(row, {})[name] = line
+    names = [name for name in SHARED if all(name in found for found in by_row.values())]
+    return {row: mean_of([found[n] for n in names]) for row, found in by_row.items() if names}
+
+
+def draw_trade(found: Mapping[str, Mapping[str, Line]], image: Path) -> list[str]:
+    """The table, and the figure: a panel an encoder, a point a row."""
+    figure = Figure(figsize=(3.4 * len(found), 3.4))
+    axes = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
+    rows = []
+    for axis, (kind, lines) in zip(axes, found.items(), strict=True):
+        for row, line in lines.items():
+            places = [line.get(f"left {place}") for place in ("name", "other", "ends", "padding")]
+            places = [place for place in places if place is not None]
+            left = sum(places) / len(places)
+            axis.plot(max(line["drift"], 1e-4), left, marker="o")
+            axis.annotate(row, (max(line["drift"], 1e-4), left), fontsize=6)
+            rows.append([ENCODERS[kind], row, number(left), *measures(line)])
+        axis.set(xscale="log", xlabel="drift of captions", title=ENCODERS[kind], ylim=(0, 1))
+    figure.axes[0].set_ylabel("left of the gap")
+    figure.tight_layout()
+    image.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(image, dpi=110, metadata={"Software": None})
+    link = f"![left against drift]({image.parent.name}/{image.name})"
+    heads = ("encoder", "row", "left: mean of places", *MEASURES)
+    return [TRADE, link, "", *table(heads, rows), ""]
+
+
+def draw_page(results: Path, image: Path) -> str:
+    """All sections that have lines; the figure of the trade-off is drawn to `image`."""
     page = [FIRST]
+    every: dict[str, Line] = {}
+    for section in ("names", "encoders"):
+        lines = kept_lines(results / f"selective-{section}.jsonl")
+        every |= {f"{section} {line['key']}": line for line in lines}
+    trades = {kind: trade_of(every, kind) for kind in ENCODERS}
+    trades = {kind: found for kind, found in trades.items() if found}
+    if trades:
+        page += draw_trade(trades, image)
     for section, (title, text, draw) in SECTIONS.items():
         # of a line that was tried again the last one counts
         found = kept_lines(results / f"selective-{section}.jsonl")

@@ -14,6 +14,7 @@ from .plan import (
     EMBEDDING,
     GATES,
     NEURONS,
+    OTHERWISE,
     READERS,
     Layers,
     Plan,
@@ -200,9 +201,15 @@ def _check_layers(layers: Layers) -> None:
     if len(gates) > 1:
         raise ConceptSpecError(f"layers name gates twice, {gates[0]!r} and {gates[1]!r}; keep one")
     for layer in layers:
-        numbered = is_gates(layer) and str(layer).removeprefix(f"{GATES}:").isdecimal()
+        start, _, number = str(layer).partition(":")
+        numbered = start in (GATES, OTHERWISE) and number.isdecimal()
         if type(layer) is not int and layer not in known and not numbered:
             raise ConceptSpecError(
                 f"unknown layer {layer!r}; layers are encoder blocks (0, 1, ..., -1), {names}, "
-                "or 'auto' alone"
+                f"'{OTHERWISE}:0' for what rows and gates do not reach, or 'auto' alone"
             )
+    stand_ins = [str(layer) for layer in layers if str(layer).startswith(OTHERWISE)]
+    if stand_ins and not gates and EMBEDDING not in layers:
+        raise ConceptSpecError(
+            f"{stand_ins[0]!r} stands in for rows and gates; name 'embedding' or 'gates' beside it"
+        )

@@ -17,6 +17,9 @@ EMBEDDING = "embedding"
 GATES = "gates"
 """The name that stands for thresholded pairs of idle neurons, in the shallowest block that tells a
 name from everything else. "gates:2" is block 2 and no other."""
+OTHERWISE = "otherwise"
+"""What the name of a layer begins with that edits only words which no row and no gate reaches on an
+encoder: "otherwise:0" is block 0 for those."""
 NEURONS = ("neurons", "eos_neurons")
 """The names that stand for idle neurons of the first block, and of the last that is read."""
 
@@ -58,6 +61,13 @@ def block_of_gates(layer: str) -> int | None:
     return None if layer == GATES else int(layer.removeprefix(f"{GATES}:"))
 
 
+def block_otherwise(layer: int | str) -> int | None:
+    """The block for words that no row and no gate reaches; None if a layer names none."""
+    if not isinstance(layer, str) or not layer.startswith(f"{OTHERWISE}:"):
+        return None
+    return int(layer.removeprefix(f"{OTHERWISE}:"))
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Where a concept is edited, and which token positions are held there."""
@@ -71,6 +81,12 @@ class Recipe:
     def gates(self) -> str | None:
         """The name that stands for gates among the layers, if there is one."""
         return next((str(name) for name in self.layers if is_gates(name)), None)
+
+    @property
+    def otherwise(self) -> tuple[int, ...]:
+        """The blocks for words that no row and no gate reaches."""
+        found = (block_otherwise(name) for name in self.layers)
+        return tuple(block for block in found if block is not None)
 
 
 BLOCKS = Recipe((0, -1))

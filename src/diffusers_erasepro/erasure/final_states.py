@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..config.mentions import Mentions
 from ..config.plan import EMBEDDING
 from ..config.spec import Concept
+from ..families.encoders import encoder_family_of
 from ..families.types import Reading
 from ..linalg.low_rank import LowRank, orthonormal, stack
 from ..prompts.alignment import readable
@@ -36,11 +37,19 @@ LBFGS_STEPS = 25
 """Of L-BFGS, at most; each runs the encoder and its gradient about once."""
 SHRINKAGE = 0.01
 """Weight of |change|^2 / |vector|^2 beside the share of the gap that is left."""
+MOST_RAW = 10
+"""Names of several words that are solved for in a causal encoder unless it is asked for: each takes
+half a minute of a core on a small one."""
 MOST_WEIGHTS = 1_000_000_000
 """Of an encoder that is solved through unless it is asked for: a step of T5-XXL takes minutes."""
 TOO_LARGE = (
     "final_states: {where} has {count:.1f} billion weights; the rows and columns of {names} were "
     "taken from the anchor, whose number of tokens is another; final_states=True solves them"
+)
+MANY_RAW = (
+    "final_states: the columns of {count} names of several words were taken from the anchor in "
+    "{where}, whose attention is causal: their first words still say what they said; "
+    "final_states=True solves them"
 )
 SOLVED_NOTE = "final_states: rows and columns of {names} were solved for the final states ({where})"
 
@@ -50,9 +59,9 @@ def solve_for_final_states(planning: Planning, sites: Sequence[EditSite]) -> lis
 
     The notes of the planning say which names were solved.
     """
-    concepts = concepts_to_solve(planning)
-    reading = read_state_by_position(planning.path)
     early = [site for site in sites if isinstance(site, (EmbeddingSite, GateSite))]
+    concepts = concepts_to_solve(planning, early)
+    reading = read_state_by_position(planning.path)
     if not concepts or not early or reading is None:
         return list(sites)
     where = planning.path.use.encoder
@@ -74,11 +83,22 @@ def solve_for_final_states(planning: Planning, sites: Sequence[EditSite]) -> lis
     return [_knowing(site, known.get(id(site))) for site in sites]
 
 
-def concepts_to_solve(planning: Planning) -> list[Concept]:
-    """Those whose anchor has another number of tokens, or holds the name; or all, or none."""
+def concepts_to_solve(
+    planning: Planning, early: Sequence[EmbeddingSite | GateSite]
+) -> list[Concept]:
+    """All, or none, or those whose anchor's vectors fall short.
+
+    That is where the anchor has another number of tokens, or holds the name; and where the first
+    tokens of a name stay as they are, as they have no gates in a causal encoder. Of these at most
+    `MOST_RAW` are solved.
+    """
     asked = planning.options.final_states
+    changed: set[int] = set()
+    for site in early:
+        changed |= set(site.rows) if isinstance(site, EmbeddingSite) else set()
     tokenizer = tokenizer_of(planning.path)
     found = []
+    raw = []
     for concept in planning.spec.concepts:
         recipe = planning.plan.recipe_of(concept)
         vectors = EMBEDDING in recipe.layers or recipe.gates is not None
@@ -86,9 +106,17 @@ def concepts_to_solve(planning: Planning) -> list[Concept]:
             texts = [f"a {concept.target}", f"a {concept.anchor}"]
             ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
             longer = len(ids[0]) != len(ids[1])
+            first = {token.id for token in planning.own_tokens[concept.target].plain[:-1]}
             if asked or longer or concept.anchor in Mentions([concept.target]):
                 found.append(concept)
-    return found
+            elif encoder_family_of(planning.live).causal and first - changed:
+                raw.append(concept)
+    if len(raw) > MOST_RAW:
+        where = planning.path.use.encoder
+        planning.notes.append(MANY_RAW.format(count=len(raw), where=where))
+        return found
+    names = {concept.target for concept in (*found, *raw)}
+    return [concept for concept in planning.spec.concepts if concept.target in names]
 
 
 @dataclass(frozen=True)

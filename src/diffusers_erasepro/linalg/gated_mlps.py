@@ -93,6 +93,15 @@ class Product:
 
 
 @dataclass(frozen=True)
+class ProductGate:
+    """A token's neuron, and how far it tells the token from everything else."""
+
+    product: Product
+    contrast: float
+    """The lowest height on the name less the highest elsewhere, where 1 is the mean on the name."""
+
+
+@dataclass(frozen=True)
 class Hinge:
     """Positions that shall answer at most -`BELOW`."""
 
@@ -107,7 +116,7 @@ def solve_gated_mlp(
     elsewhere: Elsewhere,
     mlp: GatedMlpWeights,
     L2: Tensor | None = None,
-    detections: Sequence[Detection] | None = None,
+    found: Sequence[ProductGate] | None = None,
 ) -> Gates:
     """A gate for every token that can be told from everything else.
 
@@ -127,7 +136,7 @@ def solve_gated_mlp(
         mlp: Gives the neurons that its others replace best. What their biases add is not counted.
         L2: `(hidden, hidden)` Cholesky factor of the second moments of what the writer usually
             receives; None is the identity.
-        detections: How they are told from what stands elsewhere, if that is known already.
+        found: Their neurons, if `detect_products` has solved for them already.
 
     Returns:
         Edits in float64, of rank n, n and 2 n at most for n gates; of rank 0 where none is open.
@@ -139,15 +148,11 @@ def solve_gated_mlp(
     W1 = mlp.W1.double()
     W2 = mlp.W2.double()
     U = mlp.U.double()
-    products = []
-    margins = []
-    for i, found in enumerate(detections or detect_tokens(tokens, elsewhere)):
-        others = [token.z for j, token in enumerate(tokens) if j != i]
-        wrong = [elsewhere.captions, elsewhere.near, elsewhere.scanned, *others]
-        made = _solve_product(tokens[i], wrong, found, mlp.activation)
-        products.append(made)
-        margins.append(_contrast(made, tokens[i], wrong))
-    gates = Gates(no_edit(W1), no_edit(W2), tuple(margins), no_edit(U), LEAST_CONTRAST)
+    if found is None:
+        found = detect_products(tokens, elsewhere, mlp.activation)
+    products = [gate.product for gate in found]
+    margins = tuple(gate.contrast for gate in found)
+    gates = Gates(no_edit(W1), no_edit(W2), margins, no_edit(U), LEAST_CONTRAST)
     opened = [i for i in range(len(tokens)) if gates.has_gate(i)]
     if not opened:
         return gates
@@ -165,6 +170,23 @@ def solve_gated_mlp(
     picks = torch.eye(len(W1), dtype=torch.float64)[taken]
     written = LowRank(torch.stack(columns, 1), picks)
     return Gates(detector, writer, gates.margins, factor, LEAST_CONTRAST, written)
+
+
+def detect_products(
+    tokens: Sequence[GateToken], elsewhere: Elsewhere, activation: Activation
+) -> list[ProductGate]:
+    """The neuron that tells each token from the others and from what stands elsewhere.
+
+    Raises:
+        IllPosedError: The activation is not silent below 0.
+    """
+    found = []
+    for i, detection in enumerate(detect_tokens(tokens, elsewhere, thresholds=False)):
+        others = [token.z for j, token in enumerate(tokens) if j != i]
+        wrong = [elsewhere.captions, elsewhere.near, elsewhere.scanned, *others]
+        made = _solve_product(tokens[i], wrong, detection, activation)
+        found.append(ProductGate(made, _contrast(made, tokens[i], wrong)))
+    return found
 
 
 def silent_below(activation: Activation) -> float:

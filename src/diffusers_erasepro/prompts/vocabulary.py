@@ -30,8 +30,9 @@ def whole_words(tokenizer: Any) -> dict[str, int]:
 def _find_whole_words(tokenizer: Any) -> dict[str, int]:
     tokens = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     texts: dict[str, int] = {}
-    for token, token_id in tokens:
-        text = tokenizer.convert_tokens_to_string([token]).strip()
+    for _, token_id in tokens:
+        # what joins tokens to a string leaves CLIP's "</w>" standing
+        text = tokenizer.decode([token_id]).strip()
         if len(text) > 1 and text.isalpha():
             texts.setdefault(text, token_id)
     if not texts:

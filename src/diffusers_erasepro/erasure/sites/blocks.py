@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ...config.options import blocks_in
 from ...config.plan import EMBEDDING, Recipe
+from ...config.spec import Concept
 from ...errors import ConceptSpecError, UnknownFamilyError
 from ...families.encoders import blocks_path, blocks_read, encoder_family_of
 from ...linalg.constrained import Labels, Limits, Soft, Solution, solve
@@ -67,13 +68,11 @@ def block_sites(planning: Planning) -> list[LinearSite]:
 
 
 def site_at(planning: Planning, block: int, *, linear: str, output: str) -> LinearSite:
-    """The site of one linear of a block, for the concepts that ask for the block."""
-    asking = [
-        concept
-        for concept in planning.spec.concepts
-        if block in blocks_of_recipe(planning, planning.plan.recipe_of(concept))
-    ]
-    positions = planning.positions_of(asking)
+    """The site of one linear of a block, for the words that are edited there."""
+    words: set[str] = set()
+    for concept in planning.spec.concepts:
+        words |= words_at(planning, block, concept)
+    positions = planning.positions_naming(words)
     return LinearSite(
         planning.path.use.encoder,
         linear,
@@ -108,11 +107,28 @@ def covariance_solver(planning: Planning, name: str, positions: Mapping[str, Row
 
 
 def planned_blocks(planning: Planning) -> list[int]:
-    """All blocks that some concept asks for, shallow to deep."""
-    found: set[int] = set()
-    for _, recipe in planning.plan.recipes:
-        found |= {*blocks_of_recipe(planning, recipe)}
-    return sorted(found)
+    """All blocks that some word is edited in, shallow to deep."""
+    count = blocks_read(planning.live, planning.path.use.readings)[-1] + 1
+    concepts = planning.spec.concepts
+    return [
+        block
+        for block in range(count)
+        if any(words_at(planning, block, concept) for concept in concepts)
+    ]
+
+
+def words_at(planning: Planning, block: int, concept: Concept) -> set[str]:
+    """The words of a concept that are edited in a block: all, or those that nothing else reaches.
+
+    Raises:
+        ConceptSpecError: The encoder has no block that the recipe names.
+    """
+    recipe = planning.plan.recipe_of(concept)
+    if block in blocks_of_recipe(planning, recipe):
+        return {*concept.words}
+    count = blocks_read(planning.live, planning.path.use.readings)[-1] + 1
+    stands_in = block in blocks_in(recipe.otherwise, count)
+    return planning.unreached.intersection(concept.words) if stands_in else set()
 
 
 def blocks_of_recipe(planning: Planning, recipe: Recipe) -> list[int]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...config.plan import EMBEDDING
 from ...config.spec import Concept
-from ...families.encoders import embeddings_path
+from ...families.encoders import embeddings_path, encoder_family_of
 from ...linalg.low_rank import LowRank
 from ...modules.linear import output_scale
 from ...modules.storage import weight_of
@@ -103,7 +103,8 @@ def embedding_sites(planning: Planning) -> list[EmbeddingSite]:
 def rows_to_change(planning: Planning, concepts: Sequence[Concept]) -> dict[str, dict[int, int]]:
     """By target, token id -> id of the anchor's token, for every token that is its name's own.
 
-    A name that shares some of its tokens keeps all of its rows where gates are to answer to it.
+    A name that shares some of its tokens keeps all of its rows where gates are to answer to it, but
+    for causal encoders: there the gate of its last token is all that it has.
     The notes of the planning say which names keep theirs.
     """
     if not concepts:
@@ -119,6 +120,7 @@ def rows_to_change(planning: Planning, concepts: Sequence[Concept]) -> dict[str,
         mine: dict[int, int] = {}
         # half a name is told from nothing: "van" beside "painter"; gates take such names whole
         gated = planning.plan.recipe_of(concept).gates is not None and has_gates(planning.live)
+        gated = gated and not encoder_family_of(planning.live).causal
         numbers = [form.text for _, form in concept.forms if form.text in own]
         for word in (*concept.words, *numbers):
             if own[word].complete or not gated:

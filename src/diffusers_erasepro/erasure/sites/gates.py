@@ -15,7 +15,8 @@ from ...config.options import blocks_in
 from ...config.plan import block_of_gates
 from ...config.spec import Concept
 from ...families.encoders import blocks_of, encoder_family_of
-from ...linalg.gated_mlps import GatedMlpWeights, solve_gated_mlp
+from ...linalg import gated_mlps
+from ...linalg.gated_mlps import GatedMlpWeights, detect_products, solve_gated_mlp
 from ...linalg.gates import (
     LEAST_MARGIN,
     Elsewhere,
@@ -38,7 +39,7 @@ from ...prompts.vocabulary import (
     whole_words,
 )
 from ..states import run_encoder
-from .neurons import Mlp, MlpSite, find_mlp, has_gates, weights_of_mlp
+from .neurons import Mlp, MlpSite, count_spare, find_mlp, has_gates, weights_of_mlp
 from .planning import Planning, words_of
 from .protocol import ByKind, Edits, Vectors
 
@@ -67,6 +68,10 @@ words around, which have read it by then."""
 DEEPER = (
     "gates: no token of {name!r} is told from other uses of it in the first block (by a margin of "
     "at least {least}); its gates are in block {block}"
+)
+NO_ROOM = (
+    "gates: the {spare} idle neurons of one block of {where} are too few for {count} of {names} "
+    "names; encoder blocks are edited for those"
 )
 UNSCANNED = (
     "no whole word of {where}'s vocabulary keeps its token in a plain phrase, so none was scanned: "
@@ -99,6 +104,8 @@ class GateSite(MlpSite):
     """The tokens that may get one, in the order of the gates."""
     margins: tuple[float, ...]
     """How far each of them is told from everything else."""
+    least: float
+    """Margin from which on a token has a gate."""
     solved: Edits | None = None
     """What was solved before, for the final states."""
 
@@ -109,7 +116,7 @@ class GateSite(MlpSite):
     def unclear(self) -> set[str]:
         """Those of them of which no token is told from everything else."""
         told = zip(self.names, self.margins, strict=True)
-        return self.words() - {name.word for name, margin in told if margin >= LEAST_MARGIN}
+        return self.words() - {name.word for name, margin in told if margin >= self.least}
 
     def solve(self, inputs: Mapping[str, ByKind], gap: ByKind) -> Edits:
         """The rows that detect the names, and the columns that write what is missing."""
@@ -172,7 +179,7 @@ def _shallowest_sites(
             if alone is not None:
                 deeper.append(alone)
                 notes = [
-                    DEEPER.format(name=n, block=block, least=LEAST_MARGIN) for n in sorted(clear)
+                    DEEPER.format(name=n, block=block, least=first.least) for n in sorted(clear)
                 ]
                 planning.notes.extend(notes)
                 lost -= clear
@@ -215,29 +222,67 @@ def _site_in(
         return found
 
     received = {kind: _at_positions(planning, mlp, found) for kind, found in rows.items()}
-    detections = detect_tokens(asked(received, received), elsewhere)
+    wanted = asked(received, received)
+    gates: Callable[[ByKind, ByKind], tuple[Gates, tuple[str, ...]]]
+    if isinstance(weights, GatedMlpWeights):
+        products = detect_products(wanted, elsewhere, weights.activation)
+        margins = tuple(found.contrast for found in products)
+        least = gated_mlps.LEAST_CONTRAST
 
-    margins = tuple(found.low - found.high for found in detections)
-    if isinstance(weights, GatedMlpWeights):  # they need no threshold
-        margins = (torch.inf,) * len(names)
+        def gates(z: ByKind, gap: ByKind) -> tuple[Gates, tuple[str, ...]]:
+            L2 = planning.metrics.get(mlp.writer)
+            some = [products[i] for i in kept]
+            found = solve_gated_mlp(asked(z, gap), elsewhere, weights, L2, some)
+            return found, _notes(names, found)
 
-    def gates(z: ByKind, gap: ByKind) -> tuple[Gates, tuple[str, ...]]:
-        L2 = planning.metrics.get(mlp.writer)
-        if isinstance(weights, GatedMlpWeights):
-            found = solve_gated_mlp(asked(z, gap), elsewhere, weights, L2, detections)
-        else:
-            found = solve_gates(asked(z, gap), elsewhere, weights, L2, detections)
-        return found, _notes(names, found)
+    else:
+        detections = detect_tokens(wanted, elsewhere)
+        margins = tuple(found.low - found.high for found in detections)
+        least = LEAST_MARGIN
 
-    return GateSite(
-        planning.path.use.encoder,
-        mlp,
-        weights,
-        rows,
-        gates,
-        names,
-        margins,
+        def gates(z: ByKind, gap: ByKind) -> tuple[Gates, tuple[str, ...]]:
+            L2 = planning.metrics.get(mlp.writer)
+            some = [detections[i] for i in kept]
+            found = solve_gates(asked(z, gap), elsewhere, weights, L2, some)
+            return found, _notes(names, found)
+
+    kept = _that_fit(planning, mlp, names, [margin >= least for margin in margins])
+    names = [names[i] for i in kept]
+    margins = tuple(margins[i] for i in kept)
+    component = planning.path.use.encoder
+    return GateSite(component, mlp, weights, rows, gates, names, margins, least)
+
+
+def _that_fit(
+    planning: Planning, mlp: Mlp, names: Sequence[TokenOfName], opened: Sequence[bool]
+) -> list[int]:
+    """Which tokens to gate: all, or where blocks stand in for others, those of as many words as
+    there are idle neurons for, in the order of the spec."""
+    each = 2 if mlp.factor is None else 1
+    room = count_spare(planning.live, mlp)
+    stood_in: set[str] = set()
+    for concept in planning.spec.concepts:
+        stood_in |= {*concept.words} if planning.plan.recipe_of(concept).otherwise else set()
+    everything = list(range(len(names)))
+    if each * sum(opened) <= room or not stood_in.issuperset(name.word for name in names):
+        return everything
+    needed: dict[str, int] = {}
+    for name, is_open in zip(names, opened, strict=True):
+        needed[name.word] = needed.get(name.word, 0) + each * is_open
+    fitting = set()
+    for word, count in needed.items():
+        if count <= room:
+            fitting.add(word)
+            room -= count
+    planning.notes.append(
+        NO_ROOM.format(
+            where=planning.path.use.encoder,
+            count=len(needed) - len(fitting),
+            names=len(needed),
+            spare=count_spare(planning.live, mlp),
+        )
     )
+    return [i for i in everything if names[i].word in fitting]
 
 
 def _no_place(planning: Planning, mlp: Mlp | None) -> str:

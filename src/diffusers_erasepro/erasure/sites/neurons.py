@@ -153,16 +153,17 @@ def neuron_sites(planning: Planning) -> list[NeuronSite]:
 def has_room(encoder: nn.Module, words: int) -> bool:
     """Whether this encoder's MLPs have a pair to spare for each of so many words."""
     found = find_mlp(encoder, 0)
-    return found is not None and found.factor is None and 2 * words <= _spare(encoder, found)
+    return found is not None and found.factor is None and 2 * words <= count_spare(encoder, found)
 
 
 def has_gates(encoder: nn.Module) -> bool:
     """Whether the first block of this encoder has neurons that gates may take."""
     found = find_mlp(encoder, 0)
-    return found is not None and _spare(encoder, found) >= 2
+    return found is not None and count_spare(encoder, found) >= 2
 
 
-def _spare(encoder: nn.Module, mlp: Mlp) -> int:
+def count_spare(encoder: nn.Module, mlp: Mlp) -> int:
+    """How many neurons of an MLP may be taken."""
     writer: Any = base_linear(encoder.get_submodule(mlp.writer))
     return int(writer.in_features) // SPARE
 

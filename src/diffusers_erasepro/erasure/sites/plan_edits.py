@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
+from ...config.plan import EMBEDDING
 from ...modules.linear import base_linear
 from ...modules.tuners import edited_module
 from ..covariance import kept_inputs, metrics_of
 from ..memory import refuse_too_small
 from .blocks import block_sites
 from .embeddings import embedding_sites
-from .gates import gate_sites
+from .gates import GateSite, gate_sites
 from .neurons import neuron_sites
 from .planning import Planning
 from .protocol import STATES, EditSite, inputs_of
 from .readers import reader_sites
+
+LISTED = 5
+"""Names that a note lists."""
+STAND_IN = (
+    "otherwise: no row and no gate reaches {count} of the names in {where}, and encoder blocks are "
+    "edited for them: {names}"
+)
 
 
 def plan_edits(planning: Planning) -> list[EditSite]:
@@ -25,16 +33,43 @@ def plan_edits(planning: Planning) -> list[EditSite]:
     changed: dict[int, int] = {}
     for site in embeddings:
         changed |= site.rows
+    gates = gate_sites(planning, changed)
+    planning.unreached.update(_find_unreached(planning, changed, gates))
     return with_metrics(
         planning,
         [
             *embeddings,
-            *gate_sites(planning, changed),
+            *gates,
             *neuron_sites(planning),
             *block_sites(planning),
             *reader_sites(planning),
         ],
     )
+
+
+def _find_unreached(
+    planning: Planning, changed: Mapping[int, int], gates: Sequence[GateSite]
+) -> set[str]:
+    """The words of which no token gets another row and none has a gate, though one is asked for.
+
+    Where blocks stand in for them, a note says so.
+    """
+    gated = {word for site in gates for word in site.words() - site.unclear()}
+    found = set()
+    noted = []
+    for concept in planning.spec.concepts:
+        recipe = planning.plan.recipe_of(concept)
+        if recipe.gates is None and EMBEDDING not in recipe.layers:
+            continue
+        for word in concept.words:
+            if word not in gated and changed.keys().isdisjoint(planning.own_tokens[word].rows):
+                found.add(word)
+                noted += [word] if recipe.otherwise else []
+    if noted:
+        where = planning.path.use.encoder
+        names = ", ".join(map(repr, noted[:LISTED])) + (" ..." if noted[LISTED:] else "")
+        planning.notes.append(STAND_IN.format(where=where, count=len(noted), names=names))
+    return found
 
 
 def with_metrics(planning: Planning, sites: list[EditSite]) -> list[EditSite]:

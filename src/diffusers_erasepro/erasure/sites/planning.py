@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -43,6 +43,9 @@ class Planning:
     in one pass over the captions."""
     kept: dict[str, Tensor] = field(default_factory=dict)
     """By linear, or "states": its inputs at the prompts in `keep`. Filled with the metrics."""
+    unreached: set[str] = field(default_factory=set)
+    """Words for which rows or gates are asked and neither is there. Filled while the sites are
+    planned."""
     notes: list[str] = field(default_factory=list)
     """What this encoder has no place for, and why. Filled while the sites are planned."""
 
@@ -91,9 +94,12 @@ class Planning:
 
     def positions_of(self, concepts: Sequence[Concept]) -> Mapping[str, Rows]:
         """The aligned positions of prompts that name one of `concepts`."""
-        if len(concepts) == len(self.spec.concepts):
+        return self.positions_naming(words_of(concepts))
+
+    def positions_naming(self, words: Set[str]) -> Mapping[str, Rows]:
+        """The aligned positions of prompts that name one of `words`."""
+        if words_of(self.spec.concepts) <= words:
             return self.rows
-        words = words_of(concepts)
         return {kind: rows.naming(words, self.pairs[kind]) for kind, rows in self.rows.items()}
 
 
