@@ -181,7 +181,7 @@ def detect_products(
         IllPosedError: The activation is not silent below 0.
     """
     found = []
-    for i, detection in enumerate(detect_tokens(tokens, elsewhere, thresholds=False)):
+    for i, detection in enumerate(detect_tokens(tokens, elsewhere)):
         others = [token.z for j, token in enumerate(tokens) if j != i]
         wrong = [elsewhere.captions, elsewhere.near, elsewhere.scanned, *others]
         made = _solve_product(tokens[i], wrong, detection, activation)

@@ -184,24 +184,13 @@ def solve_gates(
     return Gates(detector, writer, margins, least=LEAST_MARGIN, columns=columns)
 
 
-def detect_tokens(
-    tokens: Sequence[GateToken], elsewhere: Elsewhere, *, thresholds: bool = True
-) -> list[Detection]:
-    """How each token is told from the others and from what stands elsewhere, in float64.
-
-    Args:
-        tokens: Each with what stands around it.
-        elsewhere: What else there is.
-        thresholds: Whether answers are counted in shares of the constant's, on which thresholds
-            stand. Without, as they are, and the constant is 0.
-    """
+def detect_tokens(tokens: Sequence[GateToken], elsewhere: Elsewhere) -> list[Detection]:
+    """How each token is told from the others and from what stands elsewhere, in float64."""
     captions = elsewhere.captions.double()
     C = _mean_outer(captions)
     C.diagonal().add_(RIDGE * C.diagonal().mean())
-    constant = torch.zeros(captions.shape[1], dtype=torch.float64)
-    if thresholds:
-        constant = torch.linalg.solve(C, captions.mean(0))
-        constant = constant / (captions @ constant).mean()
+    constant = torch.linalg.solve(C, captions.mean(0))
+    constant = constant / (captions @ constant).mean()
     L = torch.linalg.cholesky(METRIC_WEIGHT * C)
     shared = [
         _Wrong.of(elsewhere.captions, constant, MISTAKE),
@@ -237,9 +226,8 @@ class _Wrong:
 
     @classmethod
     def of(cls, x: Tensor, constant: Tensor, weight: float) -> _Wrong:
-        """With what the constant answers; 1 where there is none."""
-        level = x.double() @ constant if constant.any() else x.new_ones(len(x)).double()
-        return cls(x, level, weight)
+        """With what the constant answers."""
+        return cls(x, x.double() @ constant, weight)
 
     def mistaken(self, g: Tensor) -> Tensor:
         """`(k, d)` what is answered too much, weighted."""

@@ -168,6 +168,8 @@ def _shallowest_sites(
     first = _site_in(planning, 0, words, changed)
     if first is None:
         return []
+    if first.mlp.factor is not None:  # deeper ones told no name that the first did not
+        return [first]
     deeper = []
     count = len(blocks_of(planning.live))
     lost = first.unclear()
