@@ -1,8 +1,9 @@
 """The table of docs/loading.md: an erasure on every way of loading a pipeline.
 
 `python benchmarks/loading.py` tries what is not in loading.jsonl yet; with words, such as "compile"
-or "T5", the rows or columns that have them in their names are tried again. quanto and SDNQ are no
-requirements of this package: where they are not installed, their rows say so.
+or "T5", the rows or columns that have them in their names are tried again. Ended early, it draws
+the page of what there is. quanto and SDNQ are no requirements of this package: where they are not
+installed, their rows say so.
 """
 
 import json
@@ -76,7 +77,8 @@ def read_lines() -> dict[Key, dict[str, Any]]:
 
 
 def write_lines(rows: dict[Key, dict[str, Any]]) -> None:
-    kept = [rows[key] for key in every_key() if key in rows]
+    known = {*every_key()}
+    kept = [row for key, row in rows.items() if key in known]
     LINES.write_text("".join(f"{json.dumps(row)}\n" for row in kept), encoding="utf-8")
 
 
@@ -101,18 +103,21 @@ def write_page(rows: dict[Key, dict[str, Any]]) -> None:
         counts[row["result"]] = counts.get(row["result"], 0) + 1
     total = ", ".join(f"{count} {result}" for result, count in sorted(counts.items()))
     silent = counts.get("SILENT", 0)
+    known = {*every_key()}
     parts = [
         f"`python benchmarks/loading.py`, CPU, float32, seed 0, diffusers {diffusers.__version__}, "
         f"transformers {transformers.__version__}, torch {torch.__version__}, commit {commits}.",
-        f"Of {len(rows)} cells **{silent} are silent**: {total}.",
+        f"{len(rows)} of {len(known)} cells are tried (the others are empty), and of them "
+        f"**{silent} are silent**: {total}.",
     ]
     notes: dict[str, int] = {}
     for layers in loading.LAYERS:
         head = f"| {layers} | {' | '.join(loading.ARCHITECTURES)} |"
         lines = [head, "|---" * (len(loading.ARCHITECTURES) + 1) + "|"]
         for way in loading.WAYS:
-            found = [rows.get((a, layers, way.title)) for a in loading.ARCHITECTURES]
-            lines.append(f"| {way.title} | {' | '.join(text_of(row, notes) for row in found)} |")
+            keys = [(a, layers, way.title) for a in loading.ARCHITECTURES]
+            found = [text_of(rows.get(k), notes) if k in known else "–" for k in keys]
+            lines.append(f"| {way.title} | {' | '.join(found)} |")
         parts.append("\n".join(lines))
     told = [f"{number}. {note}" for note, number in notes.items()]
     parts.append("\n".join(told).replace("<", "&lt;"))
@@ -128,13 +133,16 @@ def main() -> None:
     again = [key for key in every_key() if any(w in " | ".join(key) for w in words)]
     wanted = again if words else [key for key in every_key() if key not in rows]
     at_hand = commit()
-    for key in tqdm([] if "--page" in sys.argv else wanted, mininterval=10):
-        row = {**asdict(try_in_time(key)), "commit": at_hand}
-        with LINES.open("a", encoding="utf-8") as file:
-            file.write(f"{json.dumps(row)}\n")
-    rows = read_lines()  # another process may have added to them
-    write_lines(rows)
-    write_page(rows)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
+    try:
+        for key in tqdm([] if "--page" in sys.argv else wanted, mininterval=10):
+            row = {**asdict(try_in_time(key)), "commit": at_hand}
+            with LINES.open("a", encoding="utf-8") as file:
+                file.write(f"{json.dumps(row)}\n")
+    finally:
+        rows = read_lines()  # another process may have added to them
+        write_lines(rows)
+        write_page(rows)
 
 
 if __name__ == "__main__":

@@ -665,7 +665,7 @@ def cells() -> Iterator[tuple[str, str, Way]]:
             kinds = ["default", "K/V", "rows and gates"]
             if architecture == "Gemma":  # has no place for the default
                 kinds = ["K/V", "default", "rows and gates"]
-            for way in WAYS:
+            for way in sorted(WAYS, key=lambda way: "compile" in way.name):  # they take longest
                 if way.encoders or kinds[turn] != "rows and gates":
                     yield architecture, kinds[turn], way
 
