@@ -116,7 +116,7 @@ def write_page(rows: dict[Key, dict[str, Any]]) -> None:
         lines = [head, "|---" * (len(loading.ARCHITECTURES) + 1) + "|"]
         for way in loading.WAYS:
             keys = [(a, layers, way.title) for a in loading.ARCHITECTURES]
-            found = [text_of(rows.get(k), notes) if k in known else "–" for k in keys]
+            found = [text_of(rows.get(k), notes) if k in known else "-" for k in keys]
             lines.append(f"| {way.title} | {' | '.join(found)} |")
         parts.append("\n".join(lines))
     told = [f"{number}. {note}" for note, number in notes.items()]
