@@ -564,12 +564,19 @@ class Prepared:
 
 @lru_cache(maxsize=1)
 def prepare(architecture: str, way: Way) -> Prepared:
-    """Load a pipeline. All kinds of edit take turns on it: each leaves it as it was."""
+    """Load a pipeline. All kinds of edit take turns on it: each leaves it as it was.
+
+    Raises:
+        ArithmeticError: What it gives without an erasure is not finite: memory that nothing wrote.
+    """
     torch.compiler.reset()
     folder = tempfile.TemporaryDirectory()
     pipe = build(architecture)
     pipe = way.go(pipe, Path(folder.name)) or pipe
-    return Prepared(pipe, {text: see(pipe, f"a {text}") for text in (TARGET, ANCHOR)}, folder)
+    base = {text: see(pipe, f"a {text}") for text in (TARGET, ANCHOR)}
+    if not all(x.isfinite().all() for seen in base.values() for x in seen.states):
+        raise ArithmeticError("the text states are not finite, without an erasure either")
+    return Prepared(pipe, base, folder)
 
 
 @cache
