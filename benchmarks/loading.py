@@ -7,8 +7,10 @@ installed, their rows say so.
 """
 
 import json
+import re
 import signal
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -88,7 +90,7 @@ def text_of(row: dict[str, Any] | None, notes: dict[str, int]) -> str:
         return ""
     if row["result"] == "holds":
         return f"holds {row['residual']:.0e}"
-    why = " ".join(row["why"].split())
+    why = re.sub(rf"{tempfile.gettempdir()}/[\w/]+", "FOLDER", " ".join(row["why"].split()))
     why = why if len(why) <= LONGEST else f"{why[:LONGEST]}…"
     number = notes.setdefault(f"{row['result']}: {why}", len(notes) + 1)
     shown = f"**{row['result']}**" if row["result"] in loading.FAULTS else row["result"]
