@@ -48,8 +48,8 @@ def first_block_alone(monkeypatch):
 
 def made_for(shipped, preserve, *concepts, **more):
     spec = ErasureSpec(concepts, preserve=preserve[:60])
-    made_with = {"layers": LAYERS, "measure": False, "final_states": False}
-    return erase(shipped, spec, **made_with, **more)
+    made_with = {"layers": LAYERS, "metric": "identity", "final_states": False}
+    return erase(shipped, spec, measure=False, **made_with | more)
 
 
 def test_the_first_block_stands_in_for_a_name_that_nothing_reaches(shipped, preserve, monkeypatch):
@@ -60,6 +60,17 @@ def test_the_first_block_stands_in_for_a_name_that_nothing_reaches(shipped, pres
     (note,) = [note for note in made.report.notes if note.startswith("otherwise:")]
     assert note.startswith(STANDS_IN) and note.endswith("'red heart'")
     assert made.report.listed_residual < 1e-5
+
+
+def test_the_last_block_too_stands_in_for_those_names_alone(shipped, preserve, monkeypatch):
+    """As (0, -1) would edit that name, and nothing else of the encoder changes for the other."""
+    with_margin(monkeypatch, 9.0)
+    layers = ("embedding", "gates", "otherwise:0", "otherwise:-1")
+    both = made_for(shipped, preserve, STAR, RED_HEART, layers=layers)
+    alone = made_for(shipped, preserve, STAR, layers=layers)
+    blocks = [name for name in both.edits if "layers" in name]
+    assert len(blocks) == 2
+    assert len(alone.edits) == 1
 
 
 def test_a_name_that_a_row_reaches_needs_no_block(shipped, preserve):
@@ -94,7 +105,9 @@ def test_a_file_says_again_where_blocks_stand_in(shipped, preserve, monkeypatch)
     assert pipe.verify_erasure(raise_on_fail=True).residual < 1e-5
 
 
-@pytest.mark.parametrize("layers", [("otherwise:0",), ("otherwise:0", -1), ("gates", "otherwise")])
+@pytest.mark.parametrize(
+    "layers", [("otherwise:0",), ("otherwise:0", -1), ("gates", "otherwise:-")]
+)
 def test_what_stands_in_needs_what_it_stands_in_for(layers):
     with pytest.raises(ConceptSpecError, match="otherwise"):
         Options(layers=layers)
@@ -110,6 +123,7 @@ def test_the_first_words_that_a_causal_encoder_keeps_are_solved_for(shipped, pre
         assert concepts_to_solve(planning, []) == [RED_HEART]
 
 
+@pytest.mark.slow
 def test_in_a_causal_encoder_a_name_has_the_rows_that_are_its_own(monkeypatch):
     """ "gogh" gets the row of "painter"; its gate could say no more, and "van" has none."""
     measured = text_encoders.load_measured("clip")

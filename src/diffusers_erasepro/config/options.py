@@ -202,7 +202,8 @@ def _check_layers(layers: Layers) -> None:
         raise ConceptSpecError(f"layers name gates twice, {gates[0]!r} and {gates[1]!r}; keep one")
     for layer in layers:
         start, _, number = str(layer).partition(":")
-        numbered = start in (GATES, OTHERWISE) and number.isdecimal()
+        counted = number.removeprefix("-") if start == OTHERWISE else number
+        numbered = start in (GATES, OTHERWISE) and counted.isdecimal()
         if type(layer) is not int and layer not in known and not numbered:
             raise ConceptSpecError(
                 f"unknown layer {layer!r}; layers are encoder blocks (0, 1, ..., -1), {names}, "

@@ -19,7 +19,7 @@ GATES = "gates"
 name from everything else. "gates:2" is block 2 and no other."""
 OTHERWISE = "otherwise"
 """What the name of a layer begins with that edits only words which no row and no gate reaches on an
-encoder: "otherwise:0" is block 0 for those."""
+encoder: "otherwise:0" is block 0 for those, "otherwise:-1" the last."""
 NEURONS = ("neurons", "eos_neurons")
 """The names that stand for idle neurons of the first block, and of the last that is read."""
 
@@ -66,6 +66,11 @@ def block_otherwise(layer: int | str) -> int | None:
     if not isinstance(layer, str) or not layer.startswith(f"{OTHERWISE}:"):
         return None
     return int(layer.removeprefix(f"{OTHERWISE}:"))
+
+
+def is_partial(layer: int | str) -> bool:
+    """Whether a layer closes no gap to the end: rows, gates, and what stands in for either."""
+    return layer == EMBEDDING or is_gates(layer) or block_otherwise(layer) is not None
 
 
 @dataclass(frozen=True)

@@ -62,13 +62,14 @@ def erase(
             rows of the token embedding, where every token is its name's own, "gates" for steps of
             two idle neurons per token of a name, in the first block that tells it from everything
             else ("gates:2" is block 2), "otherwise:0" for block 0 on those words that no row and no
-            gate reaches, "neurons" for two idle neurons of the first block per word,
-            "eos_neurons" for two of the last block per concept (`erasure.sites.neurons`), and "kv"
-            for the denoiser's linears that read the text states; or "auto" for what the noise
-            predictions favour (`erasure.auto_layers.choose_layers`). A table gives layers by
-            target. None, the default, is what each concept's kind asks for
-            (`config.plan.Recipe`), or (0, -1) where an encoder has no neurons to spare, and with
-            `keep` or `robust`, which hold more than neurons answer to.
+            gate reaches ("otherwise:-1" for the last), "neurons" for two idle neurons of the first
+            block per word, "eos_neurons" for two of the last block per concept
+            (`erasure.sites.neurons`), and "kv" for the denoiser's linears that read the text
+            states; or "auto" for what the noise predictions favour
+            (`erasure.auto_layers.choose_layers`). A table gives layers by target. None, the
+            default, is what each concept's kind asks for (`config.plan.Recipe`), or (0, -1) where
+            an encoder has no neurons to spare, and with `keep` or `robust`, which hold more than
+            neurons answer to.
         metric: "covariance" of the preserve captions, or "identity".
         alignment: Which token positions are constrained (`config.plan.ALIGNMENTS`), for all or by
             target; None is as with `layers`.

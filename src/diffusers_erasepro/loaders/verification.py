@@ -18,7 +18,7 @@ from ..adapters.adapter import ErasureAdapter
 from ..adapters.report import ConceptLeft, Selectivity, least_selective
 from ..config.mentions import find_mention
 from ..config.options import Options, OtherMethod
-from ..config.plan import EMBEDDING, is_gates
+from ..config.plan import is_partial
 from ..config.spec import Concept
 from ..erasure.assemble import notes_on_lengths
 from ..erasure.float32 import in_float32
@@ -420,7 +420,8 @@ def allowed_residual(pipe: Any, adapter: ErasureAdapter) -> float:
     """Largest residual that passes.
 
     It is what rounding explains in this dtype, or what the report admits, up to a limit. Rows of
-    the embedding and gates alone close no gap to the end, and there is no limit but 1.
+    the embedding and gates alone close no gap to the end, whatever stands in for them elsewhere,
+    and there is no limit but 1.
     """
     dtypes = {dtype_of(get_component(pipe, part)) for part in parts_of(adapter)}
     return max(admitted_residual(adapter), *(rounding_residual(adapter, x) for x in dtypes))
@@ -435,7 +436,7 @@ def admitted_residual(adapter: ErasureAdapter) -> float:
     """What the report admits, up to a limit; 0 where the erasure closes nothing."""
     reported = adapter.report.listed_residual
     layers = {*adapter.plan.layers}
-    partial = bool(layers) and all(name == EMBEDDING or is_gates(name) for name in layers)
+    partial = bool(layers) and all(is_partial(name) for name in layers)
     limit = 1.0 if partial else MOST_ADMITTED
     return min(2 * reported, limit) if reported < 1 else 0.0
 

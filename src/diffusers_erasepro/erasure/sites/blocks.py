@@ -126,8 +126,7 @@ def words_at(planning: Planning, block: int, concept: Concept) -> set[str]:
     recipe = planning.plan.recipe_of(concept)
     if block in blocks_of_recipe(planning, recipe):
         return {*concept.words}
-    count = blocks_read(planning.live, planning.path.use.readings)[-1] + 1
-    stands_in = block in blocks_in(recipe.otherwise, count)
+    stands_in = block in blocks_of_recipe(planning, Recipe(recipe.otherwise))
     return planning.unreached.intersection(concept.words) if stands_in else set()
 
 
