@@ -23,8 +23,9 @@ same of phrases that share a word or a meaning with the name, those that the edi
 and others. `fires`: captions, and words in "a WORD", in which a token moves by more than a tenth.
 
 "default" is what `erase` does unless it is asked for more; "rows" stands for `"embedding"` among
-`layers`, "gates" for `"gates"`, "last block" for `-1`, "blocks" for `(0, -1)`. Sketches are those
-of the measuring stick, `../shared/tools/real_encoder.py`, which is frozen; its phrases, captions
+`layers`, "gates" for `"gates"`, "last block" for `-1`, "blocks" for `(0, -1)`; "else blocks" for
+`"otherwise:0", -1`, and "listed alone" for the same without soft prompts. Sketches are those of the
+measuring stick, `../shared/tools/real_encoder.py`, which is frozen; its phrases, captions
 and figures are used as they are, but that every eighth word of the vocabulary is asked.
 """
 
@@ -241,6 +242,8 @@ TRADE = """## What is left against what drifts
 Means over those of the four names of shared tokens that every row of an encoder has; lines of the
 tables below.
 """
+LEAST_DRIFT = 2e-5
+"""Less is drawn as this."""
 SHARED = ("taylor swift", "golf ball", "van gogh", "mickey mouse")
 ENCODERS = {"bert": "MiniLM", "clip": "CLIP-like", "t5": "T5-like", "qwen3": "Qwen3-like"}
 
@@ -259,20 +262,24 @@ def trade_of(lines: Mapping[str, Line], kind: str) -> dict[str, Line]:
 
 def draw_trade(found: Mapping[str, Mapping[str, Line]], image: Path) -> list[str]:
     """The table, and the figure: a panel an encoder, a point a row."""
-    figure = Figure(figsize=(3.4 * len(found), 3.4))
-    axes = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
+    figure = Figure(figsize=(2.9 * len(found) + 1.8, 3.4))
+    axes = figure.subplots(1, len(found), sharex=True, sharey=True, squeeze=False)[0]
+    every = dict.fromkeys(row for lines in found.values() for row in lines)
+    looks = {row: f"{'os^vDPX'[i % 7]}C{i}" for i, row in enumerate(every)}
+    points = {}
     rows = []
     for axis, (kind, lines) in zip(axes, found.items(), strict=True):
         for row, line in lines.items():
             places = [line.get(f"left {place}") for place in ("name", "other", "ends", "padding")]
             places = [place for place in places if place is not None]
             left = sum(places) / len(places)
-            axis.plot(max(line["drift"], 1e-4), left, marker="o")
-            axis.annotate(row, (max(line["drift"], 1e-4), left), fontsize=6)
+            (points[row],) = axis.plot(max(line["drift"], LEAST_DRIFT), left, looks[row], alpha=0.7)
             rows.append([ENCODERS[kind], row, number(left), *measures(line)])
-        axis.set(xscale="log", xlabel="drift of captions", title=ENCODERS[kind], ylim=(0, 1))
+        axis.set(xscale="log", xlabel="drift of captions", title=ENCODERS[kind])
+        axis.set(xlim=(LEAST_DRIFT / 2, 0.2), ylim=(0, 1))
+    figure.legend(points.values(), points.keys(), loc="center right", fontsize=7)
     figure.axes[0].set_ylabel("left of the gap")
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0, 1 - 1.8 / figure.get_figwidth(), 1))
     image.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(image, dpi=110, metadata={"Software": None})
     link = f"![left against drift]({image.parent.name}/{image.name})"
