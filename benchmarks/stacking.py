@@ -234,8 +234,8 @@ def main() -> None:
         ),
         "",
         (
-            "Made at default settings, things and styles have given away neurons, which the "
-            "files alone do not tell apart: adding"
+            "Made at default settings, things and styles use idle neurons, and two files may use "
+            "the same ones: adding"
         ),
         (
             "files up breaks them, and `combine_stored` refuses. With `layers=(0, -1)` files may "
