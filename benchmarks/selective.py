@@ -624,7 +624,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=results)
     edits = results.parents[1] / "runs" / "selective"
     parser.add_argument("--edits", type=Path, default=edits, help="where edits are kept")
-    parser.add_argument("--page", type=Path, default=results.parents[1] / "docs" / "selective.md")
+    parser.add_argument("--page", type=Path, default=results / "selective.md")
     parser.add_argument("--draw", action="store_true", help="the page alone, from the lines")
     args = parser.parse_args()
     # long phrases of the product are cut at the 32 tokens that this encoder's pipeline reads

@@ -25,7 +25,7 @@ PICTURES_CONCEPTS = {
 }
 SELECTIVE_LAYERS = ("embedding",)
 """Each of these names is one token that nothing else uses, so its row in the table is enough, and
-prompts without it are read as before, to the bit; docs/gates.md has what other names need."""
+prompts without it are read as before, to the bit; docs/concepts/gates.md says more."""
 PROMPTS_ERASED = {
     "a cat face on a blue background": "cat face",
     "a drawing of a kitten": "cat face",
