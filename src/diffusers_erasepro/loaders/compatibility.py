@@ -161,8 +161,8 @@ def _check_residual(pipe: Any, adapter: ErasureAdapter) -> None:
     rounding = [part for part in parts_of(adapter) if rounds_inputs(get_component(pipe, part))]
     if not residual <= bound and rounding:
         raise AdapterStateError(
-            f"{' and '.join(rounding)} multiply in 8 bits, and what they round of their inputs "
-            f"leaves a residual of {residual:.1e}, at most {bound:.0e} is allowed. Quantise their "
+            f"products in 8 bits ({' and '.join(rounding)}) round their inputs, which leaves a "
+            f"residual of {residual:.1e}, at most {bound:.0e} is allowed. Quantise their "
             "weights alone (4 bits, or 8-bit weights), load them in 16 bits, or edit the rows of "
             "the token embedding, layers='embedding'. Nothing was changed"
         )
