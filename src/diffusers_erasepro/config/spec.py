@@ -281,10 +281,6 @@ class Concept:
             given.update(self.kind.plural_soft, self.kind.plural_held_out)
         return frozenset(given)
 
-    def held_out_prompts(self) -> tuple[str, ...]:
-        """Finished phrases with the target and its synonyms that no solve may see."""
-        return _filled(self.held_out, self.words)
-
     def near_words(self) -> tuple[str, ...]:
         """Parts of the name that mean something else where they stand alone.
 

@@ -18,7 +18,7 @@ from ..config.spec import ErasureSpec
 from ..errors import ConceptSpecError
 from ..families.types import LAST, Reading
 from ..linalg.constrained import cholesky
-from ..modules.hooks import names_of_hooks, refuse_uncalled
+from ..modules.hooks import has_hooks_of_others, refuse_uncalled
 from ..modules.linear import base_linear, device_of
 from ..prompts.tokens import TextPath, Tokens
 from .disk_cache import read_cached, write_cached
@@ -27,8 +27,6 @@ from .states import reading_states
 
 CACHE_BYTES = 2 << 30
 """Of CLIP-L's fc2 one matrix takes 75 MB."""
-KNOWN_HOOKS = (__name__.partition(".")[0], "transformers")
-"""Packages whose hooks change nothing of what an encoder computes: ours widen its weights."""
 _moments: OrderedDict[tuple[Hashable, str], Tensor] = OrderedDict()
 
 
@@ -73,7 +71,7 @@ def second_moments(
         on_disk: Keep them for other processes (`disk_cache`), with the same bits.
     """
     content = _content(tokens, key, states)
-    on_disk = on_disk and not _has_hooks_of_others(encoder)
+    on_disk = on_disk and not has_hooks_of_others(encoder)
 
     def make(missing: Mapping[str, nn.Module]) -> Iterable[tuple[str, Tensor]]:
         if not on_disk:
@@ -250,17 +248,6 @@ def kept_inputs(
     return {
         name: (x[tokens.read].T if x.shape[1] > 1 else x[:, 0].T).cpu() for name, x in seen.items()
     }
-
-
-def _has_hooks_of_others(encoder: nn.Module) -> bool:
-    """Whether somebody's hook may change what the encoder computes: no key would say how."""
-    if names_of_hooks(encoder, neutral=False):
-        return True
-    for module in encoder.modules():
-        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
-            if str(getattr(hook, "__module__", None)).partition(".")[0] not in KNOWN_HOOKS:
-                return True
-    return False
 
 
 def _content(tokens: Tokens, key: str, states: Reading) -> str:

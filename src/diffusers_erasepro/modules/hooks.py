@@ -31,6 +31,8 @@ NEUTRAL = (
     PeftInputAutocastDisableHook,
 )
 """Hooks that move or cast weights, and leave to the module what it computes."""
+KNOWN_HOOKS = (__name__.partition(".")[0], "transformers")
+"""Packages whose hooks change nothing of what an encoder computes: ours widen its weights."""
 
 
 def hooks_of(module: nn.Module) -> Iterator[object]:
@@ -62,6 +64,17 @@ def names_of_hooks(root: nn.Module, *, neutral: bool = True) -> list[str]:
             if neutral or not isinstance(hook, NEUTRAL):
                 names.add(type(hook).__name__)
     return sorted(names)
+
+
+def has_hooks_of_others(root: nn.Module) -> bool:
+    """Whether somebody's hook, torch's own kind too, may change what `root` computes."""
+    if names_of_hooks(root, neutral=False):
+        return True
+    for module in root.modules():
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
+            if str(getattr(hook, "__module__", None)).partition(".")[0] not in KNOWN_HOOKS:
+                return True
+    return False
 
 
 def refuse_on_disk(root: nn.Module) -> None:
