@@ -4,9 +4,11 @@ Output, exit codes, one-line errors, and what it does not import.
 """
 
 import json
+import re
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -213,3 +215,24 @@ def test_suite_and_attack_count_on_the_glyph_world(run, folder, tmp_path, monkey
     bound = pytest.approx(0.49, abs=0.01)
     assert plain["erased"] == {"value": 0.0, "low": 0.0, "high": bound, "n": 4}
     assert run("attack", "glyphs", folder, "--only", "magic")[0] == 1
+
+
+def test_what_is_wrong_with_a_name_or_a_file_is_one_line(run, tmp_path):
+    code, _, err = run("erase", "no/model", "--target", "cat", "--preserve-file", tmp_path / "no")
+    assert (
+        code == 1 and err.startswith("erasepro: captions cannot be read") and err.count("\n") == 1
+    )
+    code, _, err = run("erase", "glyphs", "--target", "st\u200bar")
+    warned, *usage = err.splitlines()
+    assert code == 2 and warned.startswith(
+        "warning: the target holds invisible characters (U+200B)"
+    )
+    assert usage[0].startswith("Usage:")
+
+
+def test_show_prints_the_notes_of_the_report(run, no_star, tmp_path):
+    note = "of 3 captions to preserve 1 names what is erased and is left out"
+    noted = replace(no_star, report=replace(no_star.report, notes=(note,)))
+    noted.save_pretrained(tmp_path)
+    _, text, _ = run("show", tmp_path)
+    assert f"Notes: - {note} It promises" in " ".join(text.split())

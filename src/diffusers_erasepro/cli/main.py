@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib import import_module
@@ -461,13 +462,21 @@ def main() -> None:
     from ..errors import ErasureError
 
     escape_on_console()
-    try:
-        app()
-    except (ErasureError, OSError, UnicodeDecodeError) as error:
-        if debug:
-            raise
-        typer.echo(f"erasepro: {' '.join(str(error).split())}", err=True)
-        raise SystemExit(FAILED) from None
+    with warnings.catch_warnings():
+        if not debug:
+            warnings.showwarning = _print_warning
+        try:
+            app()
+        except (ErasureError, OSError, UnicodeDecodeError) as error:
+            if debug:
+                raise
+            typer.echo(f"erasepro: {' '.join(str(error).split())}", err=True)
+            raise SystemExit(FAILED) from None
+
+
+def _print_warning(message: Warning | str, *where: Any) -> None:
+    """A warning in one line; the code that gave it is of no use to who typed a command."""
+    typer.echo(f"warning: {' '.join(str(message).split())}", err=True)
 
 
 def _print_adapter(header: dict[str, Any], as_json: bool, **more: Any) -> None:
@@ -538,16 +547,17 @@ def _read_spec(model: str, asked: ConceptOptions) -> ErasureSpec:
         synonyms=tuple(asked.synonym or ()),
     )
     own = default_captions(model)
+    captions = own
+    if asked.preserve_file is not None:
+        captions = read_captions(asked.preserve_file)
     if own is None and asked.templates is None and not asked.anchor:
         typer.echo(
             f"note: {asked.target!r} is taken for an object with nothing in its place; --templates "
             "and --anchor say otherwise",
             err=True,
         )
-    if asked.preserve_file is None:
-        return ErasureSpec((concept,), preserve=own)
-    captions = read_captions(asked.preserve_file)
-    return ErasureSpec((concept,), preserve=captions, everyday=own is None)
+    everyday = asked.preserve_file is not None and own is None
+    return ErasureSpec((concept,), preserve=captions, everyday=everyday)
 
 
 def _parse_layers(text: str) -> tuple[int | str, ...]:

@@ -87,6 +87,7 @@ def print_header(console: Console, header: Mapping[str, Any]) -> None:
         console.print(f"for {part} with fingerprint {header['base'][part]}", highlight=False)
     console.print(report_table("report", header["report"]))
     for heading, lines in (
+        ("Notes", header["report"].get("notes", ())),
         ("It measured", list_selectivity(header)),
         ("It promises", list_promises(header)),
         ("It does not", list_limits(header)),

@@ -135,7 +135,7 @@ def check_phrase(phrase: object, what: str) -> str:
         )
     slots = phrase.count(SLOT)
     if slots != 1 or phrase.count("{") != 1 or phrase.count("}") != 1:
-        found = "no" if not slots else slots if slots > 1 else "other braces beside"
+        found = "none" if not slots else slots if slots > 1 else "other braces beside it"
         raise ConceptSpecError(
             f"{what} needs exactly one '{SLOT}' for the concept, it has {found}: {phrase[:80]!r}"
         )

@@ -10,7 +10,7 @@ from ..config.spec import AUTO_ANCHOR, Concept, ErasureSpec
 from ..config.words import Form
 from ..prompts.alignment import sort_pairs
 from ..prompts.misspelt import notes_on_misspelt
-from ..prompts.pairs import pairs_of, pairs_to_solve, spread
+from ..prompts.pairs import pairs_of, pairs_to_solve
 from ..prompts.tokens import text_paths, tokenizer_of
 
 SHOWN = 4
@@ -54,13 +54,13 @@ def _about(concept: Concept, soft_budget: int) -> list[str]:
     exact = []
     for pair in pairs["exact"]:
         named = concept.anchor not in ("", AUTO_ANCHOR)
-        becomes = f" as {_quote(pair.anchor.text)}" if named else ""
+        becomes = f" becomes {_quote(pair.anchor.text)}" if named else ""
         exact.append(_quote(pair.target.text) + becomes)
-    lines.append(f"  Exact, nothing is left of it: {_listed(exact)}.")
+    lines.append(f"  Exact, so that nothing is left of it: {_listed(exact)}.")
     own = [pair for pair in pairs["soft"] if pair.stands_for is None]
     long = sum(len(pair.target.text) >= LONG_PHRASE for pair in own)
     lines.append(
-        f"  Soft, as much of it goes as costs others little: {_phrases(len(own))}"
+        f"  Soft, as far as that costs little elsewhere: {_phrases(len(own))}"
         f"{f', {long} of them long' if long else ''}, "
         f"such as {_some(pair.target.text for pair in own)}."
     )
@@ -73,7 +73,7 @@ def _about(concept: Concept, soft_budget: int) -> list[str]:
         lines.append(f"  In other languages, soft where an encoder reads them: {names}.")
     unseen = pairs_of([concept], "held_out")
     lines.append(
-        f"  Held out, to measure what is left where nothing was solved: {_phrases(len(unseen))}, "
+        f"  Held out, to measure how much of it is left: {_phrases(len(unseen))}, "
         f"such as {_some(pair.target.text for pair in unseen)}."
     )
     lines += _near(concept)
@@ -176,7 +176,11 @@ def _languages(concept: Concept) -> str:
 
 
 def _some(texts: Iterable[str]) -> str:
-    return _listed([_quote(text) for text in spread(list(texts), SHOWN)])
+    """A few from the first to the last, which seldom are one phrase with several words."""
+    found = list(texts)
+    if len(found) > SHOWN:
+        found = [found[i * (len(found) - 1) // (SHOWN - 1)] for i in range(SHOWN)]
+    return _listed(map(_quote, found))
 
 
 def _quote(text: str) -> str:
