@@ -86,11 +86,13 @@ def print_header(console: Console, header: Mapping[str, Any]) -> None:
     for part in list_components(header):
         console.print(f"for {part} with fingerprint {header['base'][part]}", highlight=False)
     console.print(report_table("report", header["report"]))
+    limits = list_limits(header)
+    notes = [note for note in header["report"].get("notes", ()) if note not in limits]
     for heading, lines in (
-        ("Notes", header["report"].get("notes", ())),
+        ("Notes", notes),
         ("It measured", list_selectivity(header)),
         ("It promises", list_promises(header)),
-        ("It does not", list_limits(header)),
+        ("It does not", limits),
     ):
         if not lines:
             continue
