@@ -219,15 +219,9 @@ def test_suite_and_attack_count_on_the_glyph_world(run, folder, tmp_path, monkey
 
 def test_what_is_wrong_with_a_name_or_a_file_is_one_line(run, tmp_path):
     code, _, err = run("erase", "no/model", "--target", "cat", "--preserve-file", tmp_path / "no")
-    assert (
-        code == 1 and err.startswith("erasepro: captions cannot be read") and err.count("\n") == 1
-    )
+    assert code == 1 and re.fullmatch("erasepro: captions cannot be read .*\n", err)
     code, _, err = run("erase", "glyphs", "--target", "st\u200bar")
-    warned, *usage = err.splitlines()
-    assert code == 2 and warned.startswith(
-        "warning: the target holds invisible characters (U+200B)"
-    )
-    assert usage[0].startswith("Usage:")
+    assert code == 2 and re.match("warning: the target holds invisible .*\nUsage:", err), err
 
 
 def test_show_prints_the_notes_of_the_report(run, no_star, tmp_path):
