@@ -3,7 +3,8 @@
     python benchmarks/default_captions.py --every 20      # COCO's lines 2001-4000, while developing
     python benchmarks/default_captions.py --final         # lines 4001-6000, once
 
-Each keeps its numbers beside itself and writes docs/default-captions.md anew, from those of both.
+Each keeps its numbers beside itself and writes benchmarks/results/default-captions.md anew, from
+those of both.
 
 The encoder is all-MiniLM-L6-v2, which others trained. Two edits in closed form, a ridge regression
 of two blocks and UCE's formula on the final states, are fitted in the metric of COCO's lines 1-1500
@@ -47,7 +48,7 @@ RESULTS = {
     "final": ROOT / "benchmarks" / "default_captions_final.json",
     "developing": ROOT / "benchmarks" / "default_captions_developing.json",
 }
-PAGE = ROOT / "docs" / "default-captions.md"
+PAGE = ROOT / "benchmarks" / "results" / "default-captions.md"
 LONG = 45
 """Tokens above which a caption is called long."""
 LENGTH = 96
@@ -313,7 +314,7 @@ kinds are long to a third, as before.
 
 
 def write_page() -> None:
-    """docs/default-captions.md, from the numbers that are kept."""
+    """benchmarks/results/default-captions.md, from the numbers that are kept."""
     found = {}
     for name, path in RESULTS.items():
         if path.exists():
