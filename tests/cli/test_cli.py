@@ -217,11 +217,12 @@ def test_suite_and_attack_count_on_the_glyph_world(run, folder, tmp_path, monkey
     assert run("attack", "glyphs", folder, "--only", "magic")[0] == 1
 
 
+@pytest.mark.filterwarnings("always")
 def test_what_is_wrong_with_a_name_or_a_file_is_one_line(run, tmp_path):
     code, _, err = run("erase", "no/model", "--target", "cat", "--preserve-file", tmp_path / "no")
     assert code == 1 and re.fullmatch("erasepro: captions cannot be read .*\n", err)
     code, _, err = run("erase", "glyphs", "--target", "st\u200bar")
-    assert code == 2 and re.match("warning: the target holds invisible .*\nUsage:", err), err
+    assert code == 2 and re.match("warning: target holds invisible .*\nUsage:", err), err
 
 
 def test_show_prints_the_notes_of_the_report(run, no_star, tmp_path):
