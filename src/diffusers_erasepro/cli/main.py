@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -474,7 +474,14 @@ def main() -> None:
             raise SystemExit(FAILED) from None
 
 
-def _print_warning(message: Warning | str, *where: Any) -> None:
+def _print_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     """A warning in one line; the code that gave it is of no use to who typed a command."""
     typer.echo(f"warning: {' '.join(str(message).split())}", err=True)
 
