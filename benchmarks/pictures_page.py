@@ -73,24 +73,27 @@ answer. How well the pipeline draws is in `worlds/pictures/README.md`. Brackets 
 
 def against_bars(tables: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What was asked for against what was measured, cell by cell, of ours."""
-    lines = [f"| cell | {' | '.join(f'{k} <= {bar}' for k, bar in BARS.items())} |"]
-    lines.append("|---" * (len(BARS) + 1) + "|")
+    heads = ["cell", "drawn unedited", *(f"{measure} <= {bar}" for measure, bar in BARS.items())]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, rows in tables.items():
         if OURS in rows:
+            drawn = f"{rows[UNEDITED]['target'].value:.2f}"
             cells = [verdict(rows[OURS].get(measure), bar) for measure, bar in BARS.items()]
-            lines.append(f"| {name} | {' | '.join(cells)} |")
+            lines.append(f"| {name} | {drawn} | {' | '.join(cells)} |")
     return lines
 
 
 def verdict(value: Estimate | None, bar: float) -> str:
-    """A number against a bar: met for sure, met, open, or missed for sure."""
+    """A number against a bar: met or missed, and whether the interval says so too.
+
+    None of n means at most 3 / n, which a bootstrap of equal numbers does not know.
+    """
     if value is None:
         return "-"
-    if value.value <= bar:
-        word = "met" if value.high <= bar else "met, n too small to be sure"
-    else:
-        word = "missed" if value.low > bar else "missed, n too small to be sure"
-    return f"{value.value:.3g}: {word}"
+    high = value.high if value.high > value.low else value.high + 3 / value.n
+    met = value.value <= bar
+    sure = high <= bar if met else value.low > bar
+    return f"{value.value:.3g}: {'met' if met else 'missed'}{'' if sure else ', n too small'}"
 
 
 def synonyms(found: Mapping[str, Mapping[str, Flags]]) -> list[str]:
