@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from ...config.options import blocks_in
 from ...config.plan import EMBEDDING, Recipe
-from ...config.spec import Concept
 from ...errors import ConceptSpecError, UnknownFamilyError
 from ...families.encoders import blocks_path, blocks_read, encoder_family_of
 from ...linalg.constrained import Labels, Limits, Soft, Solution, solve
@@ -69,10 +68,7 @@ def block_sites(planning: Planning) -> list[LinearSite]:
 
 def site_at(planning: Planning, block: int, *, linear: str, output: str) -> LinearSite:
     """The site of one linear of a block, for the words that are edited there."""
-    words: set[str] = set()
-    for concept in planning.spec.concepts:
-        words |= words_at(planning, block, concept)
-    positions = planning.positions_naming(words)
+    positions = planning.positions_naming(words_at(planning, block))
     return LinearSite(
         planning.path.use.encoder,
         linear,
@@ -109,25 +105,29 @@ def covariance_solver(planning: Planning, name: str, positions: Mapping[str, Row
 def planned_blocks(planning: Planning) -> list[int]:
     """All blocks that some word is edited in, shallow to deep."""
     count = blocks_read(planning.live, planning.path.use.readings)[-1] + 1
-    concepts = planning.spec.concepts
-    return [
-        block
-        for block in range(count)
-        if any(words_at(planning, block, concept) for concept in concepts)
-    ]
+    return [block for block in range(count) if words_at(planning, block)]
 
 
-def words_at(planning: Planning, block: int, concept: Concept) -> set[str]:
-    """The words of a concept that are edited in a block: all, or those that nothing else reaches.
+def words_at(planning: Planning, block: int) -> set[str]:
+    """The words that are edited in a block: a concept's, or those that nothing else reaches.
 
     Raises:
-        ConceptSpecError: The encoder has no block that the recipe names.
+        ConceptSpecError: The encoder has no block that a recipe names.
     """
-    recipe = planning.plan.recipe_of(concept)
-    if block in blocks_of_recipe(planning, recipe):
-        return {*concept.words}
-    stands_in = block in blocks_of_recipe(planning, Recipe(recipe.otherwise))
-    return planning.unreached.intersection(concept.words) if stands_in else set()
+    recipes = dict(planning.plan.recipes)
+    asked: dict[Recipe, bool] = {}
+    standing_in: dict[Recipe, bool] = {}
+    for recipe in {*recipes.values()}:
+        asked[recipe] = block in blocks_of_recipe(planning, recipe)
+        standing_in[recipe] = block in blocks_of_recipe(planning, Recipe(recipe.otherwise))
+    found: set[str] = set()
+    for concept in planning.spec.concepts:
+        recipe = recipes[concept.target]
+        if asked[recipe]:
+            found |= {*concept.words}
+        elif standing_in[recipe]:
+            found |= planning.unreached.intersection(concept.words)
+    return found
 
 
 def blocks_of_recipe(planning: Planning, recipe: Recipe) -> list[int]:

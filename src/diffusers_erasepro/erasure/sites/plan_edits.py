@@ -54,7 +54,9 @@ def _find_unreached(
 
     Where blocks stand in for them, a note says so.
     """
-    gated = {word for site in gates for word in site.words() - site.unclear()}
+    gated: set[str] = set()
+    for site in gates:
+        gated |= site.words() - site.unclear()
     found = set()
     noted = []
     for concept in planning.spec.concepts:
