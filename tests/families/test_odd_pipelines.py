@@ -277,6 +277,15 @@ def test_padding_that_is_returned_without_a_mask_is_said(name, said):
     assert any("text_encoder: states of padding behind" in note for note in notes) == said
 
 
+@pytest.mark.parametrize("masks", [True, False])
+def test_padding_that_an_encoder_masks_by_its_configuration_is_said(masks):
+    pipe = tiny.build("StableDiffusionPipeline")
+    pipe.text_encoder = siblings.bert()
+    pipe.text_encoder.config.use_attention_mask = masks
+    notes = family_of(pipe).notes
+    assert any("text_encoder: states of padding behind" in note for note in notes) == masks
+
+
 @pytest.mark.slow
 def test_an_enhancer_of_its_own_is_said():
     pipe = siblings.build("ErnieImagePipeline").pipe

@@ -25,6 +25,8 @@ from .types import (
     find_record,
 )
 
+FLAG_OF_MASK = "use_attention_mask"
+"""Of a text encoder's configuration."""
 NEXT_TO_LAST = Reading("hidden_states", -2)
 CLIP_LAST = replace(LAST, skips=True)
 CLIP_NEXT_TO_LAST = replace(NEXT_TO_LAST, skips=True)
@@ -296,7 +298,7 @@ def family_of(pipe: Any) -> PipelineFamily:
     with suppress(UnknownFamilyError):
         record = find_record(pipe, PIPELINES, "pipelines", "pipeline family")
         if _encodes_as_recorded(type(pipe), record):
-            notes = tuple(notes_on_rewriting(pipe))
+            notes = (*notes_on_rewriting(pipe), *_notes_on_masks(pipe, record))
             return replace(record, notes=(*record.notes, *notes)) if notes else record
     return observed_family_of(pipe)
 
@@ -306,6 +308,24 @@ def _encodes_as_recorded(cls: type, record: PipelineFamily) -> bool:
     bases = [base for base in cls.__mro__ if base.__name__ in record.pipelines]
     own = getattr(cls, "encode_prompt", None)
     return any(getattr(base, "encode_prompt", None) is own for base in bases[-1:])
+
+
+def _notes_on_masks(pipe: Any, record: PipelineFamily) -> list[str]:
+    """The encoders that mask their padding by their configuration, which the denoiser reads.
+
+    Stable Diffusion's `encode_prompt` masks the padding where `config.use_attention_mask` is set,
+    as around a BERT, and gives the denoiser the states of all positions, without a mask.
+    """
+    base = [cls for cls in type(pipe).__mro__ if cls.__name__ in record.pipelines][-1]
+    own = getattr(base, "encode_prompt", None)
+    if own is None or FLAG_OF_MASK not in own.__code__.co_names:
+        return []
+    encoders = {use.encoder: getattr(pipe, use.encoder, None) for use in record.encoders}
+    return [
+        PADDING.format(name)
+        for name, encoder in encoders.items()
+        if getattr(getattr(encoder, "config", None), FLAG_OF_MASK, False)
+    ]
 
 
 def observed_family_of(pipe: Any) -> PipelineFamily:
