@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,8 +44,16 @@ DEMO_PROMPTS = (
 )
 
 
-NEXT = 'erasepro erase MODEL --target "Van Gogh" --anchor "a painter" --templates style --explain'
-"""The last line of every demo."""
+NEXT = 'erase MODEL --target "Van Gogh" --anchor "a painter" --templates style --explain'
+
+
+def name_next_command() -> str:
+    """The last line of every demo, as this shell can run it.
+
+    `make demo` installs into an environment that is not on the path.
+    """
+    program = "erasepro" if shutil.which("erasepro") else shlex.quote(sys.argv[0])
+    return f"{program} {NEXT}"
 
 
 def generate(
@@ -102,5 +113,5 @@ def run(out: Path, console: Console) -> dict[str, Any]:
         f"and in {after} after; look at {picture}",
         soft_wrap=True,
     )
-    console.print(f"next: {NEXT}", soft_wrap=True)
+    console.print(f"next: {name_next_command()}", soft_wrap=True)
     return {"reports": reports, "residual": residual, "same_bits": same, "picture": str(picture)}

@@ -17,7 +17,7 @@ from ..config.spec import Concept, ErasureSpec
 from ..erasure.erase import erase
 from ..evaluation.plots import save_before_after
 from ..loaders.mixin import erasable
-from .demo import NEXT
+from .demo import name_next_command
 
 PICTURES_CONCEPTS = {
     "no-cat": Concept("cat", "dog", synonyms=("kitten", "kitty")),
@@ -95,7 +95,7 @@ def run_pictures(out: Path, console: Console) -> dict[str, Any]:
         f"look at {picture}",
         soft_wrap=True,
     )
-    console.print(f"next: {NEXT}", soft_wrap=True)
+    console.print(f"next: {name_next_command()}", soft_wrap=True)
     return {
         "residual": residual,
         "same_bits": same,
