@@ -95,9 +95,29 @@ def test_long_phrases_are_cut_or_left_out_without_a_line_for_each(capfd):
     assert "truncated" not in said.err + said.out and "sequence length" not in said.err
 
 
-def test_the_examples_of_what_is_near_are_not_one_phrase_with_several_words():
-    (line,) = [text for text in explain(Concept("star")).splitlines() if "and measured" in text]
-    phrases = [
-        re.sub("an? (object|thing|tool|machine)", "", text) for text in line.split('"')[1::2]
-    ]
-    assert len({*phrases}) == 4, line
+@pytest.mark.parametrize(
+    ("concept", "said", "unsaid"),
+    [
+        (Concept("hot air balloon"), 'uses of "hot", "air" and "balloon"', "shop window"),
+        (Concept("Van Gogh", "a painter", "style"), 'other uses of "van"', "about van"),
+        (Concept("star"), 'with "object", "thing", "tool" and "machine" in its', "an object in"),
+        (Concept("rusty", "clean", "attribute"), 'phrases with "clean"', "photo of clean"),
+        (Concept("violence", "", "violence.noun"), "can be named in `near`", "must stay; name"),
+        (Concept("star", near=["a starfish"]), 'one phrase, such as "a starfish".', "other uses"),
+    ],
+)
+def test_what_is_near_is_shown_as_a_person_would_say_it(concept, said, unsaid):
+    text = explain(concept)
+    assert said in text and unsaid not in text
+
+
+@pytest.mark.parametrize("name", ["violence", "rusty", "nike-logo", "nudity"])
+def test_examples_are_different_phrases_that_show_the_name(name):
+    spec = read_spec(SPECS / name / "spec.toml")
+    words = [re.escape(word) for concept in spec.concepts for word in concept.words]
+    lines = re.findall("(?:Soft, as far|Held out, to).*", explain(spec))
+    assert len(lines) == 2 * len(spec.concepts)
+    for line in lines:
+        shown = line.split('"')[1::2]
+        frames = [re.sub("|".join(words), "_", text).replace("an _", "a _") for text in shown]
+        assert len({*frames}) == 4 and all("_" in frame for frame in frames), line

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..config.everyday import everyday_captions
 from ..config.spec import AUTO_ANCHOR, Concept, ErasureSpec
-from ..config.words import Form
+from ..config.words import SLOT, Form
 from ..prompts.alignment import sort_pairs
 from ..prompts.misspelt import notes_on_misspelt
-from ..prompts.pairs import pairs_of, pairs_to_solve
+from ..prompts.pairs import Pair, Prompt, pairs_of, pairs_to_solve
 from ..prompts.tokens import text_paths, tokenizer_of
 
 SHOWN = 4
 """Examples of a list."""
 LONG = 76
 """Characters of an example, at most."""
+ROOM_BEHIND = 8
+"""Characters that are seen behind the concept where an example is cut."""
 LONG_PHRASE = 200
 """Characters from which on a phrase counts as long."""
 
@@ -54,15 +57,15 @@ def _about(concept: Concept, soft_budget: int) -> list[str]:
     exact = []
     for pair in pairs["exact"]:
         named = concept.anchor not in ("", AUTO_ANCHOR)
-        becomes = f" becomes {_quote(pair.anchor.text)}" if named else ""
-        exact.append(_quote(pair.target.text) + becomes)
+        becomes = f" becomes {_excerpt(pair.anchor)}" if named else ""
+        exact.append(_excerpt(pair.target) + becomes)
     lines.append(f"  Exact, so that nothing is left of it: {_listed(exact)}.")
     own = [pair for pair in pairs["soft"] if pair.stands_for is None]
     long = sum(len(pair.target.text) >= LONG_PHRASE for pair in own)
     lines.append(
         f"  Soft, as far as that costs little elsewhere: {_phrases(len(own))}"
         f"{f', {long} of them long' if long else ''}, "
-        f"such as {_some(pair.target.text for pair in own)}."
+        f"such as {_examples(own)}."
     )
     if concept.synonyms:
         lines.append(f"  Synonyms, soft in every phrase: {_listed(map(_quote, concept.synonyms))}.")
@@ -74,7 +77,7 @@ def _about(concept: Concept, soft_budget: int) -> list[str]:
     unseen = pairs_of([concept], "held_out")
     lines.append(
         f"  Held out, to measure how much of it is left: {_phrases(len(unseen))}, "
-        f"such as {_some(pair.target.text for pair in unseen)}."
+        f"such as {_examples(unseen)}."
     )
     lines += _near(concept)
     lines += [f"  Mind: {caveat}." for caveat in concept.caveats]
@@ -94,18 +97,33 @@ def _first_line(concept: Concept) -> str:
 
 
 def _near(concept: Concept) -> list[str]:
-    given = concept.near_prompts()
-    measured = concept.held_out_near_prompts()
-    lines = []
-    if given:
-        lines.append(f"  Near it, and kept: {_phrases(len(given))}, such as {_some(given)}.")
-    if measured:
+    """What looks like it and stays: phrases as they were given, made ones by their words alone.
+
+    Parts of a name and broader words fit the frames of a kind by rule only: "a hot in a shop
+    window" is measured, and nothing that a person would say.
+    """
+    parts = concept.near_words()
+    measured = _phrases(len(concept.held_out_near_prompts()))
+    others = concept.neighbours()
+    kept = [f"{_phrases(len(concept.near))}, such as {_some(concept.near)}"] if concept.near else []
+    kept += [f"other uses of {_words(parts)}"] if parts else []
+    lines = [f"  Near it, and kept: {'; '.join(kept)}."] if kept else []
+    if not concept.held_out_near_prompts():
+        others = ()
+    elif parts:
         lines.append(
-            f"  Near it, and measured: {_phrases(len(measured))} that should stay, "
-            f"such as {_some(measured)}."
+            f"  Near it, and measured: other uses of {_words(parts)}, in {measured} that should "
+            "stay."
         )
-    if not lines:
-        lines.append("  Near it: no phrase is known that must stay; name yours in `near`.")
+    else:
+        lines.append(
+            f"  Measured beside it, and should stay: {measured} with {_words(others)} in its place."
+        )
+    if not (kept or others):
+        lines.append(
+            "  Near it: nothing is kept or measured by itself. What looks or sounds like it and "
+            "must stay can be named in `near` of a spec."
+        )
     return lines
 
 
@@ -139,15 +157,12 @@ def _on(spec: ErasureSpec, pipe: Any, soft_budget: int) -> list[str]:
     paths = text_paths(pipe)
     for path in paths:
         found = sort_pairs(asked, path)
-        lost = [pair.target.text for pair in found.unread if pair.stands_for is None]
+        lost = [pair for pair in found.unread if pair.stands_for is None]
         line = f"{path.use.encoder} is shown {_phrases(len(found.readable))} beside the exact ones"
         if lost:
-            line += f"; it cannot read {_phrases(len(lost))} as far as the name: {_some(lost)}"
+            line += f"; it cannot read {_phrases(len(lost))} as far as the name: {_examples(lost)}"
         if unread := found.foreign_names:
-            shown = [*map(_quote, unread[:SHOWN])]
-            if len(unread) > SHOWN:
-                shown.append(f"{len(unread) - SHOWN} more")
-            line += f"; it does not read {_listed(shown)}"
+            line += f"; it does not read {_words(unread)}"
         lines.append(line + ".")
     notes = notes_on_misspelt(spec.concepts, map(tokenizer_of, paths))
     return [*lines, *(f"{note[0].upper()}{note[1:]}" for note in notes)]
@@ -175,8 +190,56 @@ def _languages(concept: Concept) -> str:
     return "; ".join(parts)
 
 
+def _examples(pairs: Sequence[Pair]) -> str:
+    """Different phrases from the first to the last, with the words of the concept in turn."""
+    by_frame: dict[str, list[Prompt]] = {}
+    for pair in pairs:
+        by_frame.setdefault(_frame(pair.target), []).append(pair.target)
+    frames = list(by_frame.values())
+    count = min(SHOWN, len(frames))
+    found = []
+    for turn in range(count):
+        prompts = frames[turn * (len(frames) - 1) // max(1, count - 1)]
+        found.append(_excerpt(prompts[turn % len(prompts)]))
+    return _listed(found)
+
+
+def _frame(prompt: Prompt) -> str:
+    """What is said around the name, whichever article that asks for."""
+    before = re.sub(r"\b(a)n $", r"\1 ", prompt.text[: prompt.start], flags=re.IGNORECASE)
+    return f"{before}{SLOT}{prompt.text[prompt.stop :]}"
+
+
+def _excerpt(prompt: Prompt) -> str:
+    """In quotation marks; of a long text what stands around the concept."""
+    text = prompt.text
+    if len(text) <= LONG or prompt.stop <= LONG - ROOM_BEHIND:
+        return _quote(text)
+    beside = max(0, LONG - (prompt.stop - prompt.start)) // 2
+    first = max(0, min(prompt.start - beside, len(text) - LONG))
+    ahead = "" if first == 0 else "... "
+    before = text[first : prompt.start]
+    if first and text[first - 1] != " ":
+        before = before.partition(" ")[2]
+    named = text[prompt.start : prompt.stop]
+    if len(named) > LONG:
+        return f'"{ahead}{before}{named[:LONG].rsplit(" ", 1)[0]} ..."'
+    after = text[prompt.stop : first + LONG]
+    if first + LONG >= len(text):
+        return f'"{ahead}{before}{named}{after}"'
+    return f'"{ahead}{before}{named}{after.rpartition(" ")[0]} ..."'
+
+
+def _words(texts: Sequence[str]) -> str:
+    """The first in quotation marks, and how many more there are."""
+    shown = [*map(_quote, texts[:SHOWN])]
+    if len(texts) > SHOWN:
+        shown.append(f"{len(texts) - SHOWN} more")
+    return _listed(shown)
+
+
 def _some(texts: Iterable[str]) -> str:
-    """A few from the first to the last, which seldom are one phrase with several words."""
+    """A few from the first to the last."""
     found = list(texts)
     if len(found) > SHOWN:
         found = [found[i * (len(found) - 1) // (SHOWN - 1)] for i in range(SHOWN)]
