@@ -27,11 +27,18 @@ LINKED = [
 ]
 """Pages whose links are looked up."""
 MODEL = re.compile(r'StableDiffusionPipeline\.from_pretrained\("([^"]+)"')
+LONG = ("research",)
+"""Pages whose snippets take many seconds."""
 SNIPPET = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.parametrize(
-    "page", [p for p in PAGES if SNIPPET.search(p.read_text())], ids=lambda p: p.stem
+    "page",
+    [
+        pytest.param(p, marks=[pytest.mark.slow] if p.stem in LONG else [], id=p.stem)
+        for p in PAGES
+        if SNIPPET.search(p.read_text())
+    ],
 )
 def test_the_snippets_run(page, tmp_path, monkeypatch, hub):
     monkeypatch.chdir(tmp_path)

@@ -540,6 +540,7 @@ def test_no_mutant_is_read_as_something_else(no_star, tmp_path, count):
     assert refused + same == count and refused > 0.9 * count
 
 
+@pytest.mark.slow
 def test_reading_takes_less_than_twice_the_file(no_star, tmp_path):
     import subprocess
     import sys

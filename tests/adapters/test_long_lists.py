@@ -77,6 +77,7 @@ def test_a_short_list_stays_as_it_was(no_star):
     assert headers.pack_entries(no_star.header()) == no_star.header()
 
 
+@pytest.mark.slow
 def test_too_long_a_list_is_refused_before_anything_is_computed(
     shipped, no_star, tmp_path, monkeypatch
 ):

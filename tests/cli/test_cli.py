@@ -131,6 +131,7 @@ def test_push_pull_lock(run, hub, folder, tmp_path):
         (("erase", "glyphs", "--target", "a", "--anchor", "a", "-o", "x"), 1, "nothing to erase"),
         (("erase", "glyphs", "-o", "x"), 2, "give either --target or --spec"),
         (("erase", "glyphs", "--target", "a"), 2, "give a folder to write to"),
+        (("erase", "glyphs", "--spec", "s.toml", "--anchor", "x", "-o", "x"), 2, "--anchor would"),
         (("export", "/nowhere"), 2, "Missing option"),
         (("list", "/nowhere"), 2, "does not exist"),
         (("nonsense",), 2, "No such command"),

@@ -206,5 +206,15 @@ def test_toml_and_back_is_the_same_spec(target, anchor, synonym, captions, keep)
     assert ErasureSpec.from_dict(spec.to_dict()) == spec
 
 
+def test_spaces_around_and_within_a_name_are_no_part_of_it():
+    concept = Concept(" hot  dog\n", " a  pizza ")
+    assert (concept.target, concept.anchor) == ("hot dog", "a pizza")
+
+
+def test_a_concept_of_a_file_without_a_target_is_named():
+    with pytest.raises(ConceptSpecError, match=r"concepts\[1\] has no target; name what to erase"):
+        ErasureSpec.from_dict({"concepts": [{"target": "star"}, {"anchor": "x"}]})
+
+
 def test_an_anchor_of_spaces_is_nothing():
     assert Concept("star", "  ") == Concept("star", "")

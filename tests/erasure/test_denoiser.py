@@ -138,6 +138,7 @@ def test_auto_stands_alone(shipped, spec):
         erase(shipped, spec, layers=("auto", 0))
 
 
+@pytest.mark.slow
 def test_where_every_chain_is_refused_the_reason_is_told(shipped, spec):
     with pytest.raises(IllPosedError, match=r"max_edit_size=0\.001"):
         erase(shipped, spec, layers="auto", max_edit_size=1e-3, soft_budget=0)

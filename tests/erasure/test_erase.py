@@ -230,6 +230,7 @@ def test_nothing_in_its_place(shipped, preserve):
     assert erase(shipped, spec).report.listed_residual < 1e-5
 
 
+@pytest.mark.slow
 def test_without_preserve_captions_the_shipped_corpus_serves(shipped):
     assert erase(shipped, STAR).report.listed_residual < 1e-5
 

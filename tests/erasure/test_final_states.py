@@ -29,6 +29,7 @@ def test_less_is_left_in_phrasings_that_were_not_listed(shipped, solved):
     assert left[1] < 0.9 * left[0]
 
 
+@pytest.mark.slow
 def test_it_is_still_one_row_and_the_same_every_time(shipped, solved):
     assert [edit.rank for edit in solved.edits.values()] == [1]
     again = made_for(shipped, "green circle", measure=False)

@@ -125,6 +125,7 @@ def lines_of(folder):
     return {(x["row"], x["kind"], x["index"]): x for x in results.read_lines(folder) if "kind" in x}
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_two_shards_give_the_numbers_of_one(
     quick, pipe, no_star, tmp_path
 ):

@@ -61,15 +61,19 @@ def test_a_third_is_long(phrasing):
     assert abs(long / len(captions) - LONG_SHARE) < 0.085
 
 
+def ways_of(phrasing):
+    return {part: ways for part, ways in vars(phrasing).items() if part != "hand_share"}
+
+
 def test_held_out_phrasings_are_no_trained_ones():
-    for part, trained in vars(TRAINED).items():
-        shared = set(trained) & set(vars(HELD_OUT)[part])
+    for part, trained in ways_of(TRAINED).items():
+        shared = set(trained) & set(ways_of(HELD_OUT)[part])
         assert not shared, part
 
 
 @pytest.mark.parametrize("phrasing", [TRAINED, HELD_OUT])
 def test_no_phrasing_uses_a_keyword(phrasing):
-    for ways in vars(phrasing).values():
+    for ways in ways_of(phrasing).values():
         assert not set(re.findall(r"[a-z]+", " ".join(ways))) & KEYWORDS
 
 

@@ -21,6 +21,7 @@ from diffusers_erasepro.config.kinds import find_kind, known_kinds
 from diffusers_erasepro.config.plan import Alignment
 from diffusers_erasepro.errors import ConceptSpecError
 from diffusers_erasepro.prompts.alignment import rows_of, sort_pairs
+from diffusers_erasepro.prompts.misspelt import notes_on_misspelt
 from diffusers_erasepro.prompts.pairs import Pair, Prompt, pairs_of
 from diffusers_erasepro.prompts.tokens import token_ids
 from diffusers_erasepro.prompts.unknown_tokens import unknown_ids
@@ -68,6 +69,19 @@ def test_clip_has_no_case_and_pads_with_its_end():
     assert len(clip) == 49408
     row = token_ids(clip, [CAT])[0].tolist()
     assert row == [*KNOWN["clip", CAT], *[49407] * 70]
+
+
+@pytest.mark.parametrize("name", ["Frida Kahlo", "Henri Matisse", "Thanos", "Shrek"])
+def test_names_that_clip_knows_are_not_taken_for_misspelt(name):
+    assert notes_on_misspelt([Concept(name)], [load("clip")]) == []
+
+
+@pytest.mark.parametrize(
+    "typed, meant", [("Rembrant", "rembrandt"), ("Van Gohg", "gogh"), ("catt", "cat")]
+)
+def test_misspelt_names_are_set_beside_those_that_clip_knows(typed, meant):
+    (note,) = notes_on_misspelt([Concept(typed)], [load("clip")])
+    assert repr(meant) in note
 
 
 def test_the_tokens_of_qwen_are_those_of_qwen3():

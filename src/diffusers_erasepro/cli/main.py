@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
@@ -543,9 +543,16 @@ def _read_spec(model: str, asked: ConceptOptions) -> ErasureSpec:
     from ..config.text_files import read_captions
     from ..interop.pipelines import default_captions, default_templates
 
-    if asked.spec is not None and asked.target is None:
+    if asked.spec is not None:
+        beside = [f.name for f in fields(asked) if f.name != "spec" and getattr(asked, f.name)]
+        if beside:
+            options = ", ".join("--" + name.replace("_", "-") for name in beside)
+            raise typer.BadParameter(
+                f"--spec says all that {options} would; write it into {asked.spec}, or leave "
+                "--spec out"
+            )
         return read_spec(asked.spec)
-    if asked.spec is not None or asked.target is None:
+    if asked.target is None:
         raise typer.BadParameter("give either --target or --spec")
     concept = Concept(
         asked.target,

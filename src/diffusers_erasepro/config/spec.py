@@ -129,10 +129,10 @@ class Concept:
 
     def __post_init__(self) -> None:
         _text(self.target, "target")
+        object.__setattr__(self, "target", " ".join(self.target.split()))
         what = f"of {self.target!r}"
         _text(self.anchor, f"anchor {what}", blank=True)
-        if not self.anchor.strip():  # spaces are nothing too
-            object.__setattr__(self, "anchor", "")
+        object.__setattr__(self, "anchor", " ".join(self.anchor.split()))
         object.__setattr__(self, "synonyms", _texts(self.synonyms, f"synonyms {what}"))
         object.__setattr__(self, "anchors", _texts(self.anchors, f"anchors {what}"))
         object.__setattr__(self, "names", _checked_names(self.names, f"names {what}"))
@@ -542,6 +542,8 @@ class ErasureSpec:
         concepts = []
         for i, row in enumerate(data["concepts"]):
             _known(row, {f.name for f in fields(Concept)}, f"concepts[{i}]")
+            if "target" not in row:
+                raise ConceptSpecError(f"concepts[{i}] has no target; name what to erase")
             templates = row.get("templates", DEFAULT_KIND)
             own = kinds.get(templates) if isinstance(templates, str) else None
             concepts.append(Concept(**(row | {"templates": own or templates})))

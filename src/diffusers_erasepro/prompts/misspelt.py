@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..config.spec import Concept
 from .own_tokens import english_words
-from .vocabulary import whole_words
+from .vocabulary import every_whole_word
 
-FEWEST_LETTERS = 5
+FEWEST_LETTERS = 4
 """Letters of a word that is looked at; of shorter ones too much is a letter away."""
 FAR = 7
 """Letters from which on two may differ."""
@@ -30,9 +30,10 @@ def notes_on_misspelt(concepts: Iterable[Concept], tokenizers: Iterable[Any]) ->
         doubtful += [(concept, word) for word in concept.target.split() if _is_doubtful(word)]
     if not doubtful:  # the usual case: no vocabulary need be read
         return []
-    known: set[str] = set()
+    known: dict[str, int] = {}
     for tokenizer in tokenizers:
-        known |= {word.casefold() for word in whole_words(tokenizer)}
+        for word, token in every_whole_word(tokenizer).items():
+            known.setdefault(word.casefold(), token)
     notes = []
     for concept, word in doubtful:
         if word.casefold() not in known:
@@ -52,21 +53,32 @@ def _is_doubtful(word: str) -> bool:
     return letters and len(word) >= FEWEST_LETTERS and plain not in english_words()
 
 
-def _close_words(word: str, known: Set[str]) -> list[str]:
-    """Words a letter or two from one that nobody knows.
+def _close_words(word: str, known: Mapping[str, int]) -> list[str]:
+    """Words a letter or two from one that nobody knows, frequent ones first.
 
     A name may be unknown to a list of words, so that one with a capital is compared with what the
-    encoders know alone.
+    encoders know alone, and has to begin with the same letter and end up one letter away.
+
+    Args:
+        word: Of a target.
+        known: Text -> token, which vocabularies sort by frequency.
     """
     plain = word.casefold()
-    words = known if word != plain else known | english_words()
+    is_name = word != plain
+    words = known.keys() if is_name else known.keys() | english_words()
     once = _one_letter_off(plain)
     close = once & words
-    if not close and len(plain) >= FAR:
+    if is_name:
+        close = {other for other in close if other[0] == plain[0]}
+    elif not close and len(plain) >= FAR:
         for other in once:
             close |= _one_letter_off(other) & words
     close = {other for other in close if len(other) >= FEWEST_LETTERS - 1}
-    return sorted(close, key=lambda other: (other[:2] != plain[:2], other))[:MOST]
+
+    def rank(other: str) -> tuple[bool, int, str]:
+        return (other[:2] != plain[:2], known.get(other, len(known)), other)
+
+    return sorted(close, key=rank)[:MOST]
 
 
 def _one_letter_off(word: str) -> set[str]:

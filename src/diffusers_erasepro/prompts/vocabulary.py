@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -20,30 +21,33 @@ LISTED_IN = 5
 _WORDS_OF: WeakKeyDictionary[Any, dict[str, int]] = WeakKeyDictionary()
 
 
-def whole_words(tokenizer: Any) -> dict[str, int]:
+def every_whole_word(tokenizer: Any) -> dict[str, int]:
     """Text -> id of every token that is a whole word of letters, after a space."""
     if tokenizer not in _WORDS_OF:
         _WORDS_OF[tokenizer] = _find_whole_words(tokenizer)
     return _WORDS_OF[tokenizer]
 
 
+def whole_words(tokenizer: Any) -> dict[str, int]:
+    """The frequent ones of `every_whole_word`, at most `WORD_LIMIT`."""
+    return dict(islice(every_whole_word(tokenizer).items(), WORD_LIMIT))
+
+
 def _find_whole_words(tokenizer: Any) -> dict[str, int]:
     tokens = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    texts: dict[str, int] = {}
-    for _, token_id in tokens:
-        # what joins tokens to a string leaves CLIP's "</w>" standing
-        text = tokenizer.decode([token_id]).strip()
-        if len(text) > 1 and text.isalpha():
-            texts.setdefault(text, token_id)
+    # what joins tokens to a string leaves CLIP's "</w>" standing
+    decoded = [tokenizer.decode([token_id]).strip() for _, token_id in tokens]
+    texts = [text for text in dict.fromkeys(decoded) if len(text) > 1 and text.isalpha()]
     if not texts:
         return {}
     before = tokenizer("a", add_special_tokens=False)["input_ids"]
     encoded = tokenizer([f"a {text}" for text in texts], add_special_tokens=False)["input_ids"]
     found = {}
-    for (text, token_id), ids in zip(texts.items(), encoded, strict=True):
-        if ids == [*before, token_id]:
-            found[text] = token_id
-    return dict(list(found.items())[:WORD_LIMIT])
+    for text, ids in zip(texts, encoded, strict=True):
+        # a piece of words may have the same letters as a word, and stand before it
+        if len(ids) == len(before) + 1 and ids[:-1] == before:
+            found[text] = ids[-1]
+    return found
 
 
 def prompts_with_token(
