@@ -121,3 +121,23 @@ def test_examples_are_different_phrases_that_show_the_name(name):
         shown = line.split('"')[1::2]
         frames = [re.sub("|".join(words), "_", text).replace("an _", "a _") for text in shown]
         assert len({*frames}) == 4 and all("_" in frame for frame in frames), line
+
+
+@pytest.mark.parametrize(
+    "concepts",
+    [
+        (Concept("red star", "circle"), Concept("star", "ring", ("a red {}",))),
+        (Concept("star", "circle"), Concept("star " * 60, "ring")),
+    ],
+)
+def test_what_erase_refuses_is_not_explained(shipped, concepts):
+    spec = ErasureSpec(concepts, preserve=CAPTIONS)
+    with pytest.raises(ConceptSpecError) as of_erase:
+        erase(shipped, spec, measure=False)
+    with pytest.raises(ConceptSpecError, match=re.escape(str(of_erase.value))):
+        explain(spec, shipped)
+
+
+def test_a_name_that_would_become_itself_is_not_explained(shipped):
+    with pytest.raises(ConceptSpecError, match="star"):
+        explain(Concept("star", "a star"), shipped)

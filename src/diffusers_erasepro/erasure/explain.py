@@ -7,12 +7,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..config.everyday import everyday_captions
+from ..config.plan import ALIGNMENTS, BLOCKS
 from ..config.spec import AUTO_ANCHOR, Concept, ErasureSpec
 from ..config.words import SLOT, Form
-from ..prompts.alignment import sort_pairs
+from ..prompts.alignment import rows_of, sort_pairs
 from ..prompts.misspelt import notes_on_misspelt
 from ..prompts.pairs import Pair, Prompt, pairs_of, pairs_to_solve
-from ..prompts.tokens import text_paths, tokenizer_of
+from ..prompts.tokens import TextPath, text_paths, tokenizer_of
+from .sites.planning import naming_encoder, words_of
 
 SHOWN = 4
 """Examples of a list."""
@@ -33,7 +35,8 @@ def explain(spec: ErasureSpec | Concept, pipe: Any = None, *, soft_budget: int =
         soft_budget: As `erase` takes it.
 
     Raises:
-        ConceptSpecError: A prompt cannot be read by the pipeline; what `erase` would say.
+        ConceptSpecError: A prompt cannot be read by the pipeline, or is the same tokens as what it
+            shall mean; what `erase` would say.
     """
     spec = ErasureSpec((spec,)) if isinstance(spec, Concept) else spec
     parts = [spec.description] if spec.description else []
@@ -153,10 +156,13 @@ def _kept(spec: ErasureSpec) -> list[str]:
 def _on(spec: ErasureSpec, pipe: Any, soft_budget: int) -> list[str]:
     """What each text encoder of a pipeline cannot read, and words that none knows."""
     lines = []
-    asked = pairs_to_solve(spec.concepts, soft_budget=soft_budget)["soft"]
+    pairs = pairs_to_solve(spec.concepts, soft_budget=soft_budget)
     paths = text_paths(pipe)
     for path in paths:
-        found = sort_pairs(asked, path)
+        with naming_encoder(path):
+            found = sort_pairs(pairs["soft"], path)
+            for asked in (pairs["exact"], found.readable):
+                _refuse_contradictions(spec, asked, path)
         lost = [pair for pair in found.unread if pair.stands_for is None]
         line = f"{path.use.encoder} is shown {_phrases(len(found.readable))} beside the exact ones"
         if lost:
@@ -166,6 +172,13 @@ def _on(spec: ErasureSpec, pipe: Any, soft_budget: int) -> list[str]:
         lines.append(line + ".")
     notes = notes_on_misspelt(spec.concepts, map(tokenizer_of, paths))
     return [*lines, *(f"{note[0].upper()}{note[1:]}" for note in notes)]
+
+
+def _refuse_contradictions(spec: ErasureSpec, pairs: Sequence[Pair], path: TextPath) -> None:
+    """Raise what `erase` would say of these pairs; an anchor to be found is not known yet."""
+    to_find = words_of([concept for concept in spec.concepts if concept.anchor == AUTO_ANCHOR])
+    known = [pair for pair in pairs if pair.word not in to_find]
+    rows_of(known, path, ALIGNMENTS[BLOCKS.alignment])
 
 
 def _forms(forms: Iterable[tuple[str, Form]]) -> str:
