@@ -14,6 +14,7 @@ from itertools import pairwise
 import pytest
 
 from diffusers_erasepro import ErasureAdapter
+from diffusers_erasepro.cli.tables import describe_captions
 from diffusers_erasepro.evaluation import runner
 
 HEAVY = ("torch", "diffusers", "transformers", "peft", "matplotlib", "pandas")
@@ -52,6 +53,23 @@ def test_erase_by_options_and_by_spec_then_show_and_verify(run, tmp_path):
     assert code == 0 and "ring -> circle" in text and "It does not" in text
     code, text, _ = run("verify", out, "--base", "glyphs")
     assert code == 0 and text.startswith("holds: residual")
+
+
+def test_explain_ends_with_an_error_where_erase_would(run):
+    asked = ("erase", "glyphs", "--target", "ring", "--anchor", "a ring", "--explain")
+    code, text, err = run(*asked)
+    assert code == 1 and not text and re.search("erasepro: .*ring.*\n$", err)
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ({"preserve": ["a ring"]}, "preserves one caption"),
+        ({"preserve": ["a ring", "a moon"]}, "preserves 2 captions"),
+    ],
+)
+def test_captions_are_counted_as_a_person_counts(spec, says):
+    assert describe_captions(spec) == says
 
 
 def test_every_option_of_erase_reaches_the_adapter(run, tmp_path):

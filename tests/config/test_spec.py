@@ -30,7 +30,7 @@ STAR = Concept("star", anchor="circle")
             "no kind .photos. .*object",
         ),
         (lambda: Concept("star", templates="objct"), "did you mean 'object'"),
-        (lambda: Concept("star", templates="missing/plants.toml"), "cannot be read"),
+        (lambda: Concept("star", templates="missing/plants.toml"), "read .*; give the path"),
         (lambda: Concept("star", "circle", templates=("a star",)), "exactly one '{}'.*'a star'"),
         (lambda: Concept("star", "circle", templates=("{} and {}",)), "exactly one"),
         (lambda: Concept("star", "circle", templates=("a {0} {}",)), "exactly one"),
@@ -62,13 +62,22 @@ STAR = Concept("star", anchor="circle")
             lambda: ErasureSpec([STAR, Concept("Star", "ring")]),
             "erased twice, to 'circle' and to 'ring'",
         ),
+        (
+            lambda: ErasureSpec([Concept("star"), Concept("star")]),
+            "erased twice, both times to nothing; keep one",
+        ),
+        (
+            lambda: ErasureSpec([STAR, Concept("star")]),
+            "erased twice, to 'circle' and to nothing; keep one",
+        ),
+        (lambda: ErasureSpec.from_toml('target = "star"'), r"the line \[\[concepts\]\] and name"),
         (lambda: ErasureSpec([STAR, Concept("circle", "star")]), "itself erased"),
         (lambda: ErasureSpec([STAR, Concept("circle", "ring")]), "'star' -> 'circle' -> 'ring'"),
         (
             lambda: ErasureSpec.from_dict({"concepts": [{"target": "a", "colour": 1}]}),
             "unknown fields .*colour",
         ),
-        (lambda: ErasureSpec.from_toml("concepts = ["), "not TOML"),
+        (lambda: ErasureSpec.from_toml("concepts = ["), "not TOML: .*; correct it there"),
         (lambda: Options.of({"layer": 3}), "unknown option 'layer' .*layers"),
         (lambda: Options(layers=("fc9",)), "unknown layer 'fc9'"),
         (lambda: Options(layers=(True,)), "unknown layer True"),
@@ -159,7 +168,7 @@ def test_former_names_of_kinds_are_read_and_named():
 
 
 def test_a_spec_file_that_is_none_is_named(tmp_path):
-    with pytest.raises(ConceptSpecError, match=r"no\.toml' cannot be read"):
+    with pytest.raises(ConceptSpecError, match=r"no\.toml' cannot be read .*; give the path"):
         read_spec(tmp_path / "no.toml")
     (tmp_path / "bad.toml").write_text("concepts = [")
     with pytest.raises(ConceptSpecError, match=r"bad\.toml: the spec is not TOML"):

@@ -200,7 +200,7 @@ preserve = ["an oak"]
         (('soft = ["the {}"]', 'soft = "the {}"'), "must be a list"),
         (('kind = "plant"\n', ""), "kind must be"),
         (("near =", "nearly ="), "unknown keys .*nearly.*known: .*near"),
-        (('kind = "plant"', "kind = "), "my.toml is not TOML"),
+        (('kind = "plant"', "kind = "), "my.toml is not TOML: .*; correct it there"),
     ],
 )
 def test_a_file_of_templates_that_is_wrong_is_one_clear_line(change, says):

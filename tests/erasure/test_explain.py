@@ -138,6 +138,12 @@ def test_what_erase_refuses_is_not_explained(shipped, concepts):
         explain(spec, shipped)
 
 
+def test_a_name_that_is_too_long_is_named_and_no_template_blamed(shipped):
+    with pytest.raises(ConceptSpecError, match="shorten what it names, 'comet ") as caught:
+        explain(Concept("comet " * 50, "circle"), shipped)
+    assert "template" not in str(caught.value)
+
+
 def test_a_name_that_would_become_itself_is_not_explained(shipped):
     with pytest.raises(ConceptSpecError, match="star"):
         explain(Concept("star", "a star"), shipped)

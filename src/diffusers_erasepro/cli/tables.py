@@ -66,7 +66,8 @@ def describe_captions(spec: Mapping[str, Any]) -> str:
     own = len(spec.get("preserve", ()))
     if not own:
         return "preserves the shipped captions"
-    return f"preserves {own} captions{' and the shipped' if spec.get('everyday') else ''}"
+    captions = "one caption" if own == 1 else f"{own} captions"
+    return f"preserves {captions}{' and the shipped' if spec.get('everyday') else ''}"
 
 
 def print_header(console: Console, header: Mapping[str, Any]) -> None:

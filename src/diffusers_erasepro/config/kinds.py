@@ -192,7 +192,8 @@ def read_kinds(path: Path) -> dict[str, Kind]:
         text = read_text_file(path)
     except OSError as error:
         raise ConceptSpecError(
-            f"templates {str(path)!r} cannot be read ({error.strerror})"
+            f"templates {str(path)!r} cannot be read ({error.strerror}); give the path of a TOML "
+            "file that you may read, or the name of a kind"
         ) from error
     return parse_kinds(text, str(path))
 
@@ -202,7 +203,9 @@ def parse_kinds(text: str, source: str) -> dict[str, Kind]:
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConceptSpecError(f"{source} is not TOML: {error}") from error
+        raise ConceptSpecError(
+            f"{source} is not TOML: {error}; correct it there, texts stand in quotation marks"
+        ) from error
     known = {"kind", "description", "layers", *_TEXTS}
     tables = {key: value for key, value in data.items() if isinstance(value, dict)}
     stray = sorted(set(data) - known - set(tables))

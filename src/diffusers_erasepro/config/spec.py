@@ -533,7 +533,10 @@ class ErasureSpec:
     def from_dict(cls, data: dict[str, Any]) -> ErasureSpec:
         """The inverse of `to_dict`; unknown fields are an error."""
         if not isinstance(data, dict) or not isinstance(data.get("concepts"), list):
-            raise ConceptSpecError("a spec needs a list `concepts`")
+            raise ConceptSpecError(
+                "a spec needs a list `concepts`; begin each concept with the line [[concepts]] and "
+                'name what to erase below it, such as target = "golf ball"'
+            )
         _known(data, {f.name for f in fields(cls)} | {"kinds"}, "spec")
         kinds = {}
         for name, row in data.get("kinds", {}).items():
@@ -571,7 +574,9 @@ class ErasureSpec:
         try:
             return cls.from_dict(tomllib.loads(text.removeprefix("\ufeff")))
         except tomllib.TOMLDecodeError as error:
-            raise ConceptSpecError(f"the spec is not TOML: {error}") from error
+            raise ConceptSpecError(
+                f"the spec is not TOML: {error}; correct it there, texts stand in quotation marks"
+            ) from error
 
 
 def read_spec(path: Path) -> ErasureSpec:
@@ -585,7 +590,8 @@ def read_spec(path: Path) -> ErasureSpec:
         return ErasureSpec.from_toml(read_text_file(path))
     except OSError as error:
         raise ConceptSpecError(
-            f"the spec {str(path)!r} cannot be read ({error.strerror})"
+            f"the spec {str(path)!r} cannot be read ({error.strerror}); give the path of a "
+            "spec.toml that you may read"
         ) from error
     except ConceptSpecError as error:
         raise ConceptSpecError(f"{path}: {error}") from error
@@ -665,6 +671,11 @@ def toml_value(value: str | bool | int | Sequence[str | int]) -> str:
     return "[" + ", ".join(toml_value(v) for v in value) + "]"
 
 
+def _said(anchor: str) -> str:
+    """An anchor in a message."""
+    return repr(anchor) if anchor else "nothing"
+
+
 def check_together(concepts: Sequence[Concept]) -> None:
     """Raise ConceptSpecError where concepts contradict each other.
 
@@ -675,10 +686,10 @@ def check_together(concepts: Sequence[Concept]) -> None:
         for word in concept.words:
             key = spelling(word)
             if key in anchors:
-                first = anchors[key][1]
-                raise ConceptSpecError(
-                    f"{word!r} is erased twice, to {first!r} and to {concept.anchor!r}; keep one"
-                )
+                first = _said(anchors[key][1])
+                second = _said(concept.anchor)
+                to = f"both times to {first}" if first == second else f"to {first} and to {second}"
+                raise ConceptSpecError(f"{word!r} is erased twice, {to}; keep one")
             anchors[key] = (word, concept.anchor)
     for concept in concepts:
         key = spelling(concept.anchor)

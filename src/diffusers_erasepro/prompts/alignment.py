@@ -123,10 +123,13 @@ def span(mark: PromptSpan, prompt: Prompt) -> tuple[list[int], list[int]]:
         at = [max(before, mark.first)]
     covered = max([0, *(stop for _, (_, stop) in words)])
     if mark.needed > mark.stop - mark.first and covered < prompt.stop:
+        name = prompt.text[prompt.start : prompt.stop]
+        cure = "use a shorter template"
+        if 2 * len(name) > len(prompt.text):
+            cure = f"shorten what it names, {name[:40]!r}..."
         raise ConceptSpecError(
             f"concept truncated in {prompt.text[:60]!r}: it needs {mark.needed} tokens, the "
-            "tokenizer allows "
-            f"{mark.stop - mark.first}; use a shorter template"
+            f"tokenizer allows {mark.stop - mark.first}; {cure}"
         )
     if not at:
         raise ConceptSpecError(
