@@ -109,18 +109,18 @@ def _near(concept: Concept) -> list[str]:
     measured = _phrases(len(concept.held_out_near_prompts()))
     others = concept.neighbours()
     kept = [f"{_phrases(len(concept.near))}, such as {_some(concept.near)}"] if concept.near else []
-    kept += [f"other uses of {_words(parts)}"] if parts else []
+    kept += [f"other uses of {_quoted(parts)}"] if parts else []
     lines = [f"  Near it, and kept: {'; '.join(kept)}."] if kept else []
     if not concept.held_out_near_prompts():
         others = ()
     elif parts:
         lines.append(
-            f"  Near it, and measured: other uses of {_words(parts)}, in {measured} that should "
+            f"  Near it, and measured: other uses of {_quoted(parts)}, in {measured} that should "
             "stay."
         )
     else:
         lines.append(
-            f"  Measured beside it, and should stay: {measured} with {_words(others)} in its place."
+            f"  Measured beside it, and should stay: {measured} with {_quoted(others)} in its place."
         )
     if not (kept or others):
         lines.append(
@@ -168,7 +168,7 @@ def _on(spec: ErasureSpec, pipe: Any, soft_budget: int) -> list[str]:
         if lost:
             line += f"; it cannot read {_phrases(len(lost))} as far as the name: {_examples(lost)}"
         if unread := found.foreign_names:
-            line += f"; it does not read {_words(unread)}"
+            line += f"; it does not read {_quoted(unread)}"
         lines.append(line + ".")
     notes = notes_on_misspelt(spec.concepts, map(tokenizer_of, paths))
     return [*lines, *(f"{note[0].upper()}{note[1:]}" for note in notes)]
@@ -243,7 +243,7 @@ def _excerpt(prompt: Prompt) -> str:
     return f'"{ahead}{before}{named}{after.rpartition(" ")[0]} ..."'
 
 
-def _words(texts: Sequence[str]) -> str:
+def _quoted(texts: Sequence[str]) -> str:
     """The first in quotation marks, and how many more there are."""
     shown = [*map(_quote, texts[:SHOWN])]
     if len(texts) > SHOWN:
