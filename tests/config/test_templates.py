@@ -12,7 +12,7 @@ from diffusers_erasepro.config.everyday import everyday_captions
 from diffusers_erasepro.config.kinds import Kind, find_kind, known_kinds, parse_kinds
 from diffusers_erasepro.config.mentions import Mentions
 from diffusers_erasepro.config.spec import read_spec
-from diffusers_erasepro.config.words import fill, forms_of, is_plural
+from diffusers_erasepro.config.words import Form, article_of, fill, forms_of, is_plural
 from diffusers_erasepro.errors import ConceptSpecError
 from diffusers_erasepro.glyphs.world import FIRST, SECOND
 from diffusers_erasepro.prompts.pairs import pairs_of, pairs_to_solve
@@ -253,6 +253,45 @@ def test_the_forms_of_a_name():
     }
     adjective = forms_of("nude", countable=False, noun=False)
     assert {form.kind for form in adjective} == {"capitals"}
+
+
+@pytest.mark.parametrize(
+    ("name", "plural", "possessive"),
+    [
+        ("McDonald's", None, None),
+        ("police", None, "police's"),
+        ("CCTV", "CCTVs", "CCTV's"),
+        ("CAT", "CATs", "CAT's"),
+        ("HOT DOG", "HOT DOGS", "HOT DOG's"),
+        ("Mickey Mouse", "Mickey Mouses", "Mickey Mouse's"),
+        ("mouse", "mice", "mouse's"),
+        ("AK-47", "AK-47s", "AK-47's"),
+        ("100", None, None),
+        ("The Beatles", None, "The Beatles'"),
+        ("a cat", "cats", "cat's"),
+        ("An apple", "apples", "apple's"),
+    ],
+)
+def test_endings_are_those_that_people_write(name, plural, possessive):
+    forms = {form.kind: form.text for form in forms_of(name, countable=True)}
+    assert (forms.get("plural"), forms.get("possessive")) == (plural, possessive)
+
+
+@pytest.mark.parametrize("article", ["a", "the", "The"])
+def test_a_name_with_an_article_is_written_like_the_bare_noun(article):
+    bare = {form.text for form in forms_of("cat", countable=True)}
+    assert {form.text for form in forms_of(f"{article} cat", countable=True)} == {*bare, "cat"}
+    soft = pairs_to_solve([Concept(f"{article} cat", "a dog")], soft_budget=96)["soft"]
+    said = {pair.target.text: pair.anchor.text for pair in soft}
+    assert said["cat"] == "dog" and said["two cats side by side"] == "two dogs side by side"
+
+
+def test_a_hyphen_that_goes_is_called_a_space():
+    assert forms_of("AK-47", countable=False)[-1] == Form("AK 47", "space")
+
+
+def test_letters_that_are_spelt_out_have_the_article_they_are_spoken_with():
+    assert [article_of(word) for word in ("SUV", "LED", "NASA", "UFO")] == ["an", "an", "a", "a"]
 
 
 def test_plurals_are_met_with_the_plural_of_the_anchor_and_names_in_other_languages():

@@ -12,6 +12,8 @@ SLOT = "{}"
 _ARTICLE = re.compile(r"(?<![\w'\u2019-])([Aa]n?)( +)(?=\{\})")
 _ANY_ARTICLE = re.compile(r"(?<![\w'\u2019-])(?:an?|the)( +)(?=\{\})", re.IGNORECASE)
 _OWN_ARTICLE = re.compile(r"(?:an?|the) ", re.IGNORECASE)
+_ARTICLE_OF_NOUN = re.compile(r"(?:[Aa]n?|[Tt]he) +(?=[^\W\d_])")
+_POSSESSIVE = ("'s", "\u2019s")
 NUMBERS = ("plural", "singular")
 """Kinds of `Form` that are other words; the others are the same word to `mentions`."""
 _NO_PLURAL = frozenset(
@@ -39,6 +41,27 @@ _NO_PLURAL = frozenset(
     }
 )
 """End in s, and are no plurals."""
+_ONE_NUMBER = frozenset(
+    {
+        "cattle",
+        "clothing",
+        "equipment",
+        "furniture",
+        "information",
+        "jewellery",
+        "jewelry",
+        "luggage",
+        "money",
+        "music",
+        "police",
+        "poultry",
+        "software",
+        "traffic",
+    }
+)
+"""Have neither a plural nor a singular."""
+_SPELT_OUT = frozenset({"FAQ", "HIV", "LED", "NES", "SOS", "SUV"})
+"""Begin with a letter that is spoken with a vowel, though they look like words."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +70,8 @@ class Form:
 
     text: str
     kind: str
-    """"plural", "singular", "possessive", "capitals" or "hyphen"."""
+    """"plural", "singular", "noun" (without the article), "possessive", "capitals", "hyphen" or
+    "space" (instead of the hyphen)."""
 
 
 @cache
@@ -82,6 +106,8 @@ def article_of(word: str) -> str:
             return "an"
     if not first.isalnum():
         return "a"
+    if word.rstrip("s") in _SPELT_OUT:
+        return "an"
     if first.isdigit():
         number = re.match(r"\d+", word)
         spoken = number.group() if number else ""
@@ -124,19 +150,52 @@ def is_plural(name: str) -> bool:
     return last in ("children", "people", "men", "women", "mice", "geese", "teeth", "feet")
 
 
+def noun_of(name: str) -> str:
+    """The name without the article it begins with: "cat" of "a cat".
+
+    A capital behind the article makes it part of a name: "The Beatles".
+    """
+    article = _ARTICLE_OF_NOUN.match(name)
+    return name[article.end() :] if article and name[article.end()].islower() else name
+
+
+@lru_cache(16384)
 def other_number(name: str) -> Form | None:
-    """The plural of an English noun, or the singular of one; None where they are one word."""
-    if not name.isascii() or not name[-1:].isalpha():
+    """The plural of an English noun, or the singular of one; None where they are one word.
+
+    An article goes: "cats" of "a cat".
+    """
+    name = noun_of(name)
+    if not _is_inflected(name):
         return None
     head, last = _split_last(name)
+    if last.casefold() in _ONE_NUMBER:
+        return None
     kind = "singular" if is_plural(name) else "plural"
-    other = _singular(last) if kind == "singular" else _plural(last)
+    other = _singular(last) if kind == "singular" else _plural_in(name, last)
     return None if other == last else Form(head + other, kind)
+
+
+def numbers_of(name: str, *, countable: bool) -> tuple[str, ...]:
+    """A name without its article, its plural, and of a noun in the plural the singular.
+
+    What only a reader of captions needs: a name that has no plural by its kind has one here.
+    """
+    noun = noun_of(name)
+    other = other_number(noun)
+    found = [noun]
+    if other and (countable or other.kind == "plural"):
+        found.append(other.text)
+    if _is_inflected(noun) and not is_plural(noun):
+        found.append(f"{noun}s")
+    return tuple(dict.fromkeys(found))
 
 
 @lru_cache(16384)
 def forms_of(name: str, *, countable: bool, noun: bool = True) -> tuple[Form, ...]:
     """What else a name is written like, by rule; first come the forms with other letters.
+
+    A noun with an article has the forms of the bare noun, and that is one of them.
 
     Args:
         name: The words of a concept.
@@ -147,10 +206,12 @@ def forms_of(name: str, *, countable: bool, noun: bool = True) -> tuple[Form, ..
     number = other_number(name) if countable else None
     if number:
         forms.append(number)
-    if noun and name.isascii() and name[-1:].isalpha():
+    if noun_of(name) != name:
+        name = noun_of(name)
+        forms.append(Form(name, "noun"))
+    if noun and _is_inflected(name):
         forms.append(Form(possessive_of(name), "possessive"))
-    for joined in _rehyphenated(name):
-        forms.append(Form(joined, "hyphen"))
+    forms += _rehyphenated(name)
     if name != name.upper() and name.isascii():
         first = name[0].upper() + name[1:] if name == name.lower() else name.lower()
         forms.append(Form(first, "capitals"))
@@ -163,17 +224,37 @@ def possessive_of(name: str) -> str:
     return f"{name}'" if is_plural(name) and name.endswith("s") else f"{name}'s"
 
 
-def _rehyphenated(name: str) -> list[str]:
+def _is_inflected(name: str) -> bool:
+    """Whether an English ending can follow: no "McDonald's", and no number without a letter."""
+    if not name.isascii() or name.casefold().endswith(_POSSESSIVE):
+        return False
+    return name[-1:].isalpha() or (name[-1:].isdigit() and any(c.isalpha() for c in name))
+
+
+def _rehyphenated(name: str) -> list[Form]:
     """The name with its hyphens as spaces, or its spaces as hyphens."""
     if "-" in name:
-        return [name.replace("-", " ")]
-    return [name.replace(" ", "-")] if " " in name else []
+        return [Form(name.replace("-", " "), "space")]
+    return [Form(name.replace(" ", "-"), "hyphen")] if " " in name else []
 
 
 def _split_last(name: str) -> tuple[str, str]:
     """All but the last word, and that."""
     at = max(name.rfind(" "), name.rfind("-")) + 1
     return name[:at], name[at:]
+
+
+def _plural_in(name: str, last: str) -> str:
+    """The plural of the last word of a name, as it is written there."""
+    if last[-1].isdigit():
+        return f"{last}s"
+    if last.isupper() and len(last) > 1 and (last == name or not name.isupper()):
+        return f"{last}s"  # SUVs
+    plural = _plural(last)
+    regular = plural.startswith(last) or plural.endswith("ies")
+    if not regular and " " in name and name.istitle():
+        return f"{last}s"  # two Mickey Mouses
+    return plural
 
 
 def _plural(word: str) -> str:

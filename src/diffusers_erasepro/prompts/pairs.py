@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from ..config.mentions import Mentions
 from ..config.spec import Concept
-from ..config.words import NUMBERS, SLOT, fill, is_plural, other_number
+from ..config.words import NUMBERS, SLOT, fill, is_plural, noun_of, other_number
 
 T = TypeVar("T")
 SHARE_OF_FORMS = 4
@@ -102,7 +102,7 @@ def pairs_of_forms(concepts: Sequence[Concept], *, most: int) -> list[Pair]:
     found: list[list[Pair]] = [[], []]
     for concept in concepts:
         for word, form in concept.forms:
-            anchor = concept.anchor
+            anchor = concept.anchor if noun_of(word) == word else noun_of(concept.anchor)
             templates = [SLOT, *concept.exact[:1]]
             of_number = form.kind in NUMBERS
             if of_number:
@@ -110,7 +110,7 @@ def pairs_of_forms(concepts: Sequence[Concept], *, most: int) -> list[Pair]:
                 anchor = other.text if other and other.kind == form.kind else anchor
                 if form.kind == "plural" and not isinstance(concept.templates, tuple):
                     templates = [*concept.kind.plural_soft, SLOT]
-            if form.kind == "possessive":
+            if form.kind in ("noun", "possessive"):
                 templates = templates[:1]
             for template in templates:
                 target = Prompt.of(template, form.text)
