@@ -39,7 +39,7 @@ STAR = Concept("star", anchor="circle")
         (lambda: Concept("star", names=["Stern"]), "table of languages"),
         (lambda: Concept("star", names={"German": ["Stern"]}), "'German' is no language code"),
         (lambda: Concept("star", near=["a red star"]), r"near\[0\].*which names it"),
-        (lambda: ErasureSpec([STAR], near=["the stars", "a star"]), r"near\[1\].*names a target"),
+        (lambda: ErasureSpec([STAR], near=["a starfish", "a star"]), r"near\[1\].*names a target"),
         (lambda: ErasureSpec([STAR], preserve=["a star", "one star"]), "every caption of preserve"),
         (lambda: ErasureSpec([STAR], everyday=1), "everyday must be True or False"),
         (
@@ -138,11 +138,64 @@ def test_parts_of_a_name_are_kept_and_others_of_them_are_only_measured():
 
 
 def test_captions_that_name_the_target_are_left_out_and_counted():
-    spec = ErasureSpec([Concept("pistol")], ["a red chair", "two pistols", "a dog"], everyday=True)
+    captions = ["a red chair", "two pistols", "a dog"]
+    spec = ErasureSpec([Concept("pistol")], captions, everyday=True)
     [caveat] = spec.caveats
     assert caveat.startswith("of 3 captions to preserve 1 names what is erased and is left out")
     assert "'two pistols'" in caveat
     assert not ErasureSpec([Concept("pistol")], ["a red chair"]).caveats
+
+
+def test_a_preserve_list_of_which_nothing_is_left_is_said():
+    with pytest.warns(UserWarning, match="of 2 captions of yours to preserve all 2 name what is"):
+        ErasureSpec([Concept("pistol")], ["two pistols", "a pistol"], everyday=True)
+
+
+NAMING = [
+    ("cat", "the cats"),
+    ("cats", "a cat asleep"),
+    ("a cat", "two cats"),
+    ("the cat", "one cat"),
+    ("Beyonc\u00e9", "beyonce sings"),
+    ("Beyonce", "Beyonc\u00e9 sings"),
+    ("Spider-Man", "a spiderman toy"),
+    ("Spiderman", "a spider-man toy"),
+    ("golf ball", "golfballs"),
+    ("AK-47", "two AK-47s"),
+    ("AK-47", "an AK47"),
+    ("R2D2", "R2 D2 in the sand"),
+]
+"""A target, and a text that names it in another spelling or number."""
+
+
+@pytest.mark.parametrize(("target", "text"), NAMING)
+def test_another_spelling_or_number_of_the_target_is_neither_near_nor_kept(target, text):
+    with pytest.raises(ConceptSpecError, match="which names it"):
+        Concept(target, "thing", near=[text])
+    spec = ErasureSpec([Concept(target, "thing")], [text, "a red chair"])
+    assert spec.preserve_captions() == ("a red chair",)
+
+
+@pytest.mark.parametrize(
+    ("target", "text"),
+    [
+        ("watermark", "a high water mark on a wall"),
+        ("rose", "a glass of ros\u00e9"),
+        ("AT&T", "att"),
+        ("a cat", "a catalogue"),
+        ("golf ball", "a ball of golf"),
+        ("\u0930\u093e\u092e", "\u0930\u0942\u092e\u0940"),
+    ],
+)
+def test_other_words_stay_near(target, text):
+    spec = ErasureSpec([Concept(target, "thing", near=[text])], [text])
+    assert spec.preserve_captions() == (text,) and text in spec.near_prompts()
+
+
+@pytest.mark.parametrize("target", ["a cat", "the cat"])
+def test_shipped_captions_do_not_name_a_target_with_an_article(target):
+    kept = ErasureSpec([Concept(target, "dog")]).preserve_captions()
+    assert kept == ErasureSpec([Concept("cat", "dog")]).preserve_captions()
 
 
 def test_of_a_name_without_such_parts_the_neighbours_are_measured():

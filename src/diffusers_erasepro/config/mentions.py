@@ -23,6 +23,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import regex
 
@@ -47,6 +48,11 @@ _INSIDE_WORDS = regex.compile(
     r"|(?<=(?<![\p{L}\p{M}\p{N}])\p{L})\+(?![\p{L}\p{N}+])",  # A+
     regex.IGNORECASE,
 )
+_ACCENT = regex.compile(r"(?<=\p{Latin}\p{Mn}*)\p{Mn}")
+_WORD = regex.compile(r"[\p{L}\p{M}\p{N}]+")
+_DIGIT = regex.compile(r"\p{N}")
+_JOINABLE = regex.compile(r"[\p{Latin}\p{N} \-\u2010\u2011]+")
+_HYPHEN = regex.compile(r"(?<=[\p{L}\p{M}\p{N}])[\-\u2010\u2011](?=[\p{L}\p{N}])")
 _PARTICLE = regex.compile(
     r"(?:에서|에게|한테|에|으로|로|까지|부터|보다|처럼|하고|이랑|랑|와|과|의)?"
     r"(?:은|는|이|가|을|를|도|만|의)?"
@@ -92,6 +98,33 @@ class Mentions:
         return False
 
 
+class LooseMentions:
+    """The texts that mention one of some names, however they spell it.
+
+    Beside what `Mentions` finds these are the name in one word ("spiderman", "golfballs"), with a
+    hyphen where it has none, and without its accents ("beyonce"). Two words do not name what is
+    written as one: a "high water mark" is no watermark; a number may stand apart ("AK 47"). The
+    text may have accents of its own where the name is proper: "Beyoncé" names Beyonce, "rosé" does
+    not name the rose.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        names = tuple(names)
+        proper = [name for name in names if name != name.lower()]
+        self._mentions = Mentions(dict.fromkeys([*names, *map(_without_accents, names)]))
+        self._proper = Mentions(map(_without_accents, proper))
+        self._joined = _joined(names)
+        self._proper_joined = _joined(proper)
+
+    def __contains__(self, text: str) -> bool:
+        if text in self._mentions or not self._joined.isdisjoint(_words_joined(text)):
+            return True
+        plain = _without_accents(text)
+        if plain == text:
+            return False
+        return plain in self._proper or not self._proper_joined.isdisjoint(_words_joined(plain))
+
+
 def mentions(text: str, concept: str) -> bool:
     """Whether `text` mentions `concept`."""
     return find_mention(text, concept) is not None
@@ -122,6 +155,36 @@ def spelling(text: str) -> str:
     """What two texts of the same words have in common."""
     folded = unicodedata.normalize("NFD", text).casefold()
     return " ".join(unicodedata.normalize("NFC", folded).split())
+
+
+@lru_cache(8192)
+def _without_accents(text: str) -> str:
+    """Without the marks of Latin letters; those of other scripts make other letters."""
+    if text.isascii():
+        return text
+    return unicodedata.normalize("NFC", _ACCENT.sub("", unicodedata.normalize("NFD", text)))
+
+
+def _joined(names: Iterable[str]) -> frozenset[str]:
+    """The names, each in one word, with and without accents."""
+    found = []
+    for name in names:
+        for written in (name, _without_accents(name)):
+            if _JOINABLE.fullmatch(unicodedata.normalize("NFC", written)):
+                found.append("".join(_WORD.findall(spelling(written))))
+    return frozenset(found) - {""}
+
+
+@lru_cache(8192)
+def _words_joined(text: str) -> frozenset[str]:
+    """The words of a text, also those with a hyphen and those beside a number as one."""
+    folded = spelling(text)
+    words = _WORD.findall(folded)
+    found = [*words, *_WORD.findall(_HYPHEN.sub("", folded))]
+    for first, second in pairwise(words):
+        if _DIGIT.search(first + second):
+            found.append(first + second)
+    return frozenset(found)
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from typing import Any
 from ..errors import ConceptSpecError
 from .everyday import everyday_captions, everyday_words
 from .kinds import FORMER_NAMES, TOML, Kind, check_phrase, find_kind
-from .mentions import Mentions, mentions, same_words, spelling
+from .mentions import LooseMentions, Mentions, mentions, same_words, spelling
 from .plan import BLOCKS, Recipe
 from .text_files import read_text_file
-from .words import NUMBERS, SLOT, Form, fill, forms_of, is_plural
+from .words import SLOT, Form, fill, forms_of, is_plural, numbers_of
 
 AUTO_ANCHOR = "auto"
 DEFAULT_KIND = "object"
@@ -155,7 +155,7 @@ class Concept:
                 raise ConceptSpecError(
                     f"target and anchor are both {word!r}; there would be nothing to erase"
                 )
-        named = Mentions(self.words)
+        named = LooseMentions(self.spoken) if self.near else ()
         for i, phrase in enumerate(self.near):
             if phrase in named:
                 raise ConceptSpecError(
@@ -209,6 +209,14 @@ class Concept:
     def words(self) -> tuple[str, ...]:
         """The target and its synonyms."""
         return (self.target, *self.synonyms)
+
+    @property
+    def spoken(self) -> tuple[str, ...]:
+        """The words without articles, in the singular and plural: what a text names it by."""
+        found: dict[str, None] = {}
+        for word in self.words:
+            found |= dict.fromkeys(numbers_of(word, countable=self.kind.countable))
+        return tuple(found)
 
     @property
     def foreign(self) -> tuple[str, ...]:
@@ -436,9 +444,8 @@ class ErasureSpec:
                         f"{name}[{i}] is {caption!r}, which is also a target; a concept cannot be "
                         "kept and erased"
                     )
-        named = self._named()
         for i, phrase in enumerate(self.near):
-            if phrase in named:
+            if phrase in self._named:
                 raise ConceptSpecError(
                     f"near[{i}] is {phrase!r}, which names a target; a phrase cannot be kept and "
                     "erased"
@@ -448,12 +455,21 @@ class ErasureSpec:
                 f"every caption of preserve names a target ({self.preserve[0]!r}); nothing would "
                 "be left to keep, give captions that name none"
             )
+        if self.preserve and all(map(self._is_named_in, self.preserve)):
+            own = len(dict.fromkeys(self.preserve))
+            warnings.warn(
+                f"of {own} captions of yours to preserve all {own} name what is erased and are "
+                f"left out, such as {self.preserve[0][:60]!r}; only the shipped ones are kept, "
+                "give captions that name none",
+                stacklevel=4,
+            )
 
-    def _named(self) -> Mentions:
+    @cached_property
+    def _named(self) -> LooseMentions:
         words: list[str] = []
         for concept in self.concepts:
-            words += concept.words
-        return Mentions(words)
+            words += concept.spoken
+        return LooseMentions(words)
 
     def every_caption(self) -> tuple[str, ...]:
         """The captions of `preserve`, the shipped ones, or both; each once."""
@@ -470,19 +486,23 @@ class ErasureSpec:
 
     @cached_property
     def _preserved(self) -> tuple[str, ...]:
+        return tuple(text for text in self.every_caption() if not self._is_named_in(text))
+
+    def _is_named_in(self, caption: str) -> bool:
+        return caption in self._named or caption in self._named_abroad
+
+    @cached_property
+    def _named_abroad(self) -> Mentions:
         words: list[str] = []
         for concept in self.concepts:
-            words += [*concept.words, *concept.foreign]
-            words += [form.text for _, form in concept.forms if form.kind in NUMBERS]
-        named = Mentions(words)
-        return tuple(t for t in self.every_caption() if t not in named)
+            words += concept.foreign
+        return Mentions(words)
 
     @property
     def caveats(self) -> tuple[str, ...]:
         """What its lists say against it, a sentence each."""
         given = dict.fromkeys(self.preserve or ())
-        kept = {*self.preserve_captions()}
-        named = [text for text in given if text not in kept]
+        named = [text for text in given if self._is_named_in(text)]
         if not named:
             return ()
         what = "1 names what is erased and is"
@@ -504,11 +524,10 @@ class ErasureSpec:
         self, phrases: tuple[str, ...], of_concept: Callable[[Concept], tuple[str, ...]]
     ) -> tuple[str, ...]:
         """`phrases` and those of every concept, without those that name another's target."""
-        named = self._named()
         found = list(phrases)
         for concept in self.concepts:
             found += of_concept(concept)
-        return tuple(text for text in dict.fromkeys(found) if text not in named)
+        return tuple(text for text in dict.fromkeys(found) if text not in self._named)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON and TOML, defaults left out."""
