@@ -120,7 +120,8 @@ def _near(concept: Concept) -> list[str]:
         )
     else:
         lines.append(
-            f"  Measured beside it, and should stay: {measured} with {_quoted(others)} in its place."
+            f"  Measured beside it, and should stay: {measured} with {_quoted(others)} in its "
+            "place."
         )
     if not (kept or others):
         lines.append(
