@@ -24,6 +24,8 @@ STAR = Concept("star", anchor="circle")
         (lambda: Concept("star", anchor=None), "anchor of 'star'"),
         (lambda: Concept("star", anchor="Star "), "nothing to erase"),
         (lambda: Concept("star", anchor="circle", synonyms=("circle",)), "nothing to erase"),
+        (lambda: Concept("cat", anchor="Cats"), "'Cats' is 'cat' or a synonym in another form"),
+        (lambda: Concept("cat", anchor="a cat"), "another form; name something else"),
         (lambda: Concept("x" * 500), "500 characters, at most 300"),
         (
             lambda: Concept("star", "circle", templates="photos"),

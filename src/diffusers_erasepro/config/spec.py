@@ -155,6 +155,13 @@ class Concept:
                 raise ConceptSpecError(
                     f"target and anchor are both {word!r}; there would be nothing to erase"
                 )
+        spoken = {spelling(word) for word in self.spoken}
+        same = numbers_of(self.anchor, countable=self.kind.countable) if self.anchor else ()
+        if not spoken.isdisjoint(map(spelling, same)):
+            raise ConceptSpecError(
+                f"the anchor {self.anchor!r} is {self.target!r} or a synonym in another form; name "
+                "something else, or nothing"
+            )
         named = LooseMentions(self.spoken) if self.near else ()
         for i, phrase in enumerate(self.near):
             if phrase in named:
