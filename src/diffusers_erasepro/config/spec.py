@@ -129,10 +129,10 @@ class Concept:
 
     def __post_init__(self) -> None:
         _text(self.target, "target")
-        object.__setattr__(self, "target", " ".join(self.target.split()))
+        object.__setattr__(self, "target", self.target.strip())
         what = f"of {self.target!r}"
         _text(self.anchor, f"anchor {what}", blank=True)
-        object.__setattr__(self, "anchor", " ".join(self.anchor.split()))
+        object.__setattr__(self, "anchor", self.anchor.strip())
         object.__setattr__(self, "synonyms", _texts(self.synonyms, f"synonyms {what}"))
         object.__setattr__(self, "anchors", _texts(self.anchors, f"anchors {what}"))
         object.__setattr__(self, "names", _checked_names(self.names, f"names {what}"))
