@@ -55,8 +55,8 @@ def run_pictures(out: Path, console: Console) -> dict[str, Any]:
         ErasureError: The distribution of the world is missing; the message says what to install.
     """
     pipe = erasable(pictures.load_pipeline("unet"))
+    known = [caption.text for caption in pictures.captions(CAPTIONS_KEPT)]
     for name, concept in tqdm(PICTURES_CONCEPTS.items(), desc="erase", leave=False):
-        known = [caption.text for caption in pictures.captions(CAPTIONS_KEPT)]
         named = Mentions(concept.words)
         keep = tuple(text for text in known if text not in named)
         spec = ErasureSpec((concept,), preserve=keep)

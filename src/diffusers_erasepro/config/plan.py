@@ -88,6 +88,11 @@ class Recipe:
         return next((str(name) for name in self.layers if is_gates(name)), None)
 
     @property
+    def edits_tokens(self) -> bool:
+        """Whether rows of the embedding or gates are asked for."""
+        return EMBEDDING in self.layers or self.gates is not None
+
+    @property
     def otherwise(self) -> tuple[int, ...]:
         """The blocks for words that no row and no gate reaches."""
         found = (block_otherwise(name) for name in self.layers)

@@ -14,7 +14,7 @@ import torch
 from ..adapters.adapter import ErasureAdapter
 from ..adapters.header import refuse_unreadable
 from ..config.options import AUTO, Options
-from ..config.plan import EMBEDDING, Plan, is_gates
+from ..config.plan import Plan
 from ..config.spec import Concept, ErasureSpec
 from ..errors import IllPosedError
 from ..families.pipelines import family_of
@@ -219,8 +219,7 @@ def erase_encoder(
         for step in done.steps:
             notes = (*notes, *step.edits.notes)
         selective = None
-        rows_or_gates = any(name == EMBEDDING or is_gates(name) for name in plan.layers)
-        if measure and rows_or_gates:
+        if measure and any(recipe.edits_tokens for _, recipe in plan.recipes):
             selective = measure_selectivity(planning, done.edits_of(path.use.encoder))
     made = encoder_from_walk(planning, done)
     return replace(made, report=replace(made.report, notes=notes, selectivity=selective))

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from ..config.mentions import Mentions
-from ..config.plan import EMBEDDING
 from ..config.spec import Concept
 from ..families.encoders import encoder_family_of
 from ..families.types import Reading
@@ -101,8 +100,7 @@ def concepts_to_solve(
     raw = []
     for concept in planning.spec.concepts:
         recipe = planning.plan.recipe_of(concept)
-        vectors = EMBEDDING in recipe.layers or recipe.gates is not None
-        if vectors and concept.anchor and asked is not False:
+        if recipe.edits_tokens and concept.anchor and asked is not False:
             texts = [f"a {concept.target}", f"a {concept.anchor}"]
             ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
             longer = len(ids[0]) != len(ids[1])

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from ...config.plan import EMBEDDING
 from ...modules.linear import base_linear
 from ...modules.tuners import edited_module
 from ..covariance import kept_inputs, metrics_of
@@ -61,7 +60,7 @@ def _find_unreached(
     noted = []
     for concept in planning.spec.concepts:
         recipe = planning.plan.recipe_of(concept)
-        if recipe.gates is None and EMBEDDING not in recipe.layers:
+        if not recipe.edits_tokens:
             continue
         for word in concept.words:
             if word not in gated and changed.keys().isdisjoint(planning.own_tokens[word].rows):
