@@ -1,5 +1,7 @@
 """Prompts in which other words stand for a token of a name."""
 
+import copy
+
 import pytest
 
 from diffusers_erasepro import Concept, ErasureSpec, erase, glyphs
@@ -46,6 +48,12 @@ def test_whole_words_are_found_though_their_tokens_end_in_a_mark(path):
     words = whole_words(path.pipe.tokenizer)
     assert {"star", "circle", "red"} <= {*words}
     assert all(ids_of(path, f"a {word}")[-1] == token_id for word, token_id in words.items())
+
+
+def test_a_copied_tokenizer_has_the_same_whole_words(path):
+    """transformers patches `decode` into the instance of a CLIP tokenizer; a copy is without it."""
+    tokenizer = path.pipe.tokenizer
+    assert whole_words(copy.deepcopy(tokenizer)) == whole_words(tokenizer)
 
 
 def test_strangers_are_words_and_some_have_several_tokens(path):

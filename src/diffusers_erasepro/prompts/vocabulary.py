@@ -18,6 +18,8 @@ WORD_LIMIT = 20_000
 """Words of a vocabulary that are looked at, the first by id: those are the frequent ones."""
 LISTED_IN = 5
 """One in so many strangers is from the lists of words and names, where many have several tokens."""
+END_OF_WORD = "</w>"
+"""What byte-pair encoding appends to a token that ends a word, in CLIP's vocabulary."""
 _WORDS_OF: WeakKeyDictionary[Any, dict[str, int]] = WeakKeyDictionary()
 
 
@@ -35,8 +37,9 @@ def whole_words(tokenizer: Any) -> dict[str, int]:
 
 def _find_whole_words(tokenizer: Any) -> dict[str, int]:
     tokens = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    # what joins tokens to a string leaves CLIP's "</w>" standing
-    decoded = [tokenizer.decode([token_id]).strip() for _, token_id in tokens]
+    # what joins tokens to a string leaves CLIP's "</w>" standing; `decode` takes it off, but not
+    # that of a copied tokenizer (transformers 5 patches it into the instance)
+    decoded = [tokenizer.decode([i]).removesuffix(END_OF_WORD).strip() for _, i in tokens]
     texts = [text for text in dict.fromkeys(decoded) if len(text) > 1 and text.isalpha()]
     if not texts:
         return {}
