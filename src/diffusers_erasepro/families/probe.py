@@ -136,9 +136,8 @@ def propose_encoder(encoder: nn.Module) -> EncoderFamily:
     path = max(lists, key=lambda n: sum(p.numel() for p in lists[n].parameters()))
     block = lists[path][0]
     linears = {n: m for n, m in block.named_modules() if isinstance(m, nn.Linear)}
-    tables = [(n, m) for n, m in encoder.named_modules() if isinstance(m, nn.Embedding)]
-    table, words = tables[0]
-    width = words.embedding_dim
+    table = _find_table(encoder)
+    width = encoder.get_submodule(table).embedding_dim
     writers = [
         name
         for name, linear in linears.items()
@@ -154,6 +153,22 @@ def propose_encoder(encoder: nn.Module) -> EncoderFamily:
         causal=torch.allclose(first, first_before_another),
         embeddings=(table,),
     )
+
+
+def _find_table(encoder: nn.Module) -> str:
+    """The name of the largest embedding that runs: T5's `shared` only lends its weight."""
+    tables = {n: m for n, m in encoder.named_modules() if isinstance(m, nn.Embedding)}
+    ran: list[str] = []
+    handles = []
+    for name, table in tables.items():
+        hook = table.register_forward_hook(lambda *_, name=name: ran.append(name))
+        handles.append(hook)
+    try:
+        encoder(torch.tensor([[1, 2]], device=next(encoder.parameters()).device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return max(ran, key=lambda name: tables[name].num_embeddings)
 
 
 def _run_block(encoder: nn.Module, block: nn.Module, *ids: int) -> Tensor:
