@@ -49,12 +49,12 @@ from text_encoders import (
 )
 
 ROWS: dict[str, dict[str, Any]] = {
+    "former default": {},
     "default": {},
     "gates": {"layers": ("gates",)},
     "rows, gates": {"layers": ("embedding", "gates")},
     "rows, gates, last block": {"layers": ("embedding", "gates", -1)},
     "rows, gates, else block 0": {"layers": ("embedding", "gates", "otherwise:0")},
-    "rows, gates, else blocks": {"layers": ("embedding", "gates", "otherwise:0", -1)},
     "rows, gates, listed alone": {
         "layers": ("embedding", "gates", "otherwise:0", -1),
         "soft_weight": 0.0,
@@ -62,6 +62,8 @@ ROWS: dict[str, dict[str, Any]] = {
     "blocks": {"layers": (0, -1)},
 }
 """Row -> options of `erase`."""
+FORMER = {"object": ("neurons", -1), "style": ("eos_neurons", -1)}
+"""Kind -> layers of the default until 28 November 2026; (0, -1) of all others."""
 SKETCHES = {
     "sketch: UCE": "uce",
     "sketch: gates": "gates",
@@ -85,6 +87,13 @@ Line = dict[str, Any]
 
 class Failed(Exception):
     """An edit that the product refuses; the reason is a line of its own."""
+
+
+def options_of(row: str, cases: Sequence[Any]) -> dict[str, Any]:
+    """What `erase` is asked for some names in a row."""
+    if row != "former default":
+        return ROWS[row]
+    return {"layers": {case.target: FORMER.get(case.kind, (0, -1)) for case in cases}}
 
 
 def spec_of(cases: Sequence[Any], captions: Sequence[str]) -> ErasureSpec:
@@ -242,7 +251,7 @@ class Sections:
     def _make(self, kind: str, case: Any, row: str) -> Line:
         restored = self.restored(kind)
         with restored as encoder:
-            told = edit_in_place(encoder, [case], self.given, ROWS[row])
+            told = edit_in_place(encoder, [case], self.given, options_of(row, [case]))
             changed = {}
             for name, value in encoder.model.state_dict().items():
                 if not torch.equal(value, restored.base[name]):
@@ -263,7 +272,7 @@ class Sections:
             cases.append(self.stick.Case(name, "stone", "object", (), ()))
         before = self.unedited("bert", cases, WATCHED)
         with self.restored("bert") as encoder:
-            told = edit_in_place(encoder, cases, self.given, ROWS[row])
+            told = edit_in_place(encoder, cases, self.given, options_of(row, cases))
             return {**before.measure(encoder), **told, "names": count, "row": row}
 
     # ------------------------------------------------------------------------- spellings
@@ -458,7 +467,7 @@ class Sections:
     def _elsewhere(self, kind: str, case: Any, row: str) -> Line:
         before = self.unedited(kind, [case], FEWER)
         with self.restored(kind) as encoder:
-            told = edit_in_place(encoder, [case], self.given, ROWS[row])
+            told = edit_in_place(encoder, [case], self.given, options_of(row, [case]))
             found = before.measure(encoder)
         return {**found, **told, "encoder": kind, "case": case.target, "row": row}
 
