@@ -44,22 +44,21 @@ def preserve():
 
 @pytest.fixture(scope="session")
 def no_star(shipped, preserve):
-    return erase(shipped, ErasureSpec((Concept("star", anchor="circle"),), preserve=preserve))
+    spec = ErasureSpec((Concept("star", anchor="circle"),), preserve=preserve)
+    return erase(shipped, spec, layers=("neurons", -1))
 
 
 @pytest.fixture(scope="session")
 def no_cross(shipped, preserve):
-    return erase(shipped, ErasureSpec((Concept("cross", anchor="square"),), preserve=preserve))
+    spec = ErasureSpec((Concept("cross", anchor="square"),), preserve=preserve)
+    return erase(shipped, spec, layers=("neurons", -1))
 
 
 @pytest.fixture(scope="session")
 def no_style(shipped, preserve):
-    return erase(
-        shipped,
-        ErasureSpec(
-            (Concept("Mira Voss", anchor="Una Flatt", templates="style"),), preserve=preserve
-        ),
-    )
+    style = Concept("Mira Voss", anchor="Una Flatt", templates="style")
+    spec = ErasureSpec((style,), preserve=preserve)
+    return erase(shipped, spec, layers=("eos_neurons", -1))
 
 
 @pytest.fixture(scope="session")

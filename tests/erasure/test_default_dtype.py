@@ -24,11 +24,12 @@ MADE_OF_NOTHING = {
 DTYPES = (torch.float64, torch.float16, torch.bfloat16)
 STAR = ErasureSpec((Concept("star", "circle"),), preserve=tuple(glyphs.captions(16, seed=0)))
 REQUESTS = {
-    "neurons": {},
+    "rows": {},
+    "neurons": {"layers": ("neurons", -1)},
     "blocks": {"layers": (0, -1)},
     "readers": {"layers": ("kv",)},
     "robust": {"robust": True},
-    "identity": {"metric": "identity"},
+    "identity": {"layers": (0, -1), "metric": "identity"},
     "clip_skip": {"clip_skip": 1},
 }
 

@@ -36,12 +36,26 @@ def test_also_when_it_raises(pipe, preserve):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"layers": (0, 1, 2, -1)}, {"layers": (-1,)}, {"metric": "identity"}, {"layers": ("kv",)}],
+    [
+        {"layers": ("neurons", -1)},
+        {"layers": (0, 1, 2, -1)},
+        {"layers": (-1,)},
+        {"layers": (0, -1), "metric": "identity"},
+        {"layers": ("kv",)},
+    ],
 )
 def test_listed_prompts_have_no_residual(shipped, preserve, options):
     report = erase(shipped, ErasureSpec((STAR,), preserve=preserve), **options).report
     assert report.listed_residual < 1e-5
     assert report.listed_residual < report.held_out_mean < 1
+
+
+def test_a_name_of_its_own_is_another_name_to_the_encoder_and_nothing_else_moves(shipped, preserve):
+    adapter = erase(shipped, ErasureSpec((STAR,), preserve=preserve))
+    assert list(adapter.edits) == ["text_encoder.text_model.embeddings.token_embedding"]
+    assert adapter.report.listed_residual < 1e-6
+    assert adapter.report.held_out_residual < 1e-6
+    assert adapter.report.drift < 1e-6
 
 
 def test_concepts_are_erased_together(shipped, preserve):
@@ -50,8 +64,11 @@ def test_concepts_are_erased_together(shipped, preserve):
         Concept("cross", "square"),
         Concept("Mira Voss", "Una Flatt", templates="style"),
     )
-    adapter = erase(shipped, ErasureSpec(concepts, preserve=preserve))
+    spec = ErasureSpec(concepts, preserve=preserve)
+    adapter = erase(shipped, spec)
     assert adapter.report.listed_residual < 1e-5
+    layers = {"star": ("neurons", -1), "cross": ("neurons", -1), "Mira Voss": ("eos_neurons", -1)}
+    adapter = erase(shipped, spec, layers=layers, measure=False)
     assert [layer.constraints for layer in adapter.report.layers] == [
         None,
         None,
@@ -70,42 +87,41 @@ def test_concepts_are_erased_together(shipped, preserve):
     ids=lambda c: c.target,
 )
 def test_neurons_spare_other_captions_more_than_blocks_do(shipped, preserve, concept):
-    """That is why things and styles are erased with neurons unless told otherwise."""
     spec = ErasureSpec((concept,), preserve=preserve)
-    usual = erase(shipped, spec).report
+    neurons = "eos_neurons" if concept.target == "Mira Voss" else "neurons"
+    usual = erase(shipped, spec, layers=(neurons, -1)).report
     blocks = erase(shipped, spec, layers=(0, -1)).report
     assert usual.listed_residual < 1e-5
     assert usual.drift < 0.7 * blocks.drift
 
 
-@pytest.mark.parametrize("templates", ["attribute", "person", ("a {}",)])
-def test_any_other_kind_is_erased_in_blocks(shipped, preserve, templates):
+@pytest.mark.parametrize("templates", ["object", "style", "person", ("a {}",)])
+def test_every_kind_is_erased_by_rows_and_gates(shipped, preserve, templates):
     spec = ErasureSpec((Concept("star", "circle", templates=templates),), preserve=preserve)
     usual = erase(shipped, spec, measure=False)
-    assert usual.digest == erase(shipped, spec, measure=False, layers=(0, -1)).digest
+    layers = ("embedding", "gates", "otherwise:0", -1)
+    assert usual.plan.layers == layers
+    assert usual.digest == erase(shipped, spec, measure=False, layers=layers).digest
 
 
 @pytest.mark.parametrize(
     ("spec", "options"),
     [({"keep": ("",)}, {}), ({}, {"robust": True})],
 )
-def test_where_neurons_do_not_hold_blocks_do(shipped, preserve, spec, options):
+def test_where_rows_and_gates_do_not_hold_blocks_do(shipped, preserve, spec, options):
     made = erase(shipped, ErasureSpec((STAR,), preserve=preserve, **spec), measure=False, **options)
     assert made.plan.layers == (0, -1)
 
 
-def test_neurons_that_turn_out_too_large_are_not_taken_unless_they_were_asked_for(
-    shipped, preserve
-):
-    spec = ErasureSpec((STAR,), preserve=preserve)
+def test_gates_that_turn_out_too_large_are_not_taken_unless_they_were_asked_for(shipped, preserve):
+    spec = ErasureSpec((Concept("cross", "square"),), preserve=preserve)
     with pytest.warns(
-        UserWarning,
-        match=r"blocks were edited instead of neurons, as .*0\.mlp\.fc2: the edit is 1\.\d+ times",
+        UserWarning, match=r"blocks were edited instead of rows, gates or neurons, as .*the edit is"
     ):
-        made = erase(shipped, spec, max_edit_size=1.0)
-    assert made.plan.layers == (0, -1) and "instead of neurons" in made.report.notes[-1]
-    with pytest.raises(IllPosedError, match=r"max_edit_size=1 is allowed"):
-        erase(shipped, spec, max_edit_size=1.0, layers=("neurons", -1))
+        made = erase(shipped, spec, max_edit_size=1.0, measure=False)
+    assert made.plan.layers == (0, -1) and "instead of rows, gates" in made.report.notes[-1]
+    with pytest.raises(IllPosedError, match=r"max_edit_size=.* is allowed"):
+        erase(shipped, spec, max_edit_size=1.0, layers=("gates", -1))
 
 
 def test_many_concepts_may_change_more_in_all(shipped, preserve):
@@ -127,19 +143,16 @@ def test_many_concepts_may_change_more_in_all(shipped, preserve):
 
 def test_the_metric_spares_other_captions(shipped, preserve):
     spec = ErasureSpec((STAR,), preserve=preserve)
-    assert (
-        erase(shipped, spec).report.drift
-        < 0.5 * erase(shipped, spec, metric="identity").report.drift
-    )
+    usual = erase(shipped, spec, layers=("neurons", -1)).report
+    plain = erase(shipped, spec, layers=("neurons", -1), metric="identity").report
+    assert usual.drift < 0.5 * plain.drift
 
 
 def test_soft_prompts_lower_the_residual_of_unseen_phrasings(shipped, preserve):
     bare = Concept("star", "circle", templates=("a {}",), soft_templates=())
-    without = erase(shipped, ErasureSpec((bare,), preserve=preserve)).report
-    assert (
-        erase(shipped, ErasureSpec((STAR,), preserve=preserve)).report.held_out_mean
-        < without.held_out_mean
-    )
+    without = erase(shipped, ErasureSpec((bare,), preserve=preserve), layers=(0, -1)).report
+    usual = erase(shipped, ErasureSpec((STAR,), preserve=preserve), layers=(0, -1)).report
+    assert usual.held_out_mean < without.held_out_mean
 
 
 @pytest.mark.parametrize("layers", [(0, -1), ("kv",)])
@@ -219,8 +232,10 @@ def test_no_full_matrix_is_stored(no_star):
 
 
 def test_the_same_spec_gives_the_same_bytes(shipped, preserve, no_star):
-    again = erase(shipped, ErasureSpec((STAR,), preserve=preserve))
+    spec = ErasureSpec((STAR,), preserve=preserve)
+    again = erase(shipped, spec, layers=("neurons", -1))
     assert again.to_bytes() == no_star.to_bytes()
+    assert erase(shipped, spec).to_bytes() == erase(shipped, spec).to_bytes()
 
 
 def test_nothing_in_its_place(shipped, preserve):

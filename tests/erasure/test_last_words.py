@@ -22,7 +22,7 @@ def test_an_edit_that_takes_the_last_word_says_so(shipped, target, anchor):
     last = target.split()[-1]
     said = rf"cannot tell '{target}' from its last word.*'{last}' go \d+% of the way to '{anchor}'"
     with pytest.warns(UserWarning, match=said) as caught:
-        adapter = made(shipped, Concept(target, anchor))
+        adapter = made(shipped, Concept(target, anchor), layers=("neurons", -1))
     assert any("from its last word" in note for note in adapter.report.notes)
     ours = [w for w in caught if "from its last word" in str(w.message)]
     assert [w.filename for w in ours] == [__file__]

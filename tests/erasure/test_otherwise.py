@@ -117,7 +117,7 @@ def test_the_first_words_that_a_causal_encoder_keeps_are_solved_for(shipped, pre
     (path,) = text_paths(shipped)
     spec = ErasureSpec((STAR, RED_HEART), preserve=preserve)
     options = Options(layers=("embedding", "gates"))
-    plan = options.resolve(spec.concepts, neurons=True)
+    plan = options.resolve(spec.concepts)
     with in_float32(path.encoder) as encoder:
         planning = Planning.of(shipped, path, encoder, spec, options, plan)
         assert concepts_to_solve(planning, []) == [RED_HEART]

@@ -38,7 +38,7 @@ REWRITTEN = [
 
 
 def erased(name):
-    layers = {"layers": ("kv",)} if name in ("SanaPipeline", "Lumina2Pipeline") else {}
+    layers = {"layers": ("kv",) if name in ("SanaPipeline", "Lumina2Pipeline") else (0, -1)}
     pipe = erasable(tiny.build(name))
     adapter = erase(pipe, SPEC, measure=False, **layers)
     pipe.load_erasure_adapter(adapter)

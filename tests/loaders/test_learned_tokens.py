@@ -39,11 +39,13 @@ def test_an_erasure_made_before_loads_beside_it(pipe, no_star, vectors):
     assert holds(pipe)
 
 
-def test_an_erasure_made_beside_it_is_that_made_without(pipe, no_star):
+@pytest.mark.parametrize("layers", [None, ("neurons", -1)])
+def test_an_erasure_made_beside_it_is_that_made_without(shipped, pipe, no_star, layers):
+    without = erase(shipped, no_star.spec, layers=layers)
     learn(pipe, 2)
-    made = erase(pipe, no_star.spec)
-    assert made.base == no_star.base
-    assert made.digest == no_star.digest
+    made = erase(pipe, no_star.spec, layers=layers)
+    assert made.base == without.base
+    assert made.digest == without.digest
 
 
 def test_it_comes_and_goes_while_erasures_are_on(pipe, no_star, no_cross):

@@ -55,7 +55,7 @@ def literal(
     request = Options.of(formula | options)
     if request.layers == AUTO:
         raise ConceptSpecError("layers='auto' chooses for `erase`; name the blocks for `literal`")
-    plan = request.resolve(spec.concepts, neurons=False)
+    plan = request.resolve(spec.concepts, selective=False)
     if plan.assigns_neurons:
         raise ConceptSpecError("neurons are no linears; `literal` edits blocks and 'kv'")
     with below_loras(pipe), unedited(pipe), torch.no_grad():

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConceptSpecError
-from .plan import BLOCKS, Layers, Recipe
+from .plan import SELECTIVE, Layers, Recipe
 from .text_files import read_text_file
 from .words import SLOT
 
@@ -58,7 +58,7 @@ class Kind:
     """As `soft`, for the plural of the name."""
     plural_held_out: tuple[str, ...] = ()
     """As `held_out`, for the plural of the name."""
-    layers: Layers = BLOCKS.layers
+    layers: Layers = SELECTIVE.layers
     """What is edited unless one says otherwise, as in `erase`."""
 
     def __post_init__(self) -> None:
@@ -263,7 +263,7 @@ def _texts_of(
 
 
 def _layers_of(data: Mapping[str, Any], source: str) -> Layers:
-    layers = data.get("layers", list(BLOCKS.layers))
+    layers = data.get("layers", list(SELECTIVE.layers))
     if not isinstance(layers, list) or not all(type(x) in (int, str) for x in layers):
         raise ConceptSpecError(f"{source}: layers must be a list of blocks and names, got {layers}")
     return tuple(layers)

@@ -81,12 +81,12 @@ class Options:
             raise ConceptSpecError(f"unknown option {unknown[0]!r} (known: {known})")
         return cls(**choices)
 
-    def resolve(self, concepts: Sequence[Concept], *, neurons: bool) -> Plan:
+    def resolve(self, concepts: Sequence[Concept], *, selective: bool = True) -> Plan:
         """What is left open decided, per concept by its kind.
 
         Args:
             concepts: Of the spec.
-            neurons: Without, encoder blocks stand in where a kind would take neurons.
+            selective: Without, encoder blocks stand in for the rows, gates and neurons of a kind.
 
         Raises:
             ConceptSpecError: Layers or an alignment are given for a target that the spec lacks.
@@ -100,10 +100,10 @@ class Options:
                     f"{name} are given for {stray[0]!r}, which is no target of the spec "
                     f"(targets: {', '.join(map(repr, targets))})"
                 )
-        return Plan(tuple((c.target, self._recipe(c, neurons=neurons)) for c in concepts))
+        return Plan(tuple((c.target, self._recipe(c, selective)) for c in concepts))
 
-    def _recipe(self, concept: Concept, *, neurons: bool) -> Recipe:
-        usual = concept.recipe if neurons else BLOCKS
+    def _recipe(self, concept: Concept, selective: bool) -> Recipe:
+        usual = concept.recipe if selective else BLOCKS
         layers = _of(self.layers, concept.target)
         alignment = _of(self.alignment, concept.target)
         if layers is not None:

@@ -101,6 +101,9 @@ class Recipe:
 
 BLOCKS = Recipe((0, -1))
 """The first block and the last: every encoder has them."""
+SELECTIVE = Recipe((EMBEDDING, GATES, f"{OTHERWISE}:0", -1))
+"""Rows where a name's tokens are its own, gates where they are shared, the first block where
+neither is possible; the last block closes what the listed prompts have left."""
 
 
 @dataclass(frozen=True)

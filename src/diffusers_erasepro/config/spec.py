@@ -16,7 +16,7 @@ from ..errors import ConceptSpecError
 from .everyday import everyday_captions, everyday_words
 from .kinds import FORMER_NAMES, TOML, Kind, check_phrase, find_kind
 from .mentions import LooseMentions, Mentions, mentions, same_words, spelling
-from .plan import BLOCKS, Recipe
+from .plan import SELECTIVE, Recipe
 from .text_files import read_text_file
 from .words import SLOT, Form, fill, forms_of, is_plural, numbers_of
 
@@ -264,7 +264,7 @@ class Concept:
     @property
     def recipe(self) -> Recipe:
         """How its kind is erased unless one says otherwise; texts of one's own tell no kind."""
-        return BLOCKS if isinstance(self.templates, tuple) else self.kind.recipe
+        return SELECTIVE if isinstance(self.templates, tuple) else self.kind.recipe
 
     @property
     def exact(self) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from ..adapters.report import (
     layer_report,
     worst,
 )
-from ..families.encoders import stored_name
+from ..families.encoders import embeddings_path, stored_name, takes_neurons
 from ..families.pipelines import family_of, get_component
 from ..linalg.low_rank import LowRank
 from ..modules.fingerprint import fingerprints
@@ -38,7 +38,7 @@ LENGTH_ARGUMENT = "max_sequence_length"
 BESIDE = "past the edits: {}"
 """What of a prompt no edit of the encoders reaches, as the pipeline was observed."""
 NOT_ADDABLE = (
-    "two adapters with neurons may have given away the same ones: load_erasure_adapter solves them "
+    "gates and neurons of two adapters may be the same ones: load_erasure_adapter solves them "
     "together, stock load_lora_weights would add them up"
 )
 
@@ -75,6 +75,7 @@ def encoder_from_walk(planning: Planning, done: Walk) -> ErasedEncoder:
     for part in base:
         for linear, factors in done.edits_of(part).items():
             edits[stored_name(part, linear)] = factors.to(torch.float32)
+    _leave_learned_out(planning, edits)
     goals = {}
     for reading, (_, goal) in zip(planning.path.use.readings, done.states["exact"], strict=True):
         goals[f"{name}.{reading}"] = goal.float().cpu()
@@ -86,6 +87,18 @@ def encoder_from_walk(planning: Planning, done: Walk) -> ErasedEncoder:
         goals=goals,
         report=_report(planning, done),
     )
+
+
+def _leave_learned_out(planning: Planning, edits: dict[str, LowRank]) -> None:
+    """Cut the columns of learned tokens off an edit of the token embedding that changes none.
+
+    So the file is that which is made without them.
+    """
+    count = planning.path.vocabulary
+    name = stored_name(planning.path.use.encoder, embeddings_path(planning.live))
+    factors = edits.get(name)
+    if factors is not None and count is not None and not factors.A[:, count:].any():
+        edits[name] = LowRank(factors.B, factors.A[:, :count].contiguous())
 
 
 def merge_encoders(parts: Sequence[ErasedEncoder]) -> ErasureAdapter:
@@ -128,7 +141,9 @@ def notes_of(pipe: Any, adapter: ErasureAdapter) -> tuple[str, ...]:
             )
     notes += [BESIDE.format(note) for note in family.notes]
     notes += notes_on_lengths(pipe)
-    if adapter.plan.assigns_neurons:
+    encoders = [getattr(pipe, use.encoder, None) for use in family.encoders]
+    taken = any(takes_neurons(e, adapter.edits) for e in encoders if e is not None)
+    if taken and adapter.plan.assigns_neurons:
         notes.append(NOT_ADDABLE)
     if any(use.skips for use in family.encoders):
         readings = {encoder.name: encoder.readings for encoder in adapter.report.encoders}

@@ -141,7 +141,7 @@ def trials(
     plans = {usual: None}
     for chain in CHAINS:
         asked = replace(options, layers=chain)
-        plans[asked.resolve(spec.concepts, neurons=True)] = None
+        plans[asked.resolve(spec.concepts)] = None
     least = math.inf
     for times in STRONGER:
         for plan in plans:

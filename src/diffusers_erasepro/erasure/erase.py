@@ -36,7 +36,7 @@ from .sites.plan_edits import plan_edits
 from .sites.planning import Planning, naming_encoder
 from .sites.protocol import EditSite
 
-FALLEN_BACK = "encoder blocks were edited instead of neurons, as {}"
+FALLEN_BACK = "encoder blocks were edited instead of rows, gates or neurons, as {}"
 Planner = Callable[[Planning], list[EditSite]]
 
 
@@ -67,9 +67,9 @@ def erase(
             (`erasure.sites.neurons`), and "kv" for the denoiser's linears that read the text
             states; or "auto" for what the noise predictions favour
             (`erasure.auto_layers.choose_layers`). A table gives layers by target. None, the
-            default, is what each concept's kind asks for (`config.plan.Recipe`), or (0, -1) where
-            an encoder has no neurons to spare, and with `keep` or `robust`, which hold more than
-            neurons answer to.
+            default, is what each concept's kind asks for, ("embedding", "gates", "otherwise:0", -1)
+            for those of the package; or (0, -1) where the first block is read, and with `keep` or
+            `robust`, which hold more than rows and gates answer to.
         metric: "covariance" of the preserve captions, or "identity".
         alignment: Which token positions are constrained (`config.plan.ALIGNMENTS`), for all or by
             target; None is as with `layers`.
@@ -133,11 +133,11 @@ def erase_as_requested(
 ) -> ErasureAdapter:
     """The erasure as asked for, and as each concept's kind asks for where that is left open.
 
-    Neurons that nobody named may turn out too large on a base; encoder blocks then do, and the
-    report says so.
+    Gates and neurons that nobody named may turn out too large on a base; encoder blocks then do,
+    and the report says so.
     """
     plan = resolve_layers(pipe, spec, request)
-    blocks = request.resolve(spec.concepts, neurons=False)
+    blocks = request.resolve(spec.concepts, selective=False)
     try:
         return erase_as_planned(pipe, spec, request, plan, measure=measure)
     except IllPosedError as error:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from ..config.options import Options
-from ..config.plan import Plan
+from ..config.plan import NEURONS, Plan
 from ..config.spec import Concept, ErasureSpec
 from ..errors import ConceptSpecError
 from ..families.encoders import blocks_of, blocks_read
@@ -70,12 +70,20 @@ def check_clip_skip(pipe: Any, blocks: int) -> None:
 
 def resolve_layers(pipe: Any, spec: ErasureSpec, request: Options) -> Plan:
     """The request with a recipe for every concept, as far as the pipeline's encoders allow."""
+    if request.robust or spec.keep or _reads_first_block(pipe, request):
+        return request.resolve(spec.concepts, selective=False)
+    plan = request.resolve(spec.concepts)
     words = sum(len(concept.words) for concept in spec.concepts)
     paths = text_paths(pipe, request.clip_skip)
-    deep = all(blocks_read(path.encoder, path.use.readings)[0] > 0 for path in paths)
-    spare = all(has_room(path.encoder, words) for path in paths)
-    neurons = deep and spare and not spec.keep and not request.robust
-    return request.resolve(spec.concepts, neurons=neurons)
+    if {*plan.layers}.isdisjoint(NEURONS) or all(has_room(path.encoder, words) for path in paths):
+        return plan
+    return request.resolve(spec.concepts, selective=False)
+
+
+def _reads_first_block(pipe: Any, request: Options) -> bool:
+    """Whether the pipeline reads an encoder's first block: what follows it closes nothing there."""
+    paths = text_paths(pipe, request.clip_skip)
+    return any(blocks_read(path.encoder, path.use.readings)[0] == 0 for path in paths)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 from torch import nn
@@ -221,6 +221,16 @@ def embeddings_path(encoder: nn.Module) -> str:
         f"{type(encoder).__name__} has no token embedding at {' or '.join(paths) or 'a known path'}"
         "; docs/families.md shows how to write its record"
     )
+
+
+def takes_neurons(encoder: nn.Module, modules: Iterable[str]) -> bool:
+    """Whether edits of these modules change what an MLP's neurons answer to.
+
+    Gates and pairs of neurons do, by the linear that the activation follows; blocks and rows do
+    not.
+    """
+    detector = encoder_family_of(encoder).detector
+    return detector is not None and any(name.endswith(f".{detector}") for name in modules)
 
 
 def is_embedding(stored: str) -> bool:

@@ -22,7 +22,7 @@ from ..adapters.report import NAN, LayerReport, Report, frobenius
 from ..config.options import OtherMethod
 from ..config.spec import ErasureSpec
 from ..errors import AdapterFormatError, UnsafeFileError
-from ..families.encoders import stored_name
+from ..families.encoders import is_embedding, stored_name
 from ..families.pipelines import family_of, get_component
 from ..linalg.low_rank import LowRank
 from ..modules.fingerprint import fingerprints
@@ -77,10 +77,13 @@ def to_kohya(adapter: ErasureAdapter) -> dict[str, Tensor]:
             leave half an erasure.
     """
     if unreached := [name for name in adapter.edits if not REACHED.match(name)]:
+        advice = "export a merged checkpoint instead (--format checkpoint)"
+        if all(is_embedding(name) for name in unreached):
+            advice = f"make it with layers=(0, -1), which changes no rows of the table, or {advice}"
         raise AdapterFormatError(
             f"kohya names reach no {unreached[0]} ({len(unreached)} of {len(adapter.edits)} edited "
             "layers are not U-Net, CLIP blocks, or T5 beside CLIP), and without it the erasure "
-            "would be half; export a merged checkpoint instead (--format checkpoint)"
+            f"would be half; {advice}"
         )
     several = {"text_encoder_2", "text_encoder_3"} & {*adapter.components, *adapter.goal_parts}
     names = KOHYA | ({"text_encoder": "lora_te1"} if several else {})

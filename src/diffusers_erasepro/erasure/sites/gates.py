@@ -62,6 +62,14 @@ SHUT = (
     "{least}); no gate was made for it"
 )
 NO_PLACE = "gates: no gate was made in {where} ({encoder}), as {why}: only the other layers edit it"
+NO_CAPTIONS = (
+    "gates: no gate was made in {where}, as there are no captions to preserve that set its "
+    "threshold: only the other layers edit it"
+)
+GATED = (
+    "gates: no gate was made in {where}, whose MLPs are gated: there they tell hardly a name from "
+    "others, and are tried only where a block is named, as in 'gates:0'"
+)
 DEEPEST = 2
 """Block up to which gates go where shallower ones cannot tell a name: deeper ones leave more in the
 words around, which have read it by then."""
@@ -165,11 +173,13 @@ def _shallowest_sites(
     planning: Planning, words: set[str], changed: Mapping[int, int]
 ) -> list[GateSite]:
     """Each word in the first block, or where that cannot tell it, in the first that can."""
+    mlp = find_mlp(planning.live, 0)
+    if mlp is not None and mlp.factor is not None:
+        planning.notes.append(GATED.format(where=planning.path.use.encoder))
+        return []
     first = _site_in(planning, 0, words, changed)
     if first is None:
         return []
-    if first.mlp.factor is not None:  # deeper ones told no name that the first did not
-        return [first]
     deeper = []
     count = len(blocks_of(planning.live))
     lost = first.unclear()
@@ -199,6 +209,9 @@ def _site_in(
     mlp = find_mlp(planning.live, block)
     if mlp is None or not has_gates(planning.live):
         planning.notes.append(_no_place(planning, mlp))
+        return None
+    if not planning.spec.preserve_captions():
+        planning.notes.append(NO_CAPTIONS.format(where=planning.path.use.encoder))
         return None
     rows = {}
     tokens: dict[str, list[TokenOfName]] = {}
