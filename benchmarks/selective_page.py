@@ -22,12 +22,12 @@ erased, 0 all of it. `drift`: how far captions moved that name nothing that was 
 same of phrases that share a word or a meaning with the name, those that the edit was given to keep
 and others. `fires`: captions, and words in "a WORD", in which a token moves by more than a tenth.
 
-"default" is what `erase` does, `("embedding", "gates", "otherwise:0", -1)`, "former default" what it
-did until 28 November 2026: two neurons and the last block for things and styles, `(0, -1)` for others.
-"rows" stands for `"embedding"` among `layers`, "gates" for `"gates"`, "last block" for `-1`, "blocks"
-for `(0, -1)`, and "listed alone" is the default without soft prompts. Sketches are those of the
-measuring stick, `../shared/tools/real_encoder.py`, which is frozen; its phrases, captions and
-figures are used as they are, but that every eighth word of the vocabulary is asked.
+"default" is what `erase` does, `("embedding", "gates", "otherwise:0", -1)`, "former default" what
+it did until 28 November 2026: two neurons and the last block for things and styles, `(0, -1)` for
+others. "rows" stands for `"embedding"` among `layers`, "gates" for `"gates"`, "last block" for `-1`,
+"blocks" for `(0, -1)`, and "listed alone" is the default without soft prompts. Sketches are those
+of the measuring stick, `../shared/tools/real_encoder.py`, which is frozen; its phrases, captions
+and figures are used as they are, but that every eighth word of the vocabulary is asked.
 """
 
 
