@@ -46,8 +46,8 @@ from pictures_cells import (
     ANCHOR,
     CELLS,
     HUNDRED,
+    LINEAR,
     OURS,
-    OURS_CLOSED,
     PEERS,
     SHARES,
     PicturesCell,
@@ -60,7 +60,7 @@ from pictures_drawing import SHOWN, STEPS, TRIED, Studio, shown_folder, weights_
 
 ROWS: dict[str, Make] = {
     OURS: partial(erase, layers=("embedding", "gates")),
-    OURS_CLOSED: partial(erase, layers=("embedding", "gates", -1)),
+    LINEAR: partial(erase, layers=(0, -1)),
     "ours: default": erase,
     "UCE": uce,
     "SPEED": speed,

@@ -85,7 +85,8 @@ FIRE_ENGINE = to_other("fire engine", "tractor")
 RUNNING_SHOE = to_other("running shoe", "backpack")
 OURS = "ours: rows, gates"
 """The row that is compared with what was asked for."""
-OURS_CLOSED = "ours: rows, gates, last block"
+LINEAR = "ours: blocks 0 and last"
+"""Linear edits of the encoder alone."""
 PEERS = ("UCE", "SPEED", "RECE")
 """Rows that edit the denoiser, so that other weights of it ask for another edit."""
 FEW = (OURS, "ours: default", "UCE")
@@ -97,7 +98,7 @@ CELLS: dict[str, PicturesCell] = {
         (PISTOL,),
         ("dagger", "bomb", "hammer", "trumpet"),
         {"pistol": ("revolver",)},
-        rows=(*MOST, OURS_CLOSED),
+        rows=(*MOST, LINEAR),
     ),
     "cat face": PicturesCell(
         (CAT,),
@@ -111,7 +112,7 @@ CELLS: dict[str, PicturesCell] = {
         (Concept("Blob", "a drawing", templates="style"),),
         ("Noto", "Twemoji", "Firefox"),
         field="hand",
-        rows=(*MOST, OURS_CLOSED),
+        rows=(*MOST, LINEAR),
     ),
     "weapons": PicturesCell(
         (

@@ -25,9 +25,9 @@ and others. `fires`: captions, and words in "a WORD", in which a token moves by 
 "default" is what `erase` does, `("embedding", "gates", "otherwise:0", -1)`, "former default" what
 it did until 28 November 2026: two neurons and the last block for things and styles, `(0, -1)` for
 others. "rows" stands for `"embedding"` among `layers`, "gates" for `"gates"`, "last block" for
-`-1`, "blocks" for `(0, -1)`, "listed alone" for the default without soft prompts. Sketches are those
-of the measuring stick, `../shared/tools/real_encoder.py`, which is frozen; its phrases, captions
-and figures are used as they are, but that every eighth word of the vocabulary is asked.
+`-1`, "blocks" for `(0, -1)`, "listed alone" for the default without soft prompts. Sketches are
+those of the measuring stick, `../shared/tools/real_encoder.py`, which is frozen; its phrases,
+captions and figures are used as they are, but that every eighth word of the vocabulary is asked.
 """
 
 
