@@ -155,7 +155,7 @@ class SolverOptions:
 
     layers: Annotated[
         str | None,
-        typer.Option(help="'auto', or such as '0,-1' or 'neurons,-1'; default: by kind."),
+        typer.Option(help="'auto', or such as '0,-1' or 'embedding,gates'; default: by kind."),
     ] = None
     robust: Annotated[
         bool,
