@@ -155,7 +155,9 @@ class SolverOptions:
 
     layers: Annotated[
         str | None,
-        typer.Option(help="'auto', or such as '0,-1' or 'embedding,gates'; default: by kind."),
+        typer.Option(
+            help="'auto', or such as '0,-1' or 'embedding,gates'; default: rows, gates and the last block."
+        ),
     ] = None
     robust: Annotated[
         bool,
