@@ -156,7 +156,7 @@ class SolverOptions:
     layers: Annotated[
         str | None,
         typer.Option(
-            help="'auto', or such as '0,-1' or 'embedding,gates'; default: rows, gates and the last block."
+            help="'auto', or such as '0,-1' or 'embedding,gates'; default: rows, gates, last block."
         ),
     ] = None
     robust: Annotated[
