@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import tiny
 from conftest import PICTURES, assert_same_bits, assert_saved_again_alike, bits
 from diffusers_erasepro import Concept, ErasureSpec, erasable, erase, glyphs
 from diffusers_erasepro.config.everyday import everyday_captions
@@ -161,6 +162,14 @@ def test_what_shares_one_token_with_the_name_stays_though_nobody_listed_it(plain
 def test_gates_stand_in_the_block_that_is_named(plain):
     made = made_with(plain, ("gates:2",))
     assert {*made.edits} == {name.replace("layer.0", "layer.2") for name in (FC1, FC2)}
+
+
+def test_the_end_of_a_prompt_is_no_token_of_a_name():
+    """Though a pooled vector is read there, as of SDXL's second encoder."""
+    pipe = tiny.build("StableDiffusionXLPipeline")
+    made = erase(pipe, ErasureSpec((tiny.STAR,), preserve=tiny.PRESERVE), measure=False)
+    table = "text_model.embeddings.token_embedding"
+    assert {*made.edits} == {f"text_encoder.{table}", f"text_encoder_2.{table}"}
 
 
 @pytest.mark.parametrize("layers", [("gates:x",), ("gates:",), ("gates:-1",), "gates:1.5"], ids=str)

@@ -202,7 +202,7 @@ def kinds_of_positions(pairs: Sequence[Pair], path: TextPath) -> KindsOfPosition
     """Every position that is read and has a counterpart in the anchor's prompt, and its kind."""
     whole = rows_of(pairs, path, ALIGNMENTS["all"])
     by_kind = {
-        "name": _columns(rows_of(pairs, path, ALIGNMENTS["subject"])),
+        "name": _columns(rows_of(pairs, path, ALIGNMENTS["subject"], with_pooled=False)),
         "ends": _columns(rows_of(pairs, path, ALIGNMENTS["last_subject+eos"])),
         "other": _columns(rows_of(pairs, path, ALIGNMENTS["subject_to_eos"])),
         "padding": _columns(whole),

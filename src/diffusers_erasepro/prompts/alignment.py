@@ -216,19 +216,21 @@ def _describe_rewritten(source: Any, found: RecordedInputs, row: int, text: str)
     )
 
 
-def rows_of(pairs: Sequence[Pair], source: Any, held: Held) -> Rows:
+def rows_of(pairs: Sequence[Pair], source: Any, held: Held, *, with_pooled: bool = True) -> Rows:
     """Token rows and aligned positions of `pairs`.
 
     Args:
         pairs: What is said, and what it shall mean.
         source: The `TextPath` that reads them, or a tokenizer that stands alone.
-        held: Which positions; a pooled vector's, the end of the prompt, is always among them.
+        held: Which positions.
+        with_pooled: A pooled vector's position, the end of the prompt, is among them in any case;
+            without, where `held` says so.
 
     Raises:
         ConceptSpecError: A target and its anchor are the same tokens, two pairs ask different
             things of one prompt, or a prompt holds an unknown token.
     """
-    pooled = isinstance(source, TextPath) and source.pooled
+    pooled = with_pooled and isinstance(source, TextPath) and source.pooled
     prompts = [p.target for p in pairs] + [p.anchor for p in pairs]
     tokens, marks = _marked(source, prompts)
     targets = tokens[: len(pairs)]

@@ -175,7 +175,9 @@ def _shallowest_sites(
     """Each word in the first block, or where that cannot tell it, in the first that can."""
     mlp = find_mlp(planning.live, 0)
     if mlp is not None and mlp.factor is not None:
-        planning.notes.append(GATED.format(where=planning.path.use.encoder))
+        own = planning.own_tokens
+        if any(changed.keys().isdisjoint(own[word].rows) for word in words):
+            planning.notes.append(GATED.format(where=planning.path.use.encoder))
         return []
     first = _site_in(planning, 0, words, changed)
     if first is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -78,8 +78,8 @@ class Planning:
     @cached_property
     def names(self) -> Mapping[str, Rows]:
         """Per kind, the rows of `pairs` aligned at every token of the name."""
-        subject = ALIGNMENTS["subject"]
-        return {kind: rows_of(pairs, self.path, subject) for kind, pairs in self.pairs.items()}
+        read = partial(rows_of, source=self.path, held=ALIGNMENTS["subject"], with_pooled=False)
+        return {kind: read(pairs) for kind, pairs in self.pairs.items()}
 
     @cached_property
     def content(self) -> str:
