@@ -70,8 +70,8 @@ ARCHITECTURES = {
     "CLIP, T5": "FluxPipeline",
 }
 LAYERS: dict[str, tuple[int | str, ...] | None] = {
-    "default": None,
-    "rows and gates": ("embedding", "gates"),
+    "blocks": (0, -1),
+    "rows and gates": ("embedding", "gates:0"),
     "K/V": (READERS,),
 }
 FORCED = (diffusers.PixArtAlphaPipeline, diffusers.AuraFlowPipeline)
@@ -664,14 +664,14 @@ FAULTS = ("SILENT", "FALSE ALARM", "CRASH", "CHANGED")
 def cells() -> Iterator[tuple[str, str, Way]]:
     """Architecture, layers and way of every cell of the table, each architecture's own edit first.
 
-    Rows and gates lie in the encoders as the default edit does: where only the denoiser is loaded
+    Rows and gates lie in the encoders as edits of blocks do: where only the denoiser is loaded
     in another way, nothing that they meet is, and they are left out.
     """
     for turn in range(len(LAYERS)):
         for architecture in ARCHITECTURES:
-            kinds = ["default", "K/V", "rows and gates"]
-            if architecture == "Gemma":  # has no place for the default
-                kinds = ["K/V", "default", "rows and gates"]
+            kinds = ["blocks", "K/V", "rows and gates"]
+            if architecture == "Gemma":  # has no place for blocks
+                kinds = ["K/V", "blocks", "rows and gates"]
             for way in sorted(WAYS, key=lambda way: "compile" in way.name):  # they take longest
                 if way.encoders or kinds[turn] != "rows and gates":
                     yield architecture, kinds[turn], way

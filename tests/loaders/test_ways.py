@@ -5,10 +5,10 @@ import pytest
 import loading
 
 SLICE = [
-    ("CLIP", "default", "sequential offload (accelerate.cpu_offload)"),
+    ("CLIP", "blocks", "sequential offload (accelerate.cpu_offload)"),
     ("CLIP", "K/V", "group offload, leaf, after the erasure"),
     ("T5", "K/V", "sequential offload (accelerate.cpu_offload)"),  # a parameter of the model itself
-    ("CLIP", "default", "from_pretrained of a sharded checkpoint"),
+    ("CLIP", "blocks", "from_pretrained of a sharded checkpoint"),
     ("T5", "K/V", "torchao, 8-bit weights"),
 ]
 
@@ -19,7 +19,7 @@ def test_an_erasure_holds_on_this_way(architecture, layers, title):
     assert found.result == "holds", found
 
 
-@pytest.mark.parametrize("layers", ["default", "K/V"])
+@pytest.mark.parametrize("layers", ["blocks", "K/V"])
 def test_the_referee_sees_an_erasure_that_is_not_there(layers):
     """A way that loses the edited weights: the referee says so by itself, and so does verify."""
 
