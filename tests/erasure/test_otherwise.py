@@ -16,6 +16,7 @@ from diffusers_erasepro.config.options import Options
 from diffusers_erasepro.erasure.final_states import concepts_to_solve
 from diffusers_erasepro.erasure.float32 import in_float32
 from diffusers_erasepro.erasure.sites import gates, neurons
+from diffusers_erasepro.erasure.sites.embeddings import embedding_sites
 from diffusers_erasepro.erasure.sites.planning import Planning
 from diffusers_erasepro.errors import ConceptSpecError
 from diffusers_erasepro.linalg import gates as linalg_gates
@@ -113,14 +114,24 @@ def test_what_stands_in_needs_what_it_stands_in_for(layers):
         Options(layers=layers)
 
 
-def test_the_first_words_that_a_causal_encoder_keeps_are_solved_for(shipped, preserve):
+def test_what_neither_a_row_nor_a_gate_reaches_has_no_vectors_to_solve(shipped):
+    """Its prompts would weigh among those of the others, and a note name it."""
     (path,) = text_paths(shipped)
-    spec = ErasureSpec((STAR, RED_HEART), preserve=preserve)
-    options = Options(layers=("embedding", "gates"))
+    spec = ErasureSpec((STAR, RED_HEART))  # "heart" is that of other hearts
+    options = Options(layers=("embedding", "gates"), final_states=True)
     plan = options.resolve(spec.concepts)
     with in_float32(path.encoder) as encoder:
         planning = Planning.of(shipped, path, encoder, spec, options, plan)
-        assert concepts_to_solve(planning, []) == [RED_HEART]
+        early = embedding_sites(planning)
+        assert concepts_to_solve(planning, early) == [STAR]
+
+
+@pytest.mark.slow
+def test_the_first_words_that_a_causal_encoder_keeps_are_solved_for(shipped, preserve, monkeypatch):
+    with_margin(monkeypatch, -torch.inf)
+    made = made_for(shipped, preserve, STAR, RED_HEART, final_states=None, max_edit_size=1000)
+    (note,) = [note for note in made.report.notes if note.startswith("final_states")]
+    assert "'red heart'" in note and "'star'" not in note
 
 
 @pytest.mark.slow

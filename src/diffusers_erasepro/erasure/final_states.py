@@ -85,7 +85,7 @@ def solve_for_final_states(planning: Planning, sites: Sequence[EditSite]) -> lis
 def concepts_to_solve(
     planning: Planning, early: Sequence[EmbeddingSite | GateSite]
 ) -> list[Concept]:
-    """All, or none, or those whose anchor's vectors fall short.
+    """All that rows or gates reach, or none, or those of them whose anchor's vectors fall short.
 
     That is where the anchor has another number of tokens, or holds the name; and where the first
     tokens of a name stay as they are, as they have no gates in a causal encoder. Of these at most
@@ -93,14 +93,19 @@ def concepts_to_solve(
     """
     asked = planning.options.final_states
     changed: set[int] = set()
+    reached: set[str] = set()
     for site in early:
-        changed |= set(site.rows) if isinstance(site, EmbeddingSite) else set()
+        if isinstance(site, EmbeddingSite):
+            changed |= set(site.rows)
+            reached |= set(site.words.values())
+        else:
+            reached |= site.words() - site.unclear()
     tokenizer = tokenizer_of(planning.path)
     found = []
     raw = []
     for concept in planning.spec.concepts:
-        recipe = planning.plan.recipe_of(concept)
-        if recipe.edits_tokens and concept.anchor and asked is not False:
+        # what neither a row nor a gate reaches has no vectors to solve
+        if not reached.isdisjoint(concept.words) and concept.anchor and asked is not False:
             texts = [f"a {concept.target}", f"a {concept.anchor}"]
             ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
             longer = len(ids[0]) != len(ids[1])

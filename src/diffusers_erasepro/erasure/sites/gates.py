@@ -14,7 +14,7 @@ from ...config.mentions import Mentions
 from ...config.options import blocks_in
 from ...config.plan import block_of_gates
 from ...config.spec import Concept
-from ...families.encoders import blocks_of, encoder_family_of
+from ...families.encoders import blocks_of, blocks_read, encoder_family_of
 from ...linalg import gated_mlps
 from ...linalg.gated_mlps import GatedMlpWeights, detect_products, solve_gated_mlp
 from ...linalg.gates import (
@@ -183,7 +183,8 @@ def _shallowest_sites(
     if first is None:
         return []
     deeper = []
-    count = len(blocks_of(planning.live))
+    # the last block that is read closes what is left: a gate there, or behind it, is none
+    count = blocks_read(planning.live, planning.path.use.readings)[-1] + 1
     lost = first.unclear()
     for block in range(1, min(DEEPEST + 1, count - 1)):
         if lost:
