@@ -114,14 +114,17 @@ def test_where_rows_and_gates_do_not_hold_blocks_do(shipped, preserve, spec, opt
 
 
 def test_gates_that_turn_out_too_large_are_not_taken_unless_they_were_asked_for(shipped, preserve):
-    spec = ErasureSpec((Concept("cross", "square"),), preserve=preserve)
+    """A name of one token keeps its row all the same."""
+    spec = ErasureSpec((STAR, Concept("cross", "square")), preserve=preserve)
     with pytest.warns(
-        UserWarning, match=r"blocks were edited instead of rows, gates or neurons, as .*the edit is"
+        UserWarning, match=r"blocks were edited instead of gates or neurons, as .*the edit is"
     ):
-        made = erase(shipped, spec, max_edit_size=1.0, measure=False)
-    assert made.plan.layers == (0, -1) and "instead of rows, gates" in made.report.notes[-1]
+        made = erase(shipped, spec, max_edit_size=0.7, measure=False)
+    assert made.plan.layers == ("embedding", 0, -1)
+    assert "instead of gates" in made.report.notes[-1]
+    assert any(name.endswith("token_embedding") for name in made.edits)
     with pytest.raises(IllPosedError, match=r"max_edit_size=.* is allowed"):
-        erase(shipped, spec, max_edit_size=1.0, layers=("gates", -1))
+        erase(shipped, spec, max_edit_size=0.7, layers=("gates", -1))
 
 
 def test_many_concepts_may_change_more_in_all(shipped, preserve):

@@ -36,7 +36,7 @@ from .sites.plan_edits import plan_edits
 from .sites.planning import Planning, naming_encoder
 from .sites.protocol import EditSite
 
-FALLEN_BACK = "encoder blocks were edited instead of rows, gates or neurons, as {}"
+FALLEN_BACK = "encoder blocks were edited instead of {}, as {}"
 Planner = Callable[[Planning], list[EditSite]]
 
 
@@ -134,17 +134,20 @@ def erase_as_requested(
     """The erasure as asked for, and as each concept's kind asks for where that is left open.
 
     Gates and neurons that nobody named may turn out too large on a base; encoder blocks then do,
-    and the report says so.
+    beside the rows that names of their own tokens have, and the report says so.
     """
     plan = resolve_layers(pipe, spec, request)
     blocks = request.resolve(spec.concepts, selective=False)
+    make = partial(erase_as_planned, pipe, spec, request, measure=measure)
     try:
-        return erase_as_planned(pipe, spec, request, plan, measure=measure)
+        return make(plan)
     except IllPosedError as error:
         if plan == blocks:
             raise
-        make = partial(erase_as_planned, pipe, spec, request, blocks, measure=measure)
-        return fall_back(error, make)
+        try:
+            return fall_back(error, lambda: make(plan.without_neurons(where=blocks)))
+        except IllPosedError:
+            return fall_back(error, lambda: make(blocks), "rows, gates or neurons")
 
 
 def erase_with_chosen_layers(
@@ -158,11 +161,13 @@ def erase_with_chosen_layers(
     return replace(made, report=choice.add_to(made.report))
 
 
-def fall_back(error: IllPosedError, make: Callable[[], ErasureAdapter]) -> ErasureAdapter:
-    """What `make` makes of encoder blocks, with a note that says why."""
-    note = FALLEN_BACK.format(error)
-    warnings.warn(note, stacklevel=level_of_caller())
+def fall_back(
+    error: IllPosedError, make: Callable[[], ErasureAdapter], instead: str = "gates or neurons"
+) -> ErasureAdapter:
+    """What `make` makes of encoder blocks, with a note that says instead of what, and why."""
     made = make()
+    note = FALLEN_BACK.format(instead, error)
+    warnings.warn(note, stacklevel=level_of_caller())
     return replace(made, report=replace(made.report, notes=(*made.report.notes, note)))
 
 
