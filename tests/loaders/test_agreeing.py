@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from dataclasses import replace
 
 import pytest
 
@@ -54,6 +55,25 @@ def test_two_that_agree_are_combined_in_any_order(base, sibling):
     for adapter in (some, others):
         for concept in adapter.spec.concepts:
             assert concept.target.lower() in targets
+
+
+def test_what_each_file_keeps_is_kept(base):
+    """Refitting one file solves what it was made for."""
+    some = ErasureSpec(
+        (A,), preserve=("a red door",), near=("a starling", "a bolted door"), everyday=True
+    )
+    others = ErasureSpec((Concept("hat", "cap", ("a {}",), ()),), near=("a hatch",))
+    one = made(base, A, measure=False, layers=(0,))
+    alone, beside = (replace(one, spec=spec) for spec in (some, others))
+    assert joint_spec([alone]) == some
+    assert joint_spec([beside]) == others
+    for both in (joint_spec([alone, beside]), joint_spec([beside, alone])):
+        assert both.preserve == some.preserve and both.everyday
+        assert {*both.near} == {"a starling", "a bolted door", "a hatch"}
+    given = replace(alone, spec=replace(some, everyday=False))
+    assert joint_spec([given, beside]).everyday  # who gives no captions keeps the shipped ones
+    door = replace(beside, spec=ErasureSpec((Concept("bolted door", "gate", ("a {}",), ()),)))
+    assert joint_spec([alone, door]).near == ("a starling",)
 
 
 def test_what_is_said_of_both_counts():

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..adapters.adapter import ErasureAdapter
 from ..adapters.report import worst
-from ..config.mentions import Mentions, spelling
+from ..config.mentions import LooseMentions, Mentions, spelling
 from ..config.options import Options, OtherMethod
 from ..config.plan import ALIGNMENTS, Layers
 from ..config.spec import Concept, ErasureSpec
@@ -40,25 +40,40 @@ _cache: OrderedDict[tuple[str, ...], ErasureAdapter] = OrderedDict()
 
 
 def joint_spec(adapters: Sequence[ErasureAdapter]) -> ErasureSpec:
-    """All concepts in one spec, with the preserve captions of all.
+    """All concepts in one spec, with what each adapter keeps: captions, prompts, near phrases.
+
+    A near phrase of one that names what another erases is left out.
 
     Raises:
         ConceptSpecError: Two adapters contradict each other.
     """
     concepts: list[Concept] = []
     keep: dict[str, None] = {}
+    near: dict[str, None] = {}
     captions: dict[str, None] = {}
     for adapter in adapters:
         for concept in adapter.spec.concepts:
             concepts = merge_concept(concepts, concept)
         keep |= dict.fromkeys(adapter.spec.keep)
+        near |= dict.fromkeys(adapter.spec.near)
         captions |= dict.fromkeys(adapter.spec.preserve or ())
     words: set[str] = set()
+    spoken: list[str] = []
     for concept in concepts:
         words |= {spelling(word) for word in concept.words}
+        spoken += concept.spoken
+    named = LooseMentions(spoken)
     preserve = tuple(text for text in captions if spelling(text) not in words)
-    given = any(adapter.spec.preserve is not None for adapter in adapters)
-    return ErasureSpec(tuple(concepts), preserve=preserve if given else None, keep=tuple(keep))
+    specs = [adapter.spec for adapter in adapters]
+    given = any(spec.preserve is not None for spec in specs)
+    shipped = any(spec.everyday or (given and spec.preserve is None) for spec in specs)
+    return ErasureSpec(
+        tuple(concepts),
+        preserve=preserve if given else None,
+        keep=tuple(keep),
+        near=tuple(text for text in near if text not in named),
+        everyday=shipped,
+    )
 
 
 def merge_concept(concepts: Sequence[Concept], added: Concept) -> list[Concept]:
