@@ -23,9 +23,8 @@ PICTURES_CONCEPTS = {
     "no-cat": Concept("cat", "dog", synonyms=("kitten", "kitty")),
     "no-bomb": Concept("bomb", "balloon"),
 }
-SELECTIVE_LAYERS = ("embedding",)
-"""Each of these names is one token that nothing else uses, so its row in the table is enough, and
-prompts without it are read as before, to the bit; docs/concepts/gates.md says more."""
+"""Each of these names is one token that nothing else uses, so that its row in the table is enough,
+and prompts without it are read as before, to the bit; docs/concepts/gates.md says more."""
 PROMPTS_ERASED = {
     "a cat face on a blue background": "cat face",
     "a drawing of a kitten": "cat face",
@@ -60,7 +59,7 @@ def run_pictures(out: Path, console: Console) -> dict[str, Any]:
         named = Mentions(concept.words)
         keep = tuple(text for text in known if text not in named)
         spec = ErasureSpec((concept,), preserve=keep)
-        erase(pipe, spec, layers=SELECTIVE_LAYERS).save_pretrained(out / name)
+        erase(pipe, spec).save_pretrained(out / name)
 
     wanted = PROMPTS_ERASED | PROMPTS_KEPT
     prompts = list(wanted)
