@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-WORLD ?= glyphs
+WORLD ?= pictures
 TORCH_INDEX ?=
 # where torch comes from, if not from the usual index: https://download.pytorch.org/whl/cpu
 PIP_INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check
@@ -11,7 +11,7 @@ reaches PyPI, or a mirror in PIP_INDEX_URL, or wheels in PIP_FIND_LINKS" >&2; ex
 
 .PHONY: demo test vocabularies test-ui test-all lint types bench site adapters world clean
 
-demo: $(READY)  ## erase, save, load, toggle; WORLD=pictures for real things; writes demo-output/before-after.png
+demo: $(READY)  ## erase, save, load, toggle; WORLD=glyphs for the small world; writes demo-output/before-after.png
 	$(BIN)/erasepro demo --world $(WORLD) --out demo-output
 
 test: $(READY) vocabularies
