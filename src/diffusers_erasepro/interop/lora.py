@@ -79,7 +79,10 @@ def to_kohya(adapter: ErasureAdapter) -> dict[str, Tensor]:
     if unreached := [name for name in adapter.edits if not REACHED.match(name)]:
         advice = "export a merged checkpoint instead (--format checkpoint)"
         if all(is_embedding(name) for name in unreached):
-            advice = f"make it with layers=(0, -1), which changes no rows of the table, or {advice}"
+            advice = (
+                "make it with layers=(0, -1) (--layers=0,-1 in the shell), which changes no rows of the "
+                f"table, or {advice}"
+            )
         raise AdapterFormatError(
             f"kohya names reach no {unreached[0]} ({len(unreached)} of {len(adapter.edits)} edited "
             "layers are not U-Net, CLIP blocks, or T5 beside CLIP), and without it the erasure "
