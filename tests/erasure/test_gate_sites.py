@@ -116,7 +116,9 @@ def test_a_file_says_the_same_when_it_is_saved_again(gated, tmp_path):
     assert_saved_again_alike(gated, tmp_path)
 
 
-@pytest.mark.parametrize("layers", [(0, -1), ("gates", -1)], ids=str)
+@pytest.mark.parametrize(
+    "layers", [(0, -1), pytest.param(("gates", -1), marks=pytest.mark.slow)], ids=str
+)
 def test_blocks_close_the_listed_prompts_of_a_post_norm_encoder(plain, base, layers):
     """An edit reaches what the last norm receives; the norm gives the anchor's states."""
     made = made_with(plain, layers)

@@ -80,8 +80,8 @@ def to_kohya(adapter: ErasureAdapter) -> dict[str, Tensor]:
         advice = "export a merged checkpoint instead (--format checkpoint)"
         if all(is_embedding(name) for name in unreached):
             advice = (
-                "make it with layers=(0, -1) (--layers=0,-1 in the shell), which changes no rows of the "
-                f"table, or {advice}"
+                "make it with layers=(0, -1), in the shell --layers=0,-1, which changes no rows of "
+                f"the table, or {advice}"
             )
         raise AdapterFormatError(
             f"kohya names reach no {unreached[0]} ({len(unreached)} of {len(adapter.edits)} edited "
