@@ -15,6 +15,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from ..config.plan import describe_alignment
 from ..errors import AdapterFormatError, AdapterIntegrityError, UnsafeFileError
 
 SCHEMA = 2
@@ -327,13 +328,18 @@ def list_promises(header: Mapping[str, Any]) -> list[str]:
             "Off is the base, bit for bit. It was imported from another tool: nothing was measured."
         ]
     return [
-        "The listed prompts meet their anchors with a residual of "
-        f"{report['listed_residual']:.1e} in the states that the denoiser reads (1 is nothing "
-        "erased, 0 all of it).",
+        f"At {_describe_positions(header)} of the listed prompts, what the denoiser reads is that "
+        f"of their anchors to {report['listed_residual']:.1e} of its size (0 is the anchor itself).",
         "`verify_erasure()` measures that on the live modules and fails if it does not hold.",
         "Off is the base, bit for bit; several erasures are solved together, so the order does "
         "not matter.",
     ]
+
+
+def _describe_positions(header: Mapping[str, Any]) -> str:
+    """Where the listed prompts meet their anchors."""
+    names = dict.fromkeys(recipe["alignment"] for recipe in header["plan"].values())
+    return " or ".join(describe_alignment(name) for name in names)
 
 
 def list_limits(header: Mapping[str, Any]) -> list[str]:
@@ -342,7 +348,8 @@ def list_limits(header: Mapping[str, Any]) -> list[str]:
     components = list_components(header)
     gap = "how much is left there was not measured"
     if isfinite(report["held_out_mean"]):
-        gap = f"on average {report['held_out_mean']:.2f} of the gap to the anchor is left"
+        far = f"{report['held_out_mean']:.2f} of its size"
+        gap = f"what the denoiser reads there is {far} away from the anchors', on average"
     drift = "How far other captions move was not measured."
     if isfinite(report["drift"]):
         drift = (

@@ -18,6 +18,7 @@ from ..adapters.header import (
     list_promises,
     list_selectivity,
 )
+from ..config.plan import describe_alignment
 
 
 def report_table(name: str, report: Mapping[str, Any]) -> Table:
@@ -79,13 +80,15 @@ def print_header(console: Console, header: Mapping[str, Any]) -> None:
     console.print(describe_captions(header["spec"]), highlight=False)
     for target, recipe in header["plan"].items():
         layers = ", ".join(map(str, recipe["layers"])) or "none of its own"
-        where = f"layers {layers}; positions {recipe['alignment']}"
-        console.print(f"{target} is erased in {where}", highlight=False)
+        where = describe_alignment(recipe["alignment"])
+        console.print(f"{target} is erased in layers {layers}, at {where}", highlight=False)
     asked = {k: v for k, v in header["options"].items() if v is not None}
     options = ", ".join(f"{k}={v}" for k, v in asked.items())
     console.print(f"made with {options}", highlight=False)
+    base = header["base"]
     for part in list_components(header):
-        console.print(f"for {part} with fingerprint {header['base'][part]}", highlight=False)
+        prints = ", ".join(f"{dtype} {hashed}" for dtype, hashed in sorted(base[part].items()))
+        console.print(f"for {part} with fingerprint {prints}", highlight=False)
     console.print(report_table("report", header["report"]))
     limits = list_limits(header)
     notes = [note for note in header["report"].get("notes", ()) if note not in limits]

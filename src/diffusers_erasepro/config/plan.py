@@ -47,6 +47,19 @@ ALIGNMENTS = {
 }
 
 
+def describe_alignment(name: str) -> str:
+    """The positions in words, such as "the last token of the name and the end of the prompt"."""
+    alignment = ALIGNMENTS.get(name)
+    if alignment is None:  # of a later version
+        return name
+    if alignment.suffix:
+        padding = ", padding too" if alignment.padding else ""
+        return f"every token from the name on{padding}"
+    whole = alignment.whole_subject
+    subject = "every token of the name" if whole else "the last token of the name"
+    return f"{subject} and the end of the prompt" if alignment.eos else subject
+
+
 def is_gates(layer: int | str) -> bool:
     """Whether a layer stands for gates, in a block of one's own choice or not."""
     return isinstance(layer, str) and (layer == GATES or layer.startswith(f"{GATES}:"))
