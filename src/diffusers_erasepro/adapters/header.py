@@ -329,7 +329,7 @@ def list_promises(header: Mapping[str, Any]) -> list[str]:
         ]
     return [
         f"At {_describe_positions(header)} of the listed prompts, what the denoiser reads is that "
-        f"of their anchors to {report['listed_residual']:.1e} of its size (0 is the anchor itself).",
+        f"of their anchors to {report['listed_residual']:.1e} of its size (0 is no difference).",
         "`verify_erasure()` measures that on the live modules and fails if it does not hold.",
         "Off is the base, bit for bit; several erasures are solved together, so the order does "
         "not matter.",
