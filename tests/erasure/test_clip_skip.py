@@ -389,7 +389,7 @@ def test_the_command_line(tmp_path):
         app,
         [
             *("erase", "glyphs", "--target", "Mira Voss", "--anchor", "Una Flatt"),
-            *("--templates", "style", "--clip-skip", "1", "-o", out),
+            *("--templates", "style", "--clip-skip", "1", "--layers=0,-1", "-o", out),
         ],
     )
     assert made.exit_code == 0, made.output

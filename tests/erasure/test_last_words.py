@@ -11,8 +11,8 @@ from diffusers_erasepro.config.kinds import find_kind, known_kinds
 CAPTIONS = tuple(glyphs.captions(60, seed=0))
 
 
-def made(pipe, concept, **options):
-    return erase(pipe, ErasureSpec([concept], preserve=CAPTIONS), **options)
+def made(pipe, concept, *, layers=("neurons", -1), **options):
+    return erase(pipe, ErasureSpec([concept], preserve=CAPTIONS), layers=layers, **options)
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ def test_an_edit_that_takes_the_last_word_says_so(shipped, target, anchor):
     last = target.split()[-1]
     said = rf"cannot tell '{target}' from its last word.*'{last}' go \d+% of the way to '{anchor}'"
     with pytest.warns(UserWarning, match=said) as caught:
-        adapter = made(shipped, Concept(target, anchor), layers=("neurons", -1))
+        adapter = made(shipped, Concept(target, anchor))
     assert any("from its last word" in note for note in adapter.report.notes)
     ours = [w for w in caught if "from its last word" in str(w.message)]
     assert [w.filename for w in ours] == [__file__]

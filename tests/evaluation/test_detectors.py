@@ -159,12 +159,12 @@ def test_the_pictures_world_has_its_judge_and_its_words(world):
     pipe = world.load_pipeline("unet")
     noise = [tiny.torch.Generator().manual_seed(0)]
     settings = {"num_inference_steps": 10, "guidance_scale": 4.0, "generator": noise}
-    image = pipe("a pizza by Noto on white", **settings).images[0]
-    pizza = Concept("pizza", "key")
+    image = pipe("a strawberry by Noto on white", **settings).images[0]
+    strawberry = Concept("strawberry", "key")
     for name in ("pictures", "pictures:words"):
         detector = find_detector(name)
-        detector.check(pipe, pizza)
-        assert detector([image], pizza) == [True], name
-        assert detector([image], Concept("key", "pizza")) == [False], name
+        detector.check(pipe, strawberry)
+        assert detector([image], strawberry) == [True], name
+        assert detector([image], Concept("key", "strawberry")) == [False], name
     with pytest.raises(EvaluationError, match=r"no 'piza'.*'pizza'"):
         find_detector("pictures").check(pipe, Concept("piza"))
