@@ -68,9 +68,8 @@ def test_other_methods(shipped, method):
     alike(lambda: repr(method(shipped, STAR).header()))
 
 
-@pytest.mark.parametrize(
-    "dtype", [pytest.param(torch.float32, marks=pytest.mark.slow), torch.bfloat16]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_load_verify_load_again_refit_and_switch(shipped, no_star, no_cross, dtype):
     def live():
         random.seed(0)

@@ -118,7 +118,7 @@ def compare(encoder: Compared, spec: ErasureSpec) -> Selectivity:
 
 
 def most_texts(path: TextPath) -> int:
-    """How many prompts are measured: fewer where the text attends to padding, which must run too."""
+    """How many prompts are measured: fewer where padding is attended to and so must run too."""
     one = path.tokens(["a"])
     whole = one.mask is None and not encoder_family_of(path.encoder).causal
     return max(FEWEST, POSITIONS // one.ids.shape[1]) if whole else WATCHED
