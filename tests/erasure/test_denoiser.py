@@ -79,6 +79,7 @@ def test_the_empty_prompt_counts(predictions, no_star):
         assert moved.compare(scaled(no_star, 1e-12))[1] > 0.1
 
 
+@pytest.mark.slow
 def test_auto_chooses_by_the_denoiser_and_records_the_choice(shipped, spec, auto):
     assert auto.report.denoiser_residual <= ENOUGH and auto.report.listed_residual < 1e-5
     assert erase(shipped, spec, **chosen(auto)).digest == auto.digest

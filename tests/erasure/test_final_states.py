@@ -20,6 +20,7 @@ def solved(shipped):
     return made_for(shipped, "green circle")
 
 
+@pytest.mark.slow
 def test_less_is_left_in_phrasings_that_were_not_listed(shipped, solved):
     """One row cannot be two tokens, but it can come closer than the row of the last."""
     taken = made_for(shipped, "green circle", final_states=False)

@@ -113,6 +113,7 @@ def test_weights_are_small_and_carry_their_recipe():
         )
 
 
+@pytest.mark.slow
 def test_a_shape_and_a_motion_are_erased_and_off_is_the_same_bits(video, judge, clip_captions):
     """The motion by pixels.
 

@@ -46,6 +46,7 @@ def run(technique, shape, out):
     ).run()
 
 
+@pytest.mark.slow
 def test_eval_unlearn_finds_us_and_sees_the_concept_gone(tmp_path):
     erased = QUICK | {"erase_concept": "star", "anchor": "circle"}
     assert run(erased, "star", tmp_path)["metric_result"]["value"] == 0

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -18,6 +19,7 @@ from diffusers_erasepro.families.pipelines import PIPELINES, family_of, register
 from diffusers_erasepro.loaders.verification import list_unseen_encoders
 from tiny import PRESERVE, STAR
 
+make = partial(erase, measure=False)
 SPEC = ErasureSpec((STAR,), preserve=PRESERVE)
 RING = ErasureSpec((Concept("ring", "square", ("a {}",), ()),), preserve=PRESERVE)
 LACKING = [
@@ -66,7 +68,7 @@ def known_families():
 @pytest.mark.parametrize(("name", "encoder"), UNSEEN)
 def test_an_adapter_made_without_an_encoder_is_refused_where_it_is_read(name, encoder):
     pipe = tiny.build(name)
-    adapter = erase(sibling(pipe, encoder), SPEC)
+    adapter = make(sibling(pipe, encoder), SPEC)
     live = erasable(copy.deepcopy(pipe))
     before = bits(live)
     with pytest.raises(BaseModelMismatchError, match=f"made without {encoder}, which this {name}"):
@@ -77,7 +79,7 @@ def test_an_adapter_made_without_an_encoder_is_refused_where_it_is_read(name, en
 
 def test_it_is_solved_again_there_if_asked():
     pipe = tiny.build("StableDiffusion3Pipeline")
-    adapter = erase(without(pipe, "text_encoder_3"), SPEC)
+    adapter = make(without(pipe, "text_encoder_3"), SPEC)
     live = erasable(copy.deepcopy(pipe))
     live.load_erasure_adapter(adapter, allow_base_mismatch=True)
     found = live.verify_erasure(raise_on_fail=True)
@@ -89,7 +91,7 @@ def test_it_is_solved_again_there_if_asked():
 def test_an_encoder_that_comes_later_is_not_covered(name, encoder, sample):
     pipe = tiny.build(name)
     live = erasable(without(copy.deepcopy(pipe), encoder))
-    live.load_erasure_adapter(erase(live, SPEC), adapter_name="star")
+    live.load_erasure_adapter(make(live, SPEC), adapter_name="star")
     assert live.verify_erasure(sample=sample).ok
     for part in (encoder, encoder.replace("text_encoder", "tokenizer")):
         setattr(live, part, copy.deepcopy(getattr(pipe, part)))
@@ -107,7 +109,7 @@ def test_an_encoder_that_comes_later_is_not_covered(name, encoder, sample):
 @pytest.mark.parametrize(("name", "encoder"), LACKING)
 def test_an_adapter_of_all_holds_on_a_pipeline_without_one(name, encoder):
     pipe = tiny.build(name)
-    adapter = erase(pipe, SPEC)
+    adapter = make(pipe, SPEC)
     live = erasable(without(copy.deepcopy(pipe), encoder))
     before = bits(live)
     live.load_erasure_adapter(adapter, adapter_name="star")
@@ -126,7 +128,7 @@ def test_an_adapter_of_all_holds_on_a_pipeline_without_one(name, encoder):
 def test_an_encoder_that_the_pipeline_lacked_at_load_is_not_covered_when_it_comes():
     pipe = tiny.build("StableDiffusion3Pipeline")
     live = erasable(without(copy.deepcopy(pipe), "text_encoder_3"))
-    live.load_erasure_adapter(erase(pipe, SPEC))
+    live.load_erasure_adapter(make(pipe, SPEC))
     live.text_encoder_3 = copy.deepcopy(pipe.text_encoder_3)
     live.tokenizer_3 = pipe.tokenizer_3
     assert not live.verify_erasure().ok
@@ -134,7 +136,7 @@ def test_an_encoder_that_the_pipeline_lacked_at_load_is_not_covered_when_it_come
 
 def test_an_adapter_that_edits_only_what_is_absent_is_refused():
     pipe = tiny.build("StableDiffusion3Pipeline")
-    adapter = erase(sibling(pipe, "text_encoder", "text_encoder_2"), SPEC)
+    adapter = make(sibling(pipe, "text_encoder", "text_encoder_2"), SPEC)
     live = erasable(without(copy.deepcopy(pipe), "text_encoder_3"))
     with pytest.raises(AdapterStateError, match="text_encoder_3 is None"):
         live.load_erasure_adapter(adapter)
@@ -144,19 +146,19 @@ def test_adapters_of_all_and_of_some_are_solved_for_what_is_there():
     pipe = tiny.build("StableDiffusion3Pipeline")
     some = without(copy.deepcopy(pipe), "text_encoder_3")
     live = erasable(some)
-    live.load_erasure_adapters({"star": erase(pipe, SPEC), "ring": erase(some, RING)})
+    live.load_erasure_adapters({"star": make(pipe, SPEC), "ring": make(some, RING)})
     assert live.verify_erasure(raise_on_fail=True).ok
     whole = erasable(copy.deepcopy(pipe))
     before = bits(whole)
     with pytest.raises(BaseModelMismatchError, match="made without text_encoder_3"):
-        whole.load_erasure_adapters({"star": erase(pipe, SPEC), "ring": erase(some, RING)})
+        whole.load_erasure_adapters({"star": make(pipe, SPEC), "ring": make(some, RING)})
     assert_same_bits(whole, before)
 
 
 def test_a_joint_edit_is_not_remembered_across_encoders():
     pipe = tiny.build("StableDiffusion3Pipeline")
     live = erasable(without(copy.deepcopy(pipe), "text_encoder_3"))
-    live.load_erasure_adapters({"star": erase(live, SPEC), "ring": erase(live, RING)})
+    live.load_erasure_adapters({"star": make(live, SPEC), "ring": make(live, RING)})
     live.text_encoder_3 = copy.deepcopy(pipe.text_encoder_3)
     live.tokenizer_3 = pipe.tokenizer_3
     assert not live.verify_erasure().ok
@@ -168,7 +170,7 @@ def test_a_joint_edit_is_not_remembered_across_encoders():
 
 def imported(pipe, *parts):
     """An erasure's edits of these components, as another tool's LoRA: without keys and goals."""
-    made = erase(pipe, SPEC)
+    made = make(pipe, SPEC)
     edits = {name: f for name, f in made.edits.items() if name.split(".")[0] in parts}
     base = {part: made.base[part] for part in parts}
     return ErasureAdapter(SPEC, OtherMethod("import"), base, edits, {}, {}, made.report)
@@ -187,7 +189,7 @@ def test_an_imported_lora_beside_an_erasure_is_measured_in_every_encoder():
     live = erasable(tiny.build("StableDiffusionXLPipeline"))
     with pytest.warns(UserWarning, match="added to the others"):
         live.load_erasure_adapters(
-            {"ring": erase(live, RING), "foreign": imported(live, "text_encoder")}
+            {"ring": make(live, RING), "foreign": imported(live, "text_encoder")}
         )
     found = live.verify_erasure()
     assert not found.ok
@@ -197,7 +199,7 @@ def test_an_imported_lora_beside_an_erasure_is_measured_in_every_encoder():
 def test_readers_that_read_one_encoder_do_not_cover_the_other():
     """Flux's `context_embedder` reads T5; CLIP's vector goes past it, and is measured."""
     pipe = tiny.build("FluxPipeline")
-    readers = erase(sibling(pipe, "text_encoder"), SPEC, layers=("kv",))
+    readers = make(sibling(pipe, "text_encoder"), SPEC, layers=("kv",))
     assert set(readers.components) == {"transformer"}
     assert list_unseen_encoders(pipe, readers) == ["text_encoder"]
     assert list_unseen_encoders(sibling(pipe, "text_encoder"), readers) == []
@@ -208,6 +210,6 @@ def test_a_pipeline_that_does_not_run_without_an_encoder_is_an_error_that_says_s
     pipe = tiny.build(name)
     lacking = erasable(without(copy.deepcopy(pipe), "text_encoder"))
     with pytest.raises(AdapterStateError, match="encode_prompt does not run"):
-        erase(lacking, SPEC)
+        make(lacking, SPEC)
     with pytest.raises(AdapterStateError, match="encode_prompt does not run"):
-        lacking.load_erasure_adapter(erase(pipe, SPEC))
+        lacking.load_erasure_adapter(make(pipe, SPEC))
