@@ -84,6 +84,7 @@ def movement(pipe, plain, text):
     return float(((after - before).norm(dim=-1) / before.norm(dim=-1)).max())
 
 
+@pytest.mark.slow
 def test_an_unlisted_phrasing_goes_most_of_the_way_and_near_misses_stay(plain, base, gated):
     base.load_erasure_adapter(gated)
     assert left_at_name(base, plain).max() < 0.2
@@ -91,6 +92,7 @@ def test_an_unlisted_phrasing_goes_most_of_the_way_and_near_misses_stay(plain, b
         assert movement(base, plain, text) < 0.05, text
 
 
+@pytest.mark.slow
 def test_each_word_of_the_name_has_a_pair_and_both_linears_change(gated):
     assert {*gated.edits} == {FC1, FC2}
     assert gated.edits[FC1].rank == 4
@@ -98,6 +100,7 @@ def test_each_word_of_the_name_has_a_pair_and_both_linears_change(gated):
     assert not any(note.startswith("gates:") for note in gated.report.notes)
 
 
+@pytest.mark.slow
 def test_off_on_and_away_are_exact(base, gated):
     before = bits(base)
     base.load_erasure_adapter(gated, adapter_name="swift")
@@ -112,6 +115,7 @@ def test_off_on_and_away_are_exact(base, gated):
     assert_same_bits(base, before)
 
 
+@pytest.mark.slow
 def test_a_file_says_the_same_when_it_is_saved_again(gated, tmp_path):
     assert_saved_again_alike(gated, tmp_path)
 

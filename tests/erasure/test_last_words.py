@@ -42,6 +42,7 @@ def test_without_measuring_nothing_is_asked(shipped):
         made(shipped, Concept("red star", "red circle"), measure=False)
 
 
+@pytest.mark.slow
 def test_every_encoder_is_asked_and_a_concept_is_named_once():
     concept = Concept("golf star", "circle", ("a {}",), ())
     with pytest.warns(UserWarning, match="'golf star'"):

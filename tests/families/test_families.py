@@ -175,6 +175,7 @@ def difference(case, pipe, other):
     return max(float((a - b).abs().max()) for a, b in zip(one, another, strict=True))
 
 
+@pytest.mark.slow
 def test_run_in_parts_the_blocks_find_the_same(case, monkeypatch):
     """Hundreds of long rows at once are gigabytes of attention scores.
 
