@@ -17,7 +17,7 @@ from ..errors import ConceptSpecError
 from ..families.encoders import blocks_of, blocks_read
 from ..families.pipelines import family_of
 from ..modules.storage import without_loras
-from ..prompts.tokens import text_paths
+from ..prompts.tokens import TextPath, text_paths
 from .sites.neurons import has_room
 
 
@@ -70,20 +70,20 @@ def check_clip_skip(pipe: Any, blocks: int) -> None:
 
 def resolve_layers(pipe: Any, spec: ErasureSpec, request: Options) -> Plan:
     """The request with a recipe for every concept, as far as the pipeline's encoders allow."""
-    if request.robust or spec.keep or _reads_first_block(pipe, request):
-        return request.resolve(spec.concepts, selective=False)
+    blocks = request.resolve(spec.concepts, selective=False)
+    paths = text_paths(pipe, request.clip_skip)
+    if request.robust or spec.keep or any(map(_reads_first_block, paths)):
+        return blocks
     plan = request.resolve(spec.concepts)
     words = sum(len(concept.words) for concept in spec.concepts)
-    paths = text_paths(pipe, request.clip_skip)
     if {*plan.layers}.isdisjoint(NEURONS) or all(has_room(path.encoder, words) for path in paths):
         return plan
-    return request.resolve(spec.concepts, selective=False)
+    return blocks
 
 
-def _reads_first_block(pipe: Any, request: Options) -> bool:
-    """Whether the pipeline reads an encoder's first block: what follows it closes nothing there."""
-    paths = text_paths(pipe, request.clip_skip)
-    return any(blocks_read(path.encoder, path.use.readings)[0] == 0 for path in paths)
+def _reads_first_block(path: TextPath) -> bool:
+    """Whether an encoder's first block is read: what follows it closes nothing there."""
+    return blocks_read(path.encoder, path.use.readings)[0] == 0
 
 
 @contextmanager

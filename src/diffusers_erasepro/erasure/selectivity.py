@@ -120,8 +120,12 @@ def compare(encoder: Compared, spec: ErasureSpec) -> Selectivity:
 def most_texts(path: TextPath) -> int:
     """How many prompts are measured: fewer where padding is attended to and so must run too."""
     one = path.tokens(["a"])
-    whole = one.mask is None and not encoder_family_of(path.encoder).causal
-    return max(FEWEST, POSITIONS // one.ids.shape[1]) if whole else WATCHED
+    return max(FEWEST, POSITIONS // one.ids.shape[1]) if _run_whole(path, one) else WATCHED
+
+
+def _run_whole(path: TextPath, tokens: Tokens) -> bool:
+    """Whether the text attends to what follows it, so that no position may be left out."""
+    return tokens.mask is None and not encoder_family_of(path.encoder).causal
 
 
 def left_by_concept(encoder: Compared, concepts: Sequence[Concept]) -> dict[str, ConceptLeft]:
@@ -257,8 +261,7 @@ def relative_changes(encoder: Compared, texts: Sequence[str]) -> list[Tensor]:
         return []
     rows = kept_rows(texts, encoder.path)
     tokens = rows.target
-    # nothing that is measured reads what follows the last of these positions
-    if tokens.mask is not None or encoder_family_of(encoder.path.encoder).causal:
+    if not _run_whole(encoder.path, tokens):
         tokens = tokens.cut(rows.length)
     before = encoder.unedited(tokens).double()
     change = (encoder.erased(tokens).double() - before).norm(dim=-1)
