@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from diffusers_erasepro import Concept, ErasureSpec, erase
+from diffusers_erasepro.erasure import covariance
 from diffusers_erasepro.erasure.covariance import metrics, record_inputs, second_moments
 from diffusers_erasepro.prompts.tokens import Tokens, token_ids
 
@@ -39,6 +41,33 @@ def test_a_layer_seen_before_is_not_run_again(shipped, ids):
         handle.remove()
     assert count == len(runs) == 2 and one.keys() == {LAST, "states"}
     assert one[LAST] is both[LAST]
+
+
+def test_where_no_states_are_read_the_blocks_behind_the_last_layer_do_not_run(shipped, ids):
+    both = second_moments(shipped.text_encoder, ids, linears(shipped, FIRST), key="all")
+    runs = []
+    behind = shipped.text_encoder.get_submodule(LAST)
+    handle = behind.register_forward_hook(lambda *_: runs.append(1))
+    try:
+        site = linears(shipped, FIRST)
+        found = second_moments(shipped.text_encoder, ids, site, key="some", states=None)
+    finally:
+        handle.remove()
+    assert not runs and found.keys() == {FIRST}
+    assert torch.equal(found[FIRST], both[FIRST])
+
+
+def test_another_concept_does_not_run_the_same_preserve_list_again(shipped, preserve, monkeypatch):
+    seen = []
+    record = covariance._recorded
+    monkeypatch.setattr(covariance, "_moments", type(covariance._moments)())
+    monkeypatch.setattr(
+        covariance, "_recorded", lambda *given: seen.append(len(given[1])) or record(*given)
+    )
+    for concept in (Concept("star", "circle", ("a {}",)), Concept("ring", "square", ("a {}",))):
+        spec = ErasureSpec((concept,), preserve=preserve)
+        erase(shipped, spec, layers=(-1,), measure=False)
+    assert seen.count(max(seen)) == 1 and max(seen) > len(preserve) / 2
 
 
 def test_other_weights_or_captions_are_other_moments(shipped, ids):

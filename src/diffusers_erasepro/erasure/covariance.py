@@ -23,11 +23,15 @@ from ..modules.linear import base_linear, device_of
 from ..prompts.tokens import TextPath, Tokens
 from .disk_cache import read_cached, write_cached
 from .sites.protocol import STATES
-from .states import reading_states
+from .states import reading_states, run_encoder
 
 CACHE_BYTES = 2 << 30
 """Of CLIP-L's fc2 one matrix takes 75 MB."""
 _moments: OrderedDict[tuple[Hashable, str], Tensor] = OrderedDict()
+
+
+class _AllReceived(Exception):
+    """Raised where the last of the layers is reached: deeper blocks need not run."""
 
 
 @contextmanager
@@ -47,19 +51,43 @@ def record_inputs(sites: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]
 
 
 @torch.no_grad()
+def inputs_received(
+    encoder: nn.Module, tokens: Tokens, sites: Mapping[str, nn.Module]
+) -> dict[str, Tensor]:
+    """`(n, length, d_in)` what each named layer receives; blocks behind the last need not run."""
+    # offloading moves weights back once a module has run
+    whole = any(hasattr(module, "_hf_hook") for module in encoder.modules())
+
+    def stop(*_: object) -> None:
+        if not whole and len(seen) == len(sites):
+            raise _AllReceived
+
+    with record_inputs(sites) as seen:
+        handles = [module.register_forward_pre_hook(stop) for module in sites.values()]
+        try:
+            run_encoder(encoder, tokens, last_hidden=False)
+        except _AllReceived:
+            pass
+        finally:
+            for handle in handles:
+                handle.remove()
+    return seen
+
+
+@torch.no_grad()
 def second_moments(
     encoder: nn.Module,
     tokens: Tokens,
     sites: Mapping[str, nn.Module],
     *,
     key: str,
-    states: Reading = LAST,
+    states: Reading | None = LAST,
     on_disk: bool = False,
 ) -> dict[str, Tensor]:
     """`K K' / m (d_in, d_in)` in float64 of what every site receives, and of `states`.
 
-    These go by the name "states". Every position counts that the denoiser reads, the padding too
-    unless a mask hides it.
+    These go by the name "states"; where None are asked for, blocks behind the last site need not
+    run. Every position counts that the denoiser reads, the padding too unless a mask hides it.
 
     Args:
         encoder: Runs unedited on `ids`.
@@ -72,36 +100,51 @@ def second_moments(
     """
     content = _content(tokens, key, states)
     on_disk = on_disk and not has_hooks_of_others(encoder)
+    wanted = _names(sites, states)
 
     def make(missing: Mapping[str, nn.Module]) -> Iterable[tuple[str, Tensor]]:
         if not on_disk:
             return _recorded(encoder, tokens, missing, states).items()
         attention = getattr(encoder.config, "_attn_implementation", None)
         where = repr((content, device_of(encoder).type, attention))
-        found = read_cached(where, (*missing, STATES))
-        if lacking := {*missing, STATES} - {*found}:
+        names = _names(missing, states)
+        found = read_cached(where, names)
+        if lacking := {*names} - {*found}:
             sites = {name: module for name, module in missing.items() if name in lacking}
-            made = _recorded(encoder, tokens, sites, states)
+            made = _recorded(encoder, tokens, sites, states if STATES in lacking else None)
             write_cached(where, {name: made[name] for name in sorted(lacking)})
             found = made | found
         return found.items()
 
-    return _remembered(content, sites, make)
+    return _remembered(content, wanted, sites, make)
+
+
+def _names(sites: Iterable[str], states: Reading | None) -> tuple[str, ...]:
+    """Of all that is asked for."""
+    return tuple(sites) if states is None else (*sites, STATES)
 
 
 def _recorded(
-    encoder: nn.Module, tokens: Tokens, sites: Mapping[str, nn.Module], states: Reading
+    encoder: nn.Module, tokens: Tokens, sites: Mapping[str, nn.Module], states: Reading | None
 ) -> dict[str, Tensor]:
     sums: dict[str, Tensor] = {}
     batches = [batch.trimmed() for batch in tokens.split()]
     for batch in tqdm(batches, desc="statistics", leave=False, delay=2):
-        with record_inputs(sites) as seen, reading_states(encoder, [states]) as read:
-            (seen[STATES],) = read(batch)
-        for name, x in seen.items():
+        for name, x in _received_with_states(encoder, batch, sites, states).items():
             flat = (x[:, 0] if x.shape[1] == 1 else x[batch.read]).cpu().double()
             sums[name] = sums.get(name, 0) + flat.T @ flat
     refuse_uncalled(encoder, [name for name in sites if name not in sums])
     return {name: total / max(1, int(tokens.read.sum())) for name, total in sums.items()}
+
+
+def _received_with_states(
+    encoder: nn.Module, tokens: Tokens, sites: Mapping[str, nn.Module], states: Reading | None
+) -> dict[str, Tensor]:
+    if states is None:
+        return inputs_received(encoder, tokens, sites)
+    with record_inputs(sites) as seen, reading_states(encoder, [states]) as read:
+        (seen[STATES],) = read(tokens)
+    return seen
 
 
 def metrics(
@@ -113,9 +156,9 @@ def metrics(
     *,
     key: str,
     ridge: float,
-    states: Reading = LAST,
+    states: Reading | None = LAST,
 ) -> dict[str, Tensor]:
-    """The metric of every site and of "states", as its Cholesky factor.
+    """The metric of every site, and of "states" where some are read, as its Cholesky factor.
 
         C = K K'/m + K0 K0'/m0 + ridge mean(diag) I = L L'
 
@@ -133,7 +176,7 @@ def metrics(
         sites: The linears to watch, by name.
         key: Fingerprint of the encoder.
         ridge: Share of the identity.
-        states: What is read of the encoder's output.
+        states: What is read of the encoder's output; None where no site needs it.
 
     Returns:
         Site -> its lower Cholesky factor L `(d_in, d_in)`, float64. It costs more than a solve, so
@@ -161,7 +204,7 @@ def metrics(
             C.add_(unconditional[name]).diagonal().add_(ridged)
             yield name, cholesky(C, name)
 
-    return _remembered(content, sites, factors)
+    return _remembered(content, _names(sites, states), sites, factors)
 
 
 def metrics_of(
@@ -172,6 +215,7 @@ def metrics_of(
     *,
     key: str,
     ridge: float,
+    states: Reading | None = LAST,
 ) -> dict[str, Tensor]:
     """`metrics` of what a spec keeps.
 
@@ -207,14 +251,19 @@ def metrics_of(
         linears,
         key=key,
         ridge=ridge,
-        states=path.use.readings[0],
+        states=states,
     )
 
 
 def _split(captions: Sequence[str], spec: ErasureSpec) -> list[list[str]]:
-    """The captions of a spec, the shipped everyday ones apart where it keeps them all."""
+    """The captions of a spec: apart those that it shares with others, which name no concept.
+
+    These are its preserve list, or the shipped everyday captions where it keeps them all.
+    """
     shared = dict.fromkeys(everyday_captions())
-    if not {*shared} <= {*captions} or (spec.preserve is not None and not spec.everyday):
+    if spec.preserve is not None and not spec.everyday:
+        shared = dict.fromkeys(spec.preserve)
+    if not {*shared} <= {*captions}:
         return [[*captions]]
     others = [text for text in captions if text not in shared]
     return [some for some in (others, [*shared]) if some]
@@ -250,9 +299,11 @@ def kept_inputs(
     }
 
 
-def _content(tokens: Tokens, key: str, states: Reading) -> str:
+def _content(tokens: Tokens, key: str, states: Reading | None) -> str:
     digest = hashlib.sha256(repr((key, str(states), tokens.ids.shape)).encode())
-    norm = [] if states.through is None else [states.through.weight.float()]
+    norm = []
+    if states is not None and states.through is not None:
+        norm = [states.through.weight.float()]
     for part in (tokens.ids, tokens.read, *norm):
         digest.update(part.cpu().numpy().tobytes())
     return digest.hexdigest()
@@ -260,11 +311,11 @@ def _content(tokens: Tokens, key: str, states: Reading) -> str:
 
 def _remembered(
     content: Hashable,
+    names: Sequence[str],
     sites: Mapping[str, nn.Module],
     make: Callable[[Mapping[str, nn.Module]], Iterable[tuple[str, Tensor]]],
 ) -> dict[str, Tensor]:
-    """What `make` gives per site and for "states"; sites seen with this content are remembered."""
-    names = (*sites, STATES)
+    """What `make` gives by name; sites seen with this content are remembered."""
     found = {name: _moments[content, name] for name in names if (content, name) in _moments}
     if len(found) < len(names):
         found |= make({name: module for name, module in sites.items() if name not in found})

@@ -41,7 +41,7 @@ class Tokens:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, at: slice) -> Tokens:
+    def __getitem__(self, at: slice | Tensor) -> Tokens:
         return Tokens(self.ids[at], None if self.mask is None else self.mask[at])
 
     def cut(self, length: int) -> Tokens:

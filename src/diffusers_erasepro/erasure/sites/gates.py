@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from ...config.mentions import Mentions
@@ -38,7 +38,7 @@ from ...prompts.vocabulary import (
     prompts_with_token,
     whole_words,
 )
-from ..states import run_encoder
+from ..covariance import inputs_received
 from .neurons import Mlp, MlpSite, count_spare, find_mlp, has_gates, weights_of_mlp
 from .planning import Planning, words_of
 from .protocol import ByKind, Edits, Vectors
@@ -542,44 +542,46 @@ def _scan_in_captions(
 
 def _at_positions(planning: Planning, mlp: Mlp, rows: Rows) -> Tensor:
     """`(k, d)` what the detector receives at the aligned positions."""
-    parts = [_nothing_received(planning, mlp)]
+    if not len(rows.row):
+        return _nothing_received(planning, mlp)
+    tokens = rows.target.cut(rows.length)
+    needed = _needed_lengths(planning, tokens, rows)
+    # rows of one length run side by side, and no position behind what is looked at
+    order = needed.argsort(stable=True)
+    rank = order.argsort()[rows.row]
+    found = []
+    places = []
     start = 0
-    for batch in rows.target.split():
-        mine = (rows.row >= start) & (rows.row < start + len(batch))
-        received = _received(planning, mlp, batch.cut(rows.length))
-        parts.append(received[rows.row[mine] - start, rows.target_at[mine]])
-        start += len(batch)
-    return torch.cat(parts)
+    for batch in tokens[order].split():
+        end = start + len(batch)
+        mine = ((rank >= start) & (rank < end)).nonzero()[:, 0]
+        received = _received(planning, mlp, batch.cut(int(needed[order[end - 1]])))
+        found.append(received[rank[mine] - start, rows.target_at[mine]])
+        places.append(mine)
+        start = end
+    return torch.cat(found)[torch.cat(places).argsort()]
+
+
+def _needed_lengths(planning: Planning, tokens: Tokens, rows: Rows) -> Tensor:
+    """`(n,)` how many positions of every row act on those that are looked at."""
+    length = tokens.ids.shape[1]
+    if encoder_family_of(planning.live).causal:
+        return rows.needed[0].clamp(min=1)
+    places = torch.arange(1, length + 1)
+    return (tokens.read.cpu() * places).amax(1).clamp(min=1)
 
 
 def _inputs_at(planning: Planning, mlp: Mlp, tokens: Tokens, at: int) -> Tensor:
     """`(n, d)` what the detector receives at one position of every row."""
+    if encoder_family_of(planning.live).causal:
+        tokens = tokens.cut(at + 1)
     batches = tqdm(list(tokens.split()), desc="scan of the vocabulary", leave=False, delay=2)
     return torch.cat([_received(planning, mlp, batch)[:, at] for batch in batches])
-
-
-class _Enough(Exception):
-    """Raised where the detector is reached: deeper blocks need not run."""
 
 
 @torch.no_grad()
 def _received(planning: Planning, mlp: Mlp, tokens: Tokens) -> Tensor:
     """`(n, length, d)` what the detector receives, in float32 on the CPU."""
-    encoder = planning.encoder
-    seen: list[Tensor] = []
-    # offloading moves weights back once a module has run
-    whole = any(hasattr(module, "_hf_hook") for module in encoder.modules())
-
-    def keep(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-        seen.append(args[0].detach().float().cpu())
-        if not whole:
-            raise _Enough
-
-    handle = edited_module(encoder, mlp.detector).register_forward_pre_hook(keep)
-    try:
-        run_encoder(encoder, tokens, last_hidden=False)
-    except _Enough:
-        pass
-    finally:
-        handle.remove()
-    return torch.cat(seen)
+    detector = edited_module(planning.encoder, mlp.detector)
+    (received,) = inputs_received(planning.encoder, tokens, {mlp.detector: detector}).values()
+    return received.float().cpu()

@@ -83,10 +83,17 @@ def with_metrics(planning: Planning, sites: list[EditSite]) -> list[EditSite]:
     refuse_too_small(planning, sites, linears)
     encoder = planning.encoder
     path = planning.path
-    if planning.options.metric == "covariance":
-        key = planning.content
-        ridge = planning.options.ridge
-        found = metrics_of(encoder, path, planning.spec, linears, key=key, ridge=ridge)
+    reads_states = STATES in inputs_of(sites)
+    if planning.options.metric == "covariance" and (linears or reads_states):
+        found = metrics_of(
+            encoder,
+            path,
+            planning.spec,
+            linears,
+            key=planning.content,
+            ridge=planning.options.ridge,
+            states=path.use.readings[0] if reads_states else None,
+        )
         planning.metrics.update(found)
     planning.kept.update(kept_inputs(encoder, path, planning.spec, linears))
     return sites
