@@ -450,7 +450,14 @@ def hunyuan_dit() -> Any:
         hidden_size=24,
         activation_fn="gelu-approximate",
     )
-    pipe.register_modules(transformer=net.eval(), scheduler=tiny.ddim())
+    vae = diffusers.AutoencoderKL(  # eight times smaller, as the pipeline's rotary grid takes it
+        block_out_channels=(4, 4, 8, 8),
+        norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+    )
+    pipe.register_modules(transformer=net.eval(), scheduler=tiny.ddim(), vae=vae.eval())
+    pipe.vae_scale_factor = 8
     return pipe
 
 
@@ -793,7 +800,10 @@ def judge(
     worst = (0.0, SLACK)
     proved = 0
     tensors = [compared(x, layers) for x in seen]
-    # without the denoiser there is no picture, and the rest is compared
+    # without the denoiser there is no picture, and the rest is compared; one of another size is
+    # another picture, of which the plain pipeline's closed position says nothing
+    if not _same_size(on, plain_base_of(architecture)[ANCHOR]):
+        tensors = [parts[: len(reference.closed) - 1] for parts in tensors]
     for closed, plain, *same in zip(reference.closed, reference.left, *tensors, strict=False):
         have, was, goal = (x[closed] for x in same[:3])
         apart = (was - goal).norm(dim=-1)
@@ -805,11 +815,37 @@ def judge(
         proved += int(says.sum())
         pairs = [*zip(beyond[says].tolist(), allowed[says].tolist(), strict=True)]
         worst = max([worst, *pairs], key=lambda pair: pair[0] / pair[1])
-    if reference.moved > CLOSED and on.picture is not None and not reference.closed[-1].any():
+    if _moves_the_picture(way, architecture, reference, base, on):
         proved += 1  # not one position but many weigh in it, in other weights otherwise
         lost = 1 - moved_in(on, base) / reference.moved
         worst = max(worst, (lost, LOST), key=lambda pair: pair[0] / pair[1])
     return *worst, proved
+
+
+def _same_size(on: Seen, plain: Seen) -> bool:
+    if on.picture is None or plain.picture is None:
+        return True
+    return on.picture.shape == plain.picture.shape
+
+
+def _moves_the_picture(
+    way: Way, architecture: str, reference: Reference, base: Mapping[str, Seen], on: Seen
+) -> bool:
+    """Whether the plain pipeline's picture goes far enough to the anchor's to be a proof here.
+
+    Not where it is the anchor's, which is compared as one position, nor where the way rounds
+    pictures by as much as half of the way that it goes.
+    """
+    if on.picture is None or reference.moved <= CLOSED:
+        return False
+    plain = plain_base_of(architecture)[ANCHOR]
+    if not _same_size(on, plain):
+        return True
+    if reference.closed[-1].any():
+        return False
+    was, goal = (base[text].picture for text in (TARGET, ANCHOR))
+    rounding = 0.0 if way.exact else float((goal - plain.picture).norm() / (goal - was).norm())
+    return ROUNDINGS * rounding < LOST * reference.moved
 
 
 def _after_refusal(pipe: Any, step: str, text: str, base: Seen, why: str) -> tuple[str, str]:
