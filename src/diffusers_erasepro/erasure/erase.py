@@ -21,7 +21,13 @@ from ..families.pipelines import family_of
 from ..patching.weights import unedited
 from ..prompts.alignment import CUT_PHRASE, rows_to_measure
 from ..prompts.misspelt import notes_on_misspelt
-from ..prompts.tokens import TextPath, inversions_of, text_paths, tokenizer_of
+from ..prompts.tokens import (
+    TextPath,
+    inversions_of,
+    recording_once,
+    text_paths,
+    tokenizer_of,
+)
 from .assemble import ErasedEncoder, encoder_from_walk, merge_encoders, notes_of
 from .auto_anchor import with_anchors
 from .auto_layers import choose_layers
@@ -114,7 +120,7 @@ def erase_live(
     for note in notes_on_misspelt(spec.concepts, tokenizers):
         warnings.warn(note, stacklevel=level_of_caller())
     refuse_unreadable({"spec": spec.to_dict()})
-    with unedited(pipe), torch.no_grad():
+    with unedited(pipe), torch.no_grad(), recording_once():
         check_clip_skip(pipe, request.clip_skip)
         spec = with_anchors(pipe, spec, request.alignment, request.clip_skip)
         if request.layers == AUTO:

@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -93,6 +94,28 @@ _EMPTY: WeakKeyDictionary[Any, dict[tuple[type, str], Tokens]] = WeakKeyDictiona
 _READS_PADDING: WeakKeyDictionary[nn.Module, dict[type, bool]] = WeakKeyDictionary()
 """Per encoder and pipeline class."""
 
+Records = dict[tuple[Any, ...], RecordedInputs]
+_RECORDS: ContextVar[Records | None] = ContextVar("_RECORDS", default=None)
+"""Per pipeline, encoder and texts; None outside of `recording_once`."""
+
+
+@contextmanager
+def recording_once() -> Iterator[None]:
+    """Inside, what an encoder receives for the same texts is recorded once.
+
+    Recording calls `encode_prompt`, which tokenizes for every encoder and runs those before the one
+    that is asked for: of T5 in Flux, CLIP. Nothing may change inside that a prompt's tokens depend
+    on, and the pipelines must outlive it.
+    """
+    if _RECORDS.get() is not None:
+        yield
+        return
+    before = _RECORDS.set({})
+    try:
+        yield
+    finally:
+        _RECORDS.reset(before)
+
 
 @dataclass(frozen=True)
 class TextPath:
@@ -134,8 +157,15 @@ class TextPath:
         call: Mapping[str, Any] | None = None,
     ) -> RecordedInputs:
         """What the encoder receives for `texts`; the end of a long one is cut, without a word."""
-        with quiet_cuts():
-            return self._record(texts, guidance, call)
+        records = _RECORDS.get()
+        if records is None or guidance or call:
+            with quiet_cuts():
+                return self._record(texts, guidance, call)
+        key = (id(self.pipe), self.use.encoder, *texts)
+        if key not in records:
+            with quiet_cuts():
+                records[key] = self._record(texts, guidance, call)
+        return records[key]
 
     def _record(
         self, texts: Sequence[str], guidance: bool, call: Mapping[str, Any] | None
