@@ -11,13 +11,13 @@ from pathlib import Path
 
 from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erasable, erase, glyphs
 
-PROMPT = "a red ring on snow"
+PROMPT = "a red heart on snow"
 
 
 def main(repo_id: str) -> ErasureAdapter:
     """Publish to `repo_id`; returns the adapter as it came back, pinned to its commit."""
     pipe = erasable(glyphs.load_pipeline())
-    spec = ErasureSpec([Concept("ring", anchor="circle")], preserve=glyphs.captions(400, seed=0))
+    spec = ErasureSpec([Concept("heart", anchor="circle")], preserve=glyphs.captions(400, seed=0))
     adapter = erase(pipe, spec)
     pipe.load_erasure_adapter(adapter)
     pipe.verify_erasure(raise_on_fail=True)

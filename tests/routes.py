@@ -85,7 +85,8 @@ def make_kit(
             folder / name, **{k: v for k, v in layers_of.items() if v}
         )
     spec = ErasureSpec((Concept("star", anchor="circle"),), preserve=preserve)
-    return Kit(folder, erase(shipped, spec, layers=layers, alignment="subject_to_eos"))
+    made = erase(shipped, spec, layers=layers, alignment="subject_to_eos", measure=False)
+    return Kit(folder, made)
 
 
 def _lora(module: Any, targets: list[str]) -> dict[str, torch.Tensor]:

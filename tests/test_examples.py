@@ -38,9 +38,9 @@ def test_stack_with_style_lora():
 
 
 def test_publish(hub):
-    adapter = example("publish").main("me/no-ring")
-    assert adapter.origin.commit == hub.repos["me/no-ring"].branches["main"]
-    files = hub.repos["me/no-ring"].commits[adapter.origin.commit]
+    adapter = example("publish").main("me/no-heart")
+    assert adapter.origin.commit == hub.repos["me/no-heart"].branches["main"]
+    files = hub.repos["me/no-heart"].commits[adapter.origin.commit]
     assert glyphs.load_judge()([Image.open(io.BytesIO(files["0.png"][0]))])["shape"] == ["circle"]
 
 

@@ -3,6 +3,7 @@
 import copy
 import re
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -24,6 +25,8 @@ from diffusers_erasepro.errors import (
 from diffusers_erasepro.interop.lora import export_kohya
 from diffusers_erasepro.loaders.stacking import combine_stored
 from diffusers_erasepro.prompts.tokens import token_ids
+
+make = partial(erase, measure=False)
 
 STYLE = Concept("Mira Voss", anchor="Una Flatt", templates=glyphs.templates("style"))
 STAR = Concept("star", anchor="circle")
@@ -57,7 +60,7 @@ def spec(preserve, *concepts):
 @pytest.fixture(scope="module")
 def skipping(shipped, preserve):
     """Of the style, made for tools that skip one block."""
-    return erase(shipped, spec(preserve, STYLE), clip_skip=1)
+    return make(shipped, spec(preserve, STYLE), clip_skip=1)
 
 
 def load(shipped, adapter):
@@ -86,7 +89,7 @@ def listed_left(shipped, adapter, clip_skip: int) -> float:
 @pytest.mark.parametrize("clip_skip", [0, 1, 2, 4])
 @pytest.mark.parametrize("concept", [STYLE, STAR], ids=["style", "star"])
 def test_it_closes_where_the_tool_reads(shipped, preserve, concept, clip_skip):
-    made = erase(shipped, spec(preserve, concept), clip_skip=clip_skip, layers=("neurons", -1))
+    made = make(shipped, spec(preserve, concept), clip_skip=clip_skip, layers=("neurons", -1))
     assert listed_left(shipped, made, clip_skip) < ZERO
     assert made.report.listed_residual < ZERO
     count = len(shipped.text_encoder.encoder.layers)
@@ -106,13 +109,13 @@ def test_what_skips_a_block_nearly_holds_at_the_default_too(shipped, skipping):
 
 @pytest.mark.parametrize("none", [None, 0])
 def test_none_and_nothing_are_the_default_bit_for_bit(shipped, preserve, no_star, none):
-    made = erase(shipped, spec(preserve, STAR), clip_skip=none, layers=("neurons", -1))
+    made = make(shipped, spec(preserve, STAR), clip_skip=none, layers=("neurons", -1))
     assert made.digest == no_star.digest and made.clip_skip == no_star.clip_skip == 0
 
 
 @pytest.mark.parametrize("layers", [(0, -1), (0, "kv"), ("eos_neurons", -1), (1, 4)])
 def test_every_kind_of_layer_counts_from_there(shipped, preserve, layers):
-    made = erase(shipped, spec(preserve, STAR), clip_skip=1, layers=layers)
+    made = make(shipped, spec(preserve, STAR), clip_skip=1, layers=layers)
     pipe = load(shipped, made)
     assert pipe.verify_erasure().ok
     deepest = max(
@@ -124,21 +127,21 @@ def test_every_kind_of_layer_counts_from_there(shipped, preserve, layers):
 @pytest.mark.slow
 def test_robust_and_auto_read_there_too(shipped, preserve, monkeypatch):
     monkeypatch.setattr(noise_predictions, "COMPARED", 1)  # timesteps: a third of the time
-    robust = erase(shipped, spec(preserve, STAR), clip_skip=1, robust=True)
+    robust = make(shipped, spec(preserve, STAR), clip_skip=1, robust=True)
     assert load(shipped, robust).verify_erasure().ok
-    auto = erase(shipped, spec(preserve, STAR), clip_skip=1, layers="auto")
+    auto = make(shipped, spec(preserve, STAR), clip_skip=1, layers="auto")
     assert auto.clip_skip == 1 and load(shipped, auto).verify_erasure().ok
     assert auto.report.denoiser_residual < 0.3
 
 
 def test_an_anchor_may_be_found_there(shipped, preserve):
-    found = erase(shipped, spec(preserve, Concept("star", anchor="auto")), clip_skip=2)
+    found = make(shipped, spec(preserve, Concept("star", anchor="auto")), clip_skip=2)
     assert load(shipped, found).verify_erasure().ok
 
 
 def test_16_bits(shipped, preserve):
     half = copy.deepcopy(shipped).to(torch.bfloat16)
-    made = erase(half, spec(preserve, STAR), clip_skip=1)
+    made = make(half, spec(preserve, STAR), clip_skip=1)
     assert made.report.listed_residual < ZERO
     assert load(half, made).verify_erasure().ok
 
@@ -157,7 +160,7 @@ def test_the_file_keeps_it_and_refit_replays_it(shipped, skipping, tmp_path):
 
 
 def test_several_are_solved_where_all_of_them_read(shipped, preserve, skipping):
-    star = erase(shipped, spec(preserve, STAR), clip_skip=1)
+    star = make(shipped, spec(preserve, STAR), clip_skip=1)
     pipe = load(shipped, skipping)
     pipe.load_erasure_adapter(star)
     assert pipe.verify_erasure().ok
@@ -171,7 +174,7 @@ def test_adapters_of_different_clip_skip_are_not_combined(shipped, preserve, ski
     with pytest.raises(AdapterStateError, match=r"different clip_skip \[0, 1\]"):
         pipe.load_erasure_adapter(uce(shipped, spec(preserve, STAR)))
     blocks = [
-        erase(shipped, spec(preserve, c), layers=(0, -1), clip_skip=n)
+        make(shipped, spec(preserve, c), layers=(0, -1), clip_skip=n)
         for c, n in ((STAR, 0), (STYLE, 1))
     ]
     with pytest.raises(AdapterStateError, match=r"different clip_skip \[0, 1\]"):
@@ -184,24 +187,24 @@ def test_adapters_of_different_clip_skip_are_not_combined(shipped, preserve, ski
 @pytest.mark.parametrize("wrong", [True, False, -1, 1.0, "1"])
 def test_what_is_no_count_of_blocks_is_refused(shipped, preserve, wrong):
     with pytest.raises(ConceptSpecError, match="clip_skip must be a whole number of at least 0"):
-        erase(shipped, spec(preserve, STAR), clip_skip=wrong)
+        make(shipped, spec(preserve, STAR), clip_skip=wrong)
 
 
 @pytest.mark.parametrize("wrong", [6, 7, 100])
 def test_so_many_blocks_are_not_there(shipped, preserve, wrong):
     with pytest.raises(ConceptSpecError, match=f"clip_skip={wrong}: text_encoder has 6 blocks.* 5"):
-        erase(shipped, spec(preserve, STAR), clip_skip=wrong)
+        make(shipped, spec(preserve, STAR), clip_skip=wrong)
 
 
 def test_all_but_the_first_block_may_be_skipped(shipped, preserve):
-    made = erase(shipped, spec(preserve, STYLE), clip_skip=5)
+    made = make(shipped, spec(preserve, STYLE), clip_skip=5)
     assert listed_left(shipped, made, 5) < ZERO
 
 
 @pytest.mark.parametrize("name", ["FluxPipeline", "PixArtAlphaPipeline", "HunyuanVideoPipeline"])
 def test_a_pipeline_without_clip_skip_refuses_it(name):
     with pytest.raises(ConceptSpecError, match=f"{name} reads no text encoder with clip_skip"):
-        erase(tiny.build(name), ErasureSpec((tiny.STAR,), preserve=tiny.PRESERVE), clip_skip=1)
+        make(tiny.build(name), ErasureSpec((tiny.STAR,), preserve=tiny.PRESERVE), clip_skip=1)
 
 
 # --- other families
@@ -237,7 +240,7 @@ def test_stock_encode_prompt_finds_the_anchor(name, read):
     options = {"metric": "identity", "layers": (0, -1)}
     for made_for in (None, 1):
         pipe = erasable(copy.deepcopy(base))
-        pipe.load_erasure_adapter(erase(base, pairs, clip_skip=made_for, **options))
+        pipe.load_erasure_adapter(make(base, pairs, clip_skip=made_for, **options))
         assert pipe.verify_erasure().ok
         for asked in (None, 1):
             with torch.no_grad():
@@ -262,7 +265,7 @@ def test_it_is_not_loaded_where_others_states_are_read(skipping):
 def test_animatediff_reads_as_stable_diffusion():
     base = tiny.build("AnimateDiffPipeline")
     pairs = ErasureSpec((tiny.STAR,), preserve=tiny.PRESERVE)
-    made = erase(base, pairs, metric="identity", layers=(0, -1), clip_skip=1)
+    made = make(base, pairs, metric="identity", layers=(0, -1), clip_skip=1)
     pipe = erasable(copy.deepcopy(base))
     pipe.load_erasure_adapter(made)
     assert pipe.verify_erasure().ok
@@ -275,7 +278,7 @@ def test_animatediff_reads_as_stable_diffusion():
 def sdxl(clip_skip: int):
     base = tiny.build("StableDiffusionXLPipeline")
     pairs = ErasureSpec((tiny.STAR,), preserve=tiny.PRESERVE)
-    return base, erase(base, pairs, metric="identity", layers=(0, -1), clip_skip=clip_skip)
+    return base, make(base, pairs, metric="identity", layers=(0, -1), clip_skip=clip_skip)
 
 
 def generate(pipe, **call):
@@ -339,14 +342,14 @@ def test_notes_card_and_export_say_that_the_last_block_is_lost(no_style, skippin
 
 
 def test_neurons_of_the_first_block_run_in_every_tool(shipped, preserve, tmp_path):
-    made = erase(shipped, spec(preserve, STAR), layers="neurons")
+    made = make(shipped, spec(preserve, STAR), layers="neurons")
     said = export_kohya(made, tmp_path / "star.safetensors")
     assert any("made for clip skip 1" in line for line in said)
     assert not any(LEFT.search(line) for line in said)
 
 
 def test_readers_are_solved_for_one_block_too(shipped, preserve):
-    made = erase(shipped, spec(preserve, STAR), layers="kv")
+    made = make(shipped, spec(preserve, STAR), layers="kv")
     assert any("made for clip skip 1" in line for line in made.report.notes)
 
 
@@ -359,7 +362,7 @@ def test_sdxl_counts_from_where_it_reads():
 @pytest.mark.parametrize("name", ["FluxPipeline", "PixArtAlphaPipeline"])
 def test_encoders_without_clip_skip_are_spared_the_note(name):
     pairs = ErasureSpec((tiny.STAR,), preserve=tiny.PRESERVE)
-    made = erase(tiny.build(name), pairs, metric="identity", layers=(0, -1))
+    made = make(tiny.build(name), pairs, metric="identity", layers=(0, -1))
     said = (*made.report.notes, *list_limits(made.header()))
     assert not any("clip skip" in line for line in said)
 

@@ -21,16 +21,17 @@ MADE_OF_NOTHING = {
     *("linspace", "logspace", "scalar_tensor"),
 }
 """Functions of torch that take the default dtype where none is given."""
-DTYPES = (torch.float64, torch.float16, torch.bfloat16)
+DTYPES = (torch.float64, torch.bfloat16)
+"""One that widens what is computed with it, and one that rounds it."""
 STAR = ErasureSpec((Concept("star", "circle"),), preserve=tuple(glyphs.captions(16, seed=0)))
 REQUESTS = {
     "rows": {},
-    "neurons": {"layers": ("neurons", -1)},
+    "neurons": {"layers": ("neurons", -1), "measure": False},
     "blocks": {"layers": (0, -1)},
-    "readers": {"layers": ("kv",)},
-    "robust": {"robust": True},
-    "identity": {"layers": (0, -1), "metric": "identity"},
-    "clip_skip": {"clip_skip": 1},
+    "readers": {"layers": ("kv",), "measure": False},
+    "robust": {"robust": True, "measure": False},
+    "identity": {"layers": (0, -1), "metric": "identity", "measure": False},
+    "clip_skip": {"layers": ("neurons", -1), "clip_skip": 1, "measure": False},
 }
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import threading
+from functools import cache
 
 import accelerate.hooks
 import pytest
@@ -15,7 +16,7 @@ from diffusers_erasepro.errors import AdapterStateError
 
 CAPTIONS = tuple(glyphs.captions(60, seed=0))
 SPEC = ErasureSpec((tiny.STAR,), preserve=CAPTIONS)
-OPTIONS = {"layers": (0, -1), "max_edit_size": 1e3}
+OPTIONS = {"layers": (0, -1), "max_edit_size": 1e3, "measure": False}
 CPU = torch.device("cpu")
 
 
@@ -147,6 +148,13 @@ def state_of_hooks(root):
     return found
 
 
+@cache
+def erased_plain(dtype, metric):
+    """The pipeline without hooks, and its adapter."""
+    plain = tiny.build("StableDiffusionPipeline").to(dtype)
+    return plain, erase(plain, SPEC, metric=metric, **OPTIONS)
+
+
 @pytest.mark.parametrize(
     "dtype",
     [torch.float32, pytest.param(torch.float16, marks=pytest.mark.slow), torch.bfloat16],
@@ -154,8 +162,7 @@ def state_of_hooks(root):
 @pytest.mark.parametrize("hang", HUNG)
 @pytest.mark.parametrize("metric", ["covariance", "identity"])
 def test_erased_as_without_the_hooks(hang, dtype, metric):
-    plain = tiny.build("StableDiffusionPipeline").to(dtype)
-    wanted = erase(plain, SPEC, metric=metric, **OPTIONS)
+    plain, wanted = erased_plain(dtype, metric)
     pipe = erasable(copy.deepcopy(plain))
     hang(pipe)
     before = bits(pipe)

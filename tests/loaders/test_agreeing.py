@@ -12,7 +12,7 @@ from diffusers_erasepro import Concept, ErasureSpec, baselines, erasable, erase
 from diffusers_erasepro.errors import AdapterStateError, ConceptSpecError
 from diffusers_erasepro.loaders.stacking import joint_spec, merge_concept
 
-OPTIONS = {"metric": "identity", "max_edit_size": 1e3}
+OPTIONS = {"metric": "identity", "max_edit_size": 1e3, "measure": False}
 A = Concept("star", "circle", ("a {}",), ())
 SIBLINGS = {
     "the same": A,

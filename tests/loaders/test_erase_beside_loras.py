@@ -11,7 +11,7 @@ from diffusers_erasepro import ErasureSpec, baselines, erasable, erase
 from diffusers_erasepro.modules.tuners import acting_adapters
 from peft_layers import put
 
-OPTIONS = {"metric": "identity", "max_edit_size": 1e3}
+OPTIONS = {"metric": "identity", "max_edit_size": 1e3, "measure": False}
 SPEC = ErasureSpec((tiny.STAR,), preserve=tiny.PRESERVE)
 TARGETS = {"text_encoder": ["fc1", "fc2"], "unet": ["to_k", "to_v"]}
 LAYERS = {"text_encoder": (0, -1), "unet": (0, "kv")}

@@ -1,6 +1,7 @@
 """Textual inversion adds rows to the token embedding; no erasure is bound to those."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from diffusers_erasepro import Concept, ErasureSpec, erasable, erase
 from diffusers_erasepro.errors import BaseModelMismatchError
 from diffusers_erasepro.modules.fingerprint import fingerprints
 from tiny import PRESERVE, STAR, build, clip, llm, qwen_vl, t5
+
+make = partial(erase, measure=False)
 
 CHANGED = "no longer those the erasure was made for"
 
@@ -41,9 +44,9 @@ def test_an_erasure_made_before_loads_beside_it(pipe, no_star, vectors):
 
 @pytest.mark.parametrize("layers", [None, ("neurons", -1)])
 def test_an_erasure_made_beside_it_is_that_made_without(shipped, pipe, no_star, layers):
-    without = erase(shipped, no_star.spec, layers=layers)
+    without = make(shipped, no_star.spec, layers=layers)
     learn(pipe, 2)
-    made = erase(pipe, no_star.spec, layers=layers)
+    made = make(pipe, no_star.spec, layers=layers)
     assert made.base == without.base
     assert made.digest == without.digest
 
@@ -80,7 +83,7 @@ def test_a_changed_row_of_the_vocabulary_counts(pipe, no_star):
 
 def test_edited_rows_stay_edited_and_learned_ones_stay_learned(pipe, preserve):
     spec = ErasureSpec((Concept("star", "circle"),), preserve=preserve)
-    edited_rows = erase(pipe, spec, layers=("embedding", 0, -1))
+    edited_rows = make(pipe, spec, layers=("embedding", 0, -1))
     before = bits(pipe)
     pipe.load_erasure_adapter(edited_rows)
     learn(pipe, 2)
@@ -98,9 +101,9 @@ def test_edited_rows_stay_edited_and_learned_ones_stay_learned(pipe, preserve):
 
 def test_edited_rows_load_beside_learned_ones(pipe, preserve):
     spec = ErasureSpec((Concept("star", "circle"),), preserve=preserve)
-    plain = erase(pipe, spec, layers=("embedding", 0, -1))
+    plain = make(pipe, spec, layers=("embedding", 0, -1))
     learn(pipe, 2)
-    beside = erase(pipe, spec, layers=("embedding", 0, -1))
+    beside = make(pipe, spec, layers=("embedding", 0, -1))
     pipe.load_erasure_adapter(plain)
     assert holds(pipe)
     pipe.unload_erasure_adapters()
@@ -113,12 +116,12 @@ def test_both_encoders():
     stock = build("StableDiffusionXLPipeline")
     pipe = erasable(copy.deepcopy(stock))
     spec = ErasureSpec((STAR,), preserve=PRESERVE)
-    made = erase(stock, spec, layers=(0, -1))
+    made = make(stock, spec, layers=(0, -1))
     learn(pipe)
     learn(pipe, 2, number="_2")
     pipe.load_erasure_adapter(made)
     assert holds(pipe)
-    beside = erase(pipe, spec, layers=(0, -1))
+    beside = make(pipe, spec, layers=(0, -1))
     assert beside.base == made.base
 
 
@@ -169,7 +172,7 @@ def test_rows_that_come_and_go_change_no_fingerprint(make):
 def test_it_comes_and_goes_in_either_encoder_of_flux(number):
     stock = build("FluxPipeline")
     pipe = erasable(copy.deepcopy(stock))
-    made = erase(stock, ErasureSpec((STAR,), preserve=PRESERVE), layers=(0, -1))
+    made = make(stock, ErasureSpec((STAR,), preserve=PRESERVE), layers=(0, -1))
     learn(pipe, 2, number=number)
     pipe.load_erasure_adapter(made)
     assert holds(pipe)

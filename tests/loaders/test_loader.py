@@ -4,6 +4,7 @@ import copy
 import json
 import pickle
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -26,6 +27,8 @@ from diffusers_erasepro.errors import (
     UnknownFamilyError,
 )
 from routes import make_kit
+
+make = partial(erase, measure=False)
 
 FC2 = "encoder.layers.5.mlp.fc2"
 
@@ -150,7 +153,7 @@ def test_a_failed_operation_changes_nothing(pipe, no_star, no_cross, act, error,
 
 
 def test_adapters_that_contradict_are_named_and_nothing_changes(pipe, shipped, no_star, preserve):
-    back = erase(shipped, ErasureSpec((Concept("circle", "square"),), preserve=preserve))
+    back = make(shipped, ErasureSpec((Concept("circle", "square"),), preserve=preserve))
     pipe.load_erasure_adapter(no_star)
     before = bits(pipe)
     with pytest.raises(ConceptSpecError, match="'star' -> 'circle' -> 'square'"):
@@ -265,7 +268,7 @@ def test_verify_says_when_the_last_call_was_given_embeddings(
     pipe, shipped, preserve, layers, listed
 ):
     spec = ErasureSpec((Concept("star", "circle"),), preserve=preserve)
-    pipe.load_erasure_adapter(erase(shipped, spec, layers=layers))
+    pipe.load_erasure_adapter(make(shipped, spec, layers=layers))
 
     def said():
         return any("last call was given" in note for note in pipe.verify_erasure().uncovered)
@@ -283,7 +286,7 @@ def test_verify_says_when_the_last_call_was_given_embeddings(
 
 
 def test_kv_edits_hold_for_states_made_elsewhere(pipe, shipped, preserve):
-    adapter = erase(
+    adapter = make(
         shipped, ErasureSpec((Concept("star", "circle"),), preserve=preserve), layers=("kv",)
     )
     before = bits(pipe)
@@ -401,7 +404,7 @@ def test_verify_measures_prompts_of_ones_own_and_what_a_call_receives(pipe, no_s
 
 
 def test_sampled_layers_tell_an_edit_from_none(pipe, shipped, preserve):
-    adapter = erase(
+    adapter = make(
         shipped, ErasureSpec((Concept("star", "circle"),), preserve=preserve), layers=(0, "kv")
     )
     pipe.load_erasure_adapter(adapter)
@@ -510,7 +513,7 @@ def test_two_hundred_clean_configurations_raise_no_alarm(shipped, preserve):
     checked = 0
     for layers in ((0, -1), ("kv",), (0, "kv")):
         for concept in concepts:
-            adapter = erase(shipped, ErasureSpec((concept,), preserve=preserve), layers=layers)
+            adapter = make(shipped, ErasureSpec((concept,), preserve=preserve), layers=layers)
             for dtype in (torch.float32, torch.float16, torch.bfloat16):
                 plain = copy.deepcopy(shipped).to(dtype)
                 for change in (
@@ -551,7 +554,7 @@ def test_a_large_edit_in_sixteen_bits_is_no_alarm_and_a_broken_one_is(shipped, p
 
     Its edit is three times as large as K/V, and so is what rounding makes of it.
     """
-    adapter = erase(
+    adapter = make(
         shipped, ErasureSpec((Concept("house", "circle"),), preserve=preserve), layers="kv"
     )
     pipe = erasable(copy.deepcopy(shipped).to(torch.bfloat16))

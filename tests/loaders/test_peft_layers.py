@@ -19,7 +19,7 @@ from diffusers_erasepro.errors import (
 from diffusers_erasepro.modules.storage import effective_weight
 from peft_layers import KINDS, put
 
-OPTIONS = {"metric": "identity", "max_edit_size": 1e3}
+OPTIONS = {"metric": "identity", "max_edit_size": 1e3, "measure": False}
 LAYERS = {"blocks": (0, -1), "neurons": ("neurons", -1), "kv": ("kv",)}
 TARGETS = {"text_encoder": ["fc1", "fc2"], "unet": ["to_k", "to_v"]}
 ADDED = {"LOHA", "LOKR", "ADALORA", "VERA", "SHIRA", "MISS", "DELORA"}

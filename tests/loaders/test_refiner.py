@@ -41,7 +41,7 @@ def refiner():
 
 @pytest.fixture(scope="module")
 def made(refiner):
-    return erase(refiner, SPEC, layers=(0, -1))
+    return erase(refiner, SPEC, layers=(0, -1), measure=False)
 
 
 @pytest.fixture

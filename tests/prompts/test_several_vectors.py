@@ -51,7 +51,7 @@ CASES = [
 @pytest.mark.parametrize(("target", "anchor", "layers"), CASES)
 def test_it_is_a_target_and_an_anchor(learned, target, anchor, layers):
     spec = ErasureSpec((Concept(target, anchor, ("a {}",), ()),), preserve=KEPT)
-    made = erase(learned, spec, layers=layers)
+    made = erase(learned, spec, layers=layers, measure=False)
     assert made.report.listed_residual < 1e-5
     pipe = erasable(copy.deepcopy(learned))
     pipe.load_erasure_adapter(made)
@@ -123,7 +123,8 @@ def test_pipelines_of_several_encoders():
     learn(pipe)
     learn(pipe, vectors=2, number="_2")
     spec = ErasureSpec((Concept(TOY, "circle", ("a {}",), ()),), preserve=tiny.PRESERVE)
-    assert erase(pipe, spec, layers=(0, -1), max_edit_size=1e3).report.listed_residual < 1e-5
+    made = erase(pipe, spec, layers=(0, -1), max_edit_size=1e3, measure=False)
+    assert made.report.listed_residual < 1e-5
 
 
 def test_a_prompt_is_written_out_and_found_again(learned):
