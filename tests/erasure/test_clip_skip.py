@@ -109,7 +109,7 @@ def test_what_skips_a_block_nearly_holds_at_the_default_too(shipped, skipping):
 
 @pytest.mark.parametrize("none", [None, 0])
 def test_none_and_nothing_are_the_default_bit_for_bit(shipped, preserve, no_star, none):
-    made = make(shipped, spec(preserve, STAR), clip_skip=none, layers=("neurons", -1))
+    made = erase(shipped, spec(preserve, STAR), clip_skip=none, layers=("neurons", -1))
     assert made.digest == no_star.digest and made.clip_skip == no_star.clip_skip == 0
 
 
