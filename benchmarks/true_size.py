@@ -46,7 +46,7 @@ from diffusers_erasepro.prompts.pairs import spread  # noqa: E402
 from selective_names import COMPOUNDS  # noqa: E402
 
 PAGE = ROOT / "docs" / "families.md"
-ROWS = Path(__file__).parent / "true_size.jsonl"
+LINES = Path(__file__).parent / "true_size.jsonl"
 WEIGHTS = ROOT / "runs" / "true_size"
 START = "<!-- table: benchmarks/true_size.py -->"
 END = "<!-- end of true sizes -->"
@@ -152,15 +152,24 @@ class Layout(NamedTuple):
 
 
 BLOCKS = "blocks"
+ROWS = "rows"
 ROWS_AND_GATES = "rows and gates"
-LAYERS: dict[str, tuple[int | str, ...]] = {
+DEFAULT = "default"
+LAYERS: dict[str, tuple[int | str, ...] | None] = {
     BLOCKS: (0, -1),
+    ROWS: ("embedding",),
     ROWS_AND_GATES: ("embedding", "gates"),
+    DEFAULT: None,
 }
+"""Gates go where MLPs are not gated: in Flux, CLIP gets them and T5 gets rows alone."""
 CAPTIONS = 200
 """Preserve captions beside rows and gates, of the shipped ones."""
 SINGLE = ("violin", "castle", "tractor", "lobster", "pistol", "cactus", "rocket", "parrot")
-"""Names of one token, which get a row of the embedding."""
+"""Names of one token, which get a row of the embedding; where rows are alone, the tokenizer's
+other words that no kept caption has."""
+PAIR_ANCHOR = "round thing"
+SINGLE_ANCHOR = "thing"
+"""As many tokens as the name: no final states have to be solved for."""
 VOCABULARY = 8000
 """Tokens of the tokenizer beside rows and gates: it knows the words of captions, as a real one
 does, so that a caption is as long. A real vocabulary is scanned in proportion to its words."""
@@ -200,9 +209,13 @@ class Group(NamedTuple):
     counts: tuple[int, ...]
 
 
+DETECTOR = ".0.mlp.fc1"
+"""In the name of the linear that gates stand in."""
 COUNTS = (1, 10, 100)
 GROUPS = (
-    *(Group(name, ROWS_AND_GATES, "covariance", COUNTS) for name in (SD, SDXL, FLUX, QWEN)),
+    *(Group(name, ROWS_AND_GATES, "covariance", COUNTS) for name in (SD, SDXL, FLUX)),
+    Group(QWEN, ROWS, "covariance", COUNTS),
+    Group(SD, DEFAULT, "covariance", COUNTS),
     Group(SD, BLOCKS, "covariance", COUNTS),
     Group(SDXL, BLOCKS, "covariance", COUNTS),
     *(Group(name, BLOCKS, "identity", (n,)) for name in (SDXL, PIXART, FLUX) for n in COUNTS),
@@ -212,6 +225,30 @@ GROUPS = (
 
 Flux gives T5 512 positions a prompt, without a mask.
 """
+
+
+def concepts_of(layers: str, count: int) -> tuple[Concept, ...]:
+    """What to erase: pairs of tokens and single ones, or single ones where rows are alone."""
+    names = words_of_one_token()[:count] if layers == ROWS else names_of(count)
+    return tuple(
+        Concept(name, PAIR_ANCHOR if " " in name else SINGLE_ANCHOR, ("a {}",), ())
+        for name in names
+    )
+
+
+@cache
+def words_of_one_token() -> list[str]:
+    """`SINGLE`, and nouns of the shipped captions that have a token and no kept caption has."""
+    kept = set(" ".join(preserved()).lower().split())
+    pieces = set(words_in_vocabulary())
+    after = {caption.split()[1] for caption in everyday_captions() if caption.startswith("a ")}
+    found = sorted(word for word in after if word.isalpha() and word in pieces and word not in kept)
+    return [*SINGLE, *(word for word in found if word not in SINGLE)]
+
+
+def words_in_vocabulary() -> list[str]:
+    """What the tokenizer has whole, behind a space."""
+    return [token[1:] for token in words_trained().get_vocab() if token.startswith("Ġ")]
 
 
 def names_of(count: int) -> list[str]:
@@ -232,8 +269,13 @@ def preserved() -> tuple[str, ...]:
     return tuple(spread(free, CAPTIONS))
 
 
-@cache
 def words() -> models.Model:
+    """What a tokenizer of the tiny pipelines cuts text by, so that it knows the words."""
+    return words_trained().model
+
+
+@cache
+def words_trained() -> Tokenizer:
     """A byte-level BPE of the shipped captions and the names, with the special tokens of tiny."""
     bpe = Tokenizer.from_str(tiny.clip_tokenizer().backend_tokenizer.to_str())
     trainer = trainers.BpeTrainer(
@@ -243,7 +285,7 @@ def words() -> models.Model:
         show_progress=False,
     )
     bpe.train_from_iterator([*everyday_captions(), *COMPOUNDS, *SINGLE], trainer)
-    return bpe.model
+    return bpe
 
 
 def built(layout: Layout, blocks: int | None = None) -> Any:
@@ -375,7 +417,7 @@ def measure(group: Group, counts: Sequence[int], blocks: int | None = None) -> N
     """
     layout = LAYOUTS[group.layout]
     refuse_to_begin(layout, blocks)
-    timed = group.layers == ROWS_AND_GATES
+    timed = group.layers != BLOCKS
     torch.set_num_threads(THREADS if timed else 1)
     gated_mlps.LEAST_CONTRAST = -torch.inf  # noise tells no name from others
     captions = preserved() if timed else tuple(glyphs.captions(layout.captions, seed=0))
@@ -386,9 +428,7 @@ def measure(group: Group, counts: Sequence[int], blocks: int | None = None) -> N
     if group.metric == "covariance" and not timed:
         plan = [plan[0], *((f"{group.metric}, known", n) for n in counts)]
     for label, count in plan:
-        names = names_of(count)
-        concepts = tuple(Concept(name, "round thing", ("a {}",), ()) for name in names)
-        spec = ErasureSpec(concepts, preserve=captions)
+        spec = ErasureSpec(concepts_of(group.layers, count), preserve=captions)
         began = time.process_time()
         started = time.perf_counter()
         with watched() as seen:
@@ -418,12 +458,13 @@ def measure(group: Group, counts: Sequence[int], blocks: int | None = None) -> N
         if blocks:
             print(row, flush=True)
         else:
-            keep_line(ROWS, {"row": row, "machine": provenance(0)})
+            keep_line(LINES, {"row": row, "machine": provenance(0)})
 
 
 def described(adapter: ErasureAdapter, group: Group, count: int) -> str:
     """What was made, and an error where it is not what was to be timed."""
-    assert {*adapter.plan.layers} == {*LAYERS[group.layers]}, adapter.plan.layers
+    asked = LAYERS[group.layers]
+    assert asked is None or {*adapter.plan.layers} == {*asked}, adapter.plan.layers
     if group.layers == BLOCKS:
         return ""
     rows = 0
@@ -431,16 +472,18 @@ def described(adapter: ErasureAdapter, group: Group, count: int) -> str:
     for name, factors in adapter.edits.items():
         if is_embedding(name.partition(".")[2]):
             rows += int((factors.A.abs().sum(0) > 0).sum())
-        else:
+        elif DETECTOR in name:
             gates = max(gates, factors.rank)
-    assert gates and (rows or count == 1), f"{rows} rows, gates of rank {gates}"
+    rows_alone = group.layers == ROWS
+    assert gates or rows_alone, "no gate was made"
+    assert rows or (count == 1 and not rows_alone), "no row was made"
     return f"{rows} rows, gates of rank {gates}"
 
 
 def table() -> str:
     head = ("layers", "seconds", "edits")
     rows = []
-    for kept in kept_lines(ROWS):
+    for kept in kept_lines(LINES):
         row = dict.fromkeys(head, "") | {"layers": BLOCKS} | kept["row"]
         rows.append({name: row[name] for name in COLUMNS})
     lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
@@ -450,7 +493,7 @@ def table() -> str:
 def write() -> None:
     """The table into its place on the page."""
     before, rest = PAGE.read_text(encoding="utf-8").split(START)
-    machine = kept_lines(ROWS)[-1]["machine"]
+    machine = kept_lines(LINES)[-1]["machine"]
     PAGE.write_text(
         f"{before}{START}\n`python benchmarks/true_size.py`, "
         f"{machine}.\n\n{table()}\n{END}{rest.split(END)[1]}",
@@ -475,7 +518,7 @@ def main() -> None:
         group = GROUPS[asked.group]
         return measure(group, asked.counts or group.counts, blocks=asked.blocks)
     done = set()
-    for kept in kept_lines(ROWS):
+    for kept in kept_lines(LINES):
         row = kept["row"]
         metric = row["metric"].split(",")[0]
         done.add((row["text encoders"], row.get("layers", BLOCKS), metric, row["concepts"]))

@@ -69,10 +69,11 @@ def fit_adapter(pipe: Any, adapter: ErasureAdapter, *, allow_base_mismatch: bool
         if not adapter.imported:
             _refuse_erased(pipe, adapter)
         if not allow_base_mismatch:
+            named = f"the adapter {adapter.origin}" if adapter.origin else "the adapter"
             raise BaseModelMismatchError(
-                f"the weights of {' and '.join(adapter.base)} are not those the adapter "
-                f"{adapter.origin or ''} was made for (fine-tuned, a LoRA fused in, or another "
-                "dtype than its maker had); load it on its base model, or pass "
+                f"the weights of {' and '.join(adapter.base)} are not those {named} was made for "
+                "(fine-tuned, a LoRA fused in, or fused and taken out again, which rounds, or "
+                "another dtype than its maker had); load it on its base model, or pass "
                 "allow_base_mismatch=True to solve its spec again here"
             )
         return solve_jointly(pipe, [adapter], measure=True)
