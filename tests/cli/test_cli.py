@@ -13,8 +13,9 @@ from itertools import pairwise
 
 import pytest
 
-from diffusers_erasepro import ErasureAdapter
-from diffusers_erasepro.cli.tables import describe_captions
+from diffusers_erasepro import ErasureAdapter, __version__
+from diffusers_erasepro.cli.comparison_tables import list_doubts
+from diffusers_erasepro.cli.tables import describe_captions, describe_verification
 from diffusers_erasepro.evaluation import runner
 
 HEAVY = ("torch", "diffusers", "transformers", "peft", "matplotlib", "pandas")
@@ -210,6 +211,49 @@ def cpu_seconds(code, *args, tries=5):
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         spent.append(used.ru_utime + used.ru_stime)
     return min(b - a for a, b in pairwise(spent[1:]))
+
+
+def test_the_list_of_commands_shows_whole_sentences(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    code, text, _ = run("--help")
+    assert code == 0 and "..." not in text.partition("Commands:")[2]
+    assert max(map(len, text.splitlines())) <= 80
+    for sentence in ("save, load, switch, compare.", "from its header alone."):
+        assert sentence in " ".join(text.split())
+
+
+@pytest.mark.parametrize("module", ["diffusers_erasepro", "diffusers_erasepro.cli"])
+def test_it_runs_as_a_module(module):
+    command = [sys.executable, "-m", module, "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"{__version__}\n"), done.stderr
+
+
+def verified(name, fires):
+    """As `verify` measures it: so much left at the name, so many captions that move."""
+    shares = {"name": name, "ends": 0.1}
+    left = {"listed": {"name": 0.0}, "held_out": shares, "unmatched": {}}
+    moved = {"left": shares, "near": 0.01, "near_worst": 0.02, "drift": 0.03, "fires": fires}
+    found = {"ok": True, "residual": 1e-7, "threshold": 1e-5, "uncovered": []}
+    return found | {"left": {"Van Gogh": left}, "selectivity": moved | {"captions": 100}}
+
+
+def test_an_erasure_that_holds_on_its_listed_prompts_alone_is_doubted():
+    found = verified(0.84, 54)
+    (doubt,) = list_doubts(found, (0, -1))
+    assert "0.84 of 'Van Gogh' is left at the name" in doubt
+    assert "54 of 100 other captions move by over a tenth" in doubt
+    assert "erasepro eval" in doubt and "--layers=embedding,gates,-1" in doubt
+    assert "--layers" not in list_doubts(found, ("embedding", "gates", -1))[0]
+    lines = describe_verification(found, [doubt])
+    assert lines[0].startswith("holds: residual")
+    assert "nothing else" in lines[1] and lines[2] == f"warning: {doubt}"
+    assert "0.840 at the name" in lines[4] and "a token moves" in " ".join(lines)
+    assert " ".join(lines).count("0.840") == 1  # not by the concept and again by the whole
+
+
+def test_one_that_goes_far_is_not_doubted():
+    assert list_doubts(verified(0.5, 10), (0, -1)) == []
 
 
 def test_help_and_import_are_quick():

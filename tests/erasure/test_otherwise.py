@@ -32,7 +32,7 @@ RED_HEART = Concept("red heart", anchor="green square")
 RED_RING = Concept("red ring", anchor="green square")
 BLOCK = "layers.0.mlp.fc2"
 """The linear of the first block that an edit of blocks changes."""
-STANDS_IN = "otherwise: no row and no gate reaches 1 of the names in text_encoder"
+STANDS_IN = "no row and no gate reaches 1 of the names in text_encoder"
 
 
 def with_margin(monkeypatch, least):
@@ -58,8 +58,8 @@ def test_the_first_block_stands_in_for_a_name_that_nothing_reaches(shipped, pres
     made = made_for(shipped, preserve, STAR, RED_HEART)
     assert any(name.endswith("token_embedding") for name in made.edits)
     assert any(name.endswith(BLOCK) for name in made.edits)
-    (note,) = [note for note in made.report.notes if note.startswith("otherwise:")]
-    assert note.startswith(STANDS_IN) and note.endswith("'red heart'")
+    (note,) = [note for note in made.report.notes if note.startswith(STANDS_IN)]
+    assert note.endswith("'red heart'")
     assert made.report.listed_residual < 1e-5
 
 
@@ -77,7 +77,7 @@ def test_the_last_block_too_stands_in_for_those_names_alone(shipped, preserve, m
 def test_a_name_that_a_row_reaches_needs_no_block(shipped, preserve):
     made = made_for(shipped, preserve, STAR)
     assert not any(name.endswith(BLOCK) for name in made.edits)
-    assert not any(note.startswith("otherwise:") for note in made.report.notes)
+    assert not any("no row and no gate" in note for note in made.report.notes)
 
 
 @pytest.mark.slow
@@ -130,7 +130,7 @@ def test_what_neither_a_row_nor_a_gate_reaches_has_no_vectors_to_solve(shipped):
 def test_the_first_words_that_a_causal_encoder_keeps_are_solved_for(shipped, preserve, monkeypatch):
     with_margin(monkeypatch, -torch.inf)
     made = made_for(shipped, preserve, STAR, RED_HEART, final_states=None, max_edit_size=1000)
-    (note,) = [note for note in made.report.notes if note.startswith("final_states")]
+    (note,) = [note for note in made.report.notes if note.startswith("new vectors were fitted")]
     assert "'red heart'" in note and "'star'" not in note
 
 

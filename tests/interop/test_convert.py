@@ -167,6 +167,14 @@ def test_half_an_erasure_is_never_exported(no_star):
         to_kohya(elsewhere)
 
 
+def test_rows_of_the_embedding_are_refused_with_the_command_to_type(shipped):
+    spec = ErasureSpec(STAR.concepts, preserve=("a red ring",))
+    options = {"layers": ("embedding",), "metric": "identity", "measure": False}
+    rows = erase(shipped, spec, **options)
+    with pytest.raises(AdapterFormatError, match=r"rows of the token embedding.*--layers=0,-1"):
+        to_kohya(rows)
+
+
 def test_two_encoders_are_numbered(no_star):
     from dataclasses import replace
 

@@ -167,5 +167,5 @@ def test_card_show_and_verify_say_it(run, rowed, tmp_path):
         assert sentence in " ".join(shown.split())
     code, verified, _ = run("verify", tmp_path, "--base", "glyphs")
     assert code == 0
-    assert "left of 'star', listed: " in verified
+    assert "left of 'star' in listed phrasings: " in verified
     assert "a token moves by more than a tenth" in " ".join(verified.split())

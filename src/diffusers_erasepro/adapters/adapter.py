@@ -18,6 +18,7 @@ from ..config.options import Options, OtherMethod, read_options
 from ..config.plan import Plan, Recipe
 from ..config.spec import ErasureSpec
 from ..config.text_files import write_text_file
+from ..config.words import count_noun
 from ..errors import AdapterFormatError, IllPosedError
 from ..linalg.low_rank import LowRank
 from .file import (
@@ -284,7 +285,7 @@ class ErasureAdapter:
     def __repr__(self) -> str:
         concepts = ", ".join(f"{c.target!r} -> {c.anchor!r}" for c in self.spec.concepts)
         return (
-            f"ErasureAdapter({concepts}; {len(self.edits)} layers, "
+            f"ErasureAdapter({concepts}; {count_noun(len(self.edits), 'layer')}, "
             f"listed residual {format_measure(self.report.listed_residual, '.1e')})"
         )
 

@@ -289,7 +289,20 @@ def describe_selectivity(found: Mapping[str, Any]) -> list[str]:
     """
     lines = []
     if left := describe_left(found["left"]):
-        lines.append(f"Of the gap to the anchor, phrasings that no template lists keep {left}.")
+        lines.append(
+            "Share of the gap between name and anchor that is left in phrasings that no template "
+            f"lists (1 before the erasure, 0 is none): {left}."
+        )
+    return lines + describe_moved(found)
+
+
+def describe_moved(found: Mapping[str, Any]) -> list[str]:
+    """How far near misses and other captions move, a sentence each.
+
+    Args:
+        found: A `Selectivity` as plain data.
+    """
+    lines = []
     if isfinite(found["near"]):
         lines.append(
             f"Near misses, which share a word or a meaning with the name, move by "

@@ -7,6 +7,9 @@ from typing import Any
 
 from rich.table import Table
 
+from ..adapters.header import KINDS_OF_POSITION
+from ..config.plan import is_selective
+from ..config.words import count_noun
 from ..evaluation.before_after import Comparison
 from ..evaluation.contact_sheet import summary_lines
 from ..evaluation.judgement import judge_pair
@@ -86,6 +89,43 @@ def judge_measures(measures: Sequence[PromptMeasure]) -> Verdict:
     return worst_verdict(verdicts)
 
 
+MANY_MOVE = 0.1
+"""Share of other captions that may move by more than a tenth before it is said."""
+DOUBTS_SHOWN = 3
+"""Names of which a warning tells what is left, at most."""
+
+
+def list_doubts(found: Mapping[str, Any], layers: Sequence[int | str]) -> list[str]:
+    """What stands against an erasure that holds on its listed prompts, with the next step.
+
+    Args:
+        found: A `Verification` as plain data, with what is left and what else moves.
+        layers: What the adapters edit, as in `erase`.
+
+    Returns:
+        One sentence, or none where all numbers are near.
+    """
+    facts: list[str] = []
+    advice = "look at pictures before you rely on it, with `erasepro eval`"
+    worst: dict[str, tuple[float, str]] = {}
+    for target, left in found["left"].items():
+        shares = [(share, kind) for kind, share in left["held_out"].items()]
+        worst[target] = max(shares, default=(0.0, ""))
+    far = sorted(worst.items(), key=lambda one: -one[1][0])
+    far = [(target, at) for target, at in far if LEFT.judge(at[0]) is Verdict.bad]
+    for target, (share, kind) in far[:DOUBTS_SHOWN]:
+        facts.append(f"{share:.2f} of {target!r} is left {KINDS_OF_POSITION[kind]}")
+    if facts:
+        more = f", and more than half of {len(far) - DOUBTS_SHOWN} others" if far[3:] else ""
+        facts = [f"in phrasings that are not listed {', '.join(facts)}{more}"]
+    moved = found["selectivity"]
+    if moved and moved["fires"] > MANY_MOVE * moved["captions"]:
+        facts.append(f"{moved['fires']} of {moved['captions']} other captions move by over a tenth")
+        if not any(is_selective(layer) for layer in layers):
+            advice += "; made with --layers=embedding,gates,-1 it moves other captions less"
+    return [f"{'; '.join(facts)}: {advice}"] if facts else []
+
+
 # --- attacks
 
 
@@ -102,10 +142,12 @@ def attack_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
 def describe_attacks(found: Mapping[str, Any]) -> list[str]:
     """What the columns mean, what was not run, and the verdict."""
     guidance = found["guidance"]
-    how = f"{found['steps']} steps" + ("" if guidance is None else f", guidance {guidance:g}")
+    how = count_noun(found["steps"], "step")
+    how += "" if guidance is None else f", guidance {guidance:g}"
+    pictures = count_noun(found["attempts"], "picture")
     lines = [
-        f"unedited, erased: share of {found['attempts']} pictures that show the concept, by "
-        f"{found['detector']}; an attack that fails on the unedited model says nothing",
+        f"unedited, erased: share of {pictures} with the concept in it, by {found['detector']}; an "
+        "attack that fails on the unedited model says nothing",
         f"seed {found['seed']}, {how}; verdict by the share erased: {SEEN}",
     ]
     lines += [f"not run: {name}: {reason}" for name, reason in found["not_run"].items()]

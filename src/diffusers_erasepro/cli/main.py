@@ -205,7 +205,8 @@ def erase_command(
     path = adapter.save_pretrained(out)
     write_text_file(out / "spec.toml", adapter.spec.to_toml())
     adapter.card(base_model=find_base(model)).save(out / "README.md")
-    _print_adapter(adapter.header(), as_json, path=str(path), seconds=adapter.report.seconds)
+    seconds = round(adapter.report.seconds or 0.0, 1)
+    _print_adapter(adapter.header(), as_json, path=str(path), seconds=seconds)
 
 
 @app.command()
@@ -450,6 +451,11 @@ def ui(
     serve(model, host=host, port=port)
 
 
+for _command in app.registered_commands:  # else the list of commands cuts their sentences
+    _first, _, _ = (_command.callback.__doc__ or "").partition("\n\n")
+    _command.short_help = " ".join(_first.split())
+
+
 # --- output
 
 
@@ -578,7 +584,3 @@ def _read_spec(model: str, asked: ConceptOptions) -> ErasureSpec:
 
 def _parse_layers(text: str) -> tuple[int | str, ...]:
     return tuple(int(part) if part.lstrip("-").isdigit() else part for part in text.split(","))
-
-
-if __name__ == "__main__":
-    main()

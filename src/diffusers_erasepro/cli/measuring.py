@@ -193,11 +193,17 @@ def verify_command(
     """Load an adapter or an erasures.lock on a base and measure it; exit code 3 if it fails."""
     from dataclasses import asdict
 
+    from ..evaluation.before_after import active_adapters
     from ..evaluation.prompt_files import read_prompt_file
     from ..evaluation.verdicts import Verdict
     from ..interop.pipelines import load_model
     from ..loaders.prompt_measures import measure_prompts
-    from .comparison_tables import describe_measures, judge_measures, measures_table
+    from .comparison_tables import (
+        describe_measures,
+        judge_measures,
+        list_doubts,
+        measures_table,
+    )
     from .tables import describe_verification
 
     texts = read_prompt_file(prompts).texts if prompts else ()
@@ -207,7 +213,11 @@ def verify_command(
     measures = measure_prompts(pipe, texts)
     verdict = judge_measures(measures) if found.ok else Verdict.bad
     data = asdict(found) | {"verdict": verdict, "measures": [asdict(one) for one in measures]}
-    print_result(data, as_json, describe_verification(data))
+    edited: list[int | str] = []
+    for one in active_adapters(pipe):
+        edited += one.plan.layers
+    data["warnings"] = list_doubts(data, edited) if found.ok else []
+    print_result(data, as_json, describe_verification(data, data["warnings"]))
     if measures and not as_json:
         make_console().print(measures_table(measures))
         print_result({}, False, [*describe_measures(measures), f"verdict: {verdict}"])

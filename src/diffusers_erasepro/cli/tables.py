@@ -11,6 +11,7 @@ from rich.table import Table
 from ..adapters.header import (
     describe,
     describe_left,
+    describe_moved,
     describe_selectivity,
     format_measure,
     list_components,
@@ -18,7 +19,9 @@ from ..adapters.header import (
     list_promises,
     list_selectivity,
 )
-from ..config.plan import describe_alignment
+from ..config.options import Options
+from ..config.plan import describe_alignment, describe_layer
+from ..config.words import count_noun
 
 
 def report_table(name: str, report: Mapping[str, Any]) -> Table:
@@ -45,9 +48,14 @@ def report_table(name: str, report: Mapping[str, Any]) -> Table:
 
 
 REPORT_LEGEND = (
-    "residual: what is left at listed prompts, held out: at phrasings never solved for; drift: how "
-    "far captions move; size: of the edit, in units of its weight; gap before: to the anchor"
+    "residual: distance from the anchor, relative to its size, at listed prompts and, held out, at "
+    "phrasings never solved for; 0 is the anchor; drift: how far captions move; size: of the edit, "
+    "in units of its weight; gap before: to the anchor"
 )
+
+
+IN_PLAN = ("layers", "alignment")
+"""Options of which the plan says what they came to."""
 
 
 def find_shared_prefix(names: Sequence[str]) -> str:
@@ -67,8 +75,29 @@ def describe_captions(spec: Mapping[str, Any]) -> str:
     own = len(spec.get("preserve", ()))
     if not own:
         return "preserves the shipped captions"
-    captions = "one caption" if own == 1 else f"{own} captions"
-    return f"preserves {captions}{' and the shipped' if spec.get('everyday') else ''}"
+    shipped = " and the shipped" if spec.get("everyday") else ""
+    return f"preserves {count_noun(own, 'caption')}{shipped}"
+
+
+def describe_options(options: Mapping[str, Any]) -> str:
+    """How it was made: the options of `erase` that are not the default, or the other method."""
+    if "method" in options:
+        asked = options["settings"]
+        how = f"made by {options['method']}"
+    else:
+        usual = Options().to_dict()
+        asked = {k: v for k, v in options.items() if k not in IN_PLAN and v != usual.get(k)}
+        how = "made by erase"
+    chosen = ", ".join(f"{name}={value}" for name, value in sorted(asked.items()))
+    return f"{how} with {chosen}" if chosen else f"{how}, all other options by default"
+
+
+def describe_fingerprints(prints: Mapping[str, str]) -> str:
+    """The fingerprints of a component, each with the dtypes that have it."""
+    dtypes: dict[str, list[str]] = {}
+    for dtype, hashed in sorted(prints.items()):
+        dtypes.setdefault(hashed, []).append(dtype)
+    return ", ".join(f"{hashed} in {' and '.join(names)}" for hashed, names in dtypes.items())
 
 
 def print_header(console: Console, header: Mapping[str, Any]) -> None:
@@ -79,16 +108,13 @@ def print_header(console: Console, header: Mapping[str, Any]) -> None:
         console.print("  " + ", ".join(f"{k}={v!r}" for k, v in known.items()), highlight=False)
     console.print(describe_captions(header["spec"]), highlight=False)
     for target, recipe in header["plan"].items():
-        layers = ", ".join(map(str, recipe["layers"])) or "none of its own"
+        layers = ", ".join(map(describe_layer, recipe["layers"])) or "nothing of its own"
         where = describe_alignment(recipe["alignment"])
-        console.print(f"{target} is erased in layers {layers}, at {where}", highlight=False)
-    asked = {k: v for k, v in header["options"].items() if v is not None}
-    options = ", ".join(f"{k}={v}" for k, v in asked.items())
-    console.print(f"made with {options}", highlight=False)
-    base = header["base"]
+        console.print(f"{target}: edits {layers}; meets its anchor at {where}", highlight=False)
+    console.print(describe_options(header["options"]), highlight=False)
     for part in list_components(header):
-        prints = ", ".join(f"{dtype} {hashed}" for dtype, hashed in sorted(base[part].items()))
-        console.print(f"for {part} with fingerprint {prints}", highlight=False)
+        prints = describe_fingerprints(header["base"][part])
+        console.print(f"made for the {part} with fingerprint {prints}", highlight=False)
     console.print(report_table("report", header["report"]))
     limits = list_limits(header)
     notes = [note for note in header["report"].get("notes", ()) if note not in limits]
@@ -103,25 +129,44 @@ def print_header(console: Console, header: Mapping[str, Any]) -> None:
         console.print(f"{heading}:", *(f"  - {line}" for line in lines), sep="\n", highlight=False)
 
 
-def describe_verification(found: Mapping[str, Any]) -> list[str]:
-    """What `verify` shows of a `Verification` as plain data, a line each."""
+HOLDS = (
+    "that is said of the listed prompts, at the tokens where they are matched with their anchors, "
+    "and of nothing else"
+)
+LEFT_LEGEND = "left: share of the gap between name and anchor; 1 before the erasure, 0 is none"
+
+
+def describe_verification(found: Mapping[str, Any], doubts: Sequence[str] = ()) -> list[str]:
+    """What `verify` shows of a `Verification` as plain data, a line each.
+
+    Args:
+        found: The verification.
+        doubts: What stands against it though it holds; it is shown next to the verdict.
+    """
     verdict = "holds" if found["ok"] else "DOES NOT HOLD"
     lines = [
         f"{verdict}: residual {found['residual']:.1e}, at most {found['threshold']:.0e} allowed"
     ]
+    if found["ok"]:
+        lines.append(f"  {HOLDS}")
+    lines += [f"warning: {doubt}" for doubt in doubts]
     for target, left in found["left"].items():
-        for kind, shares in (("listed", left["listed"]), ("held out", left["held_out"])):
+        for where, shares in (("listed", left["listed"]), ("other", left["held_out"])):
             if words := describe_left(shares):
-                lines.append(f"left of {target!r}, {kind}: {words}")
+                lines.append(f"left of {target!r} in {where} phrasings: {words}")
         if unmatched := left["unmatched"]:
             first, at = next(iter(unmatched.items()))
             count = sum(map(len, unmatched.values()))
             lines.append(
-                f"left of {target!r}: {count} positions in {len(unmatched)} prompts have no "
-                f"counterpart in the anchor's, such as {', '.join(map(str, at[:5]))} in {first!r}"
+                f"left of {target!r}: {count_noun(count, 'position')} in "
+                f"{count_noun(len(unmatched), 'prompt')} without a counterpart in the anchor's, "
+                f"such as {', '.join(map(str, at[:5]))} in {first!r}"
             )
+    if found["left"]:
+        lines.append(f"  {LEFT_LEGEND}")
     if found["selectivity"]:
-        lines += describe_selectivity(found["selectivity"])
+        described = describe_moved if found["left"] else describe_selectivity
+        lines += described(found["selectivity"])
     return lines + [f"not covered: {what}" for what in found["uncovered"]]
 
 

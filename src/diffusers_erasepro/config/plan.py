@@ -24,6 +24,16 @@ NEURONS = ("neurons", "eos_neurons")
 """The names that stand for idle neurons of the first block, and of the last that is read."""
 
 
+LAYERS_IN_WORDS = {
+    EMBEDDING: "rows of the token embedding",
+    READERS: "the denoiser's keys and values",
+    NEURONS[0]: "idle neurons of the first block",
+    NEURONS[1]: "idle neurons of the last block",
+}
+"""How sentences call the layers that have a name."""
+BLOCKS_IN_WORDS = {0: "the first block", -1: "the last block"}
+
+
 @dataclass(frozen=True)
 class Alignment:
     """Which target positions are sent to which anchor positions."""
@@ -60,6 +70,21 @@ def describe_alignment(name: str) -> str:
     return f"{subject} and the end of the prompt" if alignment.eos else subject
 
 
+def describe_layer(layer: int | str) -> str:
+    """A layer in words, such as "the last block" or "rows of the token embedding"."""
+    if isinstance(layer, int):
+        return BLOCKS_IN_WORDS.get(layer, f"block {layer}")
+    start, colon, number = layer.partition(":")
+    block = number
+    if number.removeprefix("-").isdecimal():
+        block = BLOCKS_IN_WORDS.get(int(number), f"block {number}")
+    if start == OTHERWISE and colon:
+        return f"{block} for names that no row and no gate reaches"
+    if start == GATES and colon:
+        return f"gates in {block}"
+    return LAYERS_IN_WORDS.get(layer, layer)
+
+
 def is_gates(layer: int | str) -> bool:
     """Whether a layer stands for gates, in a block of one's own choice or not."""
     return isinstance(layer, str) and (layer == GATES or layer.startswith(f"{GATES}:"))
@@ -83,7 +108,12 @@ def block_otherwise(layer: int | str) -> int | None:
 
 def is_partial(layer: int | str) -> bool:
     """Whether a layer closes no gap to the end: rows, gates, and what stands in for either."""
-    return layer == EMBEDDING or is_gates(layer) or block_otherwise(layer) is not None
+    return is_selective(layer) or block_otherwise(layer) is not None
+
+
+def is_selective(layer: int | str) -> bool:
+    """Whether a layer answers to a name alone: rows or gates."""
+    return layer == EMBEDDING or is_gates(layer)
 
 
 @dataclass(frozen=True)
@@ -103,7 +133,7 @@ class Recipe:
     @property
     def edits_tokens(self) -> bool:
         """Whether rows of the embedding or gates are asked for."""
-        return EMBEDDING in self.layers or self.gates is not None
+        return any(map(is_selective, self.layers))
 
     @property
     def otherwise(self) -> tuple[int, ...]:

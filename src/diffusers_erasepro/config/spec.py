@@ -18,7 +18,7 @@ from .kinds import FORMER_NAMES, TOML, Kind, check_phrase, find_kind
 from .mentions import LooseMentions, Mentions, mentions, same_words, spelling
 from .plan import SELECTIVE, Recipe
 from .text_files import read_text_file
-from .words import SLOT, Form, fill, forms_of, is_plural, numbers_of
+from .words import SLOT, Form, count_noun, fill, forms_of, is_plural, numbers_of
 
 AUTO_ANCHOR = "auto"
 DEFAULT_KIND = "object"
@@ -465,9 +465,9 @@ class ErasureSpec:
         if self.preserve and all(map(self._is_named_in, self.preserve)):
             own = len(dict.fromkeys(self.preserve))
             warnings.warn(
-                f"of {own} captions of yours to preserve all {own} name what is erased and are "
-                f"left out, such as {self.preserve[0][:60]!r}; only the shipped ones are kept, "
-                "give captions that name none",
+                f"all that you gave to preserve ({count_noun(own, 'caption')}, such as "
+                f"{self.preserve[0][:60]!r}) names what is erased and is left out; only the "
+                "shipped captions are kept, give some that name none",
                 stacklevel=4,
             )
 
@@ -515,7 +515,8 @@ class ErasureSpec:
         what = "1 names what is erased and is"
         if len(named) > 1:
             what = f"{len(named)} name what is erased and are"
-        return (f"of {len(given)} captions to preserve {what} left out, such as {named[0][:60]!r}",)
+        captions = count_noun(len(given), "caption")
+        return (f"of {captions} to preserve {what} left out, such as {named[0][:60]!r}",)
 
     def near_prompts(self) -> tuple[str, ...]:
         """Phrases that look like a concept and must stay: what the edit is given to keep."""

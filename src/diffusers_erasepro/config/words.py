@@ -92,6 +92,11 @@ def _engine() -> Any:
     return inflect.engine()
 
 
+def count_noun(count: int, noun: str) -> str:
+    """ "one caption" or "2 captions": a number of what has a plural in s."""
+    return f"one {noun}" if count == 1 else f"{count} {noun}s"
+
+
 @lru_cache(4096)
 def article_of(word: str) -> str:
     """ "a" or "an", as the word is spoken.

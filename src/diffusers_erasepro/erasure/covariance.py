@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from ..config.everyday import everyday_captions
 from ..config.spec import ErasureSpec
+from ..config.words import count_noun
 from ..errors import ConceptSpecError
 from ..families.types import LAST, Reading
 from ..linalg.constrained import cholesky
@@ -278,9 +279,9 @@ def _enough(captions: Sequence[str], rows: int, linears: Mapping[str, nn.Module]
     width = widths[name]
     if rows < width:
         raise ConceptSpecError(
-            f"the {len(captions)} preserve captions that name no target give the metric {rows} "
-            f"rows, {name} needs {width}; give about {-(-width * len(captions) // rows)} captions, "
-            "or metric='identity'"
+            f"the captions to preserve that name no target ({len(captions)}) give the metric "
+            f"{count_noun(rows, 'row')}, {name} needs {width}; give about "
+            f"{-(-width * len(captions) // rows)} captions, or metric='identity'"
         )
 
 

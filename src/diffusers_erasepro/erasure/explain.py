@@ -9,7 +9,7 @@ from typing import Any
 from ..config.everyday import everyday_captions
 from ..config.plan import ALIGNMENTS, BLOCKS
 from ..config.spec import AUTO_ANCHOR, Concept, ErasureSpec
-from ..config.words import SLOT, Form
+from ..config.words import SLOT, Form, count_noun
 from ..prompts.alignment import rows_of, sort_pairs
 from ..prompts.misspelt import notes_on_misspelt
 from ..prompts.pairs import Pair, Prompt, pairs_of, pairs_to_solve
@@ -274,11 +274,11 @@ def _listed(parts: Iterable[str]) -> str:
 
 
 def _phrases(count: int) -> str:
-    return "one phrase" if count == 1 else f"{count} phrases"
+    return count_noun(count, "phrase")
 
 
 def _count_captions(count: int) -> str:
-    return "one caption" if count == 1 else f"{count} captions"
+    return count_noun(count, "caption")
 
 
 def _is(count: int) -> str:

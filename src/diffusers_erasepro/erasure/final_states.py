@@ -42,15 +42,15 @@ half a minute of a core on a small one."""
 MOST_WEIGHTS = 1_000_000_000
 """Of an encoder that is solved through unless it is asked for: a step of T5-XXL takes minutes."""
 TOO_LARGE = (
-    "final_states: {where} has {count:.1f} billion weights; the rows and columns of {names} were "
-    "taken from the anchor, whose number of tokens is another; final_states=True solves them"
+    "{where} has {count:.1f} billion weights, so no vectors were fitted there for {names}: the "
+    "anchor's stand in, whose number of tokens is another; final_states=True fits them"
 )
 MANY_RAW = (
-    "final_states: the columns of {count} names of several words were taken from the anchor in "
-    "{where}, whose attention is causal: their first words still say what they said; "
-    "final_states=True solves them"
+    "no vectors were fitted in {where} for {count} names of several words: the first words of each "
+    "still say what they said, as this encoder reads from left to right; final_states=True fits "
+    "them, half a minute each"
 )
-SOLVED_NOTE = "final_states: rows and columns of {names} were solved for the final states ({where})"
+SOLVED_NOTE = "new vectors were fitted for {names} in {where}, so that prompts read as the anchor's"
 
 
 def solve_for_final_states(planning: Planning, sites: Sequence[EditSite]) -> list[EditSite]:

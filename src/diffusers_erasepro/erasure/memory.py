@@ -9,6 +9,7 @@ import psutil
 import torch
 from torch import nn
 
+from ..config.words import count_noun
 from ..errors import NotEnoughMemoryError
 from ..families.encoders import blocks_of
 from ..modules.linear import device_of, dtype_of, shape_of
@@ -70,11 +71,12 @@ def refuse_too_small(
     needed = block + max(MATRICES * matrices, matrices + running)
     available = available_memory()
     if needed > available:
+        concepts = count_noun(len(planning.spec.concepts), "concept")
         raise NotEnoughMemoryError(
             f"{planning.path.use.encoder}: this solve takes at least {_gib(needed)} of memory "
             f"beside the weights ({_gib(MATRICES * matrices)} while the metrics of "
-            f"{len(widths)} linears are made, {_gib(running)} for the prompts of "
-            f"{len(planning.spec.concepts)} concepts, {_gib(block)} for a block in float32), and "
+            f"{count_noun(len(widths), 'linear')} are made, {_gib(running)} for the prompts of "
+            f"{concepts}, {_gib(block)} for a block in float32), and "
             f"{_gib(available)} are available; erase fewer concepts at a time, pass "
             "metric='identity', or make room. Nothing was changed"
         )

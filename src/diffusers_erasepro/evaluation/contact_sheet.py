@@ -12,6 +12,7 @@ from pathlib import Path
 from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
+from ..config.words import count_noun
 from .before_after import SIDES, Comparison, PicturePair
 from .judgement import Judgement, judge_comparison, judge_pair
 from .verdicts import Verdict
@@ -88,6 +89,7 @@ def wrap_lines(lines: Sequence[str], columns: int) -> list[str]:
 def summary_lines(found: Comparison) -> list[str]:
     """What was compared and how, and the verdict with its reasons, a line each."""
     settings = found.settings
+    steps = count_noun(settings.steps, "step")
     guidance = "" if settings.guidance is None else f", guidance {settings.guidance:g}"
     judged: Judgement = judge_comparison(found)
     before, after = found.seconds
@@ -95,7 +97,7 @@ def summary_lines(found: Comparison) -> list[str]:
         f"{found.pipeline}: {'; '.join(found.concepts)}",
         f"verdict: {judged.verdict}",
         *judged.reasons,
-        f"left: before, right: after; {settings.steps} steps{guidance}, the same seeds",
+        f"left: before, right: after; {steps}{guidance}, the same seeds",
         f"seconds a picture: {before:.1f} before, {after:.1f} after; peak memory of the "
         f"{found.memory_of} {found.peak_mib:.0f} MiB",
         *found.notes,
@@ -166,7 +168,7 @@ def build_page(found: Comparison) -> str:
         ]
         count = found.captions.count
         sections.append(
-            f"<h2>Of {count} captions, those that moved most</h2><ul>{''.join(rows)}</ul>"
+            f"<h2>Of {count_noun(count, 'caption')}, what moved most</h2><ul>{''.join(rows)}</ul>"
         )
     return PAGE.format(
         title=html.escape(f"Before and after: {'; '.join(found.concepts)}"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..config.words import count_noun
 from .before_after import Comparison, PicturePair
 from .metrics import Estimate, rate
 from .verdicts import LEFT, MOVED, SEEN, Verdict, worst_verdict
@@ -47,28 +48,29 @@ def judge_comparison(found: Comparison) -> Judgement:
         verdicts.append(LEFT.judge(max(left)))
         reasons.append(
             f"{verdicts[-1]}: at most {max(left):.3f} of the concept is left in the states of "
-            f"{len(left)} prompts that name it, {sum(left) / len(left):.3f} in the mean ({LEFT})"
+            f"{count_noun(len(left), 'prompt')} with its name, {sum(left) / len(left):.3f} in the "
+            f"mean ({LEFT})"
         )
     if any(pair.seen for pair in naming):
         seen = count_seen(naming)
         if seen is None:
             verdicts.append(Verdict.look)
             reasons.append(
-                f"{Verdict.look}: the detector sees the concept in none of {len(naming)} pictures "
-                "before, so it cannot tell what the erasure does"
+                f"{Verdict.look}: the detector sees the concept in no picture before (of "
+                f"{len(naming)}), so it cannot tell what the erasure does"
             )
         else:
             verdicts.append(SEEN.judge(seen.value))
             reasons.append(
-                f"{verdicts[-1]}: of {seen.n} pictures that show the concept before, "
-                f"{round(seen.value * seen.n)} do after ({seen}; {SEEN})"
+                f"{verdicts[-1]}: of {count_noun(seen.n, 'picture')} with the concept before, "
+                f"{round(seen.value * seen.n)} still with it after ({seen}; {SEEN})"
             )
     moved = [pair.moved for pair in others if pair.moved is not None]
     if moved:
         verdicts.append(MOVED.judge(sum(moved) / len(moved)))
         most = max(others, key=lambda pair: pair.moved or 0.0)
         reasons.append(
-            f"{verdicts[-1]}: the states of {len(moved)} other prompts moved by "
+            f"{verdicts[-1]}: the states of {count_noun(len(moved), 'other prompt')} moved by "
             f"{sum(moved) / len(moved):.4f} in the mean ({MOVED}); most of all {most.text!r}, by "
             f"{most.moved:.4f}"
         )
@@ -77,7 +79,7 @@ def judge_comparison(found: Comparison) -> Judgement:
         verdicts.append(MOVED.judge(captions.moved))
         text, change = captions.most[0]
         reasons.append(
-            f"{verdicts[-1]}: those of {captions.count} captions to keep moved by "
+            f"{verdicts[-1]}: those of {count_noun(captions.count, 'caption')} to keep moved by "
             f"{captions.moved:.4f} in the mean; most of all {text!r}, by {change:.4f}"
         )
     if not verdicts:

@@ -21,6 +21,7 @@ from ..adapters.header import build_metadata, list_clip_skip_limits, sort_metada
 from ..adapters.report import NAN, LayerReport, Report, frobenius
 from ..config.options import OtherMethod
 from ..config.spec import ErasureSpec
+from ..config.words import count_noun
 from ..errors import AdapterFormatError, UnsafeFileError
 from ..families.encoders import is_embedding, stored_name
 from ..families.pipelines import family_of, get_component
@@ -66,6 +67,13 @@ DOWN_UP = (
 """How tools end the names of the two factors."""
 
 
+ROWS_UNREACHED = (
+    "a LoRA file for these tools cannot hold rows of the token embedding, which the default edits: "
+    "make the adapter with `erasepro erase ... --layers=0,-1` (in Python layers=(0, -1)), which "
+    "edits the first and the last block instead, or export a merged checkpoint (--format "
+    "checkpoint --base MODEL)"
+)
+
 # --- export
 
 
@@ -77,16 +85,13 @@ def to_kohya(adapter: ErasureAdapter) -> dict[str, Tensor]:
             leave half an erasure.
     """
     if unreached := [name for name in adapter.edits if not REACHED.match(name)]:
-        advice = "export a merged checkpoint instead (--format checkpoint)"
         if all(is_embedding(name) for name in unreached):
-            advice = (
-                "make it with layers=(0, -1), in the shell --layers=0,-1, which changes no rows of "
-                f"the table, or {advice}"
-            )
+            raise AdapterFormatError(ROWS_UNREACHED)
         raise AdapterFormatError(
-            f"kohya names reach no {unreached[0]} ({len(unreached)} of {len(adapter.edits)} edited "
-            "layers are not U-Net, CLIP blocks, or T5 beside CLIP), and without it the erasure "
-            f"would be half; {advice}"
+            f"kohya names reach no {unreached[0]} ({len(unreached)} of "
+            f"{count_noun(len(adapter.edits), 'edited layer')} in neither U-Net, CLIP blocks, nor "
+            "T5 beside CLIP), and without it the erasure would be half; export a merged "
+            "checkpoint instead (--format checkpoint)"
         )
     several = {"text_encoder_2", "text_encoder_3"} & {*adapter.components, *adapter.goal_parts}
     names = KOHYA | ({"text_encoder": "lora_te1"} if several else {})

@@ -21,8 +21,8 @@ from .readers import reader_sites
 LISTED = 5
 """Names that a note lists."""
 STAND_IN = (
-    "otherwise: no row and no gate reaches {count} of the names in {where}, and encoder blocks are "
-    "edited for them: {names}"
+    "no row and no gate reaches {count} of the names in {where}, and encoder blocks are edited for "
+    "them: {names}"
 )
 
 
