@@ -5,6 +5,7 @@
     ErasureError
     ├── ConceptSpecError (ValueError)        the request is wrong: concept, template, option, name
     ├── IllPosedError (ValueError)           no edit exists with these numbers
+    │   └── EditTooLargeError                one does, and is larger than max_edit_size
     ├── UnknownFamilyError (ValueError)      a pipeline or text encoder without a record
     ├── AdapterFormatError (ValueError)      not an erasure adapter this version can read
     │   ├── AdapterIntegrityError            it was one, but its bytes changed or are not finite
@@ -59,6 +60,18 @@ class IllPosedError(ErasureError, ValueError):
 
         erase(pipe, spec, max_rank=1)  # raises with two exact constraints; allow at least two
     """
+
+
+class EditTooLargeError(IllPosedError):
+    """An edit is larger than `max_edit_size` allows, against the weight that it changes.
+
+    `words` are those whose gates take most of it; without them the others' are small enough. Empty
+    where no gates are edited.
+    """
+
+    def __init__(self, message: str, words: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.words = words
 
 
 class UnknownFamilyError(ErasureError, ValueError):

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import IllPosedError
+from ..errors import EditTooLargeError
 from ..linalg.constrained import Solution
 from ..linalg.low_rank import LowRank
 from .header import describe_selectivity
@@ -207,19 +207,31 @@ def layer_report(
     *,
     gap: float,
     limit: SizeLimit,
+    shares: Mapping[str, float] | None = None,
 ) -> LayerReport:
     """The report of one layer.
 
+    Args:
+        name: As a file calls it.
+        weight: Its weight.
+        factors: Of its edit.
+        solution: Of the constrained solve, where one was made.
+        gap: As in `LayerReport`.
+        limit: Of its size.
+        shares: Word -> the square of the norm of its share, where gates of words make the edit.
+
     Raises:
-        IllPosedError: The edit is larger than `limit` allows.
+        EditTooLargeError: The edit is larger than `limit` allows.
     """
-    size = frobenius(factors) / float(weight.detach().double().norm())
+    norm = float(weight.detach().double().norm())
+    size = frobenius(factors) / norm
     if size > limit.all:
         condition = "" if solution is None else f", condition {solution.condition:.1e}"
-        raise IllPosedError(
+        raise EditTooLargeError(
             f"{name}: the edit is {size:.3g} times the weight, at most {limit} is allowed "
             f"(rank {factors.rank}{condition}); edit an earlier block as well, use fewer "
-            "templates, or raise max_edit_size"
+            "templates, or raise max_edit_size",
+            words=_largest_shares(shares or {}, (norm * limit.all) ** 2),
         )
     if solution is None:
         return LayerReport(name, factors.rank, size, None, gap, None, None)
@@ -233,6 +245,18 @@ def layer_report(
         solution.dropped,
         solution.cut,
     )
+
+
+def _largest_shares(shares: Mapping[str, float], allowed: float) -> tuple[str, ...]:
+    """The words that have to go, the largest first, until the others' shares are small enough."""
+    found: list[str] = []
+    left = sum(shares.values())
+    for word in sorted(shares, key=shares.__getitem__, reverse=True):
+        if found and left <= allowed:
+            break
+        found.append(word)
+        left -= shares[word]
+    return tuple(found)
 
 
 def worst(parts: Sequence[Report]) -> Report:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -214,17 +214,21 @@ class Plan:
         """Whether idle neurons are assigned to words."""
         return any(name in NEURONS or is_gates(name) for name in self.layers)
 
-    def without_neurons(self, where: Plan | None = None) -> Plan:
+    def without_neurons(
+        self, where: Plan | None = None, targets: Container[str] | None = None
+    ) -> Plan:
         """The same plan with `BLOCKS` wherever neurons are asked for; rows and positions stay.
 
         Args:
             where: Only concepts that have another recipe in this plan; None is all.
+            targets: Only these; None is all.
         """
         kept = []
         asked = {} if where is None else dict(where.recipes)
         for target, recipe in self.recipes:
             named = any(name in NEURONS or is_gates(name) for name in recipe.layers)
             named = named and asked.get(target) != recipe
+            named = named and (targets is None or target in targets)
             rows = tuple(name for name in recipe.layers if name == EMBEDDING)
             layers = (*rows, *BLOCKS.layers) if named else recipe.layers
             kept.append((target, Recipe(layers, recipe.alignment)))

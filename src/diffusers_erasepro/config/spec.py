@@ -6,7 +6,7 @@ import re
 import tomllib
 import unicodedata
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -477,6 +477,11 @@ class ErasureSpec:
         for concept in self.concepts:
             words += concept.spoken
         return LooseMentions(words)
+
+    def targets_of(self, words: Container[str]) -> tuple[str, ...]:
+        """The targets of the concepts that one of the words names."""
+        named = (c for c in self.concepts if any(word in words for word in c.words))
+        return tuple(concept.target for concept in named)
 
     def every_caption(self) -> tuple[str, ...]:
         """The captions of `preserve`, the shipped ones, or both; each once."""

@@ -21,7 +21,7 @@ from ..adapters.report import (
     layer_report,
     worst,
 )
-from ..families.encoders import embeddings_path, stored_name, takes_neurons
+from ..families.encoders import embeddings_path, stored_name, take_neurons
 from ..families.pipelines import family_of, get_component
 from ..linalg.low_rank import LowRank
 from ..modules.fingerprint import fingerprints
@@ -29,6 +29,7 @@ from ..modules.storage import weight_of
 from ..prompts.tokens import text_paths
 from .layerwise import Step, Walk
 from .residuals import read_residual
+from .sites.gates import GateSite
 from .sites.planning import Planning
 from .sites.protocol import STATES
 from .sites.readers import ReaderSite
@@ -142,8 +143,7 @@ def notes_of(pipe: Any, adapter: ErasureAdapter) -> tuple[str, ...]:
     notes += [BESIDE.format(note) for note in family.notes]
     notes += notes_on_lengths(pipe)
     encoders = [getattr(pipe, use.encoder, None) for use in family.encoders]
-    taken = any(takes_neurons(e, adapter.edits) for e in encoders if e is not None)
-    if taken and adapter.plan.assigns_neurons:
+    if adapter.plan.assigns_neurons and take_neurons(encoders, adapter.edits):
         notes.append(NOT_ADDABLE)
     if any(use.skips for use in family.encoders):
         readings = {encoder.name: encoder.readings for encoder in adapter.report.encoders}
@@ -207,6 +207,7 @@ def _layer_reports(planning: Planning, step: Step) -> list[LayerReport]:
     limit = SizeLimit(planning.options.max_edit_size, len(planning.spec.concepts))
     root = get_component(planning.pipe, step.site.component)
     weights: Mapping[str, Tensor] = getattr(step.site, "weights", {})
+    shares = step.site.shares_of(step.edits) if isinstance(step.site, GateSite) else {}
     found = []
     for linear, factors in step.edits.factors.items():
         weight = weights[linear] if linear in weights else weight_of(root, linear)
@@ -218,6 +219,7 @@ def _layer_reports(planning: Planning, step: Step) -> list[LayerReport]:
                 step.edits.solution,
                 gap=step.gap,
                 limit=limit,
+                shares=shares.get(linear),
             )
         )
     return found

@@ -16,7 +16,7 @@ from ..adapters.header import refuse_unreadable
 from ..config.options import AUTO, Options
 from ..config.plan import Plan
 from ..config.spec import Concept, ErasureSpec
-from ..errors import IllPosedError
+from ..errors import EditTooLargeError, IllPosedError
 from ..families.pipelines import family_of
 from ..patching.weights import unedited
 from ..prompts.alignment import CUT_PHRASE, rows_to_measure
@@ -39,7 +39,7 @@ from .layerwise import walk
 from .request import as_spec, below_loras, check_clip_skip, level_of_caller, resolve_layers
 from .selectivity import measure_selectivity
 from .sites.plan_edits import plan_edits
-from .sites.planning import Planning, naming_encoder
+from .sites.planning import Planning, list_names, naming_encoder
 from .sites.protocol import EditSite
 
 FALLEN_BACK = "encoder blocks were edited instead of {}, as {}"
@@ -139,21 +139,35 @@ def erase_as_requested(
 ) -> ErasureAdapter:
     """The erasure as asked for, and as each concept's kind asks for where that is left open.
 
-    Gates and neurons that nobody named may turn out too large on a base; encoder blocks then do,
-    beside the rows that names of their own tokens have, and the report says so.
+    Gates and neurons that nobody named may turn out too large on a base; encoder blocks then do for
+    the names concerned, beside the rows that names of their own tokens have, and the report says
+    so.
     """
     plan = resolve_layers(pipe, spec, request)
     blocks = request.resolve(spec.concepts, selective=False)
     make = partial(erase_as_planned, pipe, spec, request, measure=measure)
+    return _make_or_fall_back(make, spec, plan, blocks)
+
+
+def _make_or_fall_back(
+    make: Callable[[Plan], ErasureAdapter], spec: ErasureSpec, plan: Plan, blocks: Plan
+) -> ErasureAdapter:
+    """What `make` makes of the plan; or with blocks for those names whose gates turn out too large;
+    or for all; or of `blocks`, without rows."""
     try:
         return make(plan)
     except IllPosedError as error:
         if plan == blocks:
             raise
-        try:
-            return fall_back(error, lambda: make(plan.without_neurons(where=blocks)))
-        except IllPosedError:
-            return fall_back(error, lambda: make(blocks), "rows, gates or neurons")
+        words = error.words if isinstance(error, EditTooLargeError) else ()
+        targets = spec.targets_of(words)
+        steps = {
+            f"the gates of {list_names(targets)}": plan.without_neurons(blocks, targets),
+            "gates or neurons": plan.without_neurons(blocks),
+            "rows, gates or neurons": blocks,
+        }
+        instead, fewer = next((name, step) for name, step in steps.items() if step != plan)
+        return fall_back(error, lambda: _make_or_fall_back(make, spec, fewer, blocks), instead)
 
 
 def erase_with_chosen_layers(

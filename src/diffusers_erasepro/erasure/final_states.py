@@ -104,8 +104,10 @@ def concepts_to_solve(
     found = []
     raw = []
     for concept in planning.spec.concepts:
-        # what neither a row nor a gate reaches has no vectors to solve
-        if not reached.isdisjoint(concept.words) and concept.anchor and asked is not False:
+        # what neither a row nor a gate reaches has no vectors to solve, what is met no gap
+        unmet = not planning.met.issuperset(concept.words)
+        is_reached = unmet and not reached.isdisjoint(concept.words)
+        if is_reached and concept.anchor and asked is not False:
             texts = [f"a {concept.target}", f"a {concept.anchor}"]
             ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
             longer = len(ids[0]) != len(ids[1])
@@ -237,7 +239,12 @@ def _moved(edits: Edits, columns: Sequence[int], change: Tensor) -> Edits:
     more = LowRank(change * B.norm(dim=0), A)
     old = edits.factors[linear]
     factors = stack([LowRank(old.B.double(), old.A.double()), more])
-    return replace(edits, factors={**edits.factors, linear: factors})
+    moved = vectors.B.double().index_add(1, torch.tensor(columns), more.B)
+    return replace(
+        edits,
+        factors={**edits.factors, linear: factors},
+        vectors=replace(edits.vectors, factors=LowRank(moved, vectors.A)),
+    )
 
 
 def _compact(edits: Edits) -> Edits:

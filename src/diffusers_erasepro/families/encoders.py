@@ -223,14 +223,19 @@ def embeddings_path(encoder: nn.Module) -> str:
     )
 
 
-def takes_neurons(encoder: nn.Module, modules: Iterable[str]) -> bool:
-    """Whether edits of these modules change what an MLP's neurons answer to.
+def take_neurons(encoders: Iterable[nn.Module | None], modules: Iterable[str]) -> bool:
+    """Whether edits of these modules change what an MLP's neurons answer to, in an encoder.
 
     Gates and pairs of neurons do, by the linear that the activation follows; blocks and rows do
     not.
+
+    Args:
+        encoders: Those of a pipeline; one that is missing has no neurons.
+        modules: Names, as in a file.
     """
-    detector = encoder_family_of(encoder).detector
-    return detector is not None and any(name.endswith(f".{detector}") for name in modules)
+    families = [encoder_family_of(encoder) for encoder in encoders if encoder is not None]
+    endings = tuple(f".{family.detector}" for family in families if family.detector is not None)
+    return any(name.endswith(endings) for name in modules)
 
 
 def is_embedding(stored: str) -> bool:

@@ -141,7 +141,7 @@ def solve(
     U, S, Vh = torch.linalg.svd(
         torch.linalg.solve_triangular(Lh, x, upper=False), full_matrices=False
     )
-    kept = limits.rtol * S[0] < S
+    kept = limits.rtol * S[:1] < S  # there may be no exact column
     U = U[:, kept]
     S = S[kept]
     V = Vh[kept].T
@@ -161,11 +161,12 @@ def solve(
 
     least = 1e-6 * asked.norm(dim=0).max() + 1e-300  # a column may ask for nothing
     gap = (factors.B @ (factors.A @ X) - R).norm(dim=0) / R.norm(dim=0).clamp_min(least)
-    if gap.max() > limits.max_residual:
+    worst = float(gap.max()) if n else 0.0
+    if worst > limits.max_residual:
         pair = _pair(x, int(gap.argmax()), labels.columns)
         raise IllPosedError(
             f"{where}: {n} constraints, {n - len(S)} of them nearly duplicates that contradict, "
-            f"such as {pair}: residual {float(gap.max()):.1e}, at most {limits.max_residual:g}; "
+            f"such as {pair}: residual {worst:.1e}, at most {limits.max_residual:g}; "
             "remove near-duplicate templates or concepts, or lower "
             f"rtol={limits.rtol:g}"
         )
@@ -173,8 +174,8 @@ def solve(
         factors=factors,
         constraints=n,
         dropped=n - len(S),
-        condition=float(S[0] / S[-1]),
-        residual=float(gap.max()),
+        condition=float(S[0] / S[-1]) if n else 1.0,
+        residual=worst,
         cut=cut,
     )
 

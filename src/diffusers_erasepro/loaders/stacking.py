@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,8 @@ from ..config.plan import ALIGNMENTS, Layers
 from ..config.spec import Concept, ErasureSpec
 from ..erasure.erase import erase, erase_live, fall_back
 from ..erasure.residuals import anchor_states
-from ..errors import AdapterStateError, IllPosedError
+from ..erasure.sites.planning import list_names
+from ..errors import AdapterStateError, EditTooLargeError, IllPosedError
 from ..families.pipelines import get_component
 from ..linalg.low_rank import LowRank, orthonormal, stack
 from ..modules.fingerprint import fingerprint_learned
@@ -137,14 +139,16 @@ def _widest(a: str, b: str) -> str:
     return a
 
 
-def joint_options(adapters: Sequence[ErasureAdapter], *, neurons: bool = True) -> dict[str, Any]:
+def joint_options(
+    adapters: Sequence[ErasureAdapter], *, without: Container[str] | None = ()
+) -> dict[str, Any]:
     """The options to solve with; they must agree but for layers, positions and `robust`.
 
     Every concept keeps its layers and positions; the whole is robust if one is.
 
     Args:
         adapters: In order.
-        neurons: Without, encoder blocks stand in for them.
+        without: Targets for which encoder blocks stand in for gates and neurons; None is all.
 
     Raises:
         AdapterStateError: They differ, or one is not `erase`'s.
@@ -161,7 +165,7 @@ def joint_options(adapters: Sequence[ErasureAdapter], *, neurons: bool = True) -
                 f"an adapter by {options.method!r} cannot be solved again; make it anew on this "
                 "pipeline"
             )
-        plan = adapter.plan if neurons else adapter.plan.without_neurons()
+        plan = adapter.plan.without_neurons(targets=without)
         for target, recipe in plan.recipes:
             # of two adapters that agree on a concept, the first says where it is edited
             known = targets.setdefault(spelling(target), target)
@@ -191,19 +195,36 @@ def solve_jointly(
     """Their specs solved together on the pipeline.
 
     Idle neurons for one concept may be too few for all, or their edit too large; then encoder
-    blocks stand in for them. So they do beside prompts in `keep`, which neurons do not keep.
+    blocks stand in for them, where it can be told which gates are too large for those. So they do
+    beside prompts in `keep`, which neurons do not keep.
     """
     spec = joint_spec(adapters)
     solve = erase_live if on_top_of_loras else erase
+    return _solve_or_fall_back(
+        partial(solve, pipe, spec, measure=measure), adapters, None if spec.keep else ()
+    )
+
+
+def _solve_or_fall_back(
+    solve: Callable[..., ErasureAdapter],
+    adapters: Sequence[ErasureAdapter],
+    without: tuple[str, ...] | None,
+) -> ErasureAdapter:
+    """What `solve` makes of the adapters' options, with blocks for the targets in `without`, and
+    for more of them or all where that is ill-posed."""
     try:
-        return solve(pipe, spec, measure=measure, **joint_options(adapters, neurons=not spec.keep))
+        return solve(**joint_options(adapters, without=without))
     except IllPosedError as error:
-        if not any(a.plan.assigns_neurons for a in adapters):
+        if without is None or not any(a.plan.assigns_neurons for a in adapters):
             raise
-        return fall_back(
-            error,
-            lambda: solve(pipe, spec, measure=measure, **joint_options(adapters, neurons=False)),
-        )
+        words = error.words if isinstance(error, EditTooLargeError) else ()
+        found: dict[str, None] = {}
+        for adapter in adapters:
+            found |= dict.fromkeys(adapter.spec.targets_of(words))
+        more = tuple(target for target in found if target not in without)
+        instead = f"the gates of {list_names(more)}" if more else "gates or neurons"
+        wider = (*without, *more) if more else None
+        return fall_back(error, lambda: _solve_or_fall_back(solve, adapters, wider), instead)
 
 
 def combine(pipe: Any, adapters: Sequence[ErasureAdapter]) -> ErasureAdapter | None:

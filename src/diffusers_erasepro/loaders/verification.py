@@ -29,7 +29,7 @@ from ..errors import (
     AdapterIntegrityError,
     ConceptSpecError,
 )
-from ..families.encoders import takes_neurons
+from ..families.encoders import take_neurons
 from ..families.pipelines import family_of, get_component
 from ..linalg.low_rank import LowRank
 from ..modules.linear import base_linear, dtype_of, output_scale, plain_weight, resident_bias
@@ -440,7 +440,7 @@ def has_gates(pipe: Any, adapter: ErasureAdapter) -> bool:
     if not any(is_gates(layer) for layer in adapter.plan.layers):
         return False
     encoders = [getattr(pipe, part, None) for part in adapter.goal_parts]
-    return any(takes_neurons(e, adapter.edits) for e in encoders if e is not None)
+    return take_neurons(encoders, adapter.edits)
 
 
 def parts_of(adapter: ErasureAdapter) -> tuple[str, ...]:

@@ -6,22 +6,26 @@ ErasePro (arXiv 2508.04472).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from ...config.options import blocks_in
-from ...config.plan import EMBEDDING, Recipe
+from ...config.plan import Recipe
 from ...errors import ConceptSpecError, UnknownFamilyError
 from ...families.encoders import blocks_path, blocks_read, encoder_family_of
 from ...linalg.constrained import Labels, Limits, Soft, Solution, solve
 from ...prompts.alignment import Rows
-from .planning import Planning
+from .planning import Planning, list_names
 from .protocol import INPUT, ByKind, Edits
 
 Solver = Callable[[ByKind, ByKind], Solution]
 """Keys and gaps per kind of prompts, `(k, d)` each, to the solution."""
+ROWS_ALONE = (
+    "embedding: with its rows {where} reads every listed prompt as its anchor's, token by token; "
+    "no block is edited there"
+)
 
 
 @dataclass(frozen=True)
@@ -33,8 +37,6 @@ class LinearSite:
     output: str
     positions: Mapping[str, Rows]
     solver: Solver
-    skips_closed: bool = False
-    """Whether nothing is solved where shallower edits have closed the gap to within rounding."""
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -56,13 +58,24 @@ class LinearSite:
 
 
 def block_sites(planning: Planning) -> list[LinearSite]:
-    """The blocks that the plan names, shallow to deep."""
+    """The blocks that the plan names, shallow to deep; none for words that rows alone meet.
+
+    Raises:
+        ConceptSpecError: As from `writer_of`.
+    """
     sites = []
+    spared = False
     for block in planned_blocks(planning):
+        open_words = words_at(planning, block) - planning.met
+        if not open_words:
+            spared = True
+            continue
         path = f"{blocks_path(planning.live)}.{block}"
-        writer = writer_of(planning.live, path)
+        writer = writer_of(planning.live, path, names=sorted(open_words))
         output = stream_of(planning.live, path)
         sites.append(site_at(planning, block, linear=f"{path}.{writer}", output=output))
+    if spared and not sites:
+        planning.notes.append(ROWS_ALONE.format(where=planning.path.use.encoder))
     return sites
 
 
@@ -75,7 +88,6 @@ def site_at(planning: Planning, block: int, *, linear: str, output: str) -> Line
         output,
         positions,
         covariance_solver(planning, linear, positions),
-        skips_closed=EMBEDDING in planning.plan.layers,
     )
 
 
@@ -83,8 +95,11 @@ def covariance_solver(planning: Planning, name: str, positions: Mapping[str, Row
     """`solve` with the options' numbers, in the metric of what `name` usually receives."""
     options = planning.options
     columns = [planning.pairs["exact"][i] for i in positions["exact"].row]
-    # a concept weighs the same in any company
-    weight = options.soft_weight * len({pair.word for pair in columns})
+    named = {pair.word for pair in columns}
+    for i in positions["soft"].row.tolist():
+        named.add(planning.pairs["soft"][i].word)
+    # a concept weighs the same in any company, also where its synonyms alone are edited
+    weight = options.soft_weight * planning.count_concepts(named)
     limits = Limits(rtol=options.rtol, max_rank=options.max_rank)
     labels = Labels(name, tuple(pair.target.text for pair in columns))
 
@@ -149,8 +164,13 @@ def stream_of(encoder: nn.Module, block: str) -> str:
     return block if norm is None else f"{block}.{norm}{INPUT}"
 
 
-def writer_of(encoder: nn.Module, block: str) -> str:
+def writer_of(encoder: nn.Module, block: str, *, names: Sequence[str] = ()) -> str:
     """The linear of a block that writes the residual stream last.
+
+    Args:
+        encoder: Of a pipeline.
+        block: The block's name.
+        names: For which it shall be edited; messages list them.
 
     Raises:
         ConceptSpecError: A norm follows every linear.
@@ -158,17 +178,18 @@ def writer_of(encoder: nn.Module, block: str) -> str:
     """
     family = encoder_family_of(encoder)
     writer = family.writer
+    lacking = f" (rows alone do not meet the anchor of {list_names(names)})" if names else ""
     if family.rows_only:
         raise ConceptSpecError(
             f"layers: {type(encoder).__name__} reads tokens beside the states of another encoder, "
-            "so that no edit of its blocks is solved; use layers='embedding', rows of tokens that "
-            "only the name uses"
+            f"so that no edit of its blocks is solved{lacking}; use layers='embedding', rows of "
+            "tokens that only the name uses"
         )
     if writer is None:
         raise ConceptSpecError(
             f"layers: in {type(encoder).__name__} a norm follows every linear, so no edit of one "
-            "reaches an arbitrary state; use layers='kv', the denoiser's linears that read it, or "
-            "layers='embedding', rows of tokens that only the name uses"
+            f"reaches an arbitrary state{lacking}; use layers='kv', the denoiser's linears that "
+            "read it, or layers='embedding', rows of tokens that only the name uses"
         )
     if f"{block}.{writer}" not in {name for name, _ in encoder.named_modules()}:
         raise UnknownFamilyError(

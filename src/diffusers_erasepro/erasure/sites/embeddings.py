@@ -20,8 +20,9 @@ from ...modules.linear import output_scale
 from ...modules.storage import weight_of
 from ...prompts.alignment import Rows, counterparts
 from ...prompts.own_tokens import OwnTokens
-from .neurons import has_gates
-from .planning import Planning
+from ...prompts.pairs import Prompt
+from .neurons import tries_gates
+from .planning import Planning, words_of
 from .protocol import ByKind, Edits, Vectors
 
 NOT_OWN = "embedding: not every token of {name!r} is its own ({why}); no row was changed for it"
@@ -49,7 +50,6 @@ class EmbeddingSite:
     """What the module multiplies a row by."""
     solved: Edits | None = None
     """What was solved before, for the final states."""
-    skips_closed = False
 
     @property
     def output(self) -> str:
@@ -119,7 +119,7 @@ def rows_to_change(planning: Planning, concepts: Sequence[Concept]) -> dict[str,
             continue
         mine: dict[int, int] = {}
         # half a name is told from nothing: "van" beside "painter"; gates take such names whole
-        gated = planning.plan.recipe_of(concept).gates is not None and has_gates(planning.live)
+        gated = tries_gates(planning.live, planning.plan.recipe_of(concept).gates)
         gated = gated and not encoder_family_of(planning.live).causal
         numbers = [form.text for _, form in concept.forms if form.text in own]
         for word in (*concept.words, *numbers):
@@ -133,6 +133,35 @@ def rows_to_change(planning: Planning, concepts: Sequence[Concept]) -> dict[str,
         elif not changed:
             notes.append(SAME_ROW.format(name=concept.target, anchor=concept.anchor))
         found[concept.target] = changed
+    return found
+
+
+def words_met(planning: Planning, changed: Mapping[int, int]) -> set[str]:
+    """The words that the encoder reads as their anchors, token by token, in every listed phrase.
+
+    Of a synonym these are the phrases in which the concept's target is listed.
+
+    Args:
+        planning: Of one encoder.
+        changed: Token id -> token id whose row it gets.
+    """
+    if not changed:
+        return set()
+    listed: set[tuple[str, str]] = set()
+    for concept in planning.spec.concepts:
+        for word in concept.words:
+            listed |= {(word, Prompt.of(phrase, word).text) for phrase in concept.exact}
+    found = words_of(planning.spec.concepts)
+    for kind, rows in planning.rows.items():
+        if not len(rows):
+            continue
+        row_of = torch.arange(1 + max(int(rows.target_ids.max()), *changed))
+        row_of[list(changed)] = torch.tensor(list(changed.values()))
+        same = (row_of[rows.target_ids] == rows.anchor_ids).all(1)
+        same &= (rows.target.read == rows.anchor.read).all(1)
+        for pair, is_met in zip(planning.pairs[kind], same.tolist(), strict=True):
+            if not is_met and (pair.word, pair.target.text) in listed:
+                found.discard(pair.word)
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,6 +126,27 @@ class GateSite(MlpSite):
         told = zip(self.names, self.margins, strict=True)
         return self.words() - {name.word for name, margin in told if margin >= self.least}
 
+    def shares_of(self, edits: Edits) -> dict[str, dict[str, float]]:
+        """By linear and word, the square of the norm of what a word's gates change there.
+
+        What other neurons take over from those that the gates have taken is not counted.
+        """
+        if edits.vectors is None:
+            return {}
+        words = edits.vectors.words
+        columns = edits.vectors.factors
+        sizes = {self.mlp.writer: columns.B.norm(dim=0).square() * columns.A.square().sum(1)}
+        for linear in (self.mlp.detector, self.mlp.factor):
+            if linear is not None:  # neurons in the order of the gates
+                rows = edits.factors[linear].A.square().sum(1)
+                sizes[linear] = rows.reshape(len(words), -1).sum(1)
+        found: dict[str, dict[str, float]] = {}
+        for linear, each in sizes.items():
+            found[linear] = dict.fromkeys(words, 0.0)
+            for word, size in zip(words, each.tolist(), strict=True):
+                found[linear][word] += size
+        return found
+
     def solve(self, inputs: Mapping[str, ByKind], gap: ByKind) -> Edits:
         """The rows that detect the names, and the columns that write what is missing."""
         if self.solved is not None:
@@ -158,7 +179,9 @@ def gate_sites(planning: Planning, changed: Mapping[int, int]) -> list[GateSite]
     """
     found = []
     for name, concepts in planning.plan.concepts_by_gates(planning.spec.concepts).items():
-        words = words_of(concepts)
+        words = {word for word in words_of(concepts) if _wants_gate(planning, word, changed)}
+        if not words:
+            continue
         block = block_of_gates(name)
         if block is None:
             found += _shallowest_sites(planning, words, changed)
@@ -169,14 +192,18 @@ def gate_sites(planning: Planning, changed: Mapping[int, int]) -> list[GateSite]
     return found
 
 
+def _wants_gate(planning: Planning, word: str, changed: Container[int]) -> bool:
+    """Whether a token of the word keeps its row."""
+    return any(token.id not in changed for token in planning.own_tokens[word].plain)
+
+
 def _shallowest_sites(
     planning: Planning, words: set[str], changed: Mapping[int, int]
 ) -> list[GateSite]:
     """Each word in the first block, or where that cannot tell it, in the first that can."""
     mlp = find_mlp(planning.live, 0)
     if mlp is not None and mlp.factor is not None:
-        own = planning.own_tokens
-        if any(changed.keys().isdisjoint(own[word].rows) for word in words):
+        if not all(planning.has_row(word, changed) for word in words):
             planning.notes.append(GATED.format(where=planning.path.use.encoder))
         return []
     first = _site_in(planning, 0, words, changed)

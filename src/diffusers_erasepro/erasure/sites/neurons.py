@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...config.plan import ALIGNMENTS
+from ...config.plan import ALIGNMENTS, block_of_gates
 from ...config.spec import Concept
 from ...errors import ConceptSpecError
 from ...families.encoders import blocks_path, blocks_read, encoder_family_of
@@ -83,7 +83,6 @@ class MlpSite:
     mlp_weights: MlpWeights
     """As they are in force."""
     positions: Mapping[str, Rows]
-    skips_closed = False
 
     @property
     def output(self) -> str:
@@ -160,6 +159,22 @@ def has_gates(encoder: nn.Module) -> bool:
     """Whether the first block of this encoder has neurons that gates may take."""
     found = find_mlp(encoder, 0)
     return found is not None and count_spare(encoder, found) >= 2
+
+
+def tries_gates(encoder: nn.Module, asked: str | None) -> bool:
+    """Whether gates are tried in this encoder.
+
+    In MLPs that are gated themselves they tell hardly a name from others, and are tried only where
+    a block is named.
+
+    Args:
+        encoder: Of a pipeline.
+        asked: The name that stands for gates among a concept's layers (`Recipe.gates`).
+    """
+    if asked is None or not has_gates(encoder):
+        return False
+    mlp = find_mlp(encoder, 0)
+    return mlp is not None and (mlp.factor is None or block_of_gates(asked) is not None)
 
 
 def count_spare(encoder: nn.Module, mlp: Mlp) -> int:

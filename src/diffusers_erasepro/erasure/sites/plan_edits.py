@@ -11,15 +11,13 @@ from ...modules.tuners import edited_module
 from ..covariance import kept_inputs, metrics_of
 from ..memory import refuse_too_small
 from .blocks import block_sites
-from .embeddings import embedding_sites
+from .embeddings import embedding_sites, words_met
 from .gates import GateSite, gate_sites
 from .neurons import neuron_sites
-from .planning import Planning
+from .planning import Planning, list_names
 from .protocol import STATES, EditSite, inputs_of
 from .readers import reader_sites
 
-LISTED = 5
-"""Names that a note lists."""
 STAND_IN = (
     "no row and no gate reaches {count} of the names in {where}, and encoder blocks are edited for "
     "them: {names}"
@@ -34,6 +32,7 @@ def plan_edits(planning: Planning) -> list[EditSite]:
         changed |= site.rows
     gates = gate_sites(planning, changed)
     planning.unreached.update(_find_unreached(planning, changed, gates))
+    planning.met.update(words_met(planning, changed))
     return with_metrics(
         planning,
         [
@@ -63,18 +62,18 @@ def _find_unreached(
         if not recipe.edits_tokens:
             continue
         for word in concept.words:
-            if word not in gated and changed.keys().isdisjoint(planning.own_tokens[word].rows):
+            if word not in gated and not planning.has_row(word, changed):
                 found.add(word)
                 noted += [word] if recipe.otherwise else []
     if noted:
         where = planning.path.use.encoder
-        names = ", ".join(map(repr, noted[:LISTED])) + (" ..." if noted[LISTED:] else "")
+        names = list_names(noted)
         planning.notes.append(STAND_IN.format(where=where, count=len(noted), names=names))
     return found
 
 
 def with_metrics(planning: Planning, sites: list[EditSite]) -> list[EditSite]:
-    """`sites`, once the metrics of what they receive are known.
+    """`sites`, once the metrics of what they receive are known, if any of them needs one.
 
     Raises:
         NotEnoughMemoryError: There is no room for them, or for the walk.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Container, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -19,6 +19,9 @@ from ...prompts.alignment import Rows, rows_of, sort_pairs
 from ...prompts.own_tokens import OwnTokens, own_tokens_of
 from ...prompts.pairs import Pair, pairs_to_solve
 from ...prompts.tokens import TextPath, tokenizer_of
+
+LISTED = 5
+"""Names that a message lists."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,9 @@ class Planning:
     unreached: set[str] = field(default_factory=set)
     """Words for which rows or gates are asked and neither is there. Filled while the sites are
     planned."""
+    met: set[str] = field(default_factory=set)
+    """Words of which every prompt, with the changed rows, has the anchor's tokens, one by one: the
+    encoder reads the anchor's prompt. Filled while the sites are planned."""
     notes: list[str] = field(default_factory=list)
     """What this encoder has no place for, and why. Filled while the sites are planned."""
 
@@ -92,6 +98,14 @@ class Planning:
         """The pipeline's own encoder."""
         return self.path.encoder
 
+    def has_row(self, word: str, changed: Container[int]) -> bool:
+        """Whether a token of the word is among those that get another row."""
+        return any(token in changed for token in self.own_tokens[word].rows)
+
+    def count_concepts(self, words: Set[str]) -> int:
+        """How many concepts have one of the words."""
+        return sum(not words.isdisjoint(concept.words) for concept in self.spec.concepts)
+
     def positions_of(self, concepts: Sequence[Concept]) -> Mapping[str, Rows]:
         """The aligned positions of prompts that name one of `concepts`."""
         return self.positions_naming(words_of(concepts))
@@ -109,6 +123,11 @@ def words_of(concepts: Sequence[Concept]) -> set[str]:
     for concept in concepts:
         words |= {*concept.words}
     return words
+
+
+def list_names(names: Sequence[str]) -> str:
+    """The first of the names, for a message."""
+    return ", ".join(map(repr, names[:LISTED])) + (" ..." if names[LISTED:] else "")
 
 
 @contextmanager

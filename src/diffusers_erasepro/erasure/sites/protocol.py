@@ -65,11 +65,6 @@ class EditSite(Protocol):
         """The modules whose inputs it needs to see, or `STATES`."""
 
     @property
-    def skips_closed(self) -> bool:
-        """Whether nothing is solved where shallower edits have closed the gap to within
-        rounding."""
-
-    @property
     def positions(self) -> Mapping[str, Rows]:
         """Per kind of prompts, "exact" and "soft", which positions it answers for."""
 

@@ -34,7 +34,6 @@ class ReaderSite:
     in the unedited encoder, as one hands them in who goes around its edit."""
     output: str = STATES
     inputs: tuple[str, ...] = (STATES,)
-    skips_closed = False
 
     def solve(self, inputs: Mapping[str, ByKind], gap: ByKind) -> Edits:
         """One map of the states, seen through every reader."""

@@ -1,0 +1,86 @@
+"""Where rows of the embedding alone make every listed prompt its anchor's, nothing else is needed.
+
+No block, and so no metric; and of the names beside such ones, none is forgotten.
+"""
+
+import copy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import tiny
+from diffusers_erasepro import Concept, ErasureSpec, erasable, erase
+from diffusers_erasepro.errors import ConceptSpecError
+from diffusers_erasepro.families.encoders import is_embedding
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+import text_encoders
+
+FEW = tiny.PRESERVE
+"""Six captions, too few for the metric of any linear."""
+ROWS_ALONE = "embedding: with its rows text_encoder reads every listed prompt as its anchor's"
+ENCODERS = {
+    "Gemma 2": lambda: tiny.llm("Gemma2Model", "Gemma2Config", query_pre_attn_scalar=8),
+    "T5Gemma's kin": lambda: tiny.llm("Gemma3TextModel", "Gemma3TextConfig"),
+    "T5": tiny.t5,
+}
+
+
+def made_on(name, *concepts):
+    torch.manual_seed(0)
+    plain = text_encoders.pipeline_around(ENCODERS[name](), tiny.tokenizer("$A <eos>", length=24))
+    return plain, erase(plain, ErasureSpec(concepts, preserve=FEW), measure=False)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_by_default_rows_alone_are_the_edit_where_they_meet_the_anchor(name):
+    """Also in encoders whose blocks cannot be edited, and from captions too few for a metric."""
+    plain, made = made_on(name, tiny.STAR)
+    assert [is_embedding(edited) for edited in made.edits] == [True]
+    assert any(note.startswith(ROWS_ALONE) for note in made.report.notes)
+    pipe = erasable(copy.deepcopy(plain))
+    pipe.load_erasure_adapter(made)
+    assert pipe.verify_erasure(raise_on_fail=True).residual < 1e-5
+
+
+@pytest.mark.parametrize(
+    "concept",
+    [
+        Concept("red star", "green circle", ("a {}",), ()),
+        Concept("star", "green circle", ("a {}",), ()),
+        Concept("star", "circle", ("a {}",), (), synonyms=("red ring",)),
+    ],
+    ids=["shared token", "longer anchor", "synonym of shared tokens"],
+)
+def test_elsewhere_the_error_names_what_rows_do_not_meet(concept):
+    others = [tiny.STAR] if concept.target != "star" else []
+    name = concept.words[-1]
+    with pytest.raises(ConceptSpecError, match=f"norm follows .* the anchor of '{name}'"):
+        made_on("Gemma 2", concept, *others)
+
+
+def test_a_synonym_of_shared_tokens_is_erased_beside_a_name_that_its_row_meets(shipped, preserve):
+    """Its prompts are soft ones: what is exact is met, and that said nothing of them."""
+    concept = Concept("star", "circle", synonyms=("red ring",))
+    spec = ErasureSpec((concept,), preserve=preserve)
+    layers = ("embedding", "otherwise:0", -1)
+    made = erase(shipped, spec, layers=layers, metric="identity", measure=False)
+    assert {is_embedding(edited) for edited in made.edits} == {True, False}
+    pipe = erasable(copy.deepcopy(shipped))
+    pipe.load_erasure_adapter(made)
+    moved = share_left(pipe, shipped, "a photo of a red ring", "a photo of a circle")
+    assert moved < 0.5
+
+
+def share_left(pipe, plain, target, anchor):
+    """||after - anchor|| / ||before - anchor|| at the end of the prompt."""
+    found = []
+    for model, text in ((pipe, target), (plain, target), (plain, anchor)):
+        ids = model.tokenizer(text, return_tensors="pt").input_ids
+        with torch.no_grad():
+            found.append(model.text_encoder(ids).last_hidden_state[0, -1])
+    after, before, goal = found
+    return float((after - goal).norm() / (before - goal).norm())
