@@ -146,10 +146,10 @@ def erase_as_requested(
     plan = resolve_layers(pipe, spec, request)
     blocks = request.resolve(spec.concepts, selective=False)
     make = partial(erase_as_planned, pipe, spec, request, measure=measure)
-    return _make_or_fall_back(make, spec, plan, blocks)
+    return make_or_fall_back(make, spec, plan, blocks)
 
 
-def _make_or_fall_back(
+def make_or_fall_back(
     make: Callable[[Plan], ErasureAdapter], spec: ErasureSpec, plan: Plan, blocks: Plan
 ) -> ErasureAdapter:
     """What `make` makes of the plan; or with blocks for those names whose gates turn out too large;
@@ -167,7 +167,7 @@ def _make_or_fall_back(
             "rows, gates or neurons": blocks,
         }
         instead, fewer = next((name, step) for name, step in steps.items() if step != plan)
-        return fall_back(error, lambda: _make_or_fall_back(make, spec, fewer, blocks), instead)
+        return fall_back(error, lambda: make_or_fall_back(make, spec, fewer, blocks), instead)
 
 
 def erase_with_chosen_layers(

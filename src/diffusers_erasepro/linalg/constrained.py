@@ -121,9 +121,12 @@ def solve(
         R = torch.cat([R, R.new_zeros(len(R), K.shape[1])], 1)
     d_in, n = X.shape
     if n > d_in:
+        kept = 0 if K is None else K.shape[1]
+        some = f", {kept} of them tokens of the prompts to keep," if kept else ""
+        cure = "shorter or fewer prompts in keep, " if kept else ""
         raise IllPosedError(
-            f"{where}: {n} constraints on {d_in} input dimensions; use fewer exact templates or "
-            "concepts"
+            f"{where}: {n} constraints{some} on {d_in} input dimensions; use {cure}fewer exact "
+            "templates or concepts"
         )
     keys = X if soft is None else torch.cat([X, soft.X.double()], 1)
     if L is None and C is not None:

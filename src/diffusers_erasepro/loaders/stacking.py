@@ -200,12 +200,12 @@ def solve_jointly(
     """
     spec = joint_spec(adapters)
     solve = erase_live if on_top_of_loras else erase
-    return _solve_or_fall_back(
+    return solve_or_fall_back(
         partial(solve, pipe, spec, measure=measure), adapters, None if spec.keep else ()
     )
 
 
-def _solve_or_fall_back(
+def solve_or_fall_back(
     solve: Callable[..., ErasureAdapter],
     adapters: Sequence[ErasureAdapter],
     without: tuple[str, ...] | None,
@@ -224,7 +224,7 @@ def _solve_or_fall_back(
         more = tuple(target for target in found if target not in without)
         instead = f"the gates of {list_names(more)}" if more else "gates or neurons"
         wider = (*without, *more) if more else None
-        return fall_back(error, lambda: _solve_or_fall_back(solve, adapters, wider), instead)
+        return fall_back(error, lambda: solve_or_fall_back(solve, adapters, wider), instead)
 
 
 def combine(pipe: Any, adapters: Sequence[ErasureAdapter]) -> ErasureAdapter | None:

@@ -26,6 +26,10 @@ from .planning import Planning, words_of
 from .protocol import ByKind, Edits, Vectors
 
 NOT_OWN = "embedding: not every token of {name!r} is its own ({why}); no row was changed for it"
+PARTLY_OWN = (
+    "embedding: of {name!r} {given} has the row of the anchor's token; the other tokens keep "
+    "theirs, and say what they said, as they are not its own ({why})"
+)
 NO_ANCHOR = "embedding: {name!r} has an empty anchor, which has no row; no row was changed for it"
 SAME_ROW = (
     "embedding: {name!r} ends in the token that its anchor {anchor!r} ends in; no row was changed "
@@ -103,9 +107,9 @@ def embedding_sites(planning: Planning) -> list[EmbeddingSite]:
 def rows_to_change(planning: Planning, concepts: Sequence[Concept]) -> dict[str, dict[int, int]]:
     """By target, token id -> id of the anchor's token, for every token that is its name's own.
 
-    A name that shares some of its tokens keeps all of its rows where gates are to answer to it, but
-    for causal encoders: there the gate of its last token is all that it has.
-    The notes of the planning say which names keep theirs.
+    A name that shares some of its tokens keeps all of its rows where gates are tried on it, but for
+    causal encoders: there the gate of its last token is all that it has.
+    The notes of the planning say which names keep theirs, and which some of them.
     """
     if not concepts:
         return {}
@@ -113,39 +117,41 @@ def rows_to_change(planning: Planning, concepts: Sequence[Concept]) -> dict[str,
     anchors = anchor_tokens(planning)
     found: dict[str, dict[int, int]] = {}
     notes = planning.notes
+    causal = encoder_family_of(planning.live).causal
+    # half a name is told from nothing: "van" beside "painter"; gates take such names whole
+    whole = {}
+    for asked in {planning.plan.recipe_of(concept).gates for concept in concepts}:
+        whole[asked] = not causal and tries_gates(planning.live, asked)
     for concept in concepts:
         if not concept.anchor:
             notes.append(NO_ANCHOR.format(name=concept.target))
             continue
         mine: dict[int, int] = {}
-        # half a name is told from nothing: "van" beside "painter"; gates take such names whole
-        gated = tries_gates(planning.live, planning.plan.recipe_of(concept).gates)
-        gated = gated and not encoder_family_of(planning.live).causal
+        gated = whole[planning.plan.recipe_of(concept).gates]
         numbers = [form.text for _, form in concept.forms if form.text in own]
         for word in (*concept.words, *numbers):
             if own[word].complete or not gated:
                 mine |= _rows_of_word(own[word], anchors)
         changed = {token: anchor for token, anchor in mine.items() if token != anchor}
+        plain = own[concept.target].plain
+        why = "; ".join(f"{token.text}: {token.why}" for token in plain if not token.own)
         if not mine:
-            shared = [token for token in own[concept.target].plain if not token.own]
-            why = "; ".join(f"{token.text}: {token.why}" for token in shared)
             notes.append(NOT_OWN.format(name=concept.target, why=why))
         elif not changed:
             notes.append(SAME_ROW.format(name=concept.target, anchor=concept.anchor))
+        elif why and (some := [token.text for token in plain if token.id in changed]):
+            given = ", ".join(map(repr, some))
+            notes.append(PARTLY_OWN.format(name=concept.target, given=given, why=why))
         found[concept.target] = changed
     return found
 
 
-def words_met(planning: Planning, changed: Mapping[int, int]) -> set[str]:
+def words_met(planning: Planning) -> set[str]:
     """The words that the encoder reads as their anchors, token by token, in every listed phrase.
 
     Of a synonym these are the phrases in which the concept's target is listed.
-
-    Args:
-        planning: Of one encoder.
-        changed: Token id -> token id whose row it gets.
     """
-    if not changed:
+    if not planning.changed:
         return set()
     listed: set[tuple[str, str]] = set()
     for concept in planning.spec.concepts:
@@ -153,11 +159,7 @@ def words_met(planning: Planning, changed: Mapping[int, int]) -> set[str]:
             listed |= {(word, Prompt.of(phrase, word).text) for phrase in concept.exact}
     found = words_of(planning.spec.concepts)
     for kind, rows in planning.rows.items():
-        if not len(rows):
-            continue
-        row_of = torch.arange(1 + max(int(rows.target_ids.max()), *changed))
-        row_of[list(changed)] = torch.tensor(list(changed.values()))
-        same = (row_of[rows.target_ids] == rows.anchor_ids).all(1)
+        same = (planning.with_rows(rows.target).ids == rows.anchor_ids).all(1)
         same &= (rows.target.read == rows.anchor.read).all(1)
         for pair, is_met in zip(planning.pairs[kind], same.tolist(), strict=True):
             if not is_met and (pair.word, pair.target.text) in listed:

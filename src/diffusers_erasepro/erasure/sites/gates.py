@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,17 +114,24 @@ class GateSite(MlpSite):
     """How far each of them is told from everything else."""
     least: float
     """Margin from which on a token has a gate."""
+    shared: Mapping[TokenOfName, TokenOfName]
+    """Tokens of names that hold another name -> the token of that one, whose gate is theirs."""
     solved: Edits | None = None
     """What was solved before, for the final states."""
 
     def words(self) -> set[str]:
         """Whose tokens they are."""
-        return {name.word for name in self.names}
+        return self._words_of(self.names)
 
     def unclear(self) -> set[str]:
         """Those of them of which no token is told from everything else."""
         told = zip(self.names, self.margins, strict=True)
-        return self.words() - {name.word for name, margin in told if margin >= self.least}
+        return self.words() - self._words_of([n for n, margin in told if margin >= self.least])
+
+    def _words_of(self, names: Sequence[TokenOfName]) -> set[str]:
+        """The words that a gate of one of these tokens answers to."""
+        sharing = {token.word for token, whose in self.shared.items() if whose in names}
+        return sharing | {name.word for name in names}
 
     def shares_of(self, edits: Edits) -> dict[str, dict[str, float]]:
         """By linear and word, the square of the norm of what a word's gates change there.
@@ -165,48 +172,43 @@ class GateSite(MlpSite):
         return Edits(factors, {}, notes=notes, vectors=vectors)
 
 
-def gate_sites(planning: Planning, changed: Mapping[int, int]) -> list[GateSite]:
+def gate_sites(planning: Planning) -> list[GateSite]:
     """The sites of the gates that concepts ask for: in the first block, or where they say.
 
-    Args:
-        planning: Of one encoder.
-        changed: Tokens that get another row of the embedding, and so no gate.
-
-    An encoder that has no place for them gets a note.
+    Tokens that get another row of the embedding get no gate. An encoder that has no place for them
+    gets a note.
 
     Raises:
         ConceptSpecError: The encoder has no such block.
     """
     found = []
     for name, concepts in planning.plan.concepts_by_gates(planning.spec.concepts).items():
-        words = {word for word in words_of(concepts) if _wants_gate(planning, word, changed)}
+        words = {word for word in words_of(concepts) if _wants_gate(planning, word)}
         if not words:
             continue
         block = block_of_gates(name)
         if block is None:
-            found += _shallowest_sites(planning, words, changed)
+            found += _shallowest_sites(planning, words)
         else:
             (block,) = blocks_in((block,), len(blocks_of(planning.live)))
-            site = _site_in(planning, block, words, changed)
+            site = _site_in(planning, block, words)
             found += [] if site is None else [site]
     return found
 
 
-def _wants_gate(planning: Planning, word: str, changed: Container[int]) -> bool:
+def _wants_gate(planning: Planning, word: str) -> bool:
     """Whether a token of the word keeps its row."""
-    return any(token.id not in changed for token in planning.own_tokens[word].plain)
+    return any(token.id not in planning.changed for token in planning.own_tokens[word].plain)
 
 
-def _shallowest_sites(
-    planning: Planning, words: set[str], changed: Mapping[int, int]
-) -> list[GateSite]:
+def _shallowest_sites(planning: Planning, words: set[str]) -> list[GateSite]:
     """Each word in the first block, or where that cannot tell it, in the first that can."""
     mlp = find_mlp(planning.live, 0)
     if mlp is not None and mlp.factor is not None:
-        if not all(planning.has_row(word, changed) for word in words):
+        if not all(planning.has_row(word) for word in words):
             planning.notes.append(GATED.format(where=planning.path.use.encoder))
         return []
-    first = _site_in(planning, 0, words, changed)
+    first = _site_in(planning, 0, words)
     if first is None:
         return []
     deeper = []
@@ -215,9 +217,9 @@ def _shallowest_sites(
     lost = first.unclear()
     for block in range(1, min(DEEPEST + 1, count - 1)):
         if lost:
-            site = _site_in(planning, block, lost, changed)
+            site = _site_in(planning, block, lost)
             clear = set() if site is None else lost - site.unclear()
-            alone = _site_in(planning, block, clear, changed) if clear else None
+            alone = _site_in(planning, block, clear) if clear else None
             if alone is not None:
                 deeper.append(alone)
                 notes = [
@@ -228,13 +230,11 @@ def _shallowest_sites(
     if not deeper:
         return [first]
     rest = words.difference(*(site.words() for site in deeper))
-    stayed = _site_in(planning, 0, rest, changed)
+    stayed = _site_in(planning, 0, rest)
     return [site for site in (stayed, *deeper) if site is not None]
 
 
-def _site_in(
-    planning: Planning, block: int, words: set[str], changed: Mapping[int, int]
-) -> GateSite | None:
+def _site_in(planning: Planning, block: int, words: set[str]) -> GateSite | None:
     """The gates of some words in one block; None where they have no token to gate, or no place."""
     mlp = find_mlp(planning.live, block)
     if mlp is None or not has_gates(planning.live):
@@ -247,9 +247,11 @@ def _site_in(
     tokens: dict[str, list[TokenOfName]] = {}
     for kind, pairs in planning.pairs.items():
         named = planning.names[kind].naming(words, pairs)
-        rows[kind], tokens[kind] = _positions(planning, pairs, named, changed)
+        rows[kind], tokens[kind] = _positions(planning, pairs, named)
     if not any(tokens.values()):
         return None
+    shared = _shared_tokens(planning, rows, tokens)
+    tokens = {kind: [shared.get(token, token) for token in tokens[kind]] for kind in tokens}
     elsewhere, others = _collect_elsewhere(planning, mlp, rows, tokens)
     weights = weights_of_mlp(planning.live, mlp)
     names = list(others)
@@ -295,7 +297,52 @@ def _site_in(
     names = [names[i] for i in kept]
     margins = tuple(margins[i] for i in kept)
     component = planning.path.use.encoder
-    return GateSite(component, mlp, weights, rows, gates, names, margins, least)
+    return GateSite(component, mlp, weights, rows, gates, names, margins, least, shared)
+
+
+def _shared_tokens(
+    planning: Planning,
+    rows: Mapping[str, Rows],
+    tokens: Mapping[str, Sequence[TokenOfName]],
+) -> dict[TokenOfName, TokenOfName]:
+    """Tokens of names that hold another name of the spec -> the token of that one.
+
+    "gogh" of "vincent van gogh" is that of "van gogh": both are to become one token of the anchor,
+    and the gate of the shorter name answers in the longer too. A second one would have to be told
+    from it, or both would write. Where they are sent to different tokens each has its own.
+    """
+    meets: dict[TokenOfName, int] = {}
+    for kind, found in rows.items():
+        anchors = found.anchor_ids[found.row, found.anchor_at].tolist()
+        for token, anchor in zip(tokens[kind], anchors, strict=True):
+            meets.setdefault(token, anchor)
+    ids = {}
+    for word in dict.fromkeys(token.word for token in meets):
+        ids[word] = [token.id for token in planning.own_tokens[word].plain]
+    names: dict[int, list[str]] = {}
+    for word in sorted(ids, key=lambda word: (len(ids[word]), word)):
+        for token_id in ids[word]:
+            names.setdefault(token_id, []).append(word)
+    shared = {}
+    for token, anchor in meets.items():
+        own = ids[token.word]
+        for word in names.get(token.id, ()):  # the shortest first
+            if len(ids[word]) == len(own):
+                break
+            back = token.back - _tokens_behind(own, ids[word])
+            other = TokenOfName(word, token.id, back)
+            if meets.get(other) == anchor:
+                shared[token] = other
+                break
+    return shared
+
+
+def _tokens_behind(ids: Sequence[int], some: Sequence[int]) -> int:
+    """How many of the ids stand behind `some` of them in a row; all where these do not."""
+    for start in range(len(ids) - len(some) + 1):
+        if [*ids[start : start + len(some)]] == [*some]:
+            return len(ids) - len(some) - start
+    return len(ids)
 
 
 def _that_fit(
@@ -353,7 +400,6 @@ def _positions(
     planning: Planning,
     pairs: Sequence[Pair],
     rows: Rows,
-    changed: Mapping[int, int],
 ) -> tuple[Rows, list[TokenOfName]]:
     """The positions of the names' tokens that want a gate, and which token stands at each.
 
@@ -366,7 +412,9 @@ def _positions(
     names = []
     for row, at in zip(rows.row.tolist(), rows.target_at.tolist(), strict=True):
         token = plain[pairs[row].word].get(int(rows.target_ids[row, at]))
-        wanted = token is not None and token.id not in changed and not (causal and token.back)
+        wanted = (
+            token is not None and token.id not in planning.changed and not (causal and token.back)
+        )
         kept.append(wanted)
         if wanted and token is not None:
             names.append(token)
@@ -447,8 +495,9 @@ def _phrasings_of(
         places = zip(tokens[kind], found.row.tolist(), found.target_at.tolist(), strict=True)
         for name, row, at in places:
             pair = planning.pairs[kind][row]
-            # another word for the hyphen of "golf-ball" would be near the name itself
-            if pair.stands_for is None:
+            # another word for the hyphen of "golf-ball" would be near the name itself, and one for
+            # "vincent" of "vincent van gogh" leaves a name
+            if pair.stands_for is None and pair.word == name.word:
                 phrasing = PhrasingOfName(pair.target.text, tuple(sorted(spans[row])), at)
                 every.setdefault(name, []).append(phrasing)
     return {name: spread(phrasings, PHRASINGS) for name, phrasings in every.items()}
@@ -608,7 +657,11 @@ def _inputs_at(planning: Planning, mlp: Mlp, tokens: Tokens, at: int) -> Tensor:
 
 @torch.no_grad()
 def _received(planning: Planning, mlp: Mlp, tokens: Tokens) -> Tensor:
-    """`(n, length, d)` what the detector receives, in float32 on the CPU."""
+    """`(n, length, d)` what the detector receives, in float32 on the CPU.
+
+    With the changed rows, as another token of the name may have one.
+    """
     detector = edited_module(planning.encoder, mlp.detector)
-    (received,) = inputs_received(planning.encoder, tokens, {mlp.detector: detector}).values()
+    read = planning.with_rows(tokens)
+    (received,) = inputs_received(planning.encoder, read, {mlp.detector: detector}).values()
     return received.float().cpu()

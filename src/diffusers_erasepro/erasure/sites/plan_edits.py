@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from torch import nn
 
@@ -27,12 +27,11 @@ STAND_IN = (
 def plan_edits(planning: Planning) -> list[EditSite]:
     """Every edit of the plan. Of sites with one output, the earlier solves first."""
     embeddings = embedding_sites(planning)
-    changed: dict[int, int] = {}
     for site in embeddings:
-        changed |= site.rows
-    gates = gate_sites(planning, changed)
-    planning.unreached.update(_find_unreached(planning, changed, gates))
-    planning.met.update(words_met(planning, changed))
+        planning.changed.update(site.rows)
+    gates = gate_sites(planning)
+    planning.unreached.update(_find_unreached(planning, gates))
+    planning.met.update(words_met(planning))
     return with_metrics(
         planning,
         [
@@ -45,9 +44,7 @@ def plan_edits(planning: Planning) -> list[EditSite]:
     )
 
 
-def _find_unreached(
-    planning: Planning, changed: Mapping[int, int], gates: Sequence[GateSite]
-) -> set[str]:
+def _find_unreached(planning: Planning, gates: Sequence[GateSite]) -> set[str]:
     """The words of which no token gets another row and none has a gate, though one is asked for.
 
     Where blocks stand in for them, a note says so.
@@ -62,7 +59,7 @@ def _find_unreached(
         if not recipe.edits_tokens:
             continue
         for word in concept.words:
-            if word not in gated and not planning.has_row(word, changed):
+            if word not in gated and not planning.has_row(word):
                 found.add(word)
                 noted += [word] if recipe.otherwise else []
     if noted:

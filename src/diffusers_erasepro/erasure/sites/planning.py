@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ...config.options import Options
@@ -18,7 +19,7 @@ from ...modules.fingerprint import fingerprint_learned, fingerprint_with_loras, 
 from ...prompts.alignment import Rows, rows_of, sort_pairs
 from ...prompts.own_tokens import OwnTokens, own_tokens_of
 from ...prompts.pairs import Pair, pairs_to_solve
-from ...prompts.tokens import TextPath, tokenizer_of
+from ...prompts.tokens import TextPath, Tokens, tokenizer_of
 
 LISTED = 5
 """Names that a message lists."""
@@ -46,6 +47,9 @@ class Planning:
     in one pass over the captions."""
     kept: dict[str, Tensor] = field(default_factory=dict)
     """By linear, or "states": its inputs at the prompts in `keep`. Filled with the metrics."""
+    changed: dict[int, int] = field(default_factory=dict)
+    """Token id -> token id whose row of the embedding it gets. Filled while the sites are
+    planned."""
     unreached: set[str] = field(default_factory=set)
     """Words for which rows or gates are asked and neither is there. Filled while the sites are
     planned."""
@@ -98,9 +102,17 @@ class Planning:
         """The pipeline's own encoder."""
         return self.path.encoder
 
-    def has_row(self, word: str, changed: Container[int]) -> bool:
-        """Whether a token of the word is among those that get another row."""
-        return any(token in changed for token in self.own_tokens[word].rows)
+    def has_row(self, word: str) -> bool:
+        """Whether a token of the word gets another row."""
+        return any(token in self.changed for token in self.own_tokens[word].rows)
+
+    def with_rows(self, tokens: Tokens) -> Tokens:
+        """What the encoder reads in their place once the rows are changed."""
+        if not self.changed or not len(tokens):
+            return tokens
+        row_of = torch.arange(1 + max(int(tokens.ids.max()), *self.changed))
+        row_of[list(self.changed)] = torch.tensor(list(self.changed.values()))
+        return replace(tokens, ids=row_of.to(tokens.ids)[tokens.ids])
 
     def count_concepts(self, words: Set[str]) -> int:
         """How many concepts have one of the words."""
