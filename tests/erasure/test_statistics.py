@@ -3,10 +3,16 @@
 import pytest
 import torch
 
-from diffusers_erasepro import Concept, ErasureSpec, erase
+from diffusers_erasepro import Concept, ErasureSpec, erase, glyphs
 from diffusers_erasepro.erasure import covariance
-from diffusers_erasepro.erasure.covariance import metrics, record_inputs, second_moments
-from diffusers_erasepro.prompts.tokens import Tokens, token_ids
+from diffusers_erasepro.erasure.covariance import (
+    PLENTY,
+    metrics,
+    metrics_of,
+    record_inputs,
+    second_moments,
+)
+from diffusers_erasepro.prompts.tokens import Tokens, text_paths, token_ids
 
 FIRST = "encoder.layers.0.mlp.fc2"
 LAST = "encoder.layers.5.mlp.fc2"
@@ -101,3 +107,30 @@ def test_captions_in_two_lists_are_the_same_metric(shipped, ids):
         for lists in ([ids], [ids[:30], ids[30:]])
     )
     torch.testing.assert_close(one, two)
+
+
+@pytest.mark.parametrize("enough", [False, True])
+def test_a_regression_has_less_of_a_ridge_where_captions_are_plenty(shipped, enough):
+    """With few, what some inputs replace of others would be learnt by heart."""
+    (path,) = text_paths(shipped)
+    site = linears(shipped, FIRST)
+    width = site[FIRST].in_features
+    each = int(path.tokens(["a red star"]).read.sum())
+    count = PLENTY * width // each
+    captions = glyphs.captions(count + 1 if enough else count // 2, seed=0)
+    spec = ErasureSpec((Concept("heptagon", anchor="circle"),), preserve=captions)
+    usual, found = (
+        metrics_of(
+            shipped.text_encoder,
+            path,
+            spec,
+            site,
+            key="e",
+            ridge=0.01,
+            for_regression=for_regression,
+        )[FIRST]
+        for for_regression in (False, True)
+    )
+    share = float((found @ found.T).diagonal().mean() / (usual @ usual.T).diagonal().mean())
+    assert torch.equal(usual, found) is not enough
+    assert share < 1 if enough else share == 1

@@ -277,7 +277,7 @@ def _site_in(planning: Planning, block: int, words: set[str]) -> GateSite | None
         least = gated_mlps.LEAST_CONTRAST
 
         def gates(z: ByKind, gap: ByKind) -> tuple[Gates, tuple[str, ...]]:
-            L2 = planning.metrics.get(mlp.writer)
+            L2 = planning.regressions.get(mlp.writer)
             some = [products[i] for i in kept]
             found = solve_gated_mlp(asked(z, gap), elsewhere, weights, L2, some)
             return found, _notes(names, found)
@@ -288,7 +288,7 @@ def _site_in(planning: Planning, block: int, words: set[str]) -> GateSite | None
         least = LEAST_MARGIN
 
         def gates(z: ByKind, gap: ByKind) -> tuple[Gates, tuple[str, ...]]:
-            L2 = planning.metrics.get(mlp.writer)
+            L2 = planning.regressions.get(mlp.writer)
             some = [detections[i] for i in kept]
             found = solve_gates(asked(z, gap), elsewhere, weights, L2, some)
             return found, _notes(names, found)

@@ -81,18 +81,29 @@ def with_metrics(planning: Planning, sites: list[EditSite]) -> list[EditSite]:
     path = planning.path
     reads_states = STATES in inputs_of(sites)
     if planning.options.metric == "covariance" and (linears or reads_states):
-        found = metrics_of(
+        asked = partial(
+            metrics_of,
             encoder,
             path,
             planning.spec,
-            linears,
             key=planning.content,
             ridge=planning.options.ridge,
             states=path.use.readings[0] if reads_states else None,
         )
-        planning.metrics.update(found)
+        planning.metrics.update(asked(linears))
+        writers = {site.mlp.writer: linears[site.mlp.writer] for site in _with_open_gates(sites)}
+        if writers:
+            planning.regressions.update(asked(writers, for_regression=True))
     planning.kept.update(kept_inputs(encoder, path, planning.spec, linears))
     return sites
+
+
+def _with_open_gates(sites: Sequence[EditSite]) -> list[GateSite]:
+    found = []
+    for site in sites:
+        if isinstance(site, GateSite) and max(site.margins, default=0.0) >= site.least:
+            found.append(site)
+    return found
 
 
 def linears_of(encoder: nn.Module, sites: Sequence[EditSite]) -> dict[str, nn.Module]:

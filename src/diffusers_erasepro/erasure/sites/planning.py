@@ -45,6 +45,9 @@ class Planning:
     metrics: dict[str, Tensor] = field(default_factory=dict)
     """By linear, or "states": the Cholesky factor of its metric. Filled once every site is known,
     in one pass over the captions."""
+    regressions: dict[str, Tensor] = field(default_factory=dict)
+    """By the linear behind an MLP's neurons: the same with a smaller ridge, for what the others
+    replace of those that gates take. Filled with the metrics."""
     kept: dict[str, Tensor] = field(default_factory=dict)
     """By linear, or "states": its inputs at the prompts in `keep`. Filled with the metrics."""
     changed: dict[int, int] = field(default_factory=dict)
