@@ -101,6 +101,14 @@ def test_each_word_of_the_name_has_a_pair_and_both_linears_change(gated):
 
 
 @pytest.mark.slow
+def test_the_words_around_have_read_the_name_so_that_its_columns_are_solved(gated):
+    """Though the anchor has as many tokens."""
+    assert any(
+        note.startswith("new vectors were fitted for 'taylor swift'") for note in gated.report.notes
+    )
+
+
+@pytest.mark.slow
 def test_off_on_and_away_are_exact(base, gated):
     before = bits(base)
     base.load_erasure_adapter(gated, adapter_name="swift")

@@ -37,8 +37,8 @@ LBFGS_STEPS = 25
 SHRINKAGE = 0.01
 """Weight of |change|^2 / |vector|^2 beside the share of the gap that is left."""
 MOST_RAW = 10
-"""Names of several words that are solved for in a causal encoder unless it is asked for: each takes
-half a minute of a core on a small one."""
+"""Names whose anchors have as many tokens that are solved for unless it is asked for: each takes
+half a minute of a core on a small encoder."""
 MOST_WEIGHTS = 1_000_000_000
 """Of an encoder that is solved through unless it is asked for: a step of T5-XXL takes minutes."""
 TOO_LARGE = (
@@ -46,9 +46,9 @@ TOO_LARGE = (
     "anchor's stand in, whose number of tokens is another; final_states=True fits them"
 )
 MANY_RAW = (
-    "no vectors were fitted in {where} for {count} names of several words: the first words of each "
-    "still say what they said, as this encoder reads from left to right; final_states=True fits "
-    "them, half a minute each"
+    "no vectors were fitted in {where} for {count} names: words that it reads before it knows the "
+    "whole name, or beside it, still say some of what they said; final_states=True fits them, half "
+    "a minute each"
 )
 SOLVED_NOTE = "new vectors were fitted for {names} in {where}, so that prompts read as the anchor's"
 
@@ -87,34 +87,37 @@ def concepts_to_solve(
 ) -> list[Concept]:
     """All that rows or gates reach, or none, or those of them whose anchor's vectors fall short.
 
-    That is where the anchor has another number of tokens, or holds the name; and where the first
-    tokens of a name stay as they are, as they have no gates in a causal encoder. Of these at most
-    `MOST_RAW` are solved.
+    That is where the anchor has another number of tokens, or holds the name; where the first tokens
+    of a name stay as they are, as they have no gates in a causal encoder; and where the words
+    around a name with gates have read it before those answer, in one that sees both ways. Of the
+    last two at most `MOST_RAW` are solved.
     """
     asked = planning.options.final_states
     changed: set[int] = set()
-    reached: set[str] = set()
+    rowed: set[str] = set()
+    gated: set[str] = set()
     for site in early:
         if isinstance(site, EmbeddingSite):
             changed |= set(site.rows)
-            reached |= set(site.words.values())
+            rowed |= set(site.words.values())
         else:
-            reached |= site.words() - site.unclear()
+            gated |= site.words() - site.unclear()
+    causal = encoder_family_of(planning.live).causal
     tokenizer = tokenizer_of(planning.path)
     found = []
     raw = []
     for concept in planning.spec.concepts:
         # what neither a row nor a gate reaches has no vectors to solve, what is met no gap
         unmet = not planning.met.issuperset(concept.words)
-        is_reached = unmet and not reached.isdisjoint(concept.words)
+        is_reached = unmet and not (rowed | gated).isdisjoint(concept.words)
         if is_reached and concept.anchor and asked is not False:
             texts = [f"a {concept.target}", f"a {concept.anchor}"]
             ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
             longer = len(ids[0]) != len(ids[1])
-            first = {token.id for token in planning.own_tokens[concept.target].plain[:-1]}
+            stay = {token.id for token in planning.own_tokens[concept.target].plain[:-1]} - changed
             if asked or longer or concept.anchor in Mentions([concept.target]):
                 found.append(concept)
-            elif encoder_family_of(planning.live).causal and first - changed:
+            elif stay if causal else not gated.isdisjoint(concept.words):
                 raw.append(concept)
     if len(raw) > MOST_RAW:
         where = planning.path.use.encoder
