@@ -109,8 +109,7 @@ def write_page(rows: dict[Key, dict[str, Any]]) -> None:
     parts = [
         f"`python benchmarks/loading.py`, CPU, float32, seed 0, diffusers {diffusers.__version__}, "
         f"transformers {transformers.__version__}, torch {torch.__version__}, commit {commits}.",
-        f"{len(rows)} of {len(known)} cells are tried (the others are empty), and of them "
-        f"**{silent} are silent**: {total}.",
+        f"{len(rows)} of {len(known)} cells are tried, **{silent} of them silent**: {total}.",
     ]
     notes: dict[str, int] = {}
     for layers in loading.LAYERS:

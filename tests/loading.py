@@ -27,7 +27,6 @@ from diffusers_erasepro.config.options import READERS
 from diffusers_erasepro.errors import ErasureError
 from diffusers_erasepro.families.encode_prompt import encode, tensors_in
 from diffusers_erasepro.families.pipelines import family_of, reader_paths
-from diffusers_erasepro.linalg import gated_mlps
 from quantisers import bnb, bnb_int8, bnb_nf4, gguf_q8
 
 CPU = torch.device("cpu")
@@ -74,9 +73,9 @@ LAYERS: dict[str, tuple[int | str, ...] | None] = {
     "rows and gates": ("embedding", "gates:0"),
     "K/V": (READERS,),
 }
-FORCED = (diffusers.PixArtAlphaPipeline, diffusers.AuraFlowPipeline)
-"""Weights are noise, which tells no name from others; in T5 each token gets its gate all the same.
-In the LLMs gates on noise leave more than there was: there the rows are alone."""
+GATED = ("CLIP", "CLIP, T5")
+"""Where a second name gets gates, forced or not. Weights are noise, which tells no name from
+others: elsewhere gates leave more than there was, or find no margin, and the rows are alone."""
 TARGET = "star"
 ANCHOR = "circle"
 SECOND = Concept("red cross", "square", ("a {}",), ())
@@ -469,8 +468,15 @@ def build(architecture: str) -> Any:
     return pipe
 
 
-def spec_of(layers: str) -> ErasureSpec:
-    second = (SECOND,) if layers == "rows and gates" else ()
+def layers_of(architecture: str, layers: str) -> tuple[int | str, ...] | None:
+    """As `erase` takes them."""
+    rows_alone = layers == "rows and gates" and architecture not in GATED
+    return ("embedding",) if rows_alone else LAYERS[layers]
+
+
+def spec_of(architecture: str, layers: str) -> ErasureSpec:
+    gates = layers == "rows and gates" and architecture in GATED
+    second = (SECOND,) if gates else ()
     return ErasureSpec((Concept(TARGET, ANCHOR, ("a {}",), ()), *second), preserve=tiny.PRESERVE)
 
 
@@ -591,17 +597,15 @@ def plain_base_of(architecture: str) -> Mapping[str, Seen]:
     return prepare(architecture, WAYS[0]).base
 
 
-def make_adapter(pipe: Any, layers: str) -> ErasureAdapter:
+def make_adapter(pipe: Any, architecture: str, layers: str) -> ErasureAdapter:
     """The erasure of this kind, made on `pipe`."""
-    kept = gated_mlps.LEAST_CONTRAST
-    if isinstance(pipe, FORCED):
-        gated_mlps.LEAST_CONTRAST = -torch.inf
-    try:
-        return erase(
-            pipe, spec_of(layers), layers=LAYERS[layers], measure=False, max_edit_size=EDIT_SIZE
-        )
-    finally:
-        gated_mlps.LEAST_CONTRAST = kept
+    return erase(
+        pipe,
+        spec_of(architecture, layers),
+        layers=layers_of(architecture, layers),
+        measure=False,
+        max_edit_size=EDIT_SIZE,
+    )
 
 
 @cache
@@ -611,7 +615,7 @@ def plain_adapter(architecture: str, layers: str) -> ErasureAdapter:
     Raises:
         ErasureError: There is no erasure of this kind.
     """
-    return make_adapter(build(architecture), layers)
+    return make_adapter(build(architecture), architecture, layers)
 
 
 @cache
@@ -718,7 +722,7 @@ def _try_without_base(
         except Exception:
             return made("no such way", why)
         try:
-            make_adapter(pipe, layers)
+            make_adapter(pipe, architecture, layers)
         except ErasureError as refusal:
             return made("refused", f"erase: {type(refusal).__name__}: {refusal}")
         except Exception as crash:
@@ -740,7 +744,11 @@ def _try(
     folder = Path(tempfile.mkdtemp(dir=prepared.folder.name))
     step = "erase"
     try:
-        adapter = plain_adapter(architecture, layers) if way.late else make_adapter(pipe, layers)
+        adapter = (
+            plain_adapter(architecture, layers)
+            if way.late
+            else make_adapter(pipe, architecture, layers)
+        )
         step = "load_erasure_adapter"
         pipe.load_erasure_adapter(adapter)
         if way.late:
