@@ -242,7 +242,7 @@ def test_an_erasure_that_holds_on_its_listed_prompts_alone_is_doubted():
     found = verified(0.84, 54)
     (doubt,) = list_doubts(found, (0, -1))
     assert "0.84 of 'Van Gogh' is left at the name" in doubt
-    assert "54 of 100 other captions move by over a tenth" in doubt
+    assert "in 54 of 100 other captions a token moves by over a tenth" in doubt
     assert "erasepro eval" in doubt and "--layers=embedding,gates,-1" in doubt
     assert "--layers" not in list_doubts(found, ("embedding", "gates", -1))[0]
     lines = describe_verification(found, [doubt])

@@ -120,7 +120,8 @@ def list_doubts(found: Mapping[str, Any], layers: Sequence[int | str]) -> list[s
         facts = [f"in phrasings that are not listed {', '.join(facts)}{more}"]
     moved = found["selectivity"]
     if moved and moved["fires"] > MANY_MOVE * moved["captions"]:
-        facts.append(f"{moved['fires']} of {moved['captions']} other captions move by over a tenth")
+        of_all = f"{moved['fires']} of {moved['captions']} other captions"
+        facts.append(f"in {of_all} a token moves by over a tenth")
         if not any(is_selective(layer) for layer in layers):
             advice += "; made with --layers=embedding,gates,-1 it moves other captions less"
     return [f"{'; '.join(facts)}: {advice}"] if facts else []
