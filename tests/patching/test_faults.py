@@ -110,7 +110,7 @@ def test_a_load_that_breaks_at_any_line_changes_nothing(pipe, both):
         pipe,
         lambda: pipe.load_erasure_adapter(both, adapter_name="a"),
         pipe.unload_erasure_adapters,
-        range(1, 10**6, 149),
+        range(1, 10**6, 251),
     )
     assert tried > 5 and done <= 1
 

@@ -16,10 +16,8 @@ from ..evaluation.judgement import judge_pair
 from ..evaluation.metrics import Estimate
 from ..evaluation.verdicts import LEFT, MOVED, SEEN, Verdict, worst_verdict
 from ..loaders.prompt_measures import PromptMeasure, sort_by_left
+from .tables import LEGEND_LEFT
 
-LEGEND_LEFT = (
-    "left: share of the gap to the anchor that is left in the states; 1 before, 0 is all gone"
-)
 LEGEND_MOVED = "moved: mean relative change of the states of prompts that name nothing erased"
 
 
@@ -92,7 +90,7 @@ def judge_measures(measures: Sequence[PromptMeasure]) -> Verdict:
 MANY_MOVE = 0.1
 """Share of other captions that may move by more than a tenth before it is said."""
 DOUBTS_SHOWN = 3
-"""Names of which a warning tells what is left, at most."""
+"""Names and places of which a warning says what is left, at most; the lines below have all."""
 
 
 def list_doubts(found: Mapping[str, Any], layers: Sequence[int | str]) -> list[str]:
@@ -105,19 +103,8 @@ def list_doubts(found: Mapping[str, Any], layers: Sequence[int | str]) -> list[s
     Returns:
         One sentence, or none where all numbers are near.
     """
-    facts: list[str] = []
+    facts = _describe_far(found["left"])
     advice = "look at pictures before you rely on it, with `erasepro eval`"
-    worst: dict[str, tuple[float, str]] = {}
-    for target, left in found["left"].items():
-        shares = [(share, kind) for kind, share in left["held_out"].items()]
-        worst[target] = max(shares, default=(0.0, ""))
-    far = sorted(worst.items(), key=lambda one: -one[1][0])
-    far = [(target, at) for target, at in far if LEFT.judge(at[0]) is Verdict.bad]
-    for target, (share, kind) in far[:DOUBTS_SHOWN]:
-        facts.append(f"{share:.2f} of {target!r} is left {KINDS_OF_POSITION[kind]}")
-    if facts:
-        more = f", and more than half of {len(far) - DOUBTS_SHOWN} others" if far[3:] else ""
-        facts = [f"in phrasings that are not listed {', '.join(facts)}{more}"]
     moved = found["selectivity"]
     if moved and moved["fires"] > MANY_MOVE * moved["captions"]:
         of_all = f"{moved['fires']} of {moved['captions']} other captions"
@@ -125,6 +112,18 @@ def list_doubts(found: Mapping[str, Any], layers: Sequence[int | str]) -> list[s
         if not any(is_selective(layer) for layer in layers):
             advice += "; made with --layers=embedding,gates,-1 it moves other captions less"
     return [f"{'; '.join(facts)}: {advice}"] if facts else []
+
+
+def _describe_far(left: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The names of which most is left in phrasings that are not listed, if that is too much."""
+    far: list[tuple[float, str, str]] = []
+    for target, one in left.items():
+        for kind, share in one["held_out"].items():
+            if LEFT.judge(share) is Verdict.bad:
+                far.append((share, target, KINDS_OF_POSITION[kind]))
+    far.sort(reverse=True)
+    shown = [f"{share:.2f} of {target!r} is left {at}" for share, target, at in far[:DOUBTS_SHOWN]]
+    return [f"in phrasings that are not listed {', '.join(shown)}"] if shown else []
 
 
 # --- attacks

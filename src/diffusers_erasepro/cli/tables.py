@@ -133,7 +133,9 @@ HOLDS = (
     "that is said of the listed prompts, at the tokens where they are matched with their anchors, "
     "and of nothing else"
 )
-LEFT_LEGEND = "left: share of the gap between name and anchor; 1 before the erasure, 0 is none"
+LEGEND_LEFT = (
+    "left: share of the gap to the anchor that is left in the states; 1 before, 0 is all gone"
+)
 
 
 def describe_verification(found: Mapping[str, Any], doubts: Sequence[str] = ()) -> list[str]:
@@ -163,7 +165,7 @@ def describe_verification(found: Mapping[str, Any], doubts: Sequence[str] = ()) 
                 f"such as {', '.join(map(str, at[:5]))} in {first!r}"
             )
     if found["left"]:
-        lines.append(f"  {LEFT_LEGEND}")
+        lines.append(f"  {LEGEND_LEFT}")
     if found["selectivity"]:
         described = describe_moved if found["left"] else describe_selectivity
         lines += described(found["selectivity"])
