@@ -163,6 +163,23 @@ def test_more_constraints_than_dimensions_is_an_error_with_both_numbers():
         solve(torch.randn(12, 13), torch.randn(7, 13))
 
 
+def test_of_too_many_constraints_those_of_prompts_to_keep_are_counted_apart():
+    said = "13 constraints, 11 of them tokens of the prompts to keep, on 12 input dimensions; use "
+    with pytest.raises(IllPosedError, match=f"{said}shorter or fewer prompts in keep"):
+        solve(torch.randn(12, 2), torch.randn(7, 2), K=torch.randn(12, 11))
+
+
+def test_soft_columns_alone_are_met_as_far_as_they_weigh():
+    """As of synonyms whose target needs no edit."""
+    p = problem()
+    none = {"X": p["X"][:, :0], "R": p["R"][:, :0]}
+    found = solve(**none, C=p["C"], soft=Soft(p["Xs"], p["Rs"], weight=1e8))
+    assert found.constraints == found.dropped == 0
+    assert found.residual == 0.0
+    met = found.factors.dense() @ p["Xs"]
+    assert (met - p["Rs"]).norm() < 1e-2 * p["Rs"].norm()
+
+
 def test_contradicting_duplicates_are_an_error():
     p = problem(n=2)
     p["X"] = p["X"][:, :1].repeat(1, 2)
