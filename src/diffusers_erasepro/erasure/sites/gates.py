@@ -130,8 +130,9 @@ class GateSite(MlpSite):
 
     def _words_of(self, names: Sequence[TokenOfName]) -> set[str]:
         """The words that a gate of one of these tokens answers to."""
-        sharing = {token.word for token, whose in self.shared.items() if whose in names}
-        return sharing | {name.word for name in names}
+        answering = {*names}
+        sharing = {token.word for token, whose in self.shared.items() if whose in answering}
+        return sharing | {name.word for name in answering}
 
     def shares_of(self, edits: Edits) -> dict[str, dict[str, float]]:
         """By linear and word, the square of the norm of what a word's gates change there.
