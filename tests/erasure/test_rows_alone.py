@@ -106,3 +106,12 @@ def test_where_no_gates_are_tried_the_own_tokens_of_a_name_get_their_rows(name):
     pipe = erasable(copy.deepcopy(plain))
     pipe.load_erasure_adapter(made)
     assert pipe.verify_erasure(raise_on_fail=True).residual < 1e-5
+
+
+def test_where_nothing_is_put_around_a_text_an_empty_anchor_is_an_error_that_says_so():
+    """ "a {}" of nothing is the empty prompt, and that has no token there."""
+    torch.manual_seed(0)
+    plain = text_encoders.pipeline_around(tiny.t5(), tiny.tokenizer("$A", length=24))
+    spec = ErasureSpec((Concept("heart", "", ("a {}",), ()),), preserve=FEW)
+    with pytest.raises(ConceptSpecError, match=r"puts nothing around a text, so that '' has no"):
+        erase(plain, spec, measure=False)

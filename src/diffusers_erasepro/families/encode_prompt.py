@@ -72,6 +72,8 @@ class RecordedInputs:
                 if not encoding.ids:
                     marks = min(2, len(ids))  # the beginning and the end
                     return PromptSpan((None,) * len(ids), 0, marks, marks)
+                if not any(encoding.attention_mask):
+                    continue  # padding alone: no text, and nothing around it
                 shift = _shift_of(encoding, ids)
                 span = _span_of(encoding, start).moved(shift, len(ids))
                 if not (whole or any(encoding.special_tokens_mask)):

@@ -200,6 +200,12 @@ def _marked(source: Any, prompts: Sequence[Prompt]) -> tuple[Tokens, list[Prompt
 
 def _describe_rewritten(source: Any, found: RecordedInputs, row: int, text: str) -> str:
     """What became of a prompt that is not found in its row, and what to do."""
+    mask = found.inputs.get("attention_mask")
+    if mask is not None and not mask[row].any():
+        return (
+            f"the tokenizer puts nothing around a text, so that {text!r} has no token that could "
+            "stand in a name's place; give an anchor of a word or more"
+        )
     if written := found.text(row):
         return (
             f"the pipeline rewrites {text!r} to {written!r} before it is tokenized; write the "
