@@ -27,7 +27,7 @@ def test_more_tokens_than_may_be_taken_is_an_error_that_says_how_many(
     monkeypatch.setattr(linalg_gates, "SPARE", 512)
     monkeypatch.setattr(linalg_gates, "LEAST_MARGIN", -9.0)  # so that a gate is asked for
     before = bits(shipped)
-    with pytest.raises(IllPosedError, match=r"1 tokens need 2 neurons, 1 of 512 may be taken"):
+    with pytest.raises(IllPosedError, match=r"one token needs 2 neurons, 1 of 512 may be taken"):
         made_for(shipped, preserve, Concept("star", anchor="circle"), layers=GATES)
     assert_same_bits(shipped, before)
 

@@ -143,7 +143,7 @@ def test_an_exact_prompt_counts_as_many_soft_ones(mlp):
 
 def test_more_words_than_idle_neurons(mlp):
     z = mlp[3]
-    with pytest.raises(IllPosedError, match="5 words need 10 of them, 5 of 64 may be given away"):
+    with pytest.raises(IllPosedError, match="5 words need 10 of them, 5 of 64 may be taken"):
         solve([z[i : i + 1] for i in range(5)], [z[:1]] * 5, mlp)
 
 

@@ -160,5 +160,5 @@ def test_an_encoder_that_a_plain_prompt_does_not_reach_is_said():
     assert [use.encoder for use in family.encoders] == ["text_encoder"]
     (note,) = family.notes
     assert note.startswith("text_encoder_2: encode_prompt hands it no plain prompt")
-    report = erase(pipe, ErasureSpec((STAR,), preserve=PRESERVE)).report
+    report = erase(pipe, ErasureSpec((STAR,), preserve=PRESERVE), measure=False).report
     assert any("past the edits: text_encoder_2" in note for note in report.notes)

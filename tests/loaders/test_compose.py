@@ -1,5 +1,7 @@
 """Adapters made apart, put together: exactly by solving again, closely from their files alone."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -14,6 +16,8 @@ from diffusers_erasepro.loaders.stacking import combine, combine_stored
 from diffusers_erasepro.prompts.alignment import rows_of
 from diffusers_erasepro.prompts.pairs import pairs_of
 
+make = partial(erase, measure=False)
+
 
 @pytest.fixture(scope="module")
 def three(shipped, preserve):
@@ -24,7 +28,7 @@ def three(shipped, preserve):
         Concept("Mira Voss", "Una Flatt", templates="style"),
     )
     return [
-        erase(shipped, ErasureSpec((concept,), preserve=preserve), layers=(0, -1))
+        make(shipped, ErasureSpec((concept,), preserve=preserve), layers=(0, -1))
         for concept in concepts
     ]
 
@@ -73,7 +77,7 @@ def test_the_kernel_of_one_is_that_one_and_order_does_not_matter(three):
 
 def test_kv_linears_share_their_keys(shipped, preserve):
     made = [
-        erase(shipped, ErasureSpec((Concept(t, a),), preserve=preserve), layers=("kv",))
+        make(shipped, ErasureSpec((Concept(t, a),), preserve=preserve), layers=("kv",))
         for t, a in (("star", "circle"), ("heart", "square"))
     ]
     for name, factors in combine_stored(made).items():
@@ -96,9 +100,9 @@ def test_a_set_is_solved_once_per_base(pipe, three, monkeypatch):
 
 
 def test_contradictions_between_adapters_are_named(shipped, preserve, no_star):
-    other = erase(shipped, ErasureSpec((Concept("star", "ring"),), preserve=preserve))
+    other = make(shipped, ErasureSpec((Concept("star", "ring"),), preserve=preserve))
     with pytest.raises(ConceptSpecError, match="'star' is erased twice"):
         combine(shipped, [no_star, other])
-    chain = erase(shipped, ErasureSpec((Concept("circle", "square"),), preserve=preserve))
+    chain = make(shipped, ErasureSpec((Concept("circle", "square"),), preserve=preserve))
     with pytest.raises(ConceptSpecError, match="'star' -> 'circle' -> 'square'"):
         combine(shipped, [no_star, chain])

@@ -256,8 +256,9 @@ def assign_neurons(P: Tensor, W2: Tensor, gates: int, *, each: int = 2) -> list[
     """
     spare = W2.shape[1] // SPARE
     if each * gates > spare:
+        tokens = "one token needs" if gates == 1 else f"{gates} tokens need"
         raise IllPosedError(
-            f"gates: {gates} tokens need {each * gates} neurons, {spare} of "
+            f"gates: {tokens} {each * gates} neurons, {spare} of "
             f"{W2.shape[1]} may be taken; name fewer words, or edit encoder blocks, such as "
             "layers=(0, -1)"
         )

@@ -144,9 +144,10 @@ def choose_idle(P: Tensor, b1: Tensor, W2: Tensor, count: int) -> list[int]:
     """
     spare = len(b1) // SPARE
     if count > spare:
+        words = "one word needs" if count == 2 else f"{count // 2} words need"
         raise IllPosedError(
-            f"neurons: {count // 2} words need {count} of them, {spare} of {len(b1)} may be given "
-            "away; name fewer words, or edit encoder blocks, such as layers=(0, -1)"
+            f"neurons: {words} {count} of them, {spare} of {len(b1)} may be taken; name fewer "
+            "words, or edit encoder blocks, such as layers=(0, -1)"
         )
     power = W2.square().sum(0)
     V = P.new_zeros(len(P), 0)

@@ -240,7 +240,7 @@ def _planned_mlps(planning: Planning) -> dict[str, Mlp]:
     """Where neurons are taken, by their name among the layers."""
     if planning.spec.keep and planning.plan.assigns_neurons:
         raise ConceptSpecError(
-            "neurons: what those given away did for the prompts in keep is made up for, not "
+            "neurons: what those that are taken did for the prompts in keep is made up for, not "
             "exactly kept; leave keep out, or edit encoder blocks, such as layers=(0, -1)"
         )
     closing = blocks_read(planning.live, planning.path.use.readings)
