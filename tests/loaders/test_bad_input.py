@@ -159,7 +159,7 @@ def test_8_bit_products_depend_on_the_batch_so_loading_refuses_what_they_leave_o
             new.load_state_dict(old.state_dict())
             encoder.set_submodule(name, new.to("cpu"))
     before = bits(pipe)
-    adapter = make(pipe, SPEC)
+    adapter = make(pipe, SPEC, layers=(0, -1))
     with pytest.raises(
         AdapterStateError,
         match=r"products in 8 bits \(text_encoder_3\) .*residual of .*, at most 2e-03 is allowed",
@@ -208,7 +208,7 @@ def test_model_offload_moves_the_encoder_itself_and_not_its_twin():
     """
     pipe = tiny.build("StableDiffusionPipeline").to(BRAIN)
     add_hook_to_module(pipe.text_encoder, Noted(torch.device(DEVICE)))
-    make(pipe, SPEC)
+    make(pipe, SPEC, layers=(0, -1))
     assert len(Noted.moved) > 2 and all(module is pipe.text_encoder for module in Noted.moved)
 
 
