@@ -37,7 +37,7 @@ from .foreign_hooks import refuse_unsolved
 from .last_words import CANNOT_TELL, notes_on_last_words
 from .layerwise import walk
 from .request import as_spec, below_loras, check_clip_skip, level_of_caller, resolve_layers
-from .selectivity import measure_selectivity
+from .selectivity import MUCH_LEFT, measure_selectivity, notes_on_left
 from .sites.plan_edits import plan_edits
 from .sites.planning import Planning, list_names, naming_encoder
 from .sites.protocol import EditSite
@@ -128,7 +128,7 @@ def erase_live(
         else:
             adapter = erase_as_requested(pipe, spec, request, measure=measure)
     for note in adapter.report.notes:
-        if note.startswith((CANNOT_TELL, CUT_PHRASE)):
+        if note.startswith((CANNOT_TELL, CUT_PHRASE, MUCH_LEFT)):
             warnings.warn(note, stacklevel=level_of_caller())
     report = replace(adapter.report, seconds=time.perf_counter() - began)
     return replace(adapter, report=report)
@@ -246,5 +246,6 @@ def erase_encoder(
         selective = None
         if measure and any(recipe.edits_tokens for _, recipe in plan.recipes):
             selective = measure_selectivity(planning, done.edits_of(path.use.encoder))
+            notes = (*notes, *notes_on_left(path.use.encoder, selective))
     made = encoder_from_walk(planning, done)
     return replace(made, report=replace(made.report, notes=notes, selectivity=selective))

@@ -44,6 +44,10 @@ FIRED = 0.1
 AGREEING = 1e-4
 """||target - anchor|| / ||anchor|| up to which a position asks for nothing, in float32; of
 narrower floats twice their spacing."""
+MUCH_LEFT = "the edit leaves"
+"""How the note on a name begins that is still half there."""
+HALF = 0.5
+"""Share of the gap that is left from which that is said; `evaluation.verdicts` calls it bad."""
 ReadStates = Callable[[Tokens], Tensor]
 """What the denoiser receives of prompts, `(n, length, d)`."""
 
@@ -126,6 +130,25 @@ def most_texts(path: TextPath) -> int:
 def _run_whole(path: TextPath, tokens: Tokens) -> bool:
     """Whether the text attends to what follows it, so that no position may be left out."""
     return tokens.mask is None and not encoder_family_of(path.encoder).causal
+
+
+def notes_on_left(where: str, found: Selectivity | None) -> list[str]:
+    """What a report says where a residual of zero on listed prompts says too little.
+
+    Args:
+        where: The text encoder.
+        found: As measured there; None where nothing has a state per position.
+    """
+    share = 0.0 if found is None else found.left.get("name", 0.0)
+    if share <= HALF:
+        return []
+    return [
+        f"{MUCH_LEFT} {share:.2f} of the gap between name and anchor, at the name itself in "
+        f"phrasings that are not listed ({where}): expect pictures of it. The report's notes say "
+        "which tokens have neither row nor gate. If the word is meant as well ('cat' of 'cat "
+        "face'), give it as a synonym; leave out captions of near and preserve that share a word "
+        "with the name; and look at pictures"
+    ]
 
 
 def left_by_concept(encoder: Compared, concepts: Sequence[Concept]) -> dict[str, ConceptLeft]:

@@ -584,7 +584,9 @@ def _find_pair(text: str, concepts: Sequence[Concept]) -> tuple[Concept, Pair]:
     for concept in concepts:
         known += map(repr, concept.words)
     raise ConceptSpecError(
-        f"prompt {text!r} names none of the erased concepts ({', '.join(known)})"
+        f"prompt {text!r} names none of the erased concepts ({', '.join(known)}), so nothing says "
+        "what it should become; leave it out, and see how far it moves by "
+        "loaders.prompt_measures.measure_prompts or `erasepro verify --prompts`"
     )
 
 
