@@ -157,9 +157,8 @@ CHECKED = """Are so few steps enough? Of {captions} captions the thing is drawn 
 at {steps} steps, and in {many:.2f} at 20 steps of the shipped scheduler; the judge says the same of
 {same:.2f}.
 """
-LEFT_OUT = """Left out: {}. The transformer that is shipped draws no things yet (see
-`worlds/pictures/README.md`), so nothing can be seen to go; the same adapter file loads and verifies
-on it, because both pipelines read one encoder.
+LEFT_OUT = """Left out: {} (`--kinds`). The same adapter file loads and verifies on both pipelines,
+because both read one encoder.
 """
 
 
