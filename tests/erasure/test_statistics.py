@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffusers_erasepro import Concept, ErasureSpec, erase, glyphs
-from diffusers_erasepro.erasure import covariance
+from diffusers_erasepro.erasure import covariance, disk_cache
 from diffusers_erasepro.erasure.covariance import (
     PLENTY,
     metrics,
@@ -66,6 +66,7 @@ def test_where_no_states_are_read_the_blocks_behind_the_last_layer_do_not_run(sh
 def test_another_concept_does_not_run_the_same_preserve_list_again(shipped, preserve, monkeypatch):
     seen = []
     record = covariance._recorded
+    monkeypatch.setenv(disk_cache.FOLDER, "off")
     monkeypatch.setattr(covariance, "_moments", type(covariance._moments)())
     monkeypatch.setattr(
         covariance, "_recorded", lambda *given: seen.append(len(given[1])) or record(*given)

@@ -63,7 +63,7 @@ def test_what_each_file_keeps_is_kept(base):
         (A,), preserve=("a red door",), near=("a starling", "a bolted door"), everyday=True
     )
     others = ErasureSpec((Concept("hat", "cap", ("a {}",), ()),), near=("a hatch",))
-    one = made(base, A, measure=False, layers=(0,))
+    one = made(base, A, layers=(0,))
     alone, beside = (replace(one, spec=spec) for spec in (some, others))
     assert joint_spec([alone]) == some
     assert joint_spec([beside]) == others
