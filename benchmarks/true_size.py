@@ -29,7 +29,7 @@ import psutil
 import torch
 import transformers
 from accelerate import init_empty_weights
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, pre_tokenizers, trainers
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -240,15 +240,10 @@ def concepts_of(layers: str, count: int) -> tuple[Concept, ...]:
 def words_of_one_token() -> list[str]:
     """`SINGLE`, and nouns of the shipped captions that have a token and no kept caption has."""
     kept = set(" ".join(preserved()).lower().split())
-    pieces = set(words_in_vocabulary())
+    pieces = {token[1:] for token in words().get_vocab() if token.startswith("Ġ")}
     after = {caption.split()[1] for caption in everyday_captions() if caption.startswith("a ")}
     found = sorted(word for word in after if word.isalpha() and word in pieces and word not in kept)
     return [*SINGLE, *(word for word in found if word not in SINGLE)]
-
-
-def words_in_vocabulary() -> list[str]:
-    """What the tokenizer has whole, behind a space."""
-    return [token[1:] for token in words_trained().get_vocab() if token.startswith("Ġ")]
 
 
 def names_of(count: int) -> list[str]:
@@ -269,13 +264,8 @@ def preserved() -> tuple[str, ...]:
     return tuple(spread(free, CAPTIONS))
 
 
-def words() -> models.Model:
-    """What a tokenizer of the tiny pipelines cuts text by, so that it knows the words."""
-    return words_trained().model
-
-
 @cache
-def words_trained() -> Tokenizer:
+def words() -> Tokenizer:
     """A byte-level BPE of the shipped captions and the names, with the special tokens of tiny."""
     bpe = Tokenizer.from_str(tiny.clip_tokenizer().backend_tokenizer.to_str())
     trainer = trainers.BpeTrainer(
@@ -293,7 +283,7 @@ def built(layout: Layout, blocks: int | None = None) -> Any:
     pipe = tiny.build(layout.pipeline)
     for part in pipe.components.values():
         if isinstance(part, transformers.PreTrainedTokenizerFast):
-            part.backend_tokenizer.model = words()
+            part.backend_tokenizer.model = words().model
     for name, make in layout.encoders.items():
         with init_empty_weights():
             encoder = make(blocks).to(layout.dtype).eval()

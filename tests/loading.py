@@ -74,8 +74,8 @@ LAYERS: dict[str, tuple[int | str, ...] | None] = {
     "K/V": (READERS,),
 }
 GATED = ("CLIP", "CLIP, T5")
-"""Where a second name gets gates, forced or not. Weights are noise, which tells no name from
-others: elsewhere gates leave more than there was, or find no margin, and the rows are alone."""
+"""Where a second name gets gates. Weights are noise, which tells no name from others: elsewhere
+gates leave more than there was, or find no margin, and the rows are alone."""
 TARGET = "star"
 ANCHOR = "circle"
 SECOND = Concept("red cross", "square", ("a {}",), ())
@@ -468,16 +468,15 @@ def build(architecture: str) -> Any:
     return pipe
 
 
-def layers_of(architecture: str, layers: str) -> tuple[int | str, ...] | None:
-    """As `erase` takes them."""
-    rows_alone = layers == "rows and gates" and architecture not in GATED
-    return ("embedding",) if rows_alone else LAYERS[layers]
-
-
-def spec_of(architecture: str, layers: str) -> ErasureSpec:
-    gates = layers == "rows and gates" and architecture in GATED
-    second = (SECOND,) if gates else ()
-    return ErasureSpec((Concept(TARGET, ANCHOR, ("a {}",), ()), *second), preserve=tiny.PRESERVE)
+def request_of(architecture: str, layers: str) -> tuple[ErasureSpec, tuple[int | str, ...] | None]:
+    """What is erased, and in which layers, as `erase` takes both."""
+    first = Concept(TARGET, ANCHOR, ("a {}",), ())
+    alone = ErasureSpec((first,), preserve=tiny.PRESERVE)
+    if layers != "rows and gates":
+        return alone, LAYERS[layers]
+    if architecture not in GATED:
+        return alone, ("embedding",)
+    return replace(alone, concepts=(first, SECOND)), LAYERS[layers]
 
 
 @dataclass(frozen=True)
@@ -599,13 +598,8 @@ def plain_base_of(architecture: str) -> Mapping[str, Seen]:
 
 def make_adapter(pipe: Any, architecture: str, layers: str) -> ErasureAdapter:
     """The erasure of this kind, made on `pipe`."""
-    return erase(
-        pipe,
-        spec_of(architecture, layers),
-        layers=layers_of(architecture, layers),
-        measure=False,
-        max_edit_size=EDIT_SIZE,
-    )
+    spec, where = request_of(architecture, layers)
+    return erase(pipe, spec, layers=where, measure=False, max_edit_size=EDIT_SIZE)
 
 
 @cache

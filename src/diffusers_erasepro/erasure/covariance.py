@@ -107,7 +107,6 @@ def second_moments(
     """
     content = _content(tokens, key, states)
     on_disk = on_disk and not has_hooks_of_others(encoder)
-    wanted = _names(sites, states)
 
     def make(missing: Mapping[str, nn.Module]) -> Iterable[tuple[str, Tensor]]:
         if not on_disk:
@@ -123,7 +122,7 @@ def second_moments(
             found = made | found
         return found.items()
 
-    return _remembered(content, wanted, sites, make)
+    return _remembered(content, _names(sites, states), sites, make)
 
 
 def _names(sites: Iterable[str], states: Reading | None) -> tuple[str, ...]:
