@@ -13,6 +13,7 @@ tries them on encoders cut to m blocks, in minutes, and keeps nothing.
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import subprocess
 import sys
@@ -230,6 +231,7 @@ Flux gives T5 512 positions a prompt, without a mask.
 def concepts_of(layers: str, count: int) -> tuple[Concept, ...]:
     """What to erase: pairs of tokens and single ones, or single ones where rows are alone."""
     names = words_of_one_token()[:count] if layers == ROWS else names_of(count)
+    assert len(names) == count, f"{len(names)} names of one token, {count} are asked for"
     return tuple(
         Concept(name, PAIR_ANCHOR if " " in name else SINGLE_ANCHOR, ("a {}",), ())
         for name in names
@@ -238,11 +240,11 @@ def concepts_of(layers: str, count: int) -> tuple[Concept, ...]:
 
 @cache
 def words_of_one_token() -> list[str]:
-    """`SINGLE`, and nouns of the shipped captions that have a token and no kept caption has."""
+    """`SINGLE`, and other words behind an article that have a token; no kept caption has them."""
     kept = set(" ".join(preserved()).lower().split())
     pieces = {token[1:] for token in words().get_vocab() if token.startswith("Ġ")}
-    after = {caption.split()[1] for caption in everyday_captions() if caption.startswith("a ")}
-    found = sorted(word for word in after if word.isalpha() and word in pieces and word not in kept)
+    after = set(re.findall(r"\ban? ([a-z]+)", " ".join(everyday_captions()).lower()))
+    found = sorted((after & pieces) - kept)
     return [*SINGLE, *(word for word in found if word not in SINGLE)]
 
 
