@@ -168,9 +168,9 @@ CAPTIONS = 200
 SINGLE = ("violin", "castle", "tractor", "lobster", "pistol", "cactus", "rocket", "parrot")
 """Names of one token, which get a row of the embedding; where rows are alone, the tokenizer's
 other words that no kept caption has."""
-PAIR_ANCHOR = "round thing"
-SINGLE_ANCHOR = "thing"
-"""As many tokens as the name: no final states have to be solved for."""
+PAIR_ANCHOR = "round table"
+SINGLE_ANCHOR = "table"
+"""As many tokens as the name, as `words` asserts."""
 VOCABULARY = 8000
 """Tokens of the tokenizer beside rows and gates: it knows the words of captions, as a real one
 does, so that a caption is as long. A real vocabulary is scanned in proportion to its words."""
@@ -268,7 +268,10 @@ def preserved() -> tuple[str, ...]:
 
 @cache
 def words() -> Tokenizer:
-    """A byte-level BPE of the shipped captions and the names, with the special tokens of tiny."""
+    """A byte-level BPE of the shipped captions and the names, with the special tokens of tiny.
+
+    It knows both words of the anchors.
+    """
     bpe = Tokenizer.from_str(tiny.clip_tokenizer().backend_tokenizer.to_str())
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
@@ -277,6 +280,8 @@ def words() -> Tokenizer:
         show_progress=False,
     )
     bpe.train_from_iterator([*everyday_captions(), *COMPOUNDS, *SINGLE], trainer)
+    for word in PAIR_ANCHOR.split():
+        assert bpe.token_to_id(f"Ġ{word}") is not None, f"{word} has no token of its own"
     return bpe
 
 

@@ -38,6 +38,7 @@ from .last_words import CANNOT_TELL, notes_on_last_words
 from .layerwise import walk
 from .request import as_spec, below_loras, check_clip_skip, level_of_caller, resolve_layers
 from .selectivity import MUCH_LEFT, measure_selectivity, notes_on_left
+from .sites.embeddings import EmbeddingSite
 from .sites.plan_edits import plan_edits
 from .sites.planning import Planning, list_names, naming_encoder
 from .sites.protocol import EditSite
@@ -237,6 +238,8 @@ def erase_encoder(
             captions = spec.preserve_captions()
             with naming_encoder(path):
                 rows |= rows_to_measure(spec.concepts, captions, path, alignments)
+        elif all(isinstance(site, EmbeddingSite) for site in sites):
+            del rows["soft"]  # nothing is solved with them
         done = walk(encoder, rows, sites, path.use.readings)
         refuse_unsolved(encoder, path, rows["exact"], done)
         notes = notes_on_last_words(planning, done) if measure else ()

@@ -104,8 +104,8 @@ class Following(CpuOffload):
 def _streamed(twin: nn.Module) -> nn.Module:
     """Runs in float32: 16-bit weights are widened for the time their block runs.
 
-    Outside the blocks, for the time their leaf does. So are 8-bit floats that a hook of diffusers
-    would cast.
+    Outside the blocks, for the time their leaf does; of an embedding only the rows that it gives.
+    So are 8-bit floats that a hook of diffusers would cast.
     """
     cast: set[nn.Module] = set()
     for module in twin.modules():
@@ -116,7 +116,10 @@ def _streamed(twin: nn.Module) -> nn.Module:
     inside = {m for block in blocks for m in block.modules()}
     leaves = [m for m in twin.modules() if m not in inside and not any(m.children())]
     for part in (*blocks, *leaves):
-        if narrow := [*_narrow(part, cast)]:
+        narrow = [*_narrow(part, cast)]
+        if type(part) is nn.Embedding and part.weight.itemsize == 2:
+            part.register_forward_hook(lambda _module, _ids, rows: rows.float())
+        elif narrow:
             part.register_forward_pre_hook(lambda *_, narrow=narrow: _widen(narrow))
             part.register_forward_hook(lambda *_, narrow=narrow: _put_back(narrow))
     return twin

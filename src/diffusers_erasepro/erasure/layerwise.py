@@ -188,7 +188,7 @@ class _Run:
             inputs: By module, `(rows, length, d_in)`; those that the edits change are replaced.
         """
         half = self.batch.half
-        positions = site.positions
+        positions = {k: rows for k, rows in site.positions.items() if k in self.rows}
         seen = {}
         for name in site.inputs:
             seen[name] = {k: self.pair(inputs[name], k, positions[k])[0] for k in positions}
@@ -288,23 +288,67 @@ def runs_trees(encoder: Any) -> bool:
 
 
 @contextmanager
-def _in_parts(encoder: nn.Module, outputs: Mapping[str, object]) -> Iterator[None]:
-    """Inside, every block runs on `PART` positions at a time.
+def _in_parts(encoder: nn.Module, outputs: Mapping[str, Sequence[EditSite]]) -> Iterator[None]:
+    """Inside, every block runs on `PART` positions at a time, and on equal rows once.
 
-    Unless a site's output lies within the block, so that it needs all rows there.
+    Unless a site's output lies within the block, so that it needs all rows there. What enters an
+    edited module of the block is noted row by row, so that equal rows run there too.
     """
     closing = {encoder.get_submodule(name.removesuffix(INPUT)) for name in outputs}
+    noted: set[nn.Module] = set()
+    for sites in outputs.values():
+        noted |= {edited_module(encoder, name) for name in inputs_of(sites)}
     parted = [block for block in blocks_of(encoder) if not closing & ({*block.modules()} - {block})]
     own = {block: vars(block).get("forward") for block in parted}  # where offloading hangs its own
     try:
         for block in parted:
-            vars(block)["forward"] = partial(_by_parts, block.forward)
+            run = partial(_by_parts, block.forward)
+            noting = bool(noted & {*block.modules()})
+            vars(block)["forward"] = run if noting else partial(_without_repeats, run)
         yield
     finally:
         for block, forward in own.items():
             vars(block).pop("forward", None)
             if forward is not None:
                 vars(block)["forward"] = forward
+
+
+def _without_repeats(forward: Callable[..., Any], hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """What `forward` makes of `hidden (n, length, d)`, rows that are equal bit by bit run once.
+
+    A name whose rows of the embedding are the anchor's is such a row, and so are prompts with the
+    same anchor: at T5-XXL's size each takes minutes.
+    """
+    rows = len(hidden)
+    flat, tree = tree_flatten(((hidden, *args), kwargs))
+    first, place = _repeats([x for x in flat if _per_row(x, rows)])
+    if len(first) == rows:
+        return forward(hidden, *args, **kwargs)
+    given, named = tree_unflatten([x[first] if _per_row(x, rows) else x for x in flat], tree)
+    leaves, made = tree_flatten(forward(*given, **named))
+    if len(first) == 1:  # one row is what all rows get; expanding copies nothing
+        every = [x.expand(rows, *x.shape[1:]) if _per_row(x, 1) else x for x in leaves]
+    else:
+        every = [x[place] if _per_row(x, len(first)) else x for x in leaves]
+    return tree_unflatten(every, made)
+
+
+def _repeats(each: Sequence[Tensor]) -> tuple[list[int], list[int]]:
+    """The first of all rows that are equal in every tensor, and which of these each row equals."""
+    # of bytes: a sum of floats depends on where a row lies
+    sums = torch.stack([x.flatten(1).contiguous().view(torch.uint8).sum(1) for x in each], 1)
+    found: dict[tuple[int, ...], list[int]] = {}
+    first: list[int] = []
+    place: list[int] = []
+    for row, key in enumerate(map(tuple, sums.tolist())):
+        candidates = found.setdefault(key, [])
+        same = (i for i in candidates if all(torch.equal(x[row], x[first[i]]) for x in each))
+        at = next(same, len(first))
+        if at == len(first):
+            first.append(row)
+            candidates.append(at)
+        place.append(at)
+    return first, place
 
 
 def _by_parts(forward: Callable[..., Any], hidden: Tensor, *args: Any, **kwargs: Any) -> Any:

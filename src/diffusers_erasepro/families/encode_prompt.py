@@ -14,7 +14,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ..errors import AdapterStateError, UnknownFamilyError
 from ..modules.linear import unwrapped
@@ -225,6 +227,29 @@ class _Complete(BaseException):
     """Everything that was asked for is recorded; ends `encode_prompt` early."""
 
 
+class _TokensAlone(TorchFunctionMode):
+    """Inside, linears and attention answer zero.
+
+    Text encoders run before the one that is asked for, and that one itself before it receives the
+    negative prompt. No token depends on what they answer, and 16-bit ones are slow on a CPU.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func is F.linear and not kwargs:
+            x, weight, *_ = args
+            return x.new_zeros(*x.shape[:-1], len(weight))
+        if func is F.scaled_dot_product_attention and len(args) >= 3:
+            query, _, value, *_ = args
+            return query.new_zeros(*query.shape[:-1], value.shape[-1])
+        return func(*args, **(kwargs or {}))
+
+
 IGNORED = ("mm_token_type_ids",)
 """Inputs that say which tokens are an image's; of text alone they are zero."""
 OF_PICTURES = (*IGNORED, "pixel_values", "image_grid_thw", "image_sizes", "position_ids")
@@ -242,7 +267,7 @@ def record_encoder_inputs(
     call: Mapping[str, Any] | None = None,
     returned: bool = False,
 ) -> RecordedInputs:
-    """What an encoder receives for `texts`; it does not run.
+    """What an encoder receives for `texts`; it does not run, or what it answers is not used.
 
     Rows of several lengths are filled up to the longest, with positions that the mask hides.
 
@@ -251,8 +276,7 @@ def record_encoder_inputs(
         texts: Prompts.
         use: The encoder and its tokenizer, by name; whether the pipeline is given one prompt at a
             time, and a grey picture with each.
-        guidance: Ask for the negative prompt as well, and take what was encoded last. The encoder
-            runs then.
+        guidance: Ask for the negative prompt as well, and take what was encoded last.
         call: Arguments of `__call__` that are given otherwise than by default.
         returned: `encode_prompt` does not call the encoder, but returns its tokens.
 
@@ -292,7 +316,7 @@ def record_encoder_inputs(
 
     handle = module.register_forward_pre_hook(keep, with_kwargs=True)
     try:
-        with recording_texts(getattr(pipe, tokenizer)) as noted, torch.no_grad():
+        with recording_texts(getattr(pipe, tokenizer)) as noted, torch.no_grad(), _TokensAlone():
             encode(pipe, texts, guidance=guidance, call=given)
     except _Complete:
         pass
