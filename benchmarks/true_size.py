@@ -42,6 +42,7 @@ from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, erase, glyp
 from diffusers_erasepro.config.everyday import everyday_captions  # noqa: E402
 from diffusers_erasepro.config.mentions import Mentions  # noqa: E402
 from diffusers_erasepro.families.encoders import blocks_of, is_embedding  # noqa: E402
+from diffusers_erasepro.families.pipelines import family_of  # noqa: E402
 from diffusers_erasepro.linalg import gated_mlps  # noqa: E402
 from diffusers_erasepro.prompts.pairs import spread  # noqa: E402
 from selective_names import COMPOUNDS  # noqa: E402
@@ -296,6 +297,10 @@ def built(layout: Layout, blocks: int | None = None) -> Any:
             encoder = make(blocks).to(layout.dtype).eval()
         materialise(encoder, folder_of(encoder, layout))
         pipe.register_modules(**{name: encoder})
+        for use in family_of(pipe).encoders:
+            for path in {reading.norm for reading in use.readings if reading.norm}:
+                norm = pipe.transformer.get_submodule(path)
+                norm.weight = nn.Parameter(torch.ones(encoder.config.text_config.hidden_size))
     return pipe
 
 

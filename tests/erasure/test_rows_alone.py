@@ -13,7 +13,7 @@ import torch
 import tiny
 from diffusers_erasepro import Concept, ErasureSpec, erasable, erase
 from diffusers_erasepro.errors import ConceptSpecError
-from diffusers_erasepro.families.encoders import is_embedding
+from diffusers_erasepro.families.encoders import blocks_of, is_embedding
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
@@ -45,6 +45,25 @@ def test_by_default_rows_alone_are_the_edit_where_they_meet_the_anchor(name):
     pipe = erasable(copy.deepcopy(plain))
     pipe.load_erasure_adapter(made)
     assert pipe.verify_erasure(raise_on_fail=True).residual < 1e-5
+
+
+def test_prompts_that_rows_make_equal_run_once_and_are_their_anchor():
+    """Of 16-bit rows the difference is exact, so that equal is equal bit by bit."""
+    torch.manual_seed(0)
+    encoder = tiny.t5().to(torch.bfloat16)
+    plain = text_encoders.pipeline_around(encoder, tiny.tokenizer("$A <eos>", length=24))
+    seen = []
+    first = blocks_of(encoder)[0]
+    query = next(part for name, part in first.named_modules() if name.endswith(".q"))
+    query.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    names = [Concept(name, "circle", ("a {}",), ()) for name in ("star", "crescent")]
+    alone = [erase(plain, ErasureSpec((name,), preserve=FEW), measure=False) for name in names]
+    seen.clear()
+    made = erase(plain, ErasureSpec(names, preserve=FEW), measure=False)
+    assert seen == [1]
+    assert made.report.listed_residual == 0
+    for name, goal in alone[0].goals.items():
+        assert torch.equal(made.goals[name], goal.repeat(2, 1))
 
 
 @pytest.mark.parametrize(
