@@ -292,12 +292,12 @@ def _in_parts(encoder: nn.Module, outputs: Mapping[str, Sequence[EditSite]]) -> 
     """Inside, every block runs on `PART` positions at a time, and on equal rows once.
 
     Unless a site's output lies within the block, so that it needs all rows there. What enters an
-    edited module of the block is noted row by row, so that equal rows run there too.
+    edited layer of the block is noted row by row, so that equal rows run there too.
     """
     closing = {encoder.get_submodule(name.removesuffix(INPUT)) for name in outputs}
     noted: set[nn.Module] = set()
     for sites in outputs.values():
-        noted |= {edited_module(encoder, name) for name in inputs_of(sites)}
+        noted |= {encoder.get_submodule(name) for name in inputs_of(sites) if name != STATES}
     parted = [block for block in blocks_of(encoder) if not closing & ({*block.modules()} - {block})]
     own = {block: vars(block).get("forward") for block in parted}  # where offloading hangs its own
     try:
