@@ -166,7 +166,7 @@ LAYERS: dict[str, tuple[int | str, ...] | None] = {
 """Gates go where MLPs are not gated: in Flux, CLIP gets them and T5 gets rows alone."""
 CAPTIONS = 200
 """Preserve captions beside rows and gates, of the shipped ones."""
-SINGLE = ("violin", "castle", "tractor", "lobster", "pistol", "cactus", "rocket", "parrot")
+SINGLE = ("violin", "castle", "tractor", "cactus", "rocket", "parrot")
 """Names of one token, which get a row of the embedding; where rows are alone, the tokenizer's
 other words that no kept caption has."""
 PAIR_ANCHOR = "round table"
@@ -241,12 +241,11 @@ def concepts_of(layers: str, count: int) -> tuple[Concept, ...]:
 
 @cache
 def words_of_one_token() -> list[str]:
-    """`SINGLE`, and other words behind an article that have a token; no kept caption has them."""
+    """Of `SINGLE`, and of other words behind "a", those with a token that no kept caption has."""
     kept = set(" ".join(preserved()).lower().split())
     pieces = {token[1:] for token in words().get_vocab() if token.startswith("Ġ")}
-    after = set(re.findall(r"\ban? ([a-z]+)", " ".join(everyday_captions()).lower()))
-    found = sorted((after & pieces) - kept)
-    return [*SINGLE, *(word for word in found if word not in SINGLE)]
+    after = set(re.findall(r"\ba ([b-df-hj-np-tv-z][a-z]+)", " ".join(everyday_captions()).lower()))
+    return [word for word in dict.fromkeys([*SINGLE, *sorted(after)]) if word in pieces - kept]
 
 
 def names_of(count: int) -> list[str]:
@@ -271,7 +270,7 @@ def preserved() -> tuple[str, ...]:
 def words() -> Tokenizer:
     """A byte-level BPE of the shipped captions and the names, with the special tokens of tiny.
 
-    It knows both words of the anchors.
+    It knows `SINGLE` and both words of the anchors.
     """
     bpe = Tokenizer.from_str(tiny.clip_tokenizer().backend_tokenizer.to_str())
     trainer = trainers.BpeTrainer(
@@ -281,7 +280,7 @@ def words() -> Tokenizer:
         show_progress=False,
     )
     bpe.train_from_iterator([*everyday_captions(), *COMPOUNDS, *SINGLE], trainer)
-    for word in PAIR_ANCHOR.split():
+    for word in (*PAIR_ANCHOR.split(), *SINGLE):
         assert bpe.token_to_id(f"Ġ{word}") is not None, f"{word} has no token of its own"
     return bpe
 
