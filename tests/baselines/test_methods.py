@@ -1,12 +1,14 @@
 """Peers: their closed forms are minimisers, their adapters load, stack and verify like ours."""
 
+import warnings
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import assert_same_bits, bits
-from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, baselines
+from diffusers_erasepro import Concept, ErasureAdapter, ErasureSpec, baselines, pictures
 from diffusers_erasepro.baselines.assembly import COMPRESSION
 from diffusers_erasepro.baselines.closed_form import solve_ridge
 from diffusers_erasepro.baselines.rece import inverse_map
@@ -19,6 +21,12 @@ PEERS = ("uce", "rece", "speed")
 @pytest.fixture(scope="module")
 def spec(preserve):
     return ErasureSpec((Concept("star", anchor="circle"),), preserve=preserve[:40])
+
+
+@pytest.fixture(scope="module")
+def pictures_pipe():
+    pytest.importorskip("diffusers_erasepro_pictures", reason="the pictures world is missing")
+    return pictures.load_pipeline("unet")
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +159,19 @@ def test_adapters_without_keys_are_added_and_say_so(pipe, adapters, no_cross):
     assert verified.residual < 0.6
     with pytest.raises(AdapterStateError, match="uce"):
         pipe.refit_erasure()
+
+
+def test_captions_that_are_too_long_are_said_once_with_their_number(pictures_pipe, capfd):
+    long = tuple(f"a {thing} " + "beside a lamp " * 20 for thing in ("pizza", "key", "tulip"))
+    spec = ErasureSpec((Concept("bomb", "balloon"),), preserve=(*long, "a carrot", "a bird"))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        adapter = baselines.uce(pictures_pipe, spec)
+    said = [str(one.message) for one in caught]
+    assert len(said) == 1 and said[0].startswith("3 of 5 captions to keep do not fit into the 32")
+    assert caught[0].filename == __file__
+    assert said[0] in adapter.report.notes
+    assert "token" not in capfd.readouterr().err
 
 
 def test_unknown_methods_and_settings_are_named(shipped, spec):

@@ -7,6 +7,7 @@ import pytest
 import tiny
 from diffusers_erasepro import Concept, ErasureSpec, erase, glyphs
 from diffusers_erasepro.config.kinds import find_kind, known_kinds
+from diffusers_erasepro.erasure.last_words import Moved, _describe_moved
 
 CAPTIONS = tuple(glyphs.captions(60, seed=0))
 
@@ -20,12 +21,23 @@ def made(pipe, concept, *, layers=("neurons", -1), **options):
 )
 def test_an_edit_that_takes_the_last_word_says_so(shipped, target, anchor):
     last = target.split()[-1]
-    said = rf"cannot tell '{target}' from its last word.*'{last}' go \d+% of the way to '{anchor}'"
+    said = (
+        rf"cannot tell '{target}' from its last word.*'{last}' go \d+% of the way to '{anchor}' "
+        rf"\('{target}' itself 100%\)"
+    )
     with pytest.warns(UserWarning, match=said) as caught:
         adapter = made(shipped, Concept(target, anchor))
     assert any("from its last word" in note for note in adapter.report.notes)
     ours = [w for w in caught if "from its last word" in str(w.message)]
     assert [w.filename for w in ours] == [__file__]
+
+
+def test_where_the_name_itself_goes_too_little_that_is_said():
+    concept = Concept("red star", "red circle")
+    few = _describe_moved(concept, Moved(others=0.3, name=0.35))
+    most = _describe_moved(concept, Moved(others=0.3, name=0.95))
+    assert "itself 35%, which is too little, so expect to see it too" in few
+    assert "itself 95%)" in most and "too little" not in most
 
 
 @pytest.mark.parametrize("concept", [Concept("star", "circle"), Concept("star", "red circle")])

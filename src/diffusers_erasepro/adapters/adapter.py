@@ -160,7 +160,9 @@ class ErasureAdapter:
     ) -> Path:
         """Write the adapter into a folder; the old file stays whole until the new one is.
 
-        What was written is read back before it takes the old one's place.
+        What was written is read back before it takes the old one's place. Only the adapter's file
+        is written: `card(base_model=...).save("FOLDER/README.md")` puts a model card beside it, as
+        `erasepro erase` and `push_to_hub` do.
 
         Returns:
             The path of the file.

@@ -15,6 +15,9 @@ from ..linalg.low_rank import LowRank
 from .header import describe_selectivity
 
 NAN = float("nan")
+HALF_LEFT = 0.5
+"""Share of the gap between a prompt and its anchor's: where more is left, `erase` and `verify`
+warn, and a verdict is bad."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
@@ -14,9 +15,10 @@ from torch import Tensor
 from ..adapters.adapter import ErasureAdapter
 from ..config.options import OtherMethod, check_number
 from ..config.spec import Concept, ErasureSpec
+from ..config.words import count_noun
 from ..erasure.auto_anchor import with_anchors
 from ..erasure.float32 import in_float32
-from ..erasure.request import below_loras
+from ..erasure.request import below_loras, level_of_caller
 from ..erasure.states import final_states
 from ..errors import ConceptSpecError, UnknownFamilyError
 from ..families.pipelines import family_of, get_component, reader_paths
@@ -24,7 +26,7 @@ from ..linalg.low_rank import LowRank
 from ..modules.storage import weight_of
 from ..patching.weights import unedited
 from ..prompts.learned_tokens import expand, expansions_of
-from ..prompts.tokens import text_paths, token_ids
+from ..prompts.tokens import quiet_cuts, text_paths, token_ids
 from .assembly import assemble_adapter
 
 BARE_WORD = ("{}",)
@@ -54,9 +56,7 @@ class Problem:
     def last_states(self, texts: Sequence[str]) -> Tensor:
         """States at the last token before EOS, `(d, n)`; at BOS for the empty text."""
         limit = self.tokenizer.model_max_length
-        learned = expansions_of(self.tokenizer)
-        written = [expand(text, learned) for text in texts]
-        last = [min(len(self.tokenizer(text).input_ids), limit) - 2 for text in written]
+        last = [min(length, limit) - 2 for length in count_tokens(self.tokenizer, texts)]
         positions = torch.tensor(last, dtype=torch.long)
         return self.states(texts)[torch.arange(len(texts)), positions].T
 
@@ -152,7 +152,36 @@ def edit_cross_attention(
         edits = {family.denoiser: method.edits(problem)}
         made_by = OtherMethod(method.name, asdict(method))
         adapter = assemble_adapter(pipe, family, spec, made_by, encoder, edits)
-    return replace(adapter, report=replace(adapter.report, seconds=time.perf_counter() - began))
+        notes = notes_on_cut_captions(tokenizer, captions)
+    for note in notes:
+        warnings.warn(note, stacklevel=level_of_caller())
+    report = replace(
+        adapter.report,
+        notes=(*adapter.report.notes, *notes),
+        seconds=time.perf_counter() - began,
+    )
+    return replace(adapter, report=report)
+
+
+def count_tokens(tokenizer: Any, texts: Sequence[str]) -> list[int]:
+    """Tokens of each whole text, those that begin and end it among them; none is cut."""
+    learned = expansions_of(tokenizer)
+    with quiet_cuts():
+        return [len(tokenizer(expand(text, learned)).input_ids) for text in texts]
+
+
+def notes_on_cut_captions(tokenizer: Any, captions: Sequence[str]) -> tuple[str, ...]:
+    """One note where captions to keep are longer than the text encoder reads."""
+    limit = tokenizer.model_max_length
+    lengths = [length for length in count_tokens(tokenizer, captions) if length > limit]
+    if not lengths:
+        return ()
+    of_all = count_noun(len(captions), "caption")
+    return (
+        f"{len(lengths)} of {of_all} to keep do not fit into the {limit} tokens that the text "
+        f"encoder reads (the longest has {max(lengths)}); they count without their ends, as a "
+        "call would read them",
+    )
 
 
 def target_texts(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import torch
+from dataclasses import dataclass
 
+from ..adapters.report import HALF_LEFT
 from ..config.mentions import Mentions, same_words
 from ..config.spec import Concept
 from ..errors import ConceptSpecError
@@ -25,6 +26,19 @@ MOST_CONCEPTS = 16
 """Concepts that are looked at, at most."""
 
 
+@dataclass(frozen=True)
+class Moved:
+    """How far an edit moves a name and others with its last word.
+
+    Each is a share of the way from the name to its anchor, in what the denoiser reads where the
+    others move most.
+    """
+
+    others: float
+    """The mean over the names tried."""
+    name: float
+
+
 def notes_on_last_words(planning: Planning, done: Walk) -> tuple[str, ...]:
     """One note per concept whose last word the edit takes with it.
 
@@ -36,24 +50,29 @@ def notes_on_last_words(planning: Planning, done: Walk) -> tuple[str, ...]:
     notes = []
     for concept in named[:MOST_CONCEPTS]:
         try:
-            share = _share_moved(planning, concept, edits)
+            moved = _measure_moved(planning, concept, edits)
         except ConceptSpecError:  # this tokenizer lacks the words to ask with
             continue
-        if share >= SHARE:
-            last = concept.target.split()[-1]
-            notes.append(
-                f"{CANNOT_TELL} {concept.target!r} from its last word: other names that end "
-                f"in {last!r} go {share:.0%} of the way to {concept.anchor!r}; look at what they "
-                f"generate before you rely on them, or erase {last!r} as a whole"
-            )
+        if moved.others >= SHARE:
+            notes.append(_describe_moved(concept, moved))
     return tuple(notes)
 
 
-def _share_moved(planning: Planning, concept: Concept, edits: dict[str, LowRank]) -> float:
-    """How far the edit moves other names with the last word, as a share of target to anchor.
+def _describe_moved(concept: Concept, moved: Moved) -> str:
+    """What to expect of other names that end in the same word, and what to do."""
+    last = concept.target.split()[-1]
+    own = f"{concept.target!r} itself {moved.name:.0%}"
+    if moved.name < 1 - HALF_LEFT:
+        own += ", which is too little, so expect to see it too"
+    return (
+        f"{CANNOT_TELL} {concept.target!r} from its last word: other names that end in {last!r} "
+        f"go {moved.others:.0%} of the way to {concept.anchor!r} ({own}); generate some of them "
+        f"before you rely on the erasure, or erase {last!r} as a whole"
+    )
 
-    The mean over the names, in what the denoiser reads where that moves most.
-    """
+
+def _measure_moved(planning: Planning, concept: Concept, edits: dict[str, LowRank]) -> Moved:
+    """How far the edit moves the name and others with its last word."""
     encoder = planning.encoder
     readings = planning.path.use.readings
     template = concept.exact[0]
@@ -73,7 +92,11 @@ def _share_moved(planning: Planning, concept: Concept, edits: dict[str, LowRank]
     before = target_states(encoder, rows, readings)
     with edited(encoder, edits):
         after = target_states(encoder, rows, readings)
-    shares = []
-    for (have, goal), old, new in zip(gaps, before, after, strict=True):
-        shares.append((new - old).norm(dim=-1).mean() / (goal - have).norm(dim=-1).mean())
-    return float(torch.stack(shares).max())
+        named = target_states(encoder, own, readings)
+    found = []
+    for (have, goal), old, new, name in zip(gaps, before, after, named, strict=True):
+        way = (goal - have).norm(dim=-1).mean()
+        others = (new - old).norm(dim=-1).mean() / way
+        left = (goal - name).norm(dim=-1).mean() / way
+        found.append(Moved(float(others), max(0.0, 1 - float(left))))
+    return max(found, key=lambda moved: moved.others)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..adapters.report import ConceptLeft, Selectivity
+from ..adapters.report import HALF_LEFT, ConceptLeft, Selectivity
 from ..config.plan import ALIGNMENTS
 from ..config.spec import Concept, ErasureSpec
 from ..families.encoders import encoder_family_of
@@ -46,8 +46,6 @@ AGREEING = 1e-4
 narrower floats twice their spacing."""
 MUCH_LEFT = "the edit leaves"
 """How the note on a name begins that is still half there."""
-HALF = 0.5
-"""Share of the gap that is left from which that is said; `evaluation.verdicts` calls it bad."""
 ReadStates = Callable[[Tokens], Tensor]
 """What the denoiser receives of prompts, `(n, length, d)`."""
 
@@ -140,7 +138,7 @@ def notes_on_left(where: str, found: Selectivity | None) -> list[str]:
         found: As measured there; None where nothing has a state per position.
     """
     share = 0.0 if found is None else found.left.get("name", 0.0)
-    if share <= HALF:
+    if share <= HALF_LEFT:
         return []
     return [
         f"{MUCH_LEFT} {share:.2f} of the gap between name and anchor, at the name itself in "

@@ -1,10 +1,12 @@
-"""Numbers in words: good, look at the pictures, bad. The thresholds stand here and nowhere else."""
+"""Numbers in words: good, look at the pictures, bad."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+
+from ..adapters.report import HALF_LEFT
 
 
 class Verdict(StrEnum):
@@ -32,7 +34,7 @@ class Threshold:
         return f"good up to {self.good:g}, look up to {self.look:g}"
 
 
-LEFT = Threshold(0.25, 0.5)
+LEFT = Threshold(0.25, HALF_LEFT)
 """Share of the gap between a prompt and its anchor's that is left in the states. `layers="auto"`
 takes no edit that leaves more than a quarter of a target, by its noise predictions."""
 MOVED = Threshold(0.05, 0.1)

@@ -584,14 +584,14 @@ CAPTIONING = "get_image_caption"
 PADDING = (
     "{}: states of padding behind the prompt are returned without a mask that tells them, and "
     "blocks are solved for the prompt's own positions, so that the denoiser may read part of the "
-    "concept there (on a tiny FLUX.3 0.19, of 0.45 before; docs/pipelines.md); layers='embedding' "
-    "holds there too"
+    "concept there (docs/pipelines.md, 'Padding that is read', has an example in numbers); "
+    "layers='embedding' holds there too"
 )
 BESIDE_PICTURES = (
     "{}: prompts are solved for without a picture. With one before the prompt a text encoder gives "
-    "other states, and edits of blocks leave part of the concept (on a tiny Qwen2.5-VL with random "
-    "weights 0.27 to 0.52 of it at the name; docs/pipelines.md); layers='embedding' holds beside "
-    "any picture. What the picture itself shows is not erased"
+    "other states, and edits of blocks leave part of the concept (docs/pipelines.md, 'A picture "
+    "before the prompt', has an example in numbers); layers='embedding' holds beside any picture. "
+    "What the picture itself shows is not erased"
 )
 
 

@@ -41,7 +41,9 @@ def make_lock(token: str | None) -> Lock:
     """
     if token is not None and (not isinstance(token, str) or len(token) < SHORTEST_TOKEN):
         raise ConceptSpecError(
-            f"lock_token must be a string of at least {SHORTEST_TOKEN} characters"
+            f"lock_token must be a string of at least {SHORTEST_TOKEN} characters, got "
+            + (f"{len(token)}" if isinstance(token, str) else type(token).__name__)
+            + "; take a longer one, such as secrets.token_urlsafe() makes"
         )
     salt = secrets.token_bytes(16)
     return salt, _hash(salt, token if token is not None else secrets.token_urlsafe())

@@ -288,7 +288,8 @@ def record_texts(source: Any, texts: Sequence[str]) -> RecordedInputs:
     if isinstance(source, TextPath):
         return source.record(texts)
     learned = expansions_of(source)
-    return tokenize(source, [expand(text, learned) for text in texts])
+    with quiet_cuts():
+        return tokenize(source, [expand(text, learned) for text in texts])
 
 
 def tokens_of(found: RecordedInputs) -> Tokens:
