@@ -12,8 +12,7 @@ from diffusers_erasepro.evaluation.metrics import Estimate, mean, rate, ratio
 from diffusers_erasepro.evaluation.results import UNEDITED
 from diffusers_erasepro.pictures import THINGS
 from diffusers_erasepro.pictures.captions import STYLES
-from harness import best_row
-from pictures_cells import ANCHOR, OURS, PEERS, PicturesCell, Prompt, find_cells, prompts_of
+from pictures_cells import ANCHOR, PEERS, PicturesCell, Prompt, find_cells, prompts_of
 
 Line = Mapping[str, Any]
 Rows = Mapping[str, Line]
@@ -142,8 +141,8 @@ def _partners_right(prompts: Sequence[Prompt], answers: Line) -> list[bool]:
     return found
 
 
-def measures(flags: Flags, before: Flags, peer: Flags | None) -> dict[str, Any]:
-    """A row of the tables; `before` is the unedited one, `peer` the best peer."""
+def measures(flags: Flags, before: Flags, peers: Mapping[str, Flags]) -> dict[str, Any]:
+    """A row of the tables; `before` is the unedited one, `peers` are compared with by name."""
     found: dict[str, Any] = {}
     for kind, some in flags.seen.items():
         found[kind] = rate(some, kind)
@@ -162,27 +161,20 @@ def measures(flags: Flags, before: Flags, peer: Flags | None) -> dict[str, Any]:
     found["feature"] = mean(flags.feature, "feature")
     pairs = zip(flags.things["other"], before.things["other"], strict=True)
     found["flipped"] = rate([a != b for a, b in pairs], "flipped")
-    if peer is not None and peer is not flags and sum(peer.mse) > 0:
-        found["mse ratio"] = ratio(flags.mse, peer.mse, "mse ratio")
+    for name, peer in peers.items():
+        if peer is not flags and sum(peer.mse) > 0:
+            found[against(name)] = ratio(flags.mse, peer.mse, against(name))
     return found
+
+
+def against(peer: str) -> str:
+    """The measure that compares a row's change of other pictures with a peer's."""
+    return f"mse / {peer}'s"
 
 
 def lost(before: Sequence[bool], after: Sequence[bool]) -> Estimate:
     """Mean of what was there and is no more, less what is there only now."""
     return mean([float(a) - float(b) for a, b in zip(before, after, strict=True)], "lost")
-
-
-def best_peer(flags: Mapping[str, Flags]) -> str | None:
-    """The peer that moves others least among those that erase about as well as ours."""
-    peers = {}
-    for row in PEERS:
-        if row in flags:
-            seen = rate(flags[row].seen["target"], row)
-            peers[row] = {"ACC_e": seen, "mse": mean(flags[row].mse, row)}
-    if not peers:
-        return None
-    ours = rate(flags[OURS].seen["target"], OURS).value if OURS in flags else 0.0
-    return best_row(peers, max(0.05, ours))
 
 
 def joined(parts: Sequence[Flags]) -> Flags:
@@ -227,9 +219,8 @@ def flags_of(results: Results) -> dict[str, dict[str, Flags]]:
 
 def table_of(flags: Mapping[str, Flags]) -> dict[str, dict[str, Any]]:
     """Row -> measures, of one cell."""
-    name = best_peer(flags)
-    peer = flags[name] if name else None
-    return {row: measures(some, flags[UNEDITED], peer) for row, some in flags.items()}
+    peers = {name: flags[name] for name in PEERS if name in flags}
+    return {row: measures(some, flags[UNEDITED], peers) for row, some in flags.items()}
 
 
 def together(found: Mapping[str, Mapping[str, Flags]]) -> dict[str, Flags]:

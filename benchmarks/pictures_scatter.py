@@ -86,10 +86,12 @@ def scatter(results: Results, found: Mapping[str, Mapping[str, Flags]], images: 
     path = images / "pictures-scatter.png"
     save_scatter(points, path)
     text = [
-        "A point is a cell and a row. left: what remains of the gap to the anchor's states, by "
-        "kind of position, mean over the prompts; against the share of pictures that still show "
-        "the target, of those that did. near, drift: how far states moved; against near pictures "
-        "that flipped, and the mse of others.",
+        "left: the share of the gap between the prompt and the same prompt with the anchor that "
+        "is left in the states, by kind of position (the name, other words, the ends of the "
+        "prompt, the padding), mean over the prompts; against the share of pictures that still "
+        "show the target, of those that did. near, drift: how far the states of near and of other "
+        "prompts moved; against near pictures in which the judge sees another thing, and the mse "
+        "of others.",
         "",
         f"![what the states say against what the pictures say](images/{path.name})",
         "",
@@ -189,8 +191,9 @@ def threshold_lines(results: Results, found: Mapping[str, Mapping[str, Flags]]) 
     """What the verdicts' thresholds would be, as lines of a table."""
     left, moved = evidence_of(results, found)
     lines = [
-        "Of the prompts up to a number, the share whose picture still shows the target (left) or "
-        "another thing than before (moved):",
+        "The verdicts of `eval` are rules of thumb (shipped). By these pictures the bounds would "
+        "be: of the prompts up to the number, at most the share in brackets still shows the "
+        "target (left), or shows another thing than before (moved).",
         "",
         "| number | shipped | good by these pictures | look by these pictures | prompts |",
         "|---|---|---|---|---|",

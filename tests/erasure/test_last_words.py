@@ -7,7 +7,7 @@ import pytest
 import tiny
 from diffusers_erasepro import Concept, ErasureSpec, erase, glyphs
 from diffusers_erasepro.config.kinds import find_kind, known_kinds
-from diffusers_erasepro.erasure.last_words import Moved, _describe_moved
+from diffusers_erasepro.erasure.last_words import Moved, describe_moved
 
 CAPTIONS = tuple(glyphs.captions(60, seed=0))
 
@@ -34,8 +34,8 @@ def test_an_edit_that_takes_the_last_word_says_so(shipped, target, anchor):
 
 def test_where_the_name_itself_goes_too_little_that_is_said():
     concept = Concept("red star", "red circle")
-    few = _describe_moved(concept, Moved(others=0.3, name=0.35))
-    most = _describe_moved(concept, Moved(others=0.3, name=0.95))
+    few = describe_moved(concept, Moved(others=0.3, name=0.35))
+    most = describe_moved(concept, Moved(others=0.3, name=0.95))
     assert "itself 35%, which is too little, so expect to see it too" in few
     assert "itself 95%)" in most and "too little" not in most
 

@@ -59,8 +59,12 @@ def test_accuracy_that_comes_back_elsewhere_is_not_lost():
 
 def test_changes_are_paired_with_the_peers():
     before = flags([True, True], [])
-    found = measures(flags([True, False], [0.1, 0.1]), before, flags([True, True], [0.5, 0.5]))
-    assert found["mse ratio"].value == pytest.approx(0.2)
+    peers = {"UCE": flags([True, True], [0.5, 0.5]), "SPEED": flags([True, True], [0.1, 0.3])}
+    found = measures(flags([True, False], [0.1, 0.1]), before, peers)
+    assert found["mse / UCE's"].value == pytest.approx(0.2)
+    assert found["mse / SPEED's"].value == pytest.approx(0.5)
+    alone = measures(peers["UCE"], before, peers)
+    assert "mse / UCE's" not in alone and alone["mse / SPEED's"].value == pytest.approx(2.5)
     assert found["flipped"].value == 0.5
     assert found["others lost"].value == 0.5
 

@@ -54,11 +54,11 @@ def notes_on_last_words(planning: Planning, done: Walk) -> tuple[str, ...]:
         except ConceptSpecError:  # this tokenizer lacks the words to ask with
             continue
         if moved.others >= SHARE:
-            notes.append(_describe_moved(concept, moved))
+            notes.append(describe_moved(concept, moved))
     return tuple(notes)
 
 
-def _describe_moved(concept: Concept, moved: Moved) -> str:
+def describe_moved(concept: Concept, moved: Moved) -> str:
     """What to expect of other names that end in the same word, and what to do."""
     last = concept.target.split()[-1]
     own = f"{concept.target!r} itself {moved.name:.0%}"
