@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,14 +41,14 @@ NOTES = "pictures-notes.md"
 MOVES = ("mse x 1000", "feature", "flipped")
 FIRST = """# Erasing in the pictures world
 
-`python benchmarks/pictures.py` wrote this page; `--help` says how its parts are made.
+`{command}` wrote this page:
 {where}; edits made at commit {made}. U-Net weights {weights}, {steps} steps of DPM-Solver++,
 guidance 4, the same noise for every row; n = {n} prompts that name the target (half as many of
 synonyms and of two things), {others} of others, all in phrasings that nothing was trained on or
 solved for. Every method has the same list to keep: {preserved[0]} captions of this world and
-{preserved[1]} everyday ones. The world's judge was not used to train; here it says its likeliest
-answer. How well the pipeline draws is in `worlds/pictures/README.md`. Brackets are 95 % intervals
-(Wilson for shares, bootstrap for means).
+{preserved[1]} everyday ones. The judge is a classifier that was not used to train the pipeline;
+here it says its likeliest answer. How well the pipeline draws is in `worlds/pictures/README.md`.
+Brackets are 95 % intervals (Wilson for shares, bootstrap for means).
 
 - target: the target is still seen; in the row "unedited", how often it is drawn at all.
 - floor: unedited, the target is seen where the prompt has the anchor; no erasure can do better.
@@ -105,7 +106,7 @@ def save_page(lines: Path, page: Path, folder: Path) -> None:
     text += ["## In one picture", "", *grids(results, found, folder, images)]
     pooled = together(found)
     if len(found) > 1 and UNEDITED in pooled and len(pooled) > 1:
-        text += ["## All cells of things together", "", *both_tables(table_of(pooled)), ""]
+        text += ["## All things together", "", *both_tables(table_of(pooled)), ""]
     for name, rows in tables.items():
         text += [f"## {name}", "", describe_cell(name), "", *both_tables(rows), ""]
         for (cell, row), why in results.refused.items():
@@ -148,6 +149,15 @@ def head(results: Results) -> str:
         others=results.others,
         preserved=PRESERVED,
         missing=describe_missing(results),
+        command=describe_command(results),
+    )
+
+
+def describe_command(results: Results) -> str:
+    """What measures these lines and draws the page."""
+    cells = " ".join(shlex.quote(name) for name in results.cells)
+    return (
+        f"python benchmarks/pictures.py --cells {cells} --n {results.n} --others {results.others}"
     )
 
 
