@@ -10,7 +10,7 @@ from worlds import glyph_world, plain_cases
 
 RIVALS = {
     "1 instance": "UCE: 400 captions",
-    "5 instances": "SPEED: V, threshold .1",
+    "5 instances": "SPEED: V, threshold 0.1",
     "9 instances": "UCE: 400 captions, six templates",
     "1 style": "RECE: regulariser 1e-3",
     "5 styles": "RECE: regulariser 1e-3",

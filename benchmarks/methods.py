@@ -24,9 +24,9 @@ def every_setting(world: World) -> dict[str, Make]:
         "UCE: words only": partial(uce_of_words, words=words),
         "UCE: 400 captions, erase x 10": partial(uce, erase_scale=10.0),
         "UCE: 400 captions, six templates": partial(uce, templates=SIX),
-        "SPEED: V, threshold .1": speed,
-        "SPEED: K and V, threshold .1": partial(speed, readers="kv"),
-        "SPEED: K and V, threshold .01": partial(speed, readers="kv", threshold=0.01),
+        "SPEED: V, threshold 0.1": speed,
+        "SPEED: K and V, threshold 0.1": partial(speed, readers="kv"),
+        "SPEED: K and V, threshold 0.01": partial(speed, readers="kv", threshold=0.01),
         "RECE: regulariser 1e-3": rece,
         "literal: identity": literal,
     }

@@ -37,6 +37,19 @@ def test_stack_with_style_lora():
     assert max(residuals["erased"], residuals["solved again"], residuals["LoRA taken off"]) < 1e-5
 
 
+@pytest.mark.slow
+def test_one_table_measures_all_methods_alike(tmp_path):
+    pytest.importorskip("diffusers_erasepro_pictures", reason="the pictures world is missing")
+    recipe = example("compare_methods")
+    rows = recipe.compare_methods(tmp_path, recipe.PROMPTS[::4], seeds=1, steps=2)
+    table = {row[0]: dict(zip(recipe.HEADS, row, strict=True)) for row in rows}
+    assert [*table] == ["ours", "UCE", "one direction"]
+    assert all(0 <= float(row["left, mean"]) <= float(row["left, worst"]) for row in table.values())
+    moved = {name: float(row["other states moved"]) for name, row in table.items()}
+    assert moved["ours"] < moved["UCE"]
+    assert recipe.format_rows(rows).count("\n") == 4
+
+
 def test_publish(hub):
     adapter = example("publish").main("me/no-heart")
     assert adapter.origin.commit == hub.repos["me/no-heart"].branches["main"]
