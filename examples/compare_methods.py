@@ -102,7 +102,7 @@ HEADS = (
 
 
 def compare_methods(
-    out: Path, prompts: Sequence[str] = PROMPTS, *, seeds: int = 4, steps: int | None = STEPS
+    out: Path, prompts: Sequence[str] = PROMPTS, *, seeds: int = 2, steps: int | None = STEPS
 ) -> list[list[str]]:
     """The rows of the table; pictures and a sheet's worth of numbers lie in `out`.
 
@@ -161,7 +161,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, help="keep the pictures there, and go on there")
-    parser.add_argument("--seeds", type=int, default=4, help="pictures of each prompt")
+    parser.add_argument("--seeds", type=int, default=2, help="pictures of each prompt")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         print(format_rows(compare_methods(args.out or Path(folder), seeds=args.seeds)))

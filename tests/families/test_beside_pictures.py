@@ -63,7 +63,7 @@ def test_blocks_hold_on_text_alone_and_what_a_picture_leaves_is_said(plus):
     pipe.load_erasure_adapter(adapter)
     assert largest_residual(pipe, plus, None) <= 1e-4
     left = [largest_residual(pipe, plus, shown) for shown in ([NOISE], [GREY], [NOISE, GREY])]
-    assert 0.2 < min(left) <= max(left) < 0.6  # the numbers in `observe.BESIDE_PICTURES`
+    assert 0.2 < min(left) <= max(left) < 0.6  # as docs/pipelines.md says
     assert list_arguments(pipe, {"prompt": "a star", "image": [GREY]}) == {}  # it may be drawn
     for said in (pipe.verify_erasure().uncovered, adapter.report.notes):
         assert any("image: prompts are solved for without a picture" in note for note in said)
