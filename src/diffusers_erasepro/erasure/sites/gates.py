@@ -58,8 +58,8 @@ MOST_STRANGERS = 300_000
 PHRASINGS = 8
 """In which strangers stand, taking turns."""
 SHUT = (
-    "gates: {token} of {name!r} is not told from other uses of it (margin {margin:.2f}, at least "
-    "{least}); no gate was made for it"
+    "gates: {token} of {name!r} cannot be distinguished from other uses of it (margin "
+    "{margin:.2f}, at least {least} is needed); no gate was made for it"
 )
 NO_PLACE = "gates: no gate was made in {where} ({encoder}), as {why}: only the other layers edit it"
 NO_CAPTIONS = (
@@ -67,15 +67,15 @@ NO_CAPTIONS = (
     "threshold: only the other layers edit it"
 )
 GATED = (
-    "gates: no gate was made in {where}, whose MLPs are gated: there they tell hardly a name from "
-    "others, and are tried only where a block is named, as in 'gates:0'"
+    "gates: no gate was made in {where}, whose MLPs are gated: there they hardly distinguish a "
+    "name from others, and are tried only where a block is named, as in 'gates:0'"
 )
 DEEPEST = 2
 """Block up to which gates go where shallower ones cannot tell a name: deeper ones leave more in the
 words around, which have read it by then."""
 DEEPER = (
-    "gates: no token of {name!r} is told from other uses of it in the first block (by a margin of "
-    "at least {least}); its gates are in block {block}"
+    "gates: no token of {name!r} can be distinguished from other uses of it in the first block "
+    "(by a margin of at least {least}); its gates are in block {block}"
 )
 NO_ROOM = (
     "gates: the {spare} idle neurons of one block of {where} are too few for {count} of {names} "
