@@ -155,10 +155,12 @@ def head(results: Results) -> str:
 
 def describe_command(results: Results) -> str:
     """What measures these lines and draws the page."""
-    cells = " ".join(shlex.quote(name) for name in results.cells)
-    return (
-        f"python benchmarks/pictures.py --cells {cells} --n {results.n} --others {results.others}"
-    )
+    rows: dict[str, None] = {}
+    for lines in results.cells.values():
+        rows |= dict.fromkeys(row for row in lines if row != UNEDITED)
+    counts = f"--n {results.n} --others {results.others}"
+    cells = shlex.join(results.cells)
+    return f"python benchmarks/pictures.py --cells {cells} {counts} --rows {shlex.join(rows)}"
 
 
 def describe_missing(results: Results) -> str:
