@@ -60,10 +60,10 @@ Brackets are 95 % intervals (Wilson for shares, bootstrap for means).
 - mse, feature: change of the other pictures, of pixels and of the judge's features; flipped: the
   judge sees another thing.
 - mse / UCE's: the change of a row's other pictures over that of UCE, summed over the same prompts
-  from the same noise; below 1, the row changes them less. The same for SPEED.
+  from the same noise; below 1, the row changes them less. The same for the other peers.
 
-UCE and SPEED are our own code at their authors' settings (`diffusers_erasepro.baselines`).
-{missing} ESD, MACE and SPM, which train, were not compared.
+Peers are our own code at their authors' settings (`diffusers_erasepro.baselines`). {missing}ESD,
+MACE and SPM, which train, were not compared.
 """
 
 
@@ -167,7 +167,7 @@ def describe_missing(results: Results) -> str:
     """A sentence on the peers that no cell has."""
     there = {row for rows in results.cells.values() for row in rows}
     missing = [name for name in PEERS if name not in there]
-    return f"{' and '.join(missing)} was not run here." if missing else ""
+    return f"{' and '.join(missing)} was not run here. " if missing else ""
 
 
 def both_tables(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
