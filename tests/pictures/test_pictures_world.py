@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -50,6 +52,18 @@ def test_a_saved_pipeline_draws_the_same(pipe, tmp_path):
     pipe.save_pretrained(tmp_path)
     loaded = type(pipe).from_pretrained(tmp_path, local_files_only=True)
     assert drawn(loaded, "a key").tobytes() == drawn(pipe, "a key").tobytes()
+
+
+@pytest.mark.slow
+def test_a_saved_pipeline_loads_wherever_the_world_is_imported(world, tmp_path):
+    """In a process of its own: here the tokenizer's module is there already."""
+    world.load_pipeline("unet").save_pretrained(tmp_path)
+    code = (
+        "from diffusers import DiffusionPipeline; from diffusers_erasepro import pictures; "
+        f"DiffusionPipeline.from_pretrained({str(tmp_path)!r}, local_files_only=True)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_a_longer_prompt_is_cut_with_a_warning(pipe):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -47,9 +46,6 @@ class WorldModel:
 
 BROKEN_FOLDER = (ValueError, KeyError, TypeError, AttributeError)
 """What diffusers raises where a folder lacks parts of a pipeline."""
-OWN_ENCODER = "diffusers_erasepro.pictures.encoder"
-"""Holds the tokenizer class that saved pipelines of the pictures world name; diffusers takes only
-modules that are imported."""
 WORLD_MODELS = {
     GLYPHS: WorldModel(glyphs.load_pipeline, partial(find_detector, "glyphs"), 15, 3.0),
     "pictures": WorldModel(
@@ -101,7 +97,6 @@ def load_model(name: str, *, config: str | None = None, revision: str | None = N
             f"{name} holds no {diffusers.DiffusionPipeline.config_name}; "
             "give a folder in diffusers' layout"
         )
-    importlib.import_module(OWN_ENCODER)
     try:
         with translate_hub_errors(name), quiet_casts():
             loaded = diffusers.DiffusionPipeline.from_pretrained(name, revision=revision)

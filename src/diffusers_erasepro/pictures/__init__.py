@@ -10,6 +10,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import ErasureError
+
+# a saved pipeline names its tokenizer's class, and diffusers takes it from modules that are
+# imported: whoever imports this package can load it
+from . import encoder as encoder
 from .captions import BACKGROUNDS, HELD_OUT, STYLES, TRAINED, Caption, written
 from .world import hands, synonyms, things
 
