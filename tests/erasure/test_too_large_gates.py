@@ -124,7 +124,7 @@ def test_the_shares_of_names_make_up_the_detectors_edit():
     mlp = Mlp("fc1", "act", "fc2", "block")
     names = [TokenOfName("small", 7, 0), TokenOfName("large", 8, 0)]
     site = GateSite(
-        "encoder", mlp, weights, {}, lambda z, gap: (found, ()), names, found.margins, 0.0, {}
+        "encoder", mlp, weights, {}, lambda z, gap: (found, ()), names, found.margins, 0.0, {}, {}
     )
     edits = site.solve({"fc1": {}}, {})
     shares = site.shares_of(edits)

@@ -18,8 +18,8 @@ GATES = "gates"
 """The name that stands for thresholded pairs of idle neurons, in the shallowest block that tells a
 name from everything else. "gates:2" is block 2 and no other."""
 OTHERWISE = "otherwise"
-"""What the name of a layer begins with that edits only words which no row and no gate reaches on an
-encoder: "otherwise:0" is block 0 for those, "otherwise:-1" the last."""
+"""What the name of a layer begins with that edits only words which rows and gates do not reach on
+an encoder, or only in part: "otherwise:0" is block 0 for those, "otherwise:-1" the last."""
 NEURONS = ("neurons", "eos_neurons")
 """The names that stand for idle neurons of the first block, and of the last that is read."""
 
@@ -79,7 +79,7 @@ def describe_layer(layer: int | str) -> str:
     if number.removeprefix("-").isdecimal():
         block = BLOCKS_IN_WORDS.get(int(number), f"block {number}")
     if start == OTHERWISE and colon:
-        return f"{block} for names that no row and no gate reaches"
+        return f"{block} for names that rows and gates do not reach"
     if start == GATES and colon:
         return f"gates in {block}"
     return LAYERS_IN_WORDS.get(layer, layer)
@@ -100,7 +100,7 @@ def block_of_gates(layer: str) -> int | None:
 
 
 def block_otherwise(layer: int | str) -> int | None:
-    """The block for words that no row and no gate reaches; None if a layer names none."""
+    """The block for words that rows and gates do not reach; None if a layer names none."""
     if not isinstance(layer, str) or not layer.startswith(f"{OTHERWISE}:"):
         return None
     return int(layer.removeprefix(f"{OTHERWISE}:"))
@@ -137,7 +137,7 @@ class Recipe:
 
     @property
     def otherwise(self) -> tuple[int, ...]:
-        """The blocks for words that no row and no gate reaches."""
+        """The blocks for words that rows and gates do not reach."""
         found = (block_otherwise(name) for name in self.layers)
         return tuple(block for block in found if block is not None)
 

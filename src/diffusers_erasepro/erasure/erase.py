@@ -68,11 +68,11 @@ def erase(
         layers: Encoder blocks to edit (-1 is the last that the pipeline reads), "embedding" for
             rows of the token embedding, where every token is its name's own, "gates" for steps of
             two idle neurons per token of a name, in the first block that tells it from everything
-            else ("gates:2" is block 2), "otherwise:0" for block 0 on those words that no row and no
-            gate reaches ("otherwise:-1" for the last), "neurons" for two idle neurons of the first
-            block per word, "eos_neurons" for two of the last block per concept
-            (`erasure.sites.neurons`), and "kv" for the denoiser's linears that read the text
-            states; or "auto" for what the noise predictions favour
+            else ("gates:2" is block 2), "otherwise:0" for block 0 on those words that rows and
+            gates do not reach, or only in part ("otherwise:-1" for the last), "neurons" for two
+            idle neurons of the first block per word, "eos_neurons" for two of the last block per
+            concept (`erasure.sites.neurons`), and "kv" for the denoiser's linears that read the
+            text states; or "auto" for what the noise predictions favour
             (`erasure.auto_layers.choose_layers`). A table gives layers by target. None, the
             default, is what each concept's kind asks for, ("embedding", "gates", "otherwise:0", -1)
             for those of the package; or (0, -1) where the first block is read, and with `keep` or

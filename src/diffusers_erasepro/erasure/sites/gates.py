@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,8 +74,8 @@ DEEPEST = 2
 """Block up to which gates go where shallower ones cannot tell a name: deeper ones leave more in the
 words around, which have read it by then."""
 DEEPER = (
-    "gates: no token of {name!r} can be distinguished from other uses of it in the first block "
-    "(by a margin of at least {least}); its gates are in block {block}"
+    "gates: not every token of {name!r} that its anchor lacks can be distinguished from other uses "
+    "of it in the first block (by a margin of at least {least}); its gates are in block {block}"
 )
 NO_ROOM = (
     "gates: the {spare} idle neurons of one block of {where} are too few for {count} of {names} "
@@ -116,6 +116,8 @@ class GateSite(MlpSite):
     """Margin from which on a token has a gate."""
     shared: Mapping[TokenOfName, TokenOfName]
     """Tokens of names that hold another name -> the token of that one, whose gate is theirs."""
+    needed: Mapping[str, frozenset[TokenOfName]]
+    """By word, the tokens that must have a gate, or the name is not reached."""
     solved: Edits | None = None
     """What was solved before, for the final states."""
 
@@ -124,9 +126,23 @@ class GateSite(MlpSite):
         return self._words_of(self.names)
 
     def unclear(self) -> set[str]:
-        """Those of them of which no token is told from everything else."""
+        """Those of them of which a token that is needed, or every token, is told from nothing."""
+        clear = {*self._clear_names()}
+        found = self.words() - self._words_of(self._clear_names())
+        for word in self.words():
+            needed = {self.shared.get(token, token) for token in self.needed.get(word, ())}
+            if not needed <= clear:
+                found.add(word)
+        return found
+
+    def partial(self) -> set[str]:
+        """Those of the unclear words of which some token has a gate all the same."""
+        return self.unclear() & self._words_of(self._clear_names())
+
+    def _clear_names(self) -> list[TokenOfName]:
+        """The tokens that are told from everything else."""
         told = zip(self.names, self.margins, strict=True)
-        return self.words() - self._words_of([n for n, margin in told if margin >= self.least])
+        return [name for name, margin in told if margin >= self.least]
 
     def _words_of(self, names: Sequence[TokenOfName]) -> set[str]:
         """The words that a gate of one of these tokens answers to."""
@@ -220,7 +236,9 @@ def _shallowest_sites(planning: Planning, words: set[str]) -> list[GateSite]:
         if lost:
             site = _site_in(planning, block, lost)
             clear = set() if site is None else lost - site.unclear()
-            alone = _site_in(planning, block, clear) if clear else None
+            alone = site if clear == lost else None
+            if clear and alone is None:
+                alone = _site_in(planning, block, clear)
             if alone is not None:
                 deeper.append(alone)
                 notes = [
@@ -298,7 +316,50 @@ def _site_in(planning: Planning, block: int, words: set[str]) -> GateSite | None
     names = [names[i] for i in kept]
     margins = tuple(margins[i] for i in kept)
     component = planning.path.use.encoder
-    return GateSite(component, mlp, weights, rows, gates, names, margins, least, shared)
+    needed = tokens_in_need(planning, words)
+    return GateSite(component, mlp, weights, rows, gates, names, margins, least, shared, needed)
+
+
+def tokens_in_need(planning: Planning, words: Set[str]) -> dict[str, frozenset[TokenOfName]]:
+    """By word, the tokens that must have a gate for the name to be reached: they have no new row.
+
+    These are those of `tokens_that_differ`; in a causal encoder the last token, which alone has
+    read the whole name.
+    """
+    if not encoder_family_of(planning.live).causal:
+        return tokens_that_differ(planning, words)
+    found = {}
+    for word in words:
+        last = planning.own_tokens[word].plain[-1].id
+        lacking = [] if last in planning.changed else [TokenOfName(word, last, 0)]
+        found[word] = frozenset(lacking)
+    return found
+
+
+def tokens_that_differ(planning: Planning, words: Set[str]) -> dict[str, frozenset[TokenOfName]]:
+    """By word, the tokens without a new row that are not their counterparts in the anchor.
+
+    Of "cat face" that becomes a "dog face" it is "cat". Where the anchor has another number of
+    tokens it is all of them.
+    """
+    tokenizer = tokenizer_of(planning.path)
+    found = {}
+    for concept in planning.spec.concepts:
+        mine = [word for word in concept.words if word in words]
+        if not mine:
+            continue
+        texts = ["a", f"a {concept.anchor}"]
+        before, both = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        anchor = both[len(before) :]
+        for word in mine:
+            ids = [token.id for token in planning.own_tokens[word].plain]
+            meets = anchor if len(ids) == len(anchor) else [None] * len(ids)
+            differing: dict[int, TokenOfName] = {}  # of a token that stands there twice, the last
+            for i, (token, met) in enumerate(zip(ids, meets, strict=True)):
+                if token != met and token not in planning.changed:
+                    differing[token] = TokenOfName(word, token, len(ids) - 1 - i)
+            found[word] = frozenset(differing.values())
+    return found
 
 
 def _shared_tokens(
