@@ -270,6 +270,12 @@ def _site_in(planning: Planning, block: int, words: set[str]) -> GateSite | None
     if not any(tokens.values()):
         return None
     shared = _shared_tokens(planning, rows, tokens)
+    # a tokenizer may write a name otherwise where it begins a text, and every phrase may begin so
+    written = frozenset[TokenOfName]().union(*tokens.values())
+    needed = {}
+    for word, some in tokens_in_need(planning, words).items():
+        # of "vincent van gogh" it is "van gogh" that says who is meant
+        needed[word] = some & shared.keys() or some & written
     tokens = {kind: [shared.get(token, token) for token in tokens[kind]] for kind in tokens}
     elsewhere, others = _collect_elsewhere(planning, mlp, rows, tokens)
     weights = weights_of_mlp(planning.live, mlp)
@@ -316,7 +322,6 @@ def _site_in(planning: Planning, block: int, words: set[str]) -> GateSite | None
     names = [names[i] for i in kept]
     margins = tuple(margins[i] for i in kept)
     component = planning.path.use.encoder
-    needed = tokens_in_need(planning, words)
     return GateSite(component, mlp, weights, rows, gates, names, margins, least, shared, needed)
 
 
@@ -330,9 +335,9 @@ def tokens_in_need(planning: Planning, words: Set[str]) -> dict[str, frozenset[T
         return tokens_that_differ(planning, words)
     found = {}
     for word in words:
-        last = planning.own_tokens[word].plain[-1].id
-        lacking = [] if last in planning.changed else [TokenOfName(word, last, 0)]
-        found[word] = frozenset(lacking)
+        last = [token.id for token in planning.own_tokens[word].plain[-1:]]
+        lacking = [token for token in last if token not in planning.changed]
+        found[word] = frozenset(TokenOfName(word, token, 0) for token in lacking)
     return found
 
 
