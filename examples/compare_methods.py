@@ -12,7 +12,7 @@ import argparse
 import copy
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +103,11 @@ HEADS = (
 
 def compare_methods(
     out: Path, prompts: Sequence[str] = PROMPTS, *, seeds: int = 2, steps: int | None = STEPS
-) -> list[list[str]]:
-    """The rows of the table; pictures and a sheet's worth of numbers lie in `out`.
+) -> Iterator[list[str]]:
+    """The rows of the table, each once its method is done.
+
+    Pictures, a sheet's worth of numbers and the adapter (`verify` and `attack` take it) lie in
+    `out`, in a folder for each method.
 
     Args:
         out: A folder; what it holds of the same run is not made again.
@@ -116,22 +119,22 @@ def compare_methods(
     spec = make_spec()
     settings = neutral_settings(pipe, steps=steps, guidance=GUIDANCE)
     detector = find_detector(DETECTOR)
-    rows = []
     for name, method in METHODS.items():
+        folder = out / name.replace(" ", "-")
         began = time.perf_counter()
         adapter = method(pipe, spec)
         seconds = time.perf_counter() - began
+        adapter.save_pretrained(folder / "adapter")
         pipe.load_erasure_adapter(adapter, adapter_name="compared")
         found = compare_images(
             pipe,
             [*prompts] * seeds,
-            out / name.replace(" ", "-"),
+            folder,
             settings=settings,
             detector=detector,
         )
         pipe.unload_erasure_adapters()
-        rows.append([name, f"{seconds:.1f}", *describe(found)])
-    return rows
+        yield [name, f"{seconds:.1f}", *describe(found)]
 
 
 def describe(found: Comparison) -> list[str]:
@@ -150,10 +153,9 @@ def describe(found: Comparison) -> list[str]:
     ]
 
 
-def format_rows(rows: Sequence[Sequence[str]]) -> str:
-    """The table in Markdown."""
-    lines = [HEADS, ["---"] * len(HEADS), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def format_row(cells: Sequence[str]) -> str:
+    """A line of the table in Markdown."""
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
@@ -164,7 +166,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2, help="pictures of each prompt")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        print(format_rows(compare_methods(args.out or Path(folder), seeds=args.seeds)))
+        print(format_row(HEADS), format_row(["---"] * len(HEADS)), sep="\n", flush=True)
+        for row in compare_methods(args.out or Path(folder), seeds=args.seeds):
+            print(format_row(row), flush=True)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import pytest
 import uvicorn
 from PIL import Image
 
-from diffusers_erasepro import glyphs
+from diffusers_erasepro import ErasureAdapter, glyphs
 from diffusers_erasepro.adapters.hub import find
 from diffusers_erasepro.adapters.lockfile import add_pin
 from diffusers_erasepro.errors import ErasureLockedError
@@ -41,13 +41,14 @@ def test_stack_with_style_lora():
 def test_one_table_measures_all_methods_alike(tmp_path):
     pytest.importorskip("diffusers_erasepro_pictures", reason="the pictures world is missing")
     recipe = example("compare_methods")
-    rows = recipe.compare_methods(tmp_path, recipe.PROMPTS[::4], seeds=1, steps=2)
+    rows = [*recipe.compare_methods(tmp_path, recipe.PROMPTS[::4], seeds=1, steps=2)]
     table = {row[0]: dict(zip(recipe.HEADS, row, strict=True)) for row in rows}
     assert [*table] == ["ours", "UCE", "one direction"]
     assert all(0 <= float(row["left, mean"]) <= float(row["left, worst"]) for row in table.values())
     moved = {name: float(row["other states moved"]) for name, row in table.items()}
     assert moved["ours"] < moved["UCE"]
-    assert recipe.format_rows(rows).count("\n") == 4
+    assert all(recipe.format_row(row).count("|") == len(recipe.HEADS) + 1 for row in rows)
+    assert ErasureAdapter.from_pretrained(tmp_path / "UCE" / "adapter").edits
 
 
 def test_publish(hub):
