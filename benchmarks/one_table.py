@@ -44,7 +44,8 @@ def main() -> None:
         seeds=args.seeds,
         steps=compare_methods.STEPS,
     )
-    page = f"{head}\n{compare_methods.format_rows(rows)}\n"
+    table = "\n".join(compare_methods.format_table(rows))
+    page = f"{head}\n{table}\n"
     args.page.write_text(page, encoding="utf-8")
     print(page)
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -153,9 +154,10 @@ def describe(found: Comparison) -> list[str]:
     ]
 
 
-def format_row(cells: Sequence[str]) -> str:
-    """A line of the table in Markdown."""
-    return f"| {' | '.join(cells)} |"
+def format_table(rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """The lines of the table in Markdown, each once its row is there."""
+    for cells in itertools.chain([HEADS, ["---"] * len(HEADS)], rows):
+        yield f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
@@ -166,9 +168,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2, help="pictures of each prompt")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        print(format_row(HEADS), format_row(["---"] * len(HEADS)), sep="\n", flush=True)
-        for row in compare_methods(args.out or Path(folder), seeds=args.seeds):
-            print(format_row(row), flush=True)
+        for line in format_table(compare_methods(args.out or Path(folder), seeds=args.seeds)):
+            print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -47,7 +47,9 @@ def test_one_table_measures_all_methods_alike(tmp_path):
     assert all(0 <= float(row["left, mean"]) <= float(row["left, worst"]) for row in table.values())
     moved = {name: float(row["other states moved"]) for name, row in table.items()}
     assert moved["ours"] < moved["UCE"]
-    assert all(recipe.format_row(row).count("|") == len(recipe.HEADS) + 1 for row in rows)
+    lines = [*recipe.format_table(rows)]
+    assert len(lines) == 5
+    assert all(line.count("|") == len(recipe.HEADS) + 1 for line in lines)
     assert ErasureAdapter.from_pretrained(tmp_path / "UCE" / "adapter").edits
 
 
