@@ -127,8 +127,9 @@ class GateSite(MlpSite):
 
     def unclear(self) -> set[str]:
         """Those of them of which a token that is needed, or every token, is told from nothing."""
-        clear = {*self._clear_names()}
-        found = self.words() - self._words_of(self._clear_names())
+        names = self._clear_names()
+        clear = {*names}
+        found = self.words() - self._words_of(names)
         for word in self.words():
             needed = {self.shared.get(token, token) for token in self.needed.get(word, ())}
             if not needed <= clear:
